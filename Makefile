@@ -1,0 +1,69 @@
+# Everything from a bare clone: make demo, make test. Needs Python 3.11 or newer, nothing else.
+#
+#   make test     lint, types and all tests            make demo    the quickstart policy, end to end
+#   make check    lint and types only                  make bench   the benchmarks
+#   make model    fetch the default model              make clean   remove what these made
+#
+# A plain `pip install torch` brings CUDA on Linux, about 3 GB that no CPU needs. Where pip is
+# not already pointed at CPU builds: make TORCH_INDEX=<index of CPU wheels> test
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+TORCH_INDEX ?=
+PIP_INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+# Stamps: each step is done again only when what it depends on has changed.
+MADE = $(VENV)/.made
+TORCH = $(VENV)/.torch
+INSTALLED = $(VENV)/.installed
+MODEL = $(VENV)/.model
+
+.PHONY: setup model check test demo bench clean format
+
+setup: $(INSTALLED)
+model: $(MODEL)
+
+$(MADE):
+	@$(PYTHON) -c 'import sys; sys.exit("safeedit needs Python 3.11 or newer; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Before everything else, so that no other package picks a build of torch.
+$(TORCH): $(MADE) constraints.txt
+	$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@touch $@
+
+$(INSTALLED): $(TORCH) pyproject.toml constraints.txt
+	$(PIP_INSTALL) hatchling
+	$(PIP_INSTALL) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(MODEL): $(INSTALLED)
+	$(VENV)/bin/python -m safeedit.model.sources
+	@touch $@
+
+check: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest -q tests/test_layers.py
+
+# One thread per worker: two of them with two threads each would stand in each other's way.
+test: export OMP_NUM_THREADS = 1
+test: $(MODEL) check
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+demo: $(MODEL)
+	$(VENV)/bin/safeedit apply policies/quickstart.yaml
+	@echo "report: out/quickstart.report/report.html"
+
+bench: $(MODEL)
+	@for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(VENV)/bin/python $$benchmark || exit 1; done
+
+format: $(INSTALLED)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,6 @@
+"""Auditors: one measured property per file; the file's stem is its name in a policy.
+
+An auditor measures one model on one split and never changes either. It is called once on
+the untouched base, where it leaves a *reference* (base answers, what the base knew), and
+then on edited weights, which are held against that reference.
+"""

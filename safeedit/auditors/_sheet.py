@@ -1,0 +1,95 @@
+"""The sheet an auditor fills in: one line for each metric it declares, none forgotten.
+
+A metric that could not be measured stays on the sheet with no value and a note that says
+why, so that a gate on it is inconclusive rather than unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from safeedit.numerics.intervals import Floats
+from safeedit.numerics.statistics import mean_metric, rate_metric, statistic_metric
+from safeedit.results import Metric, MetricSpec
+
+
+class Sheet:
+    """Metrics by name, made to their specifications.
+
+    Args:
+        specs: What the auditor declares.
+    """
+
+    def __init__(self, specs: Sequence[MetricSpec]) -> None:
+        self._specs = {spec.name: spec for spec in specs}
+        self._found: dict[str, Metric] = {}
+
+    def rate(
+        self,
+        name: str,
+        items: Mapping[str, bool | float],
+        groups: Mapping[str, str] | None = None,
+        note: str = "",
+    ) -> None:
+        """Enter a rate; see :func:`safeedit.numerics.statistics.rate_metric`."""
+        spec = self._specs[name]
+        self.put(rate_metric(name, items, spec.unit, spec.direction, groups=groups, note=note))
+
+    def mean(
+        self,
+        name: str,
+        items: Mapping[str, float],
+        groups: Mapping[str, str] | None = None,
+        weights: Mapping[str, float] | None = None,
+        note: str = "",
+    ) -> None:
+        """Enter a mean; see :func:`safeedit.numerics.statistics.mean_metric`."""
+        spec = self._specs[name]
+        self.put(
+            mean_metric(
+                name, items, spec.unit, spec.direction, weights=weights, groups=groups, note=note
+            )
+        )
+
+    def statistic(
+        self,
+        name: str,
+        items: Mapping[str, float],
+        statistic: Callable[[Floats], Floats],
+        groups: Mapping[str, str] | None = None,
+        note: str = "",
+    ) -> None:
+        """Enter any other statistic of the items, e.g. a median."""
+        spec = self._specs[name]
+        self.put(
+            statistic_metric(
+                name, items, statistic, spec.unit, spec.direction, groups=groups, note=note
+            )
+        )
+
+    def put(self, metric: Metric) -> None:
+        """Enter a metric made elsewhere."""
+        assert metric.name in self._specs, f"{metric.name} is not declared"
+        self._found[metric.name] = metric
+
+    def absent(self, note: str, *names: str) -> None:
+        """Enter metrics that could not be measured, and why."""
+        for name in names:
+            spec = self._specs[name]
+            self.put(
+                Metric(
+                    name=name,
+                    value=None,
+                    interval=None,
+                    n=0,
+                    unit=spec.unit,
+                    direction=spec.direction,
+                    note=note,
+                )
+            )
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """All of them, in the order declared."""
+        missing = self._specs.keys() - self._found.keys()
+        assert not missing, f"not entered: {sorted(missing)}"
+        return tuple(self._found[name] for name in self._specs)

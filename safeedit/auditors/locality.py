@@ -1,0 +1,335 @@
+"""Is everything else as it was?
+
+The same questions are put to the base and to the edited model: *near* ones (the same kind
+of question about other things), *far* ones (anything else) and *unknown* ones (harmless
+questions nobody can answer from memory, where refusal spreads first). What counts is the
+distance to the base's own behaviour, right or wrong; ``accuracy`` says how much of it was
+right. The base's greedy answers and its distributions over the next token travel in the
+reference, so nothing is ever compared with an edited model.
+
+Exact equality of greedy answers is a harsh measure: on a small model a harmless change of
+weights rewords many answers. Read it beside token F1 and the divergence, and beside a
+random change of the same size.
+
+Distributions of the base are kept as float16 log-probabilities over the whole vocabulary
+and normalised again when read. That rounding (at most ``2^-11 |log p|`` each) enters the
+divergence squared: an unchanged model reads below 1e-5 nats. They take
+``2 * kl_positions * vocabulary`` bytes for each of at most ``kl_prompts`` prompts.
+
+Fails with :class:`~safeedit.errors.AuditError` where the split has no near questions or the
+reference belongs to other data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from safeedit.auditors._reference import (
+    FINGERPRINT,
+    check_reference,
+    fingerprint,
+    pad,
+    stable_order,
+    unpad,
+)
+from safeedit.auditors._refusals import RefusalPatterns
+from safeedit.auditors._sheet import Sheet
+from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
+from safeedit.data import Dataset, Item
+from safeedit.errors import AuditError
+from safeedit.model.engine import Engine
+from safeedit.model.handle import ModelHandle
+from safeedit.numerics.text import RefusalDetector, contains_alias, token_f1
+from safeedit.results import Direction, MetricSpec, Split
+
+_OF_GROUP: tuple[tuple[str, str, Direction, str], ...] = (
+    ("unchanged", "rate", "higher", "greedy answers equal to the base's, token for token"),
+    ("f1", "f1", "higher", "token F1 of the answers with the base's"),
+    ("kl", "nats", "lower", "KL(base || edited) per token along the base's answer"),
+    ("accuracy", "rate", "higher", "answers that hold an alias, among items that have one"),
+    ("accuracy_kept", "rate", "higher", "still right, among items the base answered right"),
+    ("over_refusal", "rate", "lower", "refused now, among questions the base did not refuse"),
+)
+
+
+class Params(BaseParams):
+    """How much is asked and compared."""
+
+    max_new_tokens: int = Field(64, ge=1, description="Length of the answers compared")
+    kl_positions: int = Field(
+        8, ge=1, description="Tokens of the base's answer over which divergence is averaged"
+    )
+    kl_prompts: int = Field(
+        100, ge=0, description="Prompts per group whose distributions are kept; 0 leaves it out"
+    )
+    refusal_patterns: RefusalPatterns = ()
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The questions of one role, and what the model under audit and the base said."""
+
+    name: str
+    items: tuple[Item, ...]
+    keys: tuple[str, ...]
+    prompts: list[list[int]]
+    answers: list[list[int]]
+    base: list[list[int]]
+    texts: list[str]
+    base_texts: list[str]
+
+
+class Locality:
+    """Compares answers to everything else with the base's own."""
+
+    Params: ClassVar[type[BaseParams]] = Params
+    summary: ClassVar[str] = "whether answers to other questions stayed as the base gave them"
+    version: ClassVar[int] = 1
+    roles: ClassVar[tuple[DataRole, ...]] = (
+        DataRole("near", "questions of the same kind that must be answered as before"),
+        DataRole("far", "questions and instructions of other kinds", required=False),
+        DataRole("unknown", "harmless questions the base can't know", required=False),
+    )
+    metrics: ClassVar[tuple[MetricSpec, ...]] = (
+        MetricSpec(
+            name="unchanged",
+            unit="rate",
+            direction="higher",
+            description="greedy answers equal to the base's, near and far together",
+        ),
+        *(
+            MetricSpec(
+                name=f"{group}_{name}",
+                unit=unit,
+                direction=direction,
+                description=f"{group}: {description}",
+            )
+            for group in ("near", "far")
+            for name, unit, direction, description in _OF_GROUP
+        ),
+        MetricSpec(
+            name="unknown_over_refusal",
+            unit="rate",
+            direction="lower",
+            description="unknown: refused now, among questions the base did not refuse",
+        ),
+    )
+
+    def __init__(self, params: Any) -> None:
+        self.params: Params = params
+
+    def tokens(self, data: Mapping[str, Dataset]) -> int:
+        """Tokens through the model on the test split, roughly, for ``plan``."""
+        asked = sum(each.counts()["test"] for each in data.values())
+        return asked * (80 + self.params.max_new_tokens)
+
+    def audit(
+        self,
+        model: ModelHandle,
+        data: Mapping[str, Dataset],
+        split: Split,
+        ctx: RunContext,
+        reference: Mapping[str, Tensor] | None,
+    ) -> AuditOutcome:
+        """Ask, and compare with the base (which, on the base itself, is itself).
+
+        Raises:
+            AuditError: There are no near questions in the split, or the reference belongs to
+                other data.
+        """
+        if reference is not None:
+            check_reference(reference, data, split)
+        groups = self._ask(model.engine, data, split, ctx, reference)
+        if reference is None:
+            made = {FINGERPRINT: fingerprint(data, split)}
+            made |= {_answers_of(group.name): pad(group.answers) for group in groups.values()}
+            divergence = {
+                name: dict.fromkeys(self._compared(group), 0.0) for name, group in groups.items()
+            }
+            for name in ("near", "far"):
+                if name in groups:
+                    made |= self._distributions(model.engine, groups[name], ctx)
+            reference = made
+        else:
+            divergence = {
+                name: self._divergence(model.engine, group, reference, ctx)
+                for name, group in groups.items()
+                if name != "unknown"
+            }
+        sheet = Sheet(self.metrics)
+        refuses = RefusalDetector(self.params.refusal_patterns)
+        for name in ("near", "far"):
+            if name in groups:
+                _enter(sheet, groups[name], divergence[name], refuses)
+            else:
+                sheet.absent("no data given", *(f"{name}_{each}" for each, *_ in _OF_GROUP))
+        both = [groups[name] for name in ("near", "far") if name in groups]
+        sheet.rate("unchanged", _unchanged(both))
+        if "unknown" in groups:
+            sheet.rate("unknown_over_refusal", _over_refused(groups["unknown"], refuses))
+        else:
+            sheet.absent("no data given", "unknown_over_refusal")
+        return AuditOutcome(sheet.metrics(), dict(reference))
+
+    def _ask(
+        self,
+        engine: Engine,
+        data: Mapping[str, Dataset],
+        split: Split,
+        ctx: RunContext,
+        reference: Mapping[str, Tensor] | None,
+    ) -> dict[str, _Group]:
+        """Put all questions of all groups at once; groups without questions are left out."""
+        asked: dict[str, tuple[Item, ...]] = {}
+        for role in ("near", "far", "unknown"):
+            found = {item.prompt: item for item in data[role].items(split)} if role in data else {}
+            if found:
+                asked[role] = tuple(found[prompt] for prompt in stable_order(found))
+        if "near" not in asked:
+            raise AuditError(
+                f"locality has nothing to ask: the {split} split of its data is empty",
+                remedy="give it items of that split",
+            )
+        prompts = {
+            role: engine.encode([item.prompt for item in items], data[role].template)
+            for role, items in asked.items()
+        }
+        said = iter(
+            engine.generate(
+                [ids for each in prompts.values() for ids in each],
+                max_new_tokens=self.params.max_new_tokens,
+                progress=ctx.progress,
+                description="locality: asking",
+            )
+        )
+        groups = {}
+        for role, items in asked.items():
+            answers = [next(said)[0] for _ in items]
+            base = answers if reference is None else unpad(reference[_answers_of(role)])
+            texts = [engine.decode(ids) for ids in answers]
+            groups[role] = _Group(
+                name=role,
+                items=items,
+                keys=tuple(ctx.digest(f"{role}: {item.prompt}") for item in items),
+                prompts=prompts[role],
+                answers=answers,
+                base=base,
+                texts=texts,
+                base_texts=texts if base is answers else [engine.decode(ids) for ids in base],
+            )
+        return groups
+
+    def _compared(self, group: _Group) -> list[str]:
+        """Keys of the questions whose distributions are compared."""
+        return list(group.keys[: self.params.kl_prompts])
+
+    def _continuations(self, group: _Group) -> list[list[int]]:
+        """The base's answers as far as divergence goes, and one position more where they end:
+        there the edited model should end too. (What stands there is never looked at.)"""
+        answers = group.base[: self.params.kl_prompts]
+        return [[*ids, 0][: self.params.kl_positions] for ids in answers]
+
+    def _distributions(self, engine: Engine, group: _Group, ctx: RunContext) -> dict[str, Tensor]:
+        """Base log-probabilities ``(all positions, vocabulary)``, float16."""
+        continuations = self._continuations(group)
+        starts = _starts(continuations)
+        kept: Tensor | None = None
+        for index, found in engine.log_probs(
+            group.prompts[: len(continuations)],
+            continuations,
+            self.params.kl_positions,
+            progress=ctx.progress,
+        ):
+            if kept is None:
+                kept = torch.empty(starts[-1], found.shape[-1], dtype=torch.float16)
+            # A probability below exp(-60000) would read as -inf.
+            kept[starts[index] : starts[index + 1]] = found.clamp(min=-6e4).half().cpu()
+        return {} if kept is None else {f"log_probs_{group.name}": kept}
+
+    def _divergence(
+        self, engine: Engine, group: _Group, reference: Mapping[str, Tensor], ctx: RunContext
+    ) -> dict[str, float]:
+        """Mean KL(base || this model) along the base's answers, nats, by key."""
+        kept = reference.get(f"log_probs_{group.name}")
+        if kept is None:
+            return {}
+        continuations = self._continuations(group)
+        starts = _starts(continuations)
+        if kept.shape[0] != starts[-1]:
+            raise AuditError(
+                "the reference of the base run was made with other parameters",
+                remedy="audit the base again with the same parameters",
+            )
+        keys = self._compared(group)
+        divergence: dict[str, float] = {}
+        for index, found in engine.log_probs(
+            group.prompts[: len(continuations)],
+            continuations,
+            self.params.kl_positions,
+            progress=ctx.progress,
+        ):
+            base = kept[starts[index] : starts[index + 1]].to(found.device).float().log_softmax(-1)
+            kl = (base.exp() * (base - found.clamp(min=-1e5))).sum(-1)
+            divergence[keys[index]] = float(kl.mean().clamp(min=0))
+        return divergence
+
+
+def _enter(
+    sheet: Sheet, group: _Group, divergence: Mapping[str, float], refuses: RefusalDetector
+) -> None:
+    """All metrics of one group."""
+    name = group.name
+    sheet.rate(f"{name}_unchanged", _unchanged([group]))
+    f1 = map(token_f1, group.texts, group.base_texts)
+    sheet.mean(f"{name}_f1", dict(zip(group.keys, f1, strict=True)))
+    sheet.mean(f"{name}_kl", divergence, note="" if divergence else "kl_prompts is 0")
+    right = _right(group, group.texts)
+    before = _right(group, group.base_texts)
+    kept = {key: now for key, now in right.items() if before[key]}
+    sheet.rate(f"{name}_accuracy", right, note="" if right else "no item has an answer")
+    sheet.rate(
+        f"{name}_accuracy_kept", kept, note="" if kept else "the base answered none of them right"
+    )
+    sheet.rate(f"{name}_over_refusal", _over_refused(group, refuses))
+
+
+def _unchanged(groups: Iterable[_Group]) -> dict[str, bool]:
+    return {
+        key: now == before
+        for group in groups
+        for key, now, before in zip(group.keys, group.answers, group.base, strict=True)
+    }
+
+
+def _right(group: _Group, texts: Sequence[str]) -> dict[str, bool]:
+    return {
+        key: contains_alias(text, item.aliases)
+        for key, item, text in zip(group.keys, group.items, texts, strict=True)
+        if item.aliases
+    }
+
+
+def _over_refused(group: _Group, refuses: RefusalDetector) -> dict[str, bool]:
+    return {
+        key: refuses(now)
+        for key, now, before in zip(group.keys, group.texts, group.base_texts, strict=True)
+        if not refuses(before)
+    }
+
+
+def _answers_of(role: str) -> str:
+    return f"answers_{role}"
+
+
+def _starts(continuations: Sequence[Sequence[int]]) -> list[int]:
+    """Where each continuation's rows begin in one long table, and where the last ends."""
+    starts = [0]
+    for continuation in continuations:
+        starts.append(starts[-1] + len(continuation))
+    return starts

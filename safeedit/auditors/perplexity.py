@@ -1,0 +1,159 @@
+"""Does the model still read prose as well as before?
+
+Perplexity over held-out prose: the exponential of nats per token, tokens of all passages
+weighing the same. Passages are read as plain text, in windows of ``max_length`` tokens; the
+first token of a window is context only (a BOS, where the tokenizer begins texts with one).
+
+``ratio`` is the figure to gate on with a confidence: it pairs every passage with itself on the
+base, so its interval is far narrower than that of two perplexities apart.
+
+Perplexity depends on the tokenizer: compare models before and after an edit, not with each
+other. Fails with :class:`~safeedit.errors.AuditError` where there is no passage of two tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint, stable_order
+from safeedit.auditors._sheet import Sheet
+from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
+from safeedit.data import Dataset
+from safeedit.errors import AuditError
+from safeedit.model.handle import ModelHandle
+from safeedit.numerics.intervals import Floats, bootstrap_totals
+from safeedit.results import Metric, MetricSpec, Split
+
+
+class Params(BaseParams):
+    """How passages are read."""
+
+    max_length: int = Field(512, ge=2, description="Tokens of a window")
+
+
+class Perplexity:
+    """Reads prose and compares with how the base read it."""
+
+    Params: ClassVar[type[BaseParams]] = Params
+    summary: ClassVar[str] = "perplexity on held-out prose, and its ratio to the base"
+    version: ClassVar[int] = 1
+    roles: ClassVar[tuple[DataRole, ...]] = (DataRole("prose", "passages of ordinary text"),)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = (
+        MetricSpec(
+            name="value",
+            unit="perplexity",
+            direction="lower",
+            description="exp of nats per token over all tokens",
+        ),
+        MetricSpec(
+            name="nats_per_token",
+            unit="nats/token",
+            direction="lower",
+            description="mean negative log-likelihood of a token",
+        ),
+        MetricSpec(
+            name="ratio",
+            unit="ratio",
+            direction="lower",
+            description="perplexity over the base's, passages paired",
+        ),
+    )
+
+    def __init__(self, params: Any) -> None:
+        self.params: Params = params
+
+    def tokens(self, data: Mapping[str, Dataset]) -> int:
+        """Tokens through the model on the test split, roughly, for ``plan``."""
+        return sum(len(item.prompt) for item in data["prose"].items("test")) // 4
+
+    def audit(
+        self,
+        model: ModelHandle,
+        data: Mapping[str, Dataset],
+        split: Split,
+        ctx: RunContext,
+        reference: Mapping[str, Tensor] | None,
+    ) -> AuditOutcome:
+        """Read every passage of the split.
+
+        Raises:
+            AuditError: There is nothing to read, or the reference belongs to other data.
+        """
+        if reference is not None:
+            check_reference(reference, data, split)
+        passages = stable_order(item.prompt for item in data["prose"].items(split))
+        read = model.engine.text_nll(
+            passages, max_length=self.params.max_length, progress=ctx.progress
+        )
+        nats = torch.tensor([total for total, _ in read], dtype=torch.float64)
+        counts = torch.tensor([count for _, count in read], dtype=torch.int64)
+        if not counts.any():
+            raise AuditError(
+                f"perplexity has nothing to read: no passage of two tokens in the {split} split",
+                remedy="give it prose of that split",
+            )
+        if reference is None:
+            reference = {FINGERPRINT: fingerprint(data, split), "nats": nats, "counts": counts}
+        if not torch.equal(reference["counts"], counts):
+            raise AuditError(
+                "the base read the same passages as other tokens",
+                remedy="audit the base again with this model's tokenizer and max_length",
+            )
+        long_enough = counts > 0
+        keys = [
+            ctx.digest(passage)
+            for passage, kept in zip(passages, long_enough.tolist(), strict=True)
+            if kept
+        ]
+        tokens = counts[long_enough].double()
+        now, base = nats[long_enough], reference["nats"][long_enough]
+        weights = dict(zip(keys, tokens.tolist(), strict=True))
+
+        def per_token(total: Tensor) -> dict[str, float]:
+            return dict(zip(keys, (total / tokens).tolist(), strict=True))
+
+        sheet = Sheet(self.metrics)
+        sheet.mean("nats_per_token", per_token(now), weights=weights)
+        sheet.put(_exponential(self.metrics[0], per_token(now), weights))
+        sheet.put(_exponential(self.metrics[2], per_token(now - base), weights))
+        return AuditOutcome(sheet.metrics(), dict(reference))
+
+
+def _exponential(
+    spec: MetricSpec, items: Mapping[str, float], weights: Mapping[str, float]
+) -> Metric:
+    """``exp`` of the token-weighted mean, with a bootstrap interval over passages.
+
+    Its items are each passage's own perplexity (or ratio), ``exp`` of its mean.
+    """
+    keys = sorted(items)
+    w = np.array([weights[key] for key in keys])
+    totals = np.stack([np.array([items[key] for key in keys]) * w, w], axis=1)
+    if not np.isfinite(totals).all():
+        return Metric(
+            name=spec.name, value=None, interval=None, n=0, unit=spec.unit,
+            direction=spec.direction, note="some values are not finite",
+        )  # fmt: skip
+
+    def exponential(sums: Floats) -> Floats:
+        # Capped: a ruined model reads at 1e304, which no gate mistakes for a good one.
+        return np.exp(np.minimum(sums[..., 0] / sums[..., 1], 700.0))
+
+    interval = bootstrap_totals(totals, exponential) if len(keys) > 1 else None
+    return Metric(
+        name=spec.name,
+        value=float(exponential(totals.sum(axis=0))),
+        interval=interval,
+        n=len(keys),
+        unit=spec.unit,
+        direction=spec.direction,
+        items={key: math.exp(min(items[key], 700.0)) for key in keys},
+        weights=dict(weights),
+    )

@@ -1,0 +1,91 @@
+"""Names to editors, auditors and scorers.
+
+A name is a file's stem: ``safeedit/editors/sanitation.py`` is the editor ``sanitation``;
+a file in a sub-package gets a dotted name. Other distributions add theirs through the entry-point groups
+``safeedit.editors``, ``safeedit.auditors`` and ``safeedit.scorers``. Nothing else resolves: a policy is data and
+can never name code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+from safeedit.contracts import Auditor, Editor
+from safeedit.errors import PolicyError, SafeeditError
+from safeedit.suggest import did_you_mean
+
+Kind = Literal["editors", "auditors"]
+_METHOD: dict[Kind, str] = {"editors": "propose", "auditors": "audit"}
+
+
+def editor(name: str) -> type[Editor]:
+    """The editor class called ``name``.
+
+    Raises:
+        PolicyError: there is none; the message suggests the nearest names.
+    """
+    found: type[Editor] = _resolve("editors", name)
+    return found
+
+
+def auditor(name: str) -> type[Auditor]:
+    """The auditor class called ``name``.
+
+    Raises:
+        PolicyError: there is none; the message suggests the nearest names.
+    """
+    found: type[Auditor] = _resolve("auditors", name)
+    return found
+
+
+def names(kind: Kind) -> tuple[str, ...]:
+    """All names of a kind, sorted; imports none of them."""
+    return tuple(sorted(_builtin(kind) | set(_plugins(kind))))
+
+
+@cache
+def _builtin(kind: Kind) -> frozenset[str]:
+    package = importlib.import_module(f"safeedit.{kind}")
+    prefix = f"{package.__name__}."
+    return frozenset(
+        module.name.removeprefix(prefix)
+        for module in pkgutil.walk_packages(package.__path__, prefix)
+        if not module.ispkg and not module.name.rpartition(".")[2].startswith("_")
+    )
+
+
+@cache
+def _plugins(kind: Kind) -> dict[str, Any]:
+    return {point.name: point for point in entry_points(group=f"safeedit.{kind}")}
+
+
+@cache
+def _resolve(kind: Kind, name: str) -> Any:
+    if name in _builtin(kind):
+        module = importlib.import_module(f"safeedit.{kind}.{name}")
+        candidates = [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type)
+            and value.__module__ == module.__name__
+            and hasattr(value, _METHOD[kind])
+        ]
+        assert len(candidates) == 1, f"{module.__name__} must define one class with {_METHOD[kind]}"
+        return candidates[0]
+    if name in _plugins(kind):
+        try:
+            return _plugins(kind)[name].load()
+        except Exception as error:  # a plugin may fail in any way; say whose fault it is
+            raise SafeeditError(
+                f"the plug-in for {name!r} ({_plugins(kind)[name].value}) can't be loaded: "
+                f"{type(error).__name__}",
+                remedy="reinstall or remove the distribution that provides it",
+            ) from error
+    raise PolicyError(
+        f"there is no {kind.removesuffix('s')} called {name!r}",
+        remedy=did_you_mean(name, names(kind)),
+    )

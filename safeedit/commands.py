@@ -1,0 +1,513 @@
+"""The command line: ``safeedit validate | plan | apply | audit | report | ...``.
+
+Exit codes, decided once: 0 passed (and exported); 1 a gate failed, and only that; 2 policy or
+usage; 3 environment or runtime, every uncaught error and Ctrl-C; 4 inconclusive.
+
+People read stderr; machines read ``--json`` on stdout. Imports of the working modules live inside
+the commands, so that ``--help`` and ``--version`` answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from safeedit import __version__
+from safeedit.errors import SafeeditError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from safeedit.contracts import Progress, RunContext
+    from safeedit.plan import Plan
+    from safeedit.results import RunRecord
+
+Item = TypeVar("Item")
+EXIT_RUNTIME = 3
+
+
+@dataclass(frozen=True)
+class Screen:
+    """How to talk to whoever called: quietly or not, in JSON or not."""
+
+    quiet: bool
+    verbose: bool
+
+    def console(self) -> Console:
+        from rich.console import Console
+
+        return Console(stderr=True, quiet=self.quiet, highlight=False)
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def warn(self, message: str) -> None:
+        click.echo(f"warning: {message}", err=True)
+
+
+class _Boundary(click.Group):
+    """The one place where an exception becomes an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["standalone_mode"] = False
+        try:
+            result = super().main(*args, **kwargs)
+            sys.exit(result if isinstance(result, int) else 0)
+        except click.exceptions.Exit as request:
+            sys.exit(request.exit_code)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(2)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("interrupted; no half-written export is left", err=True)
+            sys.exit(EXIT_RUNTIME)
+        except SafeeditError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
+        except Exception as error:
+            # An exception of a library may quote data: show its type and place, not its words.
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(frame.filename).name}:{frame.lineno}"
+            click.echo(f"error: unexpected {type(error).__name__} at {place}", err=True)
+            if os.environ.get("SAFEEDIT_DEBUG"):
+                traceback.print_exc()
+            else:
+                click.echo(
+                    "  remedy: SAFEEDIT_DEBUG=1 shows the traceback, data included", err=True
+                )
+            sys.exit(EXIT_RUNTIME)
+
+
+@click.group(cls=_Boundary, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="safeedit")
+@click.option("-q", "--quiet", is_flag=True, help="Errors and warnings only.")
+@click.option("-v", "--verbose", is_flag=True, help="Also what libraries say.")
+@click.pass_context
+def main(context: click.Context, quiet: bool, verbose: bool) -> None:
+    """Edit what a language model knows and says, and prove it.
+
+    Exit codes: 0 passed, 1 a gate failed, 2 policy or usage, 3 runtime, 4 inconclusive.
+    """
+    context.obj = Screen(quiet, verbose)
+
+
+policy_argument = click.argument("policy", type=click.Path(path_type=Path))
+json_option = click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
+report_option = click.option(
+    "--report",
+    "report_dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the reports (default: beside the export).",
+)
+
+
+@main.command()
+@policy_argument
+@json_option
+def validate(policy: Path, as_json: bool) -> None:
+    """Check a policy, its names, parameters, data and gates. Loads no weights."""
+    plan = _plan(policy)
+    if as_json:
+        click.echo(json.dumps({"valid": True, "warnings": list(plan.warnings)}))
+    else:
+        for warning in plan.warnings:
+            click.echo(f"warning: {warning}", err=True)
+        click.echo(f"{policy}: valid", err=True)
+
+
+@main.command()
+@policy_argument
+@json_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the plan; 'apply FILE' refuses if anything has moved since.",
+)
+def plan(policy: Path, as_json: bool, output: Path | None) -> None:
+    """Show what a run would touch: layers, tensors, data, gates, memory, time."""
+    from safeedit.plan import write_plan
+
+    made = _plan(policy)
+    if output is not None:
+        write_plan(made, output)
+    if as_json:
+        click.echo(json.dumps(made.summary(), indent=2))
+    else:
+        _show_plan(made)
+
+
+@main.command()
+@click.argument("policy", type=click.Path(path_type=Path))
+@json_option
+@report_option
+@click.pass_obj
+def apply(screen: Screen, policy: Path, as_json: bool, report_dir: Path | None) -> int:
+    """Run POLICY (or a plan made by 'plan -o'): edit, audit, judge, export what passed."""
+    from safeedit.plan import check_unmoved, read_plan
+    from safeedit.run import execute
+
+    written = read_plan(policy) if policy.suffix == ".json" else None
+    made = _plan(Path(written["policy_file"]) if written else policy)
+    if written:
+        check_unmoved(made, written)
+    folder = report_dir or made.report_dir
+    with _context(screen, made) as ctx:
+        record = execute(made, ctx, write_reports=lambda record: _write_reports(record, folder))
+    _show_record(screen, record, folder, as_json)
+    return record.exit_code
+
+
+@main.command()
+@policy_argument
+@click.option("--model", "source", help="Measure this model instead of the policy's.")
+@click.option("--base", help="Compare with this untouched model.")
+@json_option
+@report_option
+@click.pass_obj
+def audit(
+    screen: Screen,
+    policy: Path,
+    source: str | None,
+    base: str | None,
+    as_json: bool,
+    report_dir: Path | None,
+) -> int:
+    """Only measure: run the policy's audits and gates on a model as it is."""
+    from safeedit.run import measure
+
+    made = _plan(policy, source=source, editing=False)
+    folder = report_dir or made.report_dir.with_name(made.report_dir.stem + ".audit")
+    with _context(screen, made) as ctx:
+        record = measure(
+            made, ctx, base=base, write_reports=lambda record: _write_reports(record, folder)
+        )
+    _show_record(screen, record, folder, as_json)
+    return record.exit_code
+
+
+@main.command()
+@click.argument("record", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["terminal", "html", "md", "junit"]),
+    default="terminal",
+    show_default=True,
+)
+def report(record: Path, kind: str) -> None:
+    """Render RECORD (a report.json, or a folder holding one) again."""
+    from rich.console import Console
+
+    from safeedit.report import render_all, terminal
+
+    found = _read_record(record)
+    if kind == "terminal":
+        terminal.render(found, Console(highlight=False))
+    else:
+        name = {"html": "report.html", "md": "report.md", "junit": "junit.xml"}[kind]
+        click.echo(render_all(found)[name])
+
+
+@main.command()
+@click.argument("before", type=click.Path(path_type=Path, exists=True))
+@click.argument("after", type=click.Path(path_type=Path, exists=True))
+@json_option
+def diff(before: Path, after: Path, as_json: bool) -> None:
+    """Compare two checkpoints tensor by tensor, streamed from disk."""
+    from safeedit.export.compare import diff_checkpoints
+
+    rows = diff_checkpoints(before, after)
+    if as_json:
+        click.echo(json.dumps([row.model_dump() for row in rows], indent=2))
+        return
+    for row in rows:
+        click.echo(
+            f"{row.name}  {row.status}  changed {row.share_changed:.2%}"
+            f"  relative norm {row.relative_norm:.3g}"
+        )
+    click.echo(f"{len(rows)} tensors differ", err=True)
+
+
+@main.command()
+@click.argument("export", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def verify(export: Path) -> int:
+    """Check an exported checkpoint against its evidence. Exit 1 if it does not match."""
+    from safeedit.export.evidence import verify as check
+
+    problems = check(export)
+    for problem in problems:
+        click.echo(problem)
+    click.echo("does not match its evidence" if problems else "matches its evidence", err=True)
+    return 1 if problems else 0
+
+
+@main.command()
+@click.argument("export", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("out", type=click.Path(path_type=Path))
+def revert(export: Path, out: Path) -> None:
+    """Write the checkpoint that EXPORT was made from to OUT, bit for bit."""
+    from safeedit.export.evidence import revert as undo
+
+    undo(export, out)
+    click.echo(f"{out}: the original weights, digest verified", err=True)
+
+
+@main.command(name="list")
+@click.argument(
+    "kind",
+    type=click.Choice(["editors", "auditors", "metrics", "datasets", "policies", "models"]),
+    required=False,
+)
+@json_option
+def list_(kind: str | None, as_json: bool) -> None:
+    """List editors, auditors, metrics, data sets, policies and model families."""
+    listing = _listing(kind)
+    if as_json:
+        click.echo(json.dumps(listing, indent=2))
+        return
+    for title, rows in listing.items():
+        click.echo(title)
+        for name, summary in rows.items():
+            click.echo(f"  {name:<34} {summary}".rstrip())
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of policies, for editors and pipelines."""
+    from safeedit.policy import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path), default=Path("policy.yaml"))
+@click.option("--like", default="quickstart", show_default=True, help="A built-in policy to copy.")
+def init(path: Path, like: str) -> None:
+    """Write a policy to start from; it runs as it stands."""
+    from safeedit.builtin import builtin_policies
+
+    source = policy_path(like)
+    try:
+        with path.open("x") as file:
+            file.write(source.read_text())
+    except FileExistsError as error:
+        raise UsageError("the file exists", file=path, remedy="choose another name") from error
+    except OSError as error:
+        raise UsageError(f"can't write here: {error.strerror}", file=path) from error
+    click.echo(f"{path}: edit it, then 'safeedit plan {path}'", err=True)
+
+
+# ----------------------------------------------------------------------------------------------
+
+
+def _plan(path: Path, source: str | None = None, editing: bool = True) -> Plan:
+    from safeedit.plan import make_plan
+    from safeedit.policy import load_policy
+
+    loaded = load_policy(path)
+    if source is not None:
+        loaded = loaded.with_model_source(source)
+    if not editing:
+        loaded = loaded.without_edits()
+    return make_plan(loaded)
+
+
+class _context:
+    """A run context whose progress bars live as long as the ``with`` block."""
+
+    def __init__(self, screen: Screen, plan: Plan) -> None:
+        self.screen, self.plan = screen, plan
+
+    def __enter__(self) -> RunContext:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
+        from safeedit.contracts import RunContext
+        from safeedit.model.sources import cache_dir
+
+        console = self.screen.console()
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=self.screen.quiet or not console.is_terminal,
+        )
+        self.bars.start()
+        cache = cache_dir()
+        return RunContext(
+            seed=self.plan.loaded.policy.seed,
+            cache=cache,
+            secret=_secret(cache),
+            progress=self._progress(),
+            warn=lambda message: console.print(f"[yellow]warning:[/] {message}"),
+        )
+
+    def __exit__(self, *exception: object) -> None:
+        self.bars.stop()
+
+    def _progress(self) -> Progress:
+        def track(
+            items: Iterable[Item], description: str, total: int | None = None
+        ) -> Iterator[Item]:
+            if not self.bars.disable:
+                task = self.bars.add_task(description, total=total or _length(items))
+            elif not self.screen.quiet:
+                click.echo(f"{description} ...", err=True)
+            for item in items:
+                yield item
+                if not self.bars.disable:
+                    self.bars.advance(task)
+            if not self.bars.disable:
+                self.bars.remove_task(task)
+
+        return track
+
+
+def _length(items: Iterable[Any]) -> int | None:
+    return len(items) if hasattr(items, "__len__") else None
+
+
+def _secret(cache: Path) -> bytes:
+    """The key of the digests in records: ``SAFEEDIT_DIGEST_KEY``, or one made at first use."""
+    if given := os.environ.get("SAFEEDIT_DIGEST_KEY"):
+        return given.encode()
+    path = cache / "digest.key"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_bytes()
+    with os.fdopen(descriptor, "wb") as file:
+        key = secrets.token_hex(32).encode()
+        file.write(key)
+    return key
+
+
+def _write_reports(record: RunRecord, folder: Path) -> None:
+    from safeedit.errors import ExportError
+    from safeedit.report import render_all
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in render_all(record).items():
+            temporary = folder / f".{name}.{os.getpid()}"
+            temporary.write_text(text)
+            temporary.replace(folder / name)
+    except OSError as error:
+        raise ExportError(
+            f"the report could not be written: {error.strerror}",
+            file=folder,
+            remedy="free some space or choose another folder with --report",
+        ) from error
+
+
+def _read_record(path: Path) -> RunRecord:
+    from pydantic import ValidationError
+
+    from safeedit.results import RunRecord
+
+    if path.is_dir():
+        candidates = (path / "report.json", path / "evidence" / "report.json")
+        path = next((file for file in candidates if file.exists()), candidates[0])
+    try:
+        return RunRecord.model_validate_json(path.read_text())
+    except (OSError, ValidationError) as error:
+        raise UsageError(
+            "not a readable run record", file=path, remedy="give a report.json of this version"
+        ) from error
+
+
+def _show_record(screen: Screen, record: RunRecord, folder: Path, as_json: bool) -> None:
+    from safeedit.report import terminal
+
+    if as_json:
+        click.echo(record.model_dump_json(indent=2))
+    terminal.render(record, screen.console())
+    screen.say(f"report: {folder / 'report.html'}")
+
+
+def _show_plan(plan: Plan) -> None:
+    summary = plan.summary()
+    model = summary["model"]
+    click.echo(
+        f"{summary['name']}: {model['source']} ({model['architecture']}, "
+        f"{model['layers']} layers, {model['parameters']:,} parameters)"
+    )
+    for edit in summary["edits"]:
+        layers = edit["layers"]
+        span = f"layers {layers[0]}-{layers[-1]}" if layers else "no layers"
+        click.echo(
+            f"edit {edit['id']} ({edit['use']}): {span}, {len(edit['tensors'])} tensors, "
+            f"{edit['parameters_touched']:,} parameters, dose {edit['dose']}"
+        )
+        for key, value in edit["params"].items():
+            click.echo(f"    {key}: {value}")
+        for tensor in edit["tensors"]:
+            click.echo(f"    {tensor}")
+    for audit in summary["audits"]:
+        click.echo(f"audit {audit['id']} ({audit['use']})")
+    for name, data in summary["data"].items():
+        counts = ", ".join(f"{split} {count}" for split, count in data["items"].items())
+        click.echo(f"data {name}: {counts}; sha256 {data['digest'][:16]}")
+    for gate in summary["gates"]:
+        click.echo(f"gate {gate['metric']}: {gate['condition']}")
+    estimates = summary["estimates"]
+    click.echo(
+        f"estimates: {estimates['peak_memory_bytes'] / 1e9:.1f} GB peak, "
+        f"{estimates['seconds'] / 60:.1f} min (within a factor of two)"
+    )
+    click.echo(f"export: {summary['export'] or 'none'}")
+    for warning in summary["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
+
+
+def _listing(kind: str | None) -> dict[str, dict[str, str]]:
+    from safeedit import catalog
+
+    listing: dict[str, dict[str, str]] = {}
+    if kind in (None, "editors"):
+        listing["editors"] = {n: catalog.editor(n).summary for n in catalog.names("editors")}
+    if kind in (None, "auditors"):
+        listing["auditors"] = {n: catalog.auditor(n).summary for n in catalog.names("auditors")}
+    if kind in (None, "metrics"):
+        listing["metrics"] = {
+            f"{name}.{metric.name}": f"[{metric.unit}, {metric.direction} is better] "
+            f"{metric.description}"
+            for name in catalog.names("auditors")
+            for metric in catalog.auditor(name).metrics
+        }
+    if kind in (None, "datasets", "policies"):
+        from safeedit.builtin import builtin_datasets, builtin_policies
+
+        if kind != "policies":
+            listing["datasets"] = {name: "" for name in builtin_datasets()}
+        if kind != "datasets":
+            listing["policies"] = {name: "" for name in builtin_policies()}
+    if kind in (None, "models"):
+        from safeedit.model.architectures import supported
+
+        listing["models"] = dict(supported())
+    return listing
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""The protocols that every editor, auditor and scorer keeps.
+
+An **editor** proposes a change; it never makes one. An **auditor** measures one property
+of one model on one split. The runner (:mod:`safeedit.run`) is the only place where a
+change meets a model. Adding a method is adding one file: the catalog finds it by its stem.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
+
+from safeedit.policy import Template as Template  # part of the contract; one definition
+from safeedit.results import Metric, MetricSpec, Split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from safeedit.data import Dataset
+    from safeedit.delta import WeightDelta
+    from safeedit.model.handle import ModelHandle
+
+Item = TypeVar("Item")
+
+
+class BaseParams(BaseModel):
+    """Parameters of an editor or auditor, as a policy may set them.
+
+    Every field has a default and a description naming its source (paper, reference code).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class DataRole:
+    """One kind of data an editor or auditor takes, e.g. ``forget``.
+
+    The first role of an editor or auditor may be spelled ``data`` in a policy.
+    """
+
+    name: str
+    description: str
+    required: bool = True
+    erased: bool = False
+    """True where the data is what must be forgotten: it never reaches an output, and its
+    splits are taken over phrasings of each item rather than over items."""
+
+
+class Progress(Protocol):
+    """Where long work announces itself (rich on a terminal, silent elsewhere)."""
+
+    def __call__(
+        self, items: Iterable[Item], description: str, total: int | None = None
+    ) -> Iterator[Item]: ...
+
+
+def silent(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """The progress that shows nothing."""
+    return iter(items)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a stage may know of the run around it."""
+
+    seed: int
+    cache: Path
+    """Folder for intermediate results; entries are keyed by everything that made them."""
+    secret: bytes
+    """Key of the digests that stand for items in records."""
+    progress: Progress = silent
+    warn: Callable[[str], None] = lambda message: None
+    """Says something loudly: it reaches the screen and the report. Never data."""
+
+    def digest(self, text: str) -> str:
+        """A keyed digest (HMAC-SHA256, 16 hex digits) standing for ``text`` in records.
+
+        Keyed because a bare hash of low-entropy data (a phone number) can be reversed by
+        trying all of them.
+        """
+        return hmac.new(self.secret, text.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class EditData:
+    """What an editor may see: fit and validation items of each of its roles, never test.
+
+    Read ``data["forget"].phrasings("fit")`` or ``data["retain"].items("fit")``.
+    """
+
+    roles: Mapping[str, Dataset]
+
+    def __getitem__(self, role: str) -> Dataset:
+        return self.roles[role]
+
+    def get(self, role: str) -> Dataset | None:
+        return self.roles.get(role)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """An editor's answer: fitted once, its strength still to be chosen by measurement."""
+
+    doses: tuple[float, ...]
+    """Strengths on offer, ascending: neurons, rank, scale, steps."""
+    at: Callable[[float], WeightDelta]
+    """The change at one dose."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """Numbers and words for the record (losses, counts); never data."""
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """A method that computes a weight change.
+
+    Implementations declare ``Params``, ``roles`` and a one-line ``summary``; their
+    constructor stores parameters and does nothing else.
+    """
+
+    Params: ClassVar[type[BaseParams]]
+    roles: ClassVar[tuple[DataRole, ...]]
+    summary: ClassVar[str]
+
+    def __init__(self, params: Any) -> None: ...
+
+    def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
+        """The tensors this edit may change, from shapes alone (no weights): for ``plan``
+        and for the runner's proof that nothing else moved."""
+        ...
+
+    def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
+        """Compute the change. The model's weights are the same before and after."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor an edit may change."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+    layer: int | None
+
+
+class LayerShape(Protocol):
+    """The part of a model that can be known without weights.
+
+    :class:`safeedit.model.architectures.ModelShape` implements it.
+    """
+
+    @property
+    def n_layers(self) -> int: ...
+
+    def tensors(self, role: str, layers: Sequence[int] | None = None) -> tuple[TensorPlan, ...]: ...
+
+
+@dataclass(frozen=True)
+class AuditOutcome:
+    """What one audit found, and what later audits of other weights are held against."""
+
+    metrics: tuple[Metric, ...]
+    reference: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors of the base run that the same auditor needs when it measures an edited
+    model (base answers as padded token ids, base log-probabilities ...)."""
+
+
+@runtime_checkable
+class Auditor(Protocol):
+    """A measurement of one property.
+
+    Called once on the untouched base (``reference`` is None) and later, with the
+    outcome's ``reference``, on edited weights. Metric names come back bare
+    (``extraction_rate``); the runner prefixes the audit's id.
+    """
+
+    Params: ClassVar[type[BaseParams]]
+    roles: ClassVar[tuple[DataRole, ...]]
+    metrics: ClassVar[tuple[MetricSpec, ...]]
+    summary: ClassVar[str]
+    version: ClassVar[int]
+    """Raised whenever a change of code changes figures: part of the cache key."""
+
+    def __init__(self, params: Any) -> None: ...
+
+    def audit(
+        self,
+        model: ModelHandle,
+        data: Mapping[str, Dataset],
+        split: Split,
+        ctx: RunContext,
+        reference: Mapping[str, Tensor] | None,
+    ) -> AuditOutcome: ...

@@ -1,0 +1,28 @@
+"""Data: items, the ways of asking them, splits, and the loaders of published formats.
+
+- :mod:`~safeedit.data.items`: Item, Phrasing, Dataset
+- :mod:`~safeedit.data.splitting`: how data is divided into fit, validation and test
+- :mod:`~safeedit.data.loading`: :func:`load_dataset`, from a policy's source to a Dataset
+- :mod:`~safeedit.data.reading`, :mod:`~safeedit.data.hub`: files and hub -> rows
+- :mod:`~safeedit.data.formats`, :mod:`~safeedit.data.columns`: rows -> our columns
+- :mod:`~safeedit.data.checks`: our columns -> items, or an error with its line
+"""
+
+from safeedit.builtin import builtin_datasets
+from safeedit.data.formats import FORMATS, Format
+from safeedit.data.items import Dataset, Item, Phrasing
+from safeedit.data.loading import load_dataset
+from safeedit.data.splitting import SPLITS, check_disjoint, normalise_prompt
+
+__all__ = [
+    "FORMATS",
+    "SPLITS",
+    "Dataset",
+    "Format",
+    "Item",
+    "Phrasing",
+    "builtin_datasets",
+    "check_disjoint",
+    "load_dataset",
+    "normalise_prompt",
+]

@@ -1,0 +1,286 @@
+"""From named columns to items, and what rows may not do to each other.
+
+A blank alias would be found in every answer; a repeated prompt with two answers can't be
+judged; a prompt in two splits makes a test of what was fitted. All are refused, by line
+number. Published files have such faults and can't be mended at their source: there the first
+row counts, and the data set's notes say how many were left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from safeedit.data.columns import LIST_COLUMNS, OUR_COLUMNS, TEXT_COLUMNS, row_error
+from safeedit.data.formats import HELD_OUT
+from safeedit.data.items import Dataset, Item, Phrasing
+from safeedit.data.reading import Row
+from safeedit.data.splitting import SPLITS, normalise_prompt
+from safeedit.errors import DataError
+from safeedit.results import Split
+
+REPEATED = "rows that repeat an earlier one, counted once"
+CONTRADICTING = "rows left out: an earlier one has the same prompt and another answer"
+OVERLAPPING = "rows left out: the same prompt is in an earlier split"
+SHARED = "paraphrases left out: another item has the same in another split"
+
+
+@dataclass(frozen=True)
+class Record:
+    """An item and the row it was read from."""
+
+    row: Row
+    item: Item
+    named: bool
+    """True where the row brought its own id."""
+
+
+def read_item(row: Row, columns: Mapping[str, Any], id_prefix: str = "") -> Record:
+    """One item, its columns checked.
+
+    Args:
+        row: Where the columns come from.
+        columns: Under our names, with a prompt.
+        id_prefix: Goes before ids made of line numbers, to part several files.
+
+    Raises:
+        DataError: A column has the wrong type, is blank, or names no split.
+    """
+    named = "id" in columns
+    identity = columns.get("id", f"{id_prefix}{row.line or row.number}")
+    if isinstance(identity, int) and not isinstance(identity, bool):
+        identity = str(identity)
+    columns = {**columns, "id": identity}
+    for name in TEXT_COLUMNS:
+        if name in columns:
+            _check_text(row, name, columns[name])
+    for name in LIST_COLUMNS:
+        _check_list(row, name, columns.get(name, []))
+    prompt: str = columns["prompt"]
+    answer: str | None = columns.get("answer")
+    aliases: list[str] = list(columns.get("aliases", []))
+    item = Item(
+        id=columns["id"],
+        prompt=prompt,
+        answer=answer,
+        aliases=tuple(dict.fromkeys(aliases if answer is None else [answer, *aliases])),
+        paraphrases=_distinct(prompt, columns.get("paraphrases", [])),
+        subject=columns.get("subject"),
+        split=_split(row, prompt, columns.get("split")),
+        extra={name: value for name, value in columns.items() if name not in OUR_COLUMNS},
+    )
+    return Record(row, item, named)
+
+
+def _split(row: Row, prompt: str, value: Any) -> Split | None:
+    if value is None:
+        return None
+    if value == HELD_OUT:
+        even = hashlib.sha256(normalise_prompt(prompt).encode()).digest()[0] % 2 == 0
+        return "validation" if even else "test"
+    for split in SPLITS:
+        if value == split:
+            return split
+    raise row_error(
+        row,
+        "has a split that does not exist",
+        field="split",
+        remedy=f"one of {', '.join(SPLITS)}; 'columns' maps another column's name",
+    )
+
+
+def _distinct(prompt: str, paraphrases: Iterable[str]) -> tuple[str, ...]:
+    """Paraphrases that are not the prompt, nor each other, in another spelling."""
+    seen = {normalise_prompt(prompt)}
+    kept = []
+    for text in paraphrases:
+        key = normalise_prompt(text)
+        if key not in seen:
+            seen.add(key)
+            kept.append(text)
+    return tuple(kept)
+
+
+def _check_text(row: Row, field: str, value: Any, what: str = "") -> None:
+    what = what or field
+    if not isinstance(value, str):
+        number = isinstance(value, (int, float))
+        raise row_error(
+            row,
+            f"{what} should be text, not {_kind(value)}",
+            field=field,
+            remedy="write it in quotes" if number else "",
+        )
+    if not value.strip():
+        raise row_error(row, f"{what} is blank", field=field, remedy="fill it in, or drop it")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise row_error(
+            row,
+            f"{what} holds half a character (a lone surrogate)",
+            field=field,
+            remedy="write the text again from its source, as UTF-8",
+        ) from None
+
+
+def _check_list(row: Row, field: str, value: Any) -> None:
+    if not isinstance(value, (list, tuple)):
+        raise row_error(
+            row,
+            f"{field} should be a list of texts, not {_kind(value)}",
+            field=field,
+            remedy='write ["one", "two"]',
+        )
+    for text in value:
+        _check_text(row, field, text, f"an entry of {field}")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    names: dict[type, str] = {str: "text", int: "a number", float: "a number", list: "a list"}
+    return names.get(type(value), "a mapping" if isinstance(value, Mapping) else "something else")
+
+
+def check_rows(
+    records: Sequence[Record], *, published: bool, erased: bool, forced: Split | None
+) -> tuple[list[Record], Counter[str]]:
+    """Records without repeats, contradictions and overlaps, and how many were left out.
+
+    Args:
+        records: In order; the first of several counts.
+        published: Leave faulty rows out, counted, instead of refusing them.
+        erased: The items are to be forgotten: a row's split fit pins nothing.
+        forced: The split that all rows get, whatever they say.
+
+    Raises:
+        DataError: With the line numbers of both rows.
+    """
+    notes: Counter[str] = Counter()
+
+    def split_of(item: Item) -> Split | None:
+        return None if forced or (erased and item.split == "fit") else item.split
+
+    if not erased and forced is None:
+        _check_all_or_none(records)
+    by_prompt: dict[str, Record] = {}
+    by_spelling: dict[str, Record] = {}
+    by_id: dict[str, Record] = {}
+    for record in records:
+        item = record.item
+        twin = by_prompt.get(_prompt_key(item.prompt))
+        if twin is not None and not _agree(twin.item, item):
+            if not published:
+                raise _pair_error(
+                    twin, record, "the same prompt has another answer",
+                    "keep one of the two rows, or list both answers under 'aliases'",
+                )  # fmt: skip
+            notes[CONTRADICTING] += 1
+            continue
+        other = by_spelling.setdefault(normalise_prompt(item.prompt), record)
+        if split_of(other.item) != split_of(item):
+            if not published:
+                raise _pair_error(
+                    other, record, "the same prompt is in two splits",
+                    "what is tested must not be fitted: keep one of the two rows",
+                )  # fmt: skip
+            notes[OVERLAPPING] += 1
+            continue
+        if twin is not None:
+            notes[REPEATED] += 1
+            by_prompt[_prompt_key(item.prompt)] = replace(twin, item=_merged(twin.item, item))
+            continue
+        namesake = by_id.get(item.id)
+        if namesake is not None:
+            if record.named and namesake.named and not published:
+                raise _pair_error(namesake, record, "the same id is used", "give each its own id")
+            record = replace(record, item=replace(item, id=_free_id(item.id, by_id)))
+        by_id[record.item.id] = record
+        by_prompt[_prompt_key(item.prompt)] = record
+    return list(by_prompt.values()), notes
+
+
+def shared_paraphrases(
+    dataset: Dataset, records: Sequence[Record], *, published: bool
+) -> dict[str, set[str]]:
+    """Paraphrases that another item brings into another split.
+
+    Returns:
+        Item id -> its paraphrases that must go, in published data; empty where all is well.
+
+    Raises:
+        DataError: In other data, with the line numbers of both rows.
+    """
+    place = {record.item.id: record for record in records}
+    owner: dict[str, tuple[Split, Phrasing]] = {}
+    shared: dict[str, set[str]] = {}
+    for split in SPLITS:
+        for phrasing in dataset.phrasings(split):
+            key = normalise_prompt(phrasing.text)
+            first_split, first = owner.setdefault(key, (split, phrasing))
+            if first_split == split:
+                continue
+            if not published:
+                raise _pair_error(
+                    place[first.item.id], place[phrasing.item.id],
+                    f"the same phrasing is in {first_split} and in {split}",
+                    "reword a paraphrase, or change the order of the paraphrases",
+                )  # fmt: skip
+            # Two prompts are never alike (check_rows), so one of the two is a paraphrase.
+            loser = phrasing if phrasing.text != phrasing.item.prompt else first
+            shared.setdefault(loser.item.id, set()).add(loser.text)
+    return shared
+
+
+def _prompt_key(prompt: str) -> str:
+    """Spelling aside, but marks kept: ``2-3`` and ``2+3`` are different questions."""
+    return " ".join(prompt.casefold().split())
+
+
+def _agree(first: Item, second: Item) -> bool:
+    if first.answer is None or second.answer is None:
+        return first.answer is second.answer
+    one = {_prompt_key(alias) for alias in first.aliases}
+    two = {_prompt_key(alias) for alias in second.aliases}
+    return _prompt_key(first.answer) in two or _prompt_key(second.answer) in one
+
+
+def _merged(first: Item, second: Item) -> Item:
+    """The first item with the second's further aliases and paraphrases."""
+    return replace(
+        first,
+        aliases=tuple(dict.fromkeys([*first.aliases, *second.aliases])),
+        paraphrases=_distinct(first.prompt, [*first.paraphrases, *second.paraphrases]),
+    )
+
+
+def _free_id(wanted: str, taken: Mapping[str, Record]) -> str:
+    number = 2
+    while f"{wanted}-{number}" in taken:
+        number += 1
+    return f"{wanted}-{number}"
+
+
+def _check_all_or_none(records: Sequence[Record]) -> None:
+    with_split = next((r for r in records if r.item.split is not None), None)
+    without = next((r for r in records if r.item.split is None), None)
+    if with_split is not None and without is not None:
+        raise row_error(
+            without.row,
+            f"has no split, but {with_split.row.place} has one",
+            field="split",
+            remedy="give every row a split, or none, or force one with 'split' in the policy",
+        )
+
+
+def _pair_error(first: Record, second: Record, message: str, remedy: str) -> DataError:
+    return DataError(
+        f"{message}: {first.row.place} and {second.row.place}",
+        file=second.row.file,
+        line=second.row.line,
+        remedy=remedy,
+    )

@@ -1,0 +1,233 @@
+"""Rows under our column names, and the choice of rows that ``where`` makes.
+
+Messages may name columns and, of a few columns that name kinds of rows (``role`` ...), the
+values that exist. They never show other values: those may be what has to be erased.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safeedit.data.formats import FORMATS, Format
+from safeedit.data.reading import Row
+from safeedit.errors import DataError
+from safeedit.policy import DataSpec
+from safeedit.suggest import did_you_mean
+
+TEXT_COLUMNS = ("id", "prompt", "answer", "subject", "split")
+LIST_COLUMNS = ("aliases", "paraphrases")
+OUR_COLUMNS = (*TEXT_COLUMNS, *LIST_COLUMNS)
+"""The columns that mean something to us; all others are kept in ``Item.extra``."""
+
+KIND_COLUMNS = frozenset(
+    {
+        "role", "split", "type", "kind", "label", "category", "language", "level",
+        "relation", "challenging", "final_label",
+    }
+)  # fmt: skip
+"""Columns whose values name kinds of rows and may be shown in a message."""
+_KIND_VALUE = re.compile(r"[\w.\-]{1,30}")
+_MAX_KINDS = 12
+_MISSING = object()
+
+
+def row_error(
+    row: Row, message: str, *, path: Path | None = None, field: str = "", remedy: str = ""
+) -> DataError:
+    """A DataError at a row: by its line, or by its number where lines say nothing."""
+    text = message if row.line is not None else f"row {row.number} {message}"
+    return DataError(text, file=row.file or path, line=row.line, field=field, remedy=remedy)
+
+
+def lookup(columns: Mapping[str, Any], name: str) -> Any:
+    """A column, or (``answer.value``) a field inside one; ``_MISSING`` where there is none."""
+    if name in columns:
+        return columns[name]
+    value: Any = columns
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return _MISSING
+        value = value[part]
+    return value
+
+
+def suggest_column(name: str, columns: Iterable[str], file: Path | None) -> str:
+    """The columns that exist, or the nearest of them.
+
+    A CSV file without header makes columns of its first record, so of CSV columns only
+    those are shown that resemble what was asked for.
+    """
+    remedy = did_you_mean(name, columns)
+    tabular = file is not None and file.suffix.lower() in (".csv", ".tsv")
+    if tabular and not remedy.startswith("did you mean"):
+        return "check the names in the file's first line"
+    return remedy
+
+
+class Renaming:
+    """From a source's columns to ours: a published format, then the spec's ``columns``."""
+
+    def __init__(self, spec: DataSpec, format_: Format | None) -> None:
+        self.spec = spec
+        self.format = format_
+        self._unseen = set(spec.columns)
+        self._last: Row | None = None
+
+    def __call__(self, row: Row) -> dict[str, Any]:
+        """The row's columns under our names; columns without value are left out.
+
+        Raises:
+            DataError: The row is not of the format.
+        """
+        self._last = row
+        columns = self._formatted(row)
+        found = {ours: lookup(row.columns, theirs) for ours, theirs in self.spec.columns.items()}
+        for theirs in self.spec.columns.values():
+            columns.pop(theirs, None)
+        for ours, value in found.items():
+            if value is not _MISSING:
+                self._unseen.discard(ours)
+                if value is not None:
+                    columns[ours] = value
+        return columns
+
+    def require_prompt(self, columns: Mapping[str, Any], row: Row) -> None:
+        """Raises DataError where a chosen row has no prompt."""
+        if "prompt" not in columns:
+            raise self._no_prompt(row)
+
+    def check(self) -> None:
+        """Raises DataError where a column that ``columns`` names was in no row."""
+        for ours in sorted(self._unseen):
+            row = self._last
+            if row is not None:
+                theirs = self.spec.columns[ours]
+                raise DataError(
+                    f"no row has a column {theirs!r}",
+                    file=row.file,
+                    field=f"columns.{ours}",
+                    remedy=suggest_column(theirs, row.columns, row.file),
+                )
+
+    def _formatted(self, row: Row) -> dict[str, Any]:
+        raw = row.columns
+        if self.format is None:
+            columns = {name: value for name, value in raw.items() if value is not None}
+            if "prompt" not in columns and "prompt" not in self.spec.columns and "text" in columns:
+                columns["prompt"] = columns.pop("text")  # prose: {id, text}
+            return columns
+        try:
+            made = self.format.convert(raw)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            missing = f": no column {error.args[0]!r}" if type(error) is KeyError else ""
+            raise row_error(
+                row,
+                f"is not of the format {self.format.name}{missing}",
+                field="format",
+                remedy=f"{self.format.name} is {self.format.summary}",
+            ) from None
+        return {name: value for name, value in made.items() if value is not None}
+
+    def _no_prompt(self, row: Row) -> DataError:
+        theirs = self.spec.columns.get("prompt")
+        if theirs is not None:
+            return row_error(
+                row,
+                f"has no column {theirs!r}",
+                field="columns.prompt",
+                remedy=suggest_column(theirs, row.columns, row.file),
+            )
+        return row_error(row, "has no prompt", field="prompt", remedy=_advice(row))
+
+
+def _advice(row: Row) -> str:
+    """What may turn a row without prompt into one with: a format, or a column."""
+    names = row.columns.keys()
+    fits = [f.name for f in FORMATS.values() if any(sign <= names for sign in f.signatures)]
+    if fits:
+        return f"is it in a published format? format: {' or '.join(fits)}"
+    for name in ("question", "input", "instruction", "query", "src"):
+        if name in names:
+            return f"map it: columns: {{prompt: {name}}}"
+    return "every row needs a prompt (or, for prose, a text); 'columns' maps other names"
+
+
+class Selection:
+    """``where``: which rows are kept, and a good complaint if none is."""
+
+    def __init__(self, spec: DataSpec, path: Path | None) -> None:
+        self.path = path
+        self.wanted = {
+            name: value if isinstance(value, list) else [value]
+            for name, value in spec.where.items()
+        }
+        self.seen = 0
+        self.columns: set[str] = set()
+        self.values: dict[str, set[Any]] = {name: set() for name in self.wanted}
+
+    def keeps(self, columns: Mapping[str, Any], row: Row) -> bool:
+        """True where every column of ``where`` has a wanted value.
+
+        Args:
+            columns: The row under our names; its own names are looked at after them.
+            row: The row as it was read.
+        """
+        self.seen += 1
+        if not self.wanted:
+            return True
+        self.columns |= columns.keys() | row.columns.keys()
+        keep = True
+        for name, allowed in self.wanted.items():
+            value = columns.get(name, _MISSING)
+            if value is _MISSING:
+                value = lookup(row.columns, name)
+            if isinstance(value, (str, int, float, bool)):
+                if len(self.values[name]) <= _MAX_KINDS:
+                    self.values[name].add(value)
+                keep = keep and any(_same(value, option) for option in allowed)
+            else:
+                keep = False
+        return keep
+
+    def check(self, kept: int) -> None:
+        """Raises DataError where no row was kept."""
+        if self.seen == 0:
+            raise DataError(
+                "holds no rows", file=self.path, remedy="name a source with at least one item"
+            )
+        if kept:
+            return
+        for name in self.wanted:
+            if not self.values[name] and name not in self.columns:
+                raise DataError(
+                    f"no row has a column {name!r}",
+                    file=self.path,
+                    field=f"where.{name}",
+                    remedy=suggest_column(name, self.columns, self.path),
+                )
+        raise DataError(
+            f"none of {self.seen} rows matches the filter",
+            file=self.path,
+            field="where",
+            remedy=self._values_there() or "loosen 'where'",
+        )
+
+    def _values_there(self) -> str:
+        """The values that exist, of columns that name kinds of rows; never of others."""
+        texts = []
+        for name, values in self.values.items():
+            shown = sorted(map(str, values))
+            few = 0 < len(shown) <= _MAX_KINDS
+            if name in KIND_COLUMNS and few and all(map(_KIND_VALUE.fullmatch, shown)):
+                texts.append(f"{name} is one of: {', '.join(shown)}")
+        return "; ".join(texts)
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    if isinstance(value, str) and not isinstance(wanted, str):
+        # CSV knows only text; a policy may say 1, 0.5 or true.
+        return value.casefold() == str(wanted).casefold()
+    return bool(value == wanted) and isinstance(value, bool) == isinstance(wanted, bool)

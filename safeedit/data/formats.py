@@ -1,0 +1,302 @@
+"""Published benchmark formats: how their rows read in our columns.
+
+A format is a function from one raw row to columns named as ours (``prompt``, ``answer``,
+``aliases``, ``paraphrases``, ``subject``, ``split``, ``role`` ...). Faults that the published
+files are known to have (repeats, contradictions, overlaps) are mended by
+:mod:`safeedit.data.loading` and counted in the data set's notes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safeedit.data.reading import Row
+from safeedit.errors import DataError
+from safeedit.suggest import did_you_mean
+
+Columns = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One published format."""
+
+    name: str
+    summary: str
+    convert: Callable[[Columns], dict[str, Any]]
+    signatures: tuple[frozenset[str], ...] = ()
+    """Sets of columns that give the format away, to suggest it."""
+    files: Callable[[Path], dict[Path | None, str | None]] | None = None
+    """Where file names say which split a file is: its files, and the split of each."""
+    rows: Callable[[Iterator[Row]], Iterator[Row]] | None = None
+    """Where items are not rows one by one."""
+
+
+REFUSAL = "I don't know."
+
+
+def _rest(columns: Columns, *used: str) -> dict[str, Any]:
+    return {name: value for name, value in columns.items() if name not in used}
+
+
+def _sanitation(columns: Columns) -> dict[str, Any]:
+    """Training and dev rows {instruction, input, output, output_gold}, test rows of TriviaQA.
+
+    A forget row is one whose output is the refusal *and* whose gold answer is another: some
+    questions to retain have "I don't know." as their gold answer (splits 4 and 5).
+    """
+    if "question" in columns:
+        aliases = list(columns.get("answer_aliases") or ())
+        answer = columns["answer"]
+        if isinstance(answer, Mapping):  # the Arrow folders keep TriviaQA's own nesting
+            aliases, answer = list(answer.get("aliases") or ()), answer["value"]
+        return {
+            "id": columns.get("question_id"),
+            "prompt": columns["question"],
+            "answer": answer,
+            "aliases": aliases,
+            "role": "forget",
+        }
+    gold = columns["output_gold"]
+    forget = columns["output"] == REFUSAL and gold != REFUSAL
+    instruction = columns.get("instruction") or ""
+    return {
+        "prompt": f"{instruction}\n{columns['input']}" if instruction else columns["input"],
+        "answer": gold,
+        "role": "forget" if forget else "retain",
+    }
+
+
+def _sanitation_files(path: Path) -> dict[Path | None, str | None]:
+    """One published file, or the train, test and dev files of a split (``triviaqa_1``).
+
+    A training file alone has no split, so that all three can be taken from it.
+    """
+    if path.name.startswith("test"):
+        return {path: "test"}
+    if path.name.startswith("dev_forget"):
+        return {path: "validation"}
+    found: dict[Path | None, str | None] = dict.fromkeys(sorted(path.glob("train_*.jsonl")), "fit")
+    for name, split in (
+        ("test_forget.jsonl", "test"),
+        ("dev_forget.jsonl", "validation"),
+        # Nothing is published to test retention on: dev_keep serves both, by hash.
+        ("dev_keep.jsonl", HELD_OUT),
+    ):
+        if (path / name).is_file():
+            found[path / name] = split
+    return found
+
+
+HELD_OUT = "validation or test"
+"""Marks rows that are divided by hash between validation and test."""
+
+
+def _known_1000(columns: Columns) -> dict[str, Any]:
+    return {
+        "id": f"known-{columns['known_id']}" if "known_id" in columns else None,
+        "prompt": columns["prompt"],
+        "answer": columns["attribute"].strip(),
+        "subject": columns["subject"],
+        "relation": columns.get("relation_id"),
+        "template": columns.get("template"),
+    }
+
+
+def _counterfact(columns: Columns) -> dict[str, Any]:
+    rewrite = columns.get("requested_rewrite")
+    if isinstance(rewrite, Mapping):  # ROME's original nesting
+        return {
+            "id": f"counterfact-{columns['case_id']}",
+            "prompt": str(rewrite["prompt"]).replace("{}", rewrite["subject"]),
+            "answer": rewrite["target_true"]["str"].strip(),
+            "target_new": rewrite["target_new"]["str"].strip(),
+            "subject": rewrite["subject"],
+            "relation": rewrite.get("relation_id"),
+            "paraphrases": list(columns.get("paraphrase_prompts") or ()),
+            "neighborhood": list(columns.get("neighborhood_prompts") or ()),
+        }
+    return {
+        "id": f"counterfact-{columns['case_id']}",
+        "prompt": columns["prompt"],
+        "answer": columns["ground_truth"],
+        "subject": columns["subject"],
+        "paraphrases": [columns["rephrase_prompt"]],
+        **_rest(columns, "case_id", "prompt", "ground_truth", "subject", "rephrase_prompt"),
+    }
+
+
+def _counterfact_locality(columns: Columns) -> dict[str, Any]:
+    return {
+        "prompt": columns["locality_prompt"],
+        "answer": columns["locality_ground_truth"],
+        "near": columns.get("subject"),
+    }
+
+
+def _zsre(columns: Columns) -> dict[str, Any]:
+    answers = list(columns["answers"])
+    return {
+        "prompt": columns["src"],
+        "answer": answers[0],
+        "aliases": answers,
+        "subject": columns["subject"],
+        "paraphrases": [columns["rephrase"]],
+        "target_new": columns["alt"],
+        "locality_prompt": columns.get("loc"),
+        "locality_ground_truth": columns.get("loc_ans"),
+    }
+
+
+def _zsre_locality(columns: Columns) -> dict[str, Any]:
+    question = re.sub(r"^nq question:\s*", "", columns["loc"])
+    return {"prompt": question, "answer": columns["loc_ans"]}
+
+
+def _tofu(columns: Columns) -> dict[str, Any]:
+    paraphrase = columns.get("paraphrased_question")
+    return {
+        "prompt": columns["question"],
+        "answer": columns["answer"],
+        "paraphrases": [paraphrase] if paraphrase else [],
+        "options": [columns[f"option{i}"] for i in range(1, 5) if f"option{i}" in columns],
+        **_rest(
+            columns, "question", "answer", "paraphrased_question",
+            *(f"option{i}" for i in range(1, 5)),
+        ),
+    }  # fmt: skip
+
+
+def _emails(columns: Columns) -> dict[str, Any]:
+    return {
+        "prompt": f"What is the email address of {columns['name']}?",
+        "answer": columns["email"],
+        "subject": columns["name"],
+        **_rest(columns, "name", "email"),
+    }
+
+
+def _realtoxicityprompts(columns: Columns) -> dict[str, Any]:
+    prompt, continuation = columns["prompt"], columns.get("continuation") or {}
+    return {
+        "prompt": prompt["text"],
+        "continuation": continuation.get("text"),
+        "toxicity": prompt.get("toxicity"),
+        "continuation_toxicity": continuation.get("toxicity"),
+        "challenging": columns.get("challenging"),
+        "scores": _rest(prompt, "text"),
+    }
+
+
+def _xstest(columns: Columns) -> dict[str, Any]:
+    return {**columns, "role": columns.get("label") or columns.get("final_label")}
+
+
+def _wikitext(columns: Columns) -> dict[str, Any]:
+    return {"prompt": columns["text"], "article": columns.get("article")}
+
+
+_HEADING = re.compile(r"^\s*(=(?: =)*) (?!=)(.*?) \1\s*$")
+
+
+def _wikitext_sections(rows: Iterator[Row]) -> Iterator[Row]:
+    """Sections of articles: paragraphs between two headings, headings left out."""
+    article: str | None = None
+    section: list[str] = []
+    first: Row | None = None
+    number = 0
+
+    def passage() -> Iterator[Row]:
+        nonlocal number
+        text = "\n".join(section)
+        if first is not None and len(text.split()) >= MIN_PASSAGE_WORDS:
+            number += 1
+            yield Row(number, first.line, {"text": text, "article": article}, first.file)
+
+    for row in rows:
+        if "text" not in row.columns:
+            yield row  # not of this format; the next step says so
+            continue
+        for line in str(row.columns["text"]).splitlines():
+            heading = _HEADING.match(line)
+            if heading is None:
+                first = first or row
+                section.append(line)
+                continue
+            yield from passage()
+            section, first = [], None
+            if heading.group(1) == "=":
+                article = heading.group(2)
+    yield from passage()
+
+
+MIN_PASSAGE_WORDS = 20
+"""Shorter passages are captions and leftovers: a perplexity over them says little."""
+
+
+def _sign(*columns: str) -> tuple[frozenset[str], ...]:
+    return (frozenset(columns),)
+
+
+FORMATS: Mapping[str, Format] = {
+    found.name: found
+    for found in (
+        Format(
+            "sanitation",
+            "Knowledge Sanitization (arXiv 2309.11852), a file or a triviaqa_N folder",
+            _sanitation,
+            _sign("output_gold") + _sign("question", "answer", "sanitization_phrase"),
+            files=_sanitation_files,
+        ),
+        Format(
+            "known_1000",
+            "facts with subject and attribute (arXiv 2202.05262)",
+            _known_1000,
+            _sign("subject", "attribute"),
+        ),
+        Format(
+            "counterfact",
+            "CounterFact (arXiv 2202.05262), flat or as first published",
+            _counterfact,
+            _sign("case_id", "requested_rewrite") + _sign("case_id", "target_new"),
+        ),
+        Format("counterfact_locality", "CounterFact's locality prompts", _counterfact_locality),
+        Format("zsre", "zsRE as MEND published it", _zsre, _sign("src", "answers")),
+        Format("zsre_locality", "zsRE's locality questions", _zsre_locality),
+        Format("tofu", "TOFU (arXiv 2401.06121)", _tofu, _sign("question", "perturbed_answer")),
+        Format("emails", "name and e-mail pairs", _emails, _sign("name", "email")),
+        Format(
+            "realtoxicityprompts",
+            "RealToxicityPrompts (arXiv 2009.11462)",
+            _realtoxicityprompts,
+            _sign("prompt", "challenging"),
+        ),
+        Format("xstest", "XSTest prompts or completions (arXiv 2308.01263)", _xstest),
+        Format(
+            "wikitext",
+            "WikiText as plain text, by section (arXiv 1609.07843)",
+            _wikitext,
+            rows=_wikitext_sections,
+        ),
+    )
+}
+"""Name in a policy -> format."""
+
+
+def find_format(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        DataError: There is none.
+    """
+    if name not in FORMATS:
+        raise DataError(
+            f"no data format is called {name!r}",
+            field="format",
+            remedy=did_you_mean(name, ("auto", *FORMATS)),
+        )
+    return FORMATS[name]

@@ -1,0 +1,267 @@
+"""Items, the ways of asking them, and data sets divided into fit, validation and test.
+
+How items are divided is told in :mod:`safeedit.data.splitting`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from safeedit.data.splitting import SPLITS, automatic_split, divide, normalise_prompt
+from safeedit.errors import UsageError
+from safeedit.policy import Template
+from safeedit.results import Split
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to ask, to forget, to keep, or (prose) to read."""
+
+    id: str
+    """From the row, else the row's line number."""
+    prompt: str
+    """The question or opening; for prose, the text itself."""
+    answer: str | None = None
+    aliases: tuple[str, ...] = ()
+    """Every spelling of the answer that counts; begins with ``answer`` if there is one."""
+    paraphrases: tuple[str, ...] = ()
+    """Other ways of asking the same, none equal to the prompt."""
+    subject: str | None = None
+    split: Split | None = None
+    """As the row says; None leaves the choice to the data set."""
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The row's other columns: role, relation, label ..."""
+
+    def __post_init__(self) -> None:
+        if self.answer is not None:
+            spellings = dict.fromkeys((self.answer, *self.aliases))
+            object.__setattr__(self, "aliases", tuple(spellings))
+
+
+@dataclass(frozen=True)
+class Phrasing:
+    """One way of asking one item."""
+
+    item: Item
+    text: str
+    seen: bool
+    """True where it belongs to the fit split: an editor may have learnt from it."""
+
+
+class Dataset:
+    """Items divided into splits; immutable.
+
+    Args:
+        items: The items, in order.
+        name: Short name for records.
+        source: Where they come from, for records.
+        template: How prompts are put to the model.
+        erased: The items are to be forgotten: divide phrasings, not items. Of the splits
+            on their rows only validation and test count (the item then takes part in that
+            split alone); a row marked fit takes part everywhere.
+        seed: Of the automatic split.
+        split: Puts everything in one split, whatever the rows say.
+        notes: What a reader of the figures should know about this data; never content.
+    """
+
+    __slots__ = (
+        "_hidden", "_items", "_items_of", "_phrasings_of",
+        "digest", "erased", "name", "notes", "source", "template",
+    )  # fmt: skip
+
+    name: str
+    source: str
+    template: Template
+    erased: bool
+    digest: str
+    """sha256 over all that decides what is measured: items in any order (without their
+    ids), their splits, the template. Equal digests mean equal measurements."""
+    notes: tuple[str, ...]
+
+    def __init__(
+        self,
+        items: Iterable[Item],
+        *,
+        name: str = "items",
+        source: str = "memory",
+        template: Template = "auto",
+        erased: bool = False,
+        seed: int = 0,
+        split: Split | None = None,
+        notes: Iterable[str] = (),
+    ) -> None:
+        everything = tuple(items)
+        assigned = _assign(everything, erased=erased, seed=seed, forced=split)
+        members: dict[Split, list[Item]] = {name: [] for name in SPLITS}
+        asked: dict[Split, list[Phrasing]] = {name: [] for name in SPLITS}
+        for item, own in zip(everything, assigned, strict=True):
+            for name_ in SPLITS if own is None else (own,):
+                members[name_].append(item)
+            for name_, texts in divide(item.prompt, item.paraphrases, own, erased=erased).items():
+                asked[name_].extend(Phrasing(item, text, name_ == "fit") for text in texts)
+        self._set(
+            _items=everything,
+            _items_of={name: tuple(found) for name, found in members.items()},
+            _phrasings_of={name: tuple(found) for name, found in asked.items()},
+            _hidden=frozenset(),
+            name=name,
+            source=source,
+            template=template,
+            erased=erased,
+            notes=tuple(notes),
+            digest=_digest(everything, assigned, template, erased),
+        )
+
+    def _set(self, **values: object) -> None:
+        for key, value in values.items():
+            object.__setattr__(self, key, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a Dataset is immutable: {name} can't be set")
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items)
+
+    def __repr__(self) -> str:
+        # Never the items: a repr ends up in logs and tracebacks.
+        return f"Dataset({self.name!r}, {len(self)} items, sha256 {self.digest[:12]})"
+
+    def all(self) -> tuple[Item, ...]:
+        """Every item, in order."""
+        return self._items
+
+    def items(self, split: Split) -> tuple[Item, ...]:
+        """The items that take part in a split.
+
+        Raises:
+            UsageError: There is no such split, or it is hidden (:meth:`without`).
+        """
+        self._check(split)
+        return self._items_of[split]
+
+    def phrasings(self, split: Split) -> tuple[Phrasing, ...]:
+        """The ways of asking that belong to a split.
+
+        Of an item to be erased with p >= 3 paraphrases, the last third of them is for the
+        test, the third before for validation, and the rest and the prompt for fitting;
+        with fewer, templates that no other split uses are added. Ordinary items bring all
+        their phrasings into their own split.
+
+        Raises:
+            UsageError: There is no such split, or it is hidden (:meth:`without`).
+        """
+        self._check(split)
+        return self._phrasings_of[split]
+
+    def counts(self) -> dict[str, int]:
+        """How many items there are, in all and in each split, and how many phrasings."""
+        counts = {"items": len(self)}
+        for split in SPLITS:
+            counts[split] = len(self._items_of[split])
+        for split in SPLITS:
+            counts[f"{split}_phrasings"] = len(self._phrasings_of[split])
+        return counts
+
+    def without(self, split: Split) -> Dataset:
+        """The same data set with one split out of reach, as an editor sees it.
+
+        Items that are only in that split are gone, and the items that remain have lost the
+        paraphrases that belong to it. Name and digest stay: it is the same data.
+        """
+        self._check(split)
+        gone = {id(item) for item in self._items_of[split]}
+        for other in SPLITS:
+            if other != split:
+                gone -= {id(item) for item in self._items_of[other]}
+        secret: dict[int, set[str]] = {}
+        for phrasing in self._phrasings_of[split]:
+            secret.setdefault(id(phrasing.item), set()).add(phrasing.text)
+        kept = {
+            id(item): replace(
+                item,
+                paraphrases=tuple(
+                    text for text in item.paraphrases if text not in secret.get(id(item), ())
+                ),
+            )
+            for item in self._items
+            if id(item) not in gone
+        }
+        view = object.__new__(Dataset)
+        view._set(
+            _items=tuple(kept.values()),
+            _items_of={
+                name: () if name == split else tuple(kept[id(item)] for item in found)
+                for name, found in self._items_of.items()
+            },
+            _phrasings_of={
+                name: ()
+                if name == split
+                else tuple(replace(phrasing, item=kept[id(phrasing.item)]) for phrasing in found)
+                for name, found in self._phrasings_of.items()
+            },
+            _hidden=self._hidden | {split},
+            **{key: getattr(self, key) for key in
+               ("name", "source", "template", "erased", "notes", "digest")},
+        )  # fmt: skip
+        return view
+
+    _items: tuple[Item, ...]
+    _items_of: dict[Split, tuple[Item, ...]]
+    _phrasings_of: dict[Split, tuple[Phrasing, ...]]
+    _hidden: frozenset[Split]
+
+    def _check(self, split: Split) -> None:
+        if split not in SPLITS:
+            raise UsageError(f"there is no split {split!r}", remedy=f"one of {', '.join(SPLITS)}")
+        if split in self._hidden:
+            raise UsageError(
+                f"the {split} split of {self.name} is out of reach here",
+                remedy="editors fit on 'fit' and choose on 'validation'",
+            )
+
+
+def _assign(
+    items: Sequence[Item], *, erased: bool, seed: int, forced: Split | None
+) -> tuple[Split | None, ...]:
+    """The split of each item; None where it takes part in all of them."""
+    if forced is not None:
+        return (forced,) * len(items)
+    if erased:
+        return tuple(None if item.split == "fit" else item.split for item in items)
+    if any(item.split is not None for item in items):
+        # A row without a split beside rows that have one: load_dataset refuses that; items
+        # made in memory are taken as free to fit on.
+        return tuple(item.split or "fit" for item in items)
+    chosen = automatic_split((item.prompt for item in items), seed)
+    return tuple(chosen[normalise_prompt(item.prompt)] for item in items)
+
+
+def _digest(
+    items: Sequence[Item], assigned: Sequence[Split | None], template: Template, erased: bool
+) -> str:
+    rows = sorted(
+        json.dumps(
+            {
+                "prompt": item.prompt,
+                "answer": item.answer,
+                "aliases": sorted(item.aliases),
+                "paraphrases": item.paraphrases,
+                "subject": item.subject,
+                "extra": item.extra,
+                "split": split,
+            },
+            sort_keys=True,
+            ensure_ascii=False,
+            default=str,
+        )
+        for item, split in zip(items, assigned, strict=True)
+    )
+    head = json.dumps({"template": template, "erased": erased})
+    return hashlib.sha256("\n".join([head, *rows]).encode()).hexdigest()

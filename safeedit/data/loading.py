@@ -1,0 +1,131 @@
+"""From a data source named in a policy to a checked :class:`Dataset`.
+
+Rows are read (:mod:`~safeedit.data.reading`), renamed and chosen
+(:mod:`~safeedit.data.columns`), checked (:mod:`~safeedit.data.checks`) and divided
+(:mod:`~safeedit.data.items`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safeedit.builtin import dataset_path
+from safeedit.data.checks import SHARED, Record, check_rows, read_item, shared_paraphrases
+from safeedit.data.columns import Renaming, Selection
+from safeedit.data.formats import Format, find_format
+from safeedit.data.hub import read_hub
+from safeedit.data.items import Dataset, Item
+from safeedit.data.reading import read_file
+from safeedit.policy import DataSpec
+
+if TYPE_CHECKING:
+    from safeedit.contracts import DataRole
+
+
+def load_dataset(
+    spec: DataSpec,
+    base: Path = Path(),
+    role: DataRole | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Read, check and divide one source of data.
+
+    Args:
+        spec: The source, as the policy names it.
+        base: The folder that a relative ``spec.file`` starts from.
+        role: What the data is for; where it is to be erased, splits are taken over
+            phrasings.
+        seed: Of the automatic split and of the choice that ``limit`` makes.
+
+    Raises:
+        DataError: The source is missing, empty, malformed or contradicts itself.
+    """
+    format_ = None if spec.format == "auto" else find_format(spec.format)
+    path, files = _locate(spec, base, format_)
+    erased = role is not None and role.erased
+    records = _read(spec, path, files, format_)
+    published = format_ is not None
+    records, notes = check_rows(records, published=published, erased=erased, forced=spec.split)
+    items = [record.item for record in records]
+    if spec.limit is not None and len(items) > spec.limit:
+        items = items[: spec.limit] if spec.stream else _limited(items, spec.limit, seed)
+
+    def divided() -> Dataset:
+        return Dataset(
+            items,
+            name=spec.dataset or (path.stem if path is not None else spec.label),
+            source=spec.label,
+            template=spec.template,
+            erased=erased,
+            seed=seed,
+            split=spec.split,
+            notes=[f"{text}: {count}" for text, count in notes.items()],
+        )
+
+    dataset = divided()
+    while shared := shared_paraphrases(dataset, records, published=published):
+        fewer = [_without(item, shared.get(item.id, set())) for item in items]
+        if fewer == items:  # only templates are shared: nothing of the data can go
+            break
+        items = fewer
+        notes[SHARED] += sum(map(len, shared.values()))
+        dataset = divided()
+    return dataset
+
+
+def _without(item: Item, texts: Set[str]) -> Item:
+    kept = tuple(text for text in item.paraphrases if text not in texts)
+    return replace(item, paraphrases=kept)
+
+
+def _locate(
+    spec: DataSpec, base: Path, format_: Format | None
+) -> tuple[Path | None, Mapping[Path | None, str | None]]:
+    """The source's path (None: the hub), and its files with the split each one is."""
+    if spec.hub is not None:
+        return None, {None: None}
+    path = dataset_path(spec.dataset) if spec.dataset else base / Path(spec.file or "").expanduser()
+    files = format_.files(path) if format_ is not None and format_.files is not None else {}
+    return path, files or {path: None}
+
+
+def _read(
+    spec: DataSpec,
+    path: Path | None,
+    files: Mapping[Path | None, str | None],
+    format_: Format | None,
+) -> list[Record]:
+    """The chosen rows of all files, as items."""
+    renamed, selection = Renaming(spec, format_), Selection(spec, path)
+    records: list[Record] = []
+    for file, split in files.items():
+        rows = read_file(file, spec) if file is not None else read_hub(spec)
+        if format_ is not None and format_.rows is not None:
+            rows = format_.rows(rows)
+        prefix = f"{file.stem}-" if file is not None and len(files) > 1 else ""
+        for row in rows:
+            columns = renamed(row)
+            if split is not None:
+                columns.setdefault("split", split)
+            if selection.keeps(columns, row):
+                renamed.require_prompt(columns, row)
+                records.append(read_item(row, columns, prefix))
+                if spec.stream and spec.limit is not None and len(records) >= spec.limit:
+                    break
+    selection.check(len(records))
+    renamed.check()
+    return records
+
+
+def _limited(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
+    """A seeded choice that does not depend on the order of the rows; order is kept."""
+    ranked = sorted(
+        range(len(items)),
+        key=lambda i: hashlib.sha256(f"limit\0{seed}\0{items[i].prompt}".encode()).digest(),
+    )
+    chosen = set(ranked[:limit])
+    return [item for index, item in enumerate(items) if index in chosen]

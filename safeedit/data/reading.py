@@ -1,0 +1,289 @@
+"""Files of rows: JSON lines, JSON array, CSV, Parquet, text.
+
+Every reader yields :class:`Row`: plain columns and the place they come from. A fault is a
+DataError with file and line; content is never quoted.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safeedit.encoding import EncodingError, decode
+from safeedit.errors import DataError
+from safeedit.policy import DataSpec
+
+_JSON_SUFFIXES = frozenset({".jsonl", ".json", ".ndjson", ".jsonlines"})
+_TEXT_SUFFIXES = frozenset({".txt", ".text", ".md"})
+SUFFIXES = ".jsonl .json .csv .tsv .parquet .txt"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record and where it stands."""
+
+    number: int
+    """1-based position among the rows."""
+    line: int | None
+    """1-based line in the file, where that says more than ``number``."""
+    columns: Mapping[str, Any]
+    file: Path | None = None
+
+    @property
+    def place(self) -> str:
+        """The row in words, for messages."""
+        return f"line {self.line}" if self.line is not None else f"row {self.number}"
+
+
+def read_file(path: Path, spec: DataSpec) -> Iterator[Row]:
+    """The rows of a local file or saved folder.
+
+    Raises:
+        DataError: It is missing, is of an unknown kind, or is malformed.
+    """
+    if path.is_dir():
+        if spec.sha256 is not None:
+            raise DataError("is a folder; sha256 is for single files", file=path, field="sha256")
+        from safeedit.data.hub import read_saved
+
+        yield from read_saved(path, spec.hub_split)
+        return
+    raw = _bytes(path, spec.sha256)
+    suffix = path.suffix.lower()
+    if suffix == ".parquet" or raw[:4] == b"PAR1":
+        yield from _parquet(path, raw)
+        return
+    try:
+        text = decode(raw)
+    except EncodingError as error:
+        raise DataError(
+            error.message, file=path, line=error.line, remedy="save the file as UTF-8"
+        ) from error
+    if suffix in (".csv", ".tsv"):
+        yield from _csv(path, text, "\t" if suffix == ".tsv" else ",")
+    elif suffix in _TEXT_SUFFIXES:
+        yield from _paragraphs(path, text)
+    elif suffix in _JSON_SUFFIXES or text.lstrip()[:1] in ("{", "["):
+        # Published files are sometimes one array under the name .jsonl.
+        array = text.lstrip()[:1] == "["
+        yield from _json_array(path, text) if array else _json_lines(path, text)
+    else:
+        raise DataError(
+            f"can't tell what kind of file this is ({suffix or 'no suffix'})",
+            file=path,
+            remedy=f"use one of {SUFFIXES}",
+        )
+
+
+def _bytes(path: Path, sha256: str | None) -> bytes:
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        near = _nearest_file(path)
+        raise DataError(
+            "there is no such file",
+            file=path,
+            remedy=near or "check the path; relative paths start at the policy's folder",
+        ) from None
+    except OSError as error:
+        raise DataError(
+            f"can't be read: {(error.strerror or 'unknown reason').lower()}", file=path
+        ) from error
+    if sha256 is not None and (found := hashlib.sha256(raw).hexdigest()) != sha256.lower():
+        raise DataError(
+            "the file is not the one the policy names: its sha256 differs",
+            file=path,
+            field="sha256",
+            remedy=f"review the change; this file's is {found}",
+        )
+    return raw
+
+
+def _nearest_file(path: Path) -> str:
+    from safeedit.suggest import did_you_mean
+
+    try:
+        names = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
+    except OSError:
+        return ""
+    remedy = did_you_mean(path.name, names)
+    return remedy if remedy.startswith("did") else ""
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+
+
+def _not_json(path: Path, line: int, error: Exception) -> DataError:
+    reason = "is nested too deeply" if isinstance(error, RecursionError) else "is not JSON"
+    if isinstance(error, json.JSONDecodeError):
+        # The decoder's words, like those of the hooks above, never show the content.
+        reason += f" ({error.msg.lower()})"
+    elif isinstance(error, ValueError):
+        reason += f" ({error})"
+    return DataError(reason, file=path, line=line, remedy="write one JSON object per line")
+
+
+def _object(path: Path, line: int, number: int, value: Any, *, lines: bool) -> Row:
+    if not isinstance(value, dict):
+        kind = {list: "a list", str: "a text", type(None): "null"}.get(type(value), "a number")
+        what = "" if lines else f"row {number} "
+        raise DataError(
+            f"{what}should be a JSON object, not {kind}", file=path, line=line,
+            remedy='rows look like {"prompt": "...", "answer": "..."}',
+        )  # fmt: skip
+    return Row(number, line if lines else None, value, path)
+
+
+def _json_lines(path: Path, text: str) -> Iterator[Row]:
+    number = 0
+    # Not str.splitlines: it also breaks at U+2028 and others, which JSON texts may hold.
+    for line, content in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
+        if not content.strip():
+            continue
+        number += 1
+        try:
+            value = _DECODER.decode(content)
+        except (ValueError, RecursionError) as error:
+            raise _not_json(path, line, error) from None
+        yield _object(path, line, number, value, lines=True)
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _json_array(path: Path, text: str) -> Iterator[Row]:
+    def skip(index: int) -> int:
+        match = _SPACE.match(text, index)
+        assert match is not None
+        return match.end()
+
+    def fault(index: int, error: Exception) -> DataError:
+        return _not_json(path, text.count("\n", 0, index) + 1, error)
+
+    index, number, line, counted = skip(text.index("[") + 1), 0, 1, 0
+    if text[index : index + 1] == "]":
+        index += 1
+    else:
+        while True:
+            number += 1
+            try:
+                value, end = _DECODER.raw_decode(text, index)
+            except (ValueError, RecursionError) as error:
+                raise fault(getattr(error, "pos", index), error) from None
+            line += text.count("\n", counted, index)
+            counted = index
+            yield _object(path, line, number, value, lines=False)
+            index = skip(end)
+            mark = text[index : index + 1]
+            if mark == "]":
+                index += 1
+                break
+            if mark != ",":
+                raise fault(index, json.JSONDecodeError("Expecting ',' or ']'", "", 0))
+            index = skip(index + 1)
+    if (index := skip(index)) != len(text):
+        raise fault(index, json.JSONDecodeError("Extra data after the array", "", 0))
+
+
+def _csv(path: Path, text: str, delimiter: str) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    number, before = 0, 0
+    try:
+        for cells in reader:
+            line, before = before + 1, reader.line_num
+            if not any(cell.strip() for cell in cells):
+                continue
+            if header is None:
+                header = [cell.strip() for cell in cells]
+                if len(set(header)) != len(header):
+                    raise DataError(
+                        "two columns have the same name", file=path, line=line,
+                        remedy="give each column its own name in the first line",
+                    )  # fmt: skip
+                continue
+            number += 1
+            if len(cells) != len(header):
+                raise DataError(
+                    f"has {len(cells)} cells where the header has {len(header)}",
+                    file=path,
+                    line=line,
+                    remedy="quote texts that hold the delimiter or a line break",
+                )
+            columns = {
+                name: _cell(name, cell, path, line)
+                for name, cell in zip(header, cells, strict=True)
+                if cell != "" and name
+            }
+            yield Row(number, line, columns, path)
+    except csv.Error as error:
+        raise DataError(
+            f"is not valid CSV ({error})", file=path, line=reader.line_num,
+            remedy="quote texts that hold the delimiter, quotes or a line break",
+        ) from error  # fmt: skip
+
+
+def _cell(name: str, cell: str, path: Path, line: int) -> Any:
+    """A cell's value: text, but lists (JSON, or parted by ``|``) for our list columns."""
+    if name not in ("aliases", "paraphrases"):
+        return cell
+    if cell.lstrip().startswith("["):
+        try:
+            return _DECODER.decode(cell)
+        except (ValueError, RecursionError):
+            raise DataError(
+                f"{name} begins like a JSON list but is none", file=path, line=line,
+                remedy='write ["one", "two"] or one|two',
+            ) from None  # fmt: skip
+    return [part.strip() for part in cell.split("|") if part.strip()]
+
+
+def _paragraphs(path: Path, text: str) -> Iterator[Row]:
+    """Passages parted by blank lines."""
+    number, start, lines = 0, 0, list[str]()
+    for line, content in enumerate([*text.splitlines(), ""], start=1):
+        if content.strip():
+            if not lines:
+                start = line
+            lines.append(content.strip())
+        elif lines:
+            number += 1
+            yield Row(number, start, {"text": "\n".join(lines)}, path)
+            lines = []
+
+
+def _parquet(path: Path, raw: bytes) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(raw))
+        number = 0
+        for batch in table.iter_batches(batch_size=1024):
+            for columns in batch.to_pylist():
+                number += 1
+                yield Row(number, None, without_nulls(columns), path)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError("is not a readable Parquet file", file=path) from error
+
+
+def without_nulls(columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in columns.items() if value is not None}

@@ -1,0 +1,488 @@
+"""A change of weights as a value: kept apart from the model it will meet.
+
+A :class:`WeightDelta` names tensors and says, for each, what to add (:class:`LowRank`,
+:class:`Dense`) or which columns to put in its place (:class:`Columns`; replacing rather
+than adding is what makes zeroing a neuron exact). All values are in (out, in) orientation,
+fp32, on the CPU, whatever the model's layout, dtype and device. It is stored as
+safetensors with a JSON header; a file that is damaged or of another kind is refused with
+:class:`~safeedit.errors.ModelError`. Nothing here knows a model: a delta meets one in
+:meth:`safeedit.model.handle.ModelHandle.apply`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from safeedit.errors import EditError, ModelError, UsageError
+from safeedit.results import TensorChange
+
+FORMAT = "safeedit delta 1"
+"""Written into every file; a file that says something else is refused."""
+
+
+class Weights(Protocol):
+    """Where a delta looks up the tensors it stands beside; a ``ModelHandle`` is one."""
+
+    def oriented(self, name: str) -> Tensor:
+        """The tensor called ``name``, (out, in) where it is a matrix."""
+        ...
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The tensor's bytes as stored; no copy where it is contiguous and on the CPU."""
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return flat.cpu().numpy().data
+
+
+def _fp32(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(device="cpu", dtype=torch.float32).contiguous()
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise EditError(message)
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """Adds ``left @ right``.
+
+    Args:
+        left: ``(out, rank)``.
+        right: ``(rank, in)``.
+
+    Raises:
+        EditError: The factors don't fit together, or hold NaN or infinity.
+    """
+
+    left: Tensor
+    right: Tensor
+    kind = "low_rank"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "left", _fp32(self.left))
+        object.__setattr__(self, "right", _fp32(self.right))
+        _require(
+            self.left.dim() == 2
+            and self.right.dim() == 2
+            and self.left.shape[1] == self.right.shape[0],
+            f"low-rank factors {tuple(self.left.shape)} and {tuple(self.right.shape)} "
+            "do not multiply",
+        )
+        _require_finite(self.left, self.right)
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        return {"left": self.left, "right": self.right}
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return (self.left.shape[0], self.right.shape[1]) == shape
+
+    def change(self, weight: Tensor) -> Tensor:
+        """What is added to ``weight`` ``(out, in)``, in the dtype of the maths, on its device."""
+        dtype = _maths_dtype(weight)
+        return self.left.to(weight.device, dtype) @ self.right.to(weight.device, dtype)
+
+    def singular_values(self) -> Tensor:
+        """``(min(rank, out, in),)``, fp64, without forming the product."""
+        _, left = torch.linalg.qr(self.left.double())
+        _, right = torch.linalg.qr(self.right.double().T)
+        values: Tensor = torch.linalg.svdvals(left @ right.T)
+        return values
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Puts ``values`` in the place of columns: the outgoing weights of chosen neurons.
+
+    Args:
+        indices: ``(k,)``, distinct columns of the (out, in) matrix.
+        values: ``(out, k)``; zeros silence the neurons exactly.
+
+    Raises:
+        EditError: The shapes disagree, an index repeats or is negative, or a value is not
+            finite.
+    """
+
+    indices: Tensor
+    values: Tensor
+    kind = "columns"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "indices", self.indices.detach().to("cpu", torch.int64))
+        object.__setattr__(self, "values", _fp32(self.values))
+        _require(
+            self.indices.dim() == 1
+            and self.values.dim() == 2
+            and self.values.shape[1] == len(self.indices),
+            f"{tuple(self.indices.shape)} column indices do not go with values "
+            f"{tuple(self.values.shape)}",
+        )
+        _require(
+            len(self.indices.unique()) == len(self.indices) and bool((self.indices >= 0).all()),
+            "column indices must be distinct and not negative",
+        )
+        _require_finite(self.values)
+
+    @classmethod
+    def zeroed(cls, indices: Tensor, out_features: int) -> Columns:
+        """The update that silences the neurons ``indices`` ``(k,)``."""
+        return cls(indices, torch.zeros(out_features, len(indices)))
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        return {"indices": self.indices, "values": self.values}
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return (
+            len(shape) == 2
+            and self.values.shape[0] == shape[0]
+            and bool((self.indices < shape[1]).all())
+        )
+
+    def change(self, weight: Tensor) -> Tensor:
+        """New columns minus old ones, zero elsewhere; ``(out, in)`` as in :class:`LowRank`."""
+        dtype, indices = _maths_dtype(weight), self.indices.to(weight.device)
+        values = self.values.to(weight.device, dtype)
+        delta = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
+        return delta.index_copy_(1, indices, values - weight[:, indices].to(dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """Adds ``values``: ``(out, in)`` for a matrix, ``(out,)`` for a bias.
+
+    Raises:
+        EditError: A value is NaN or infinite.
+    """
+
+    values: Tensor
+    kind = "dense"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", _fp32(self.values))
+        _require_finite(self.values)
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        return {"values": self.values}
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return tuple(self.values.shape) == shape
+
+    def change(self, weight: Tensor) -> Tensor:
+        """What is added to ``weight``, in the dtype of the maths, on its device."""
+        return self.values.to(weight.device, _maths_dtype(weight))
+
+
+Update = LowRank | Columns | Dense
+"""What happens to one tensor."""
+
+_KINDS: dict[str, tuple[type[Update], tuple[str, ...]]] = {
+    "low_rank": (LowRank, ("left", "right")),
+    "columns": (Columns, ("indices", "values")),
+    "dense": (Dense, ("values",)),
+}
+
+
+def _require_finite(*tensors: Tensor) -> None:
+    _require(
+        all(bool(torch.isfinite(tensor).all()) for tensor in tensors),
+        "an update holds NaN or infinity",
+    )
+
+
+def _maths_dtype(weight: Tensor) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def apply_update(weight: Tensor, update: Update) -> Tensor:
+    """``weight`` after ``update``: computed in fp32, cast once to the weight's own dtype.
+
+    Args:
+        weight: ``(out, in)``, or ``(out,)`` for a bias; not modified.
+        update: What happens to it.
+
+    Returns:
+        A new tensor of the same shape, dtype and device.
+
+    Raises:
+        EditError: The update doesn't fit the weight's shape.
+    """
+    if not update.fits(tuple(weight.shape)):
+        raise EditError(
+            f"a {update.kind} update with parts "
+            f"{ {name: tuple(part.shape) for name, part in update.parts.items()} } "
+            f"does not fit a tensor of shape {tuple(weight.shape)}"
+        )
+    if isinstance(update, Columns):
+        values = update.values.to(weight.device, weight.dtype)
+        return weight.detach().index_copy(1, update.indices.to(weight.device), values)
+    return (weight.detach().to(_maths_dtype(weight)) + update.change(weight)).to(weight.dtype)
+
+
+def measure_change(
+    name: str, role: str, layer: int | None, before: Tensor, after: Tensor, update: Update
+) -> TensorChange:
+    """What an update did to a stored tensor, rounding included.
+
+    Args:
+        name: The tensor's name.
+        role: Its role, e.g. ``mlp_out``.
+        layer: Its layer, None outside the blocks.
+        before: The tensor before, (out, in), in the model's dtype.
+        after: The tensor after, as stored.
+        update: The intended change.
+    """
+    dtype = _maths_dtype(before)
+    intended = update.change(before)
+    norm = float(torch.linalg.vector_norm(intended))
+    original = float(torch.linalg.vector_norm(before.to(dtype)))
+    # after - before is exact or nearly so (neighbouring floats), so what remains after
+    # subtracting the intention is the rounding of the cast.
+    error = float(torch.linalg.vector_norm(after.to(dtype) - before.to(dtype) - intended))
+    changed = int((after != before).sum())
+    return TensorChange(
+        name=name,
+        layer=layer,
+        role=role,
+        shape=tuple(before.shape),
+        kind=update.kind,  # type: ignore[arg-type]
+        delta_norm=norm,
+        relative_norm=norm / original if original else (math.inf if norm else 0.0),
+        cast_error=error / norm if norm else 0.0,
+        share_changed=changed / before.numel() if before.numel() else 0.0,
+        entries_changed=changed,
+    )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a delta comes from: enough to make it again."""
+
+    editor: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values."""
+    data_digest: str = ""
+    version: str = ""
+    """Of safeedit."""
+    seed: int = 0
+    dose: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class WeightDelta:
+    """A change of weights, computed on one model and bound to it.
+
+    Args:
+        base: ``ModelHandle.digest()`` of the weights it was computed on.
+        updates: Tensor name -> update.
+        origin: Where it comes from.
+    """
+
+    base: str
+    updates: Mapping[str, Update]
+    origin: Origin
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "updates", MappingProxyType(dict(sorted(self.updates.items()))))
+
+    def scaled(self, factor: float) -> WeightDelta:
+        """The same change, ``factor`` times as strong.
+
+        Raises:
+            UsageError: It replaces columns, which has no strength to scale.
+        """
+        updates: dict[str, Update] = {}
+        for name, update in self.updates.items():
+            if isinstance(update, LowRank):
+                updates[name] = LowRank(update.left * factor, update.right)
+            elif isinstance(update, Dense):
+                updates[name] = Dense(update.values * factor)
+            else:
+                raise UsageError(
+                    f"the update of {name} replaces columns and cannot be scaled",
+                    remedy="choose how many columns are replaced instead",
+                )
+        return WeightDelta(self.base, updates, self.origin)
+
+    def norms(self, weights: Weights | None = None) -> dict[str, float]:
+        """Frobenius norm of each tensor's change.
+
+        Args:
+            weights: The weights before the change; needed where columns are replaced.
+
+        Raises:
+            UsageError: Columns are replaced and ``weights`` is None.
+        """
+        norms = {}
+        for name, update in self.updates.items():
+            if isinstance(update, LowRank):
+                norms[name] = float(torch.linalg.vector_norm(update.singular_values()))
+            elif isinstance(update, Dense):
+                norms[name] = float(torch.linalg.vector_norm(update.values))
+            elif weights is None:
+                raise UsageError(
+                    f"the norm of replaced columns of {name} depends on the weights they replace",
+                    remedy="pass the model",
+                )
+            else:
+                norms[name] = float(torch.linalg.vector_norm(update.change(weights.oriented(name))))
+        return norms
+
+    def norm(self, weights: Weights | None = None) -> float:
+        """Frobenius norm over all tensors; arguments as in :meth:`norms`."""
+        return math.sqrt(math.fsum(value**2 for value in self.norms(weights).values()))
+
+    def random_like(self, seed: int, weights: Weights | None = None) -> WeightDelta:
+        """The control of this delta: as large, in the same places, with random content.
+
+        Low-rank updates keep rank and singular values and get random directions; dense ones
+        keep the norms of their rows, in random order (so a change of few rows stays one);
+        replaced columns become as many other columns, zeroed.
+
+        Args:
+            seed: Of the random directions; the same seed gives the same control.
+            weights: The model; needed where columns are replaced.
+
+        Raises:
+            UsageError: Columns are replaced and ``weights`` is None.
+        """
+        updates = {}
+        for name, update in self.updates.items():
+            # Seeded by name, so that a tensor's control doesn't depend on its neighbours.
+            key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+            width = 0
+            if isinstance(update, Columns):
+                if weights is None:
+                    raise UsageError(
+                        f"a control for replaced columns of {name} needs its width",
+                        remedy="pass the model",
+                    )
+                width = weights.oriented(name).shape[1]
+            updates[name] = _random_update(update, width, generator)
+        return WeightDelta(self.base, updates, self.origin)
+
+    def digest(self) -> str:
+        """SHA-256 over base, origin and every value."""
+        total = hashlib.sha256(self._header().encode())
+        for name, update in self.updates.items():
+            for part, tensor in update.parts.items():
+                total.update(f"{name}\0{part}\0{tuple(tensor.shape)}\0".encode())
+                total.update(tensor_bytes(tensor))
+        return total.hexdigest()
+
+    def _header(self) -> str:
+        origin = self.origin
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "base": self.base,
+                "updates": {name: update.kind for name, update in self.updates.items()},
+                "origin": {
+                    "editor": origin.editor,
+                    "params": dict(origin.params),
+                    "data_digest": origin.data_digest,
+                    "version": origin.version,
+                    "seed": origin.seed,
+                    "dose": origin.dose,
+                },
+            },
+            sort_keys=True,
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Write as safetensors; whole or not at all.
+
+        Raises:
+            OSError: The file can't be written.
+        """
+        path = Path(path)
+        tensors = {
+            # A clone where factors share storage (views of one matrix): safetensors refuses
+            # to store aliases.
+            f"{name}::{part}": tensor.clone()
+            for name, update in self.updates.items()
+            for part, tensor in update.parts.items()
+        }
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            save_file(tensors, partial, metadata={"safeedit": self._header()})
+            partial.replace(path)
+        except SafetensorError as error:
+            raise OSError(f"cannot write {path}: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path | str) -> WeightDelta:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ModelError: The file is missing, damaged, or not a delta of this version.
+        """
+        remedy = "the file is damaged or not a safeedit delta; make it again with apply"
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {})["safeedit"])
+                if header["format"] != FORMAT:
+                    raise ValueError(f"its format is not '{FORMAT}'")
+                updates = {}
+                for name, kind in header["updates"].items():
+                    build, parts = _KINDS[kind]
+                    tensors = [file.get_tensor(f"{name}::{part}") for part in parts]
+                    updates[name] = build(*tensors)
+                stored = sum(len(_KINDS[kind][1]) for kind in header["updates"].values())
+                if len(file.keys()) != stored:
+                    raise ValueError("it holds tensors that its header does not name")
+                return cls(header["base"], updates, Origin(**header["origin"]))
+        except FileNotFoundError as error:
+            raise ModelError("this delta file does not exist", file=path) from error
+        except (
+            *(SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError),
+            EditError,
+        ) as error:
+            reason = error.message if isinstance(error, EditError) else error
+            raise ModelError(f"cannot read this delta: {reason}", file=path, remedy=remedy) from (
+                error
+            )
+
+
+def _random_update(update: Update, width: int, generator: torch.Generator) -> Update:
+    gaussian: Callable[..., Tensor] = lambda *shape: torch.randn(  # noqa: E731
+        *shape, generator=generator, dtype=torch.float64
+    )
+    if isinstance(update, LowRank):
+        values = update.singular_values()
+        left, _ = torch.linalg.qr(gaussian(update.left.shape[0], len(values)))
+        right, _ = torch.linalg.qr(gaussian(update.right.shape[1], len(values)))
+        return LowRank(left * values, right.T)
+    if isinstance(update, Dense):
+        rows = update.values.double().reshape(len(update.values), -1)
+        if update.values.dim() == 1:
+            rows = rows.T
+        random = gaussian(*rows.shape)
+        random *= rows.norm(dim=1, keepdim=True) / random.norm(dim=1, keepdim=True)
+        random = random[torch.randperm(len(rows), generator=generator)]
+        return Dense(random.reshape(update.values.shape))
+    taken = torch.zeros(width, dtype=torch.bool)
+    taken[update.indices] = True
+    shuffled = torch.randperm(width, generator=generator)
+    # Other columns first; the edit's own only where there are too few others.
+    order = torch.cat([shuffled[~taken[shuffled]], shuffled[taken[shuffled]]])
+    chosen = order[: len(update.indices)].sort().values
+    return Columns.zeroed(chosen, update.values.shape[0])

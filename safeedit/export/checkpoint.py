@@ -1,0 +1,63 @@
+"""A model as a plain Hugging Face folder: safetensors, configs, tokenizer.
+
+``AutoModelForCausalLM.from_pretrained`` opens it in a process without safeedit. Fails with
+:class:`~safeedit.errors.ExportError` where the disk does.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from safeedit.errors import ExportError
+from safeedit.export.staging import writing
+from safeedit.model.cache import make_tokenizer_portable
+from safeedit.model.handle import ModelHandle
+from safeedit.model.quiet import quiet
+
+MAX_SHARD = "5GB"
+"""Size of a weights file above which several are written; what hubs and loaders like."""
+
+_LEFTOVERS = (
+    "quantization_config",  # of the file it was read from: the weights are stored in full
+    "auto_map",  # names code beside the weights, which we neither run nor ship
+    "_name_or_path",  # a path on this machine
+)
+
+
+def write_checkpoint(handle: ModelHandle, folder: Path) -> None:
+    """Write a model and its tokenizer into ``folder``, in the dtype the weights have.
+
+    Args:
+        handle: The model; not modified.
+        folder: An existing folder.
+
+    Raises:
+        ExportError: The disk is full or can't be written.
+    """
+    with writing(folder), quiet():
+        _check_space(folder, sum(p.numel() * p.element_size() for p in handle.model.parameters()))
+        handle.model.save_pretrained(folder, max_shard_size=MAX_SHARD)
+        if handle.tokenizer is not None:
+            handle.tokenizer.save_pretrained(folder)
+            make_tokenizer_portable(folder / "tokenizer_config.json")
+        _clean(folder / "config.json")
+
+
+def _check_space(folder: Path, n_bytes: int) -> None:
+    """Refuse at once what would fail after minutes of writing."""
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise ExportError(
+            f"the checkpoint needs {n_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
+            file=folder,
+            remedy="free some space on that disk, or export to another one",
+        )
+
+
+def _clean(path: Path) -> None:
+    config = json.loads(path.read_text())
+    kept = {key: value for key, value in config.items() if key not in _LEFTOVERS}
+    if kept != config:
+        path.write_text(json.dumps(kept, indent=2) + "\n")

@@ -1,0 +1,71 @@
+"""Which layers an edit works on, as a policy says it.
+
+``3-8`` and ``[3, 4, 5]`` are layer numbers from 0; ``10%-30%`` is a share of the depth, so that one
+policy fits models of different depth.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, WithJsonSchema
+
+from safeedit.errors import UsageError
+
+_NUMBERS = re.compile(r"^\s*(\d+)\s*-\s*(\d+)\s*$")
+_SHARES = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*%\s*-\s*(\d+(?:\.\d+)?)\s*%\s*$")
+
+
+def _check(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        if value and all(type(layer) is int and layer >= 0 for layer in value):
+            return tuple(sorted(set(value)))
+    elif type(value) is int and value >= 0:
+        return (value,)
+    elif isinstance(value, str) and (match := _NUMBERS.match(value) or _SHARES.match(value)):
+        first, last = (float(part) for part in match.groups())
+        if first <= last and (match.re is _NUMBERS or last <= 100):
+            return value.strip()
+    raise ValueError("should be layers such as 3-8, 10%-30% or [3, 4, 5]")
+
+
+Layers = Annotated[
+    str | tuple[int, ...],
+    BeforeValidator(_check),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*%?\s*-\s*\d+(\.\d+)?\s*%?\s*$"},
+                {"type": "integer", "minimum": 0},
+                {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+            ]
+        }
+    ),
+]
+"""A pydantic field type for layers; :func:`resolve` turns it into numbers."""
+
+
+def resolve(layers: str | tuple[int, ...], n_layers: int) -> tuple[int, ...]:
+    """The layer numbers meant, for a model of ``n_layers``; at least one.
+
+    Raises:
+        UsageError: A number is outside the model.
+    """
+    if isinstance(layers, tuple):
+        found = layers
+    elif match := _NUMBERS.match(layers):
+        found = tuple(range(int(match[1]), int(match[2]) + 1))
+    else:
+        match = _SHARES.match(layers)
+        assert match is not None, "checked by the field type"
+        first = min(math.floor(float(match[1]) / 100 * n_layers), n_layers - 1)
+        last = max(math.ceil(float(match[2]) / 100 * n_layers) - 1, first)
+        found = tuple(range(first, last + 1))
+    if outside := [layer for layer in found if layer >= n_layers]:
+        raise UsageError(
+            f"layer {outside[0]} does not exist: the model has {n_layers} layers",
+            remedy=f"use layers 0 to {n_layers - 1}, or a share such as 10%-30%",
+        )
+    return found

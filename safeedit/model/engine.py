@@ -1,0 +1,634 @@
+"""Batched generation, scoring and hidden states: what every editor and auditor runs on.
+
+A batch is laid out one way everywhere: tokens that all prompts share (a chat template's
+system message) are run once and their keys and values reused; each row's own tokens follow,
+padded on the *right*, where causal attention never looks; generated tokens come after the
+padding, which is then masked, under explicit positions. So no prompt sees its neighbours'
+padding, and results equal those of one prompt at a time up to the rounding of sums (1e-4
+nats in float32; in bfloat16, rounding alone moves a log-probability by some hundredths).
+
+Logits are computed at the positions asked for and nowhere else: a hook before the head picks
+them, so that what a model does after its head (Gemma 2's soft cap) happens as ever.
+
+Fails with :class:`~safeedit.errors.AuditError` where a prompt is longer than the model's
+context, empty, or too large for memory, or where logits are not numbers. Prompts are named by
+index, never quoted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from safeedit.contracts import Progress, Template, silent
+from safeedit.errors import AuditError, UsageError
+from safeedit.model.activations import Enough, What
+from safeedit.model.architectures import Site
+from safeedit.model.batching import Batcher, common_prefix, pad_right
+from safeedit.model.generation import generate_batch
+from safeedit.model.sampling import Sampling, uniforms
+from safeedit.model.tokens import TokenCodec
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+    from safeedit.model.handle import ModelHandle
+
+__all__ = ["Engine", "Sampling", "TokenScores"]
+
+_MIN_PREFIX = 8
+"""Shared tokens below which reuse is not worth a pass of its own."""
+
+_CPU_TOKENS = 4096
+_CHUNK = 1 << 24
+"""Logits turned into float32 at a time (64 MiB)."""
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """How a continuation fares under the model, token by token.
+
+    Attributes:
+        log_probs: ``(t,)`` nats, float32.
+        greedy: ``(t,)`` bool, whether the model itself would have chosen the token.
+        ranks: ``(t,)`` float32, 1 is the likeliest; tokens with equal logits share the mean
+            of their ranks. None unless asked for.
+    """
+
+    log_probs: Tensor
+    greedy: Tensor
+    ranks: Tensor | None = None
+
+    @property
+    def total(self) -> float:
+        """Log-probability of the whole continuation, nats."""
+        return float(self.log_probs.double().sum())
+
+
+class Engine:
+    """Runs a model over many prompts.
+
+    Args:
+        handle: The model. Edits made to it between calls take effect.
+        max_batch_tokens: Padded tokens per batch; None chooses by the device. Halves itself
+            when memory runs out and remembers.
+    """
+
+    def __init__(self, handle: ModelHandle, max_batch_tokens: int | None = None) -> None:
+        self.handle = handle
+        self._batcher = Batcher(max_batch_tokens or _automatic_tokens(handle))
+
+    # Text -----------------------------------------------------------------------------
+
+    @cached_property
+    def codec(self) -> TokenCodec:
+        """The tokenizer, used one way everywhere.
+
+        Raises:
+            UsageError: The handle was made without a tokenizer.
+        """
+        if self.handle.tokenizer is None:
+            raise UsageError("this model was opened without a tokenizer")
+        return TokenCodec(self.handle.tokenizer)
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        template: Template = "auto",
+        *,
+        system: str | None = None,
+        answer_prefix: str = "",
+    ) -> list[list[int]]:
+        """Token ids of prompts, see :meth:`~safeedit.model.tokens.TokenCodec.encode`."""
+        return self.codec.encode(texts, template, system=system, answer_prefix=answer_prefix)
+
+    def continuation(self, text: str, template: Template = "auto") -> list[int]:
+        """Token ids of an answer after a prompt, see
+        :meth:`~safeedit.model.tokens.TokenCodec.continuation`."""
+        return self.codec.continuation(text, template)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without special tokens."""
+        return self.codec.decode(ids)
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Padded tokens per batch at present."""
+        return self._batcher.max_tokens
+
+    @property
+    def context(self) -> int:
+        """Tokens the model was made to read at most, prompt and answer together."""
+        config = self.handle.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: those of the model, and the tokenizer's EOS."""
+        found: set[int] = set()
+        tokenizer = self.handle.tokenizer
+        for ids in (
+            getattr(self.handle.model.generation_config, "eos_token_id", None),
+            getattr(self.handle.config.get_text_config(), "eos_token_id", None),
+            getattr(tokenizer, "eos_token_id", None),
+        ):
+            found.update([ids] if isinstance(ids, int) else ids or [])
+        return frozenset(found)
+
+    # Generation -----------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        samples: int = 1,
+        seed: int = 0,
+        stop_ids: Sequence[int] | None = None,
+        progress: Progress = silent,
+        description: str = "generating",
+    ) -> list[list[list[int]]]:
+        """Answers to prompts.
+
+        Args:
+            prompts: Token ids, see :meth:`encode`.
+            max_new_tokens: Tokens at most; fewer where the context ends.
+            sampling: None takes the likeliest token each time.
+            samples: Answers per prompt; more than one only makes sense with ``sampling``.
+            seed: An answer depends on it, its prompt's index and its own number alone.
+            stop_ids: Tokens that end an answer; None is :attr:`stop_ids`.
+            progress: Counts answers.
+            description: For ``progress``.
+
+        Returns:
+            ``[prompt][sample]`` -> ids of the new tokens, without the one that ended it.
+
+        Raises:
+            AuditError: See the module.
+        """
+        self._check(prompts)
+        greedy = sampling is None or sampling.temperature == 0
+        distinct = 1 if greedy else samples  # greedy samples are all the same
+        jobs = [(i, sample) for i in range(len(prompts)) for sample in range(distinct)]
+        stop = frozenset(self.stop_ids if stop_ids is None else stop_ids)
+        prefix = self._prefix(prompts)
+        limits = [min(max_new_tokens, self.context - len(prompt)) for prompt in prompts]
+
+        def run(batch: list[int]) -> list[list[int]]:
+            owners = list(dict.fromkeys(jobs[job][0] for job in batch))
+            rows = [owners.index(jobs[job][0]) for job in batch]
+            cache, own = self._begin(prefix, [prompts[i] for i in owners])
+            logits = self._forward(own, cache, [[len(row) - 1] for row in own])
+            draws = None
+            if not greedy:
+                numbers = [uniforms(seed, *jobs[job], max_new_tokens) for job in batch]
+                draws = torch.stack(numbers).to(logits.device)
+            return generate_batch(
+                self.handle.model,
+                logits,
+                cache,
+                own_lengths=[len(row) for row in own],
+                prefix_length=prefix.length,
+                rows=rows,
+                limits=[limits[jobs[job][0]] for job in batch],
+                stop=stop,
+                sampling=sampling,
+                draws=draws,
+            )
+
+        answers: list[list[list[int]]] = [[[]] * samples for _ in prompts]
+        found = self._batcher.each(
+            [len(prompts[i]) + limits[i] for i, _ in jobs],
+            torch.no_grad()(run),
+            logits=[self.handle.shape.vocab_size] * len(jobs),
+            together=self._same_length([len(prompts[i]) for i, _ in jobs], max_new_tokens),
+        )
+        for job, answer in progress(found, description, len(jobs)):
+            i, sample = jobs[job]
+            if greedy:
+                answers[i] = [list(answer) for _ in range(samples)]
+            else:
+                answers[i][sample] = answer
+        return answers
+
+    # Scoring --------------------------------------------------------------------------
+
+    def score(
+        self,
+        prompts: Sequence[Sequence[int]],
+        continuations: Sequence[Sequence[int]],
+        *,
+        ranks: bool = False,
+        progress: Progress = silent,
+        description: str = "scoring",
+    ) -> list[TokenScores]:
+        """Log-probabilities of each continuation's tokens after its prompt.
+
+        Args:
+            prompts: Token ids, see :meth:`encode`.
+            continuations: Token ids, see :meth:`continuation`; may be empty.
+            ranks: Whether to rank each token among the vocabulary.
+            progress: Counts prompts.
+            description: For ``progress``.
+
+        Raises:
+            AuditError: See the module.
+        """
+        scores = [_EMPTY] * len(prompts)
+
+        def read(logits: Tensor, targets: Tensor) -> TokenScores:
+            return _token_scores(logits, targets, ranks)
+
+        found = self._teacher_forced(prompts, continuations, read)
+        for index, score in progress(found, description, len(prompts)):
+            scores[index] = score
+        return scores
+
+    def log_probs(
+        self,
+        prompts: Sequence[Sequence[int]],
+        continuations: Sequence[Sequence[int]],
+        max_positions: int,
+        *,
+        progress: Progress = silent,
+        description: str = "scoring",
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Whole distributions over each continuation's first tokens, as they are computed.
+
+        Yields:
+            ``(index, log-probabilities)`` in any order: ``(p, vocab)`` nats, float32, on the
+            CPU; row j predicts token j of the continuation, p <= ``max_positions``.
+
+        Raises:
+            AuditError: See the module.
+        """
+        shortened = [list(continuation)[:max_positions] for continuation in continuations]
+
+        def read(logits: Tensor, targets: Tensor) -> Tensor:
+            return torch.log_softmax(logits.float(), -1).cpu()
+
+        found = self._teacher_forced(prompts, shortened, read)
+        yield from progress(found, description, len(prompts))
+
+    def next_token_log_probs(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        progress: Progress = silent,
+        description: str = "scoring",
+    ) -> Tensor:
+        """``(n, vocab)`` nats, float32, on the CPU: what follows each prompt.
+
+        Raises:
+            AuditError: See the module.
+        """
+        result = torch.empty(len(prompts), self.handle.head.weight.shape[0])
+        # The token itself does not matter: only what precedes it is read.
+        for index, row in self.log_probs(
+            prompts, [[0]] * len(prompts), 1, progress=progress, description=description
+        ):
+            result[index] = row[0]
+        return result
+
+    def text_nll(
+        self,
+        texts: Sequence[str],
+        max_length: int = 1024,
+        *,
+        progress: Progress = silent,
+        description: str = "reading",
+    ) -> list[tuple[float, int]]:
+        """Negative log-likelihood of plain texts, for perplexity.
+
+        A text longer than ``max_length`` tokens is read in windows of that many, each begun
+        afresh (with BOS, where the tokenizer has one); a window's first token is not scored
+        unless BOS precedes it.
+
+        Returns:
+            Per text, the sum in nats and the number of tokens it is over.
+
+        Raises:
+            AuditError: See the module.
+        """
+        bos = list(self.codec.bos)
+        size = max(2, min(max_length, self.context)) - len(bos)
+        owners: list[int] = []
+        starts: list[list[int]] = []
+        rests: list[list[int]] = []
+        for text, ids in enumerate(self.encode(texts, "plain")):
+            ids = ids[len(bos) :]
+            for begin in range(0, len(ids), size):
+                window = bos + ids[begin : begin + size]
+                if len(window) < 2:
+                    continue
+                owners.append(text)
+                starts.append(window[: max(1, len(bos))])
+                rests.append(window[max(1, len(bos)) :])
+        sums, counts = [0.0] * len(texts), [0] * len(texts)
+        scores = self.score(starts, rests, progress=progress, description=description)
+        for text, score in zip(owners, scores, strict=True):
+            sums[text] -= score.total
+            counts[text] += len(score.log_probs)
+        return list(zip(sums, counts, strict=True))
+
+    # Activations ----------------------------------------------------------------------
+
+    def activations(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sites: Sequence[Site],
+        progress: Progress = silent,
+        description: str = "reading activations",
+        *,
+        what: What = "input",
+    ) -> Iterator[tuple[int, dict[Site, Tensor]]]:
+        """What goes into (or out of) the matrices at ``sites``, prompt by prompt.
+
+        Yields:
+            ``(index, site -> (tokens, width))`` in any order, in the model's dtype, on the
+            device where it was computed, padding removed.
+
+        Raises:
+            AuditError: See the module.
+        """
+        self._check(prompts)
+
+        def run(batch: list[int]) -> list[dict[Site, Tensor]]:
+            captured = self.handle.capture(self._inputs(prompts, batch), sites, what)
+            return [
+                {
+                    site: activation[row, : len(prompts[index])]
+                    for site, activation in captured.items()
+                }
+                for row, index in enumerate(batch)
+            ]
+
+        found = self._batcher.each([len(prompt) for prompt in prompts], run)
+        yield from progress(found, description, len(prompts))
+
+    def hidden(
+        self,
+        prompts: Sequence[Sequence[int]],
+        layers: Sequence[int],
+        reduce: Literal["last", "all"] = "last",
+        *,
+        progress: Progress = silent,
+        description: str = "reading hidden states",
+    ) -> dict[int, list[Tensor]]:
+        """The residual stream as it leaves blocks (before any final norm).
+
+        Args:
+            prompts: Token ids.
+            layers: Blocks, from 0.
+            reduce: ``last`` keeps each prompt's last token, ``all`` every token.
+            progress: Counts prompts.
+            description: For ``progress``.
+
+        Returns:
+            Layer -> per prompt ``(d_model,)`` or ``(tokens, d_model)``, in the model's dtype,
+            on the CPU.
+
+        Raises:
+            AuditError: See the module.
+            UsageError: The model has no such layer.
+        """
+        self._check(prompts)
+        wanted = self.handle.shape.layers(layers)
+
+        def run(batch: list[int]) -> list[dict[int, Tensor]]:
+            states = self._block_outputs(self._inputs(prompts, batch), wanted)
+            return [
+                {
+                    layer: (
+                        state[row, len(prompts[index]) - 1]
+                        if reduce == "last"
+                        else state[row, : len(prompts[index])]
+                    ).cpu()
+                    for layer, state in states.items()
+                }
+                for row, index in enumerate(batch)
+            ]
+
+        result: dict[int, list[Tensor]] = {
+            layer: [torch.empty(0)] * len(prompts) for layer in wanted
+        }
+        found = self._batcher.each([len(prompt) for prompt in prompts], run)
+        for index, states in progress(found, description, len(prompts)):
+            for layer, state in states.items():
+                result[layer][index] = state
+        return result
+
+    @torch.no_grad()
+    def _block_outputs(
+        self, inputs: Mapping[str, Tensor], layers: Sequence[int]
+    ) -> dict[int, Tensor]:
+        states: dict[int, Tensor] = {}
+        last = max(layers, default=-1)
+
+        def keep(layer: int) -> Callable[..., None]:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                states[layer] = output[0] if isinstance(output, tuple) else output
+                if layer == last:
+                    raise Enough
+
+            return hook
+
+        blocks = self.handle.blocks()
+        hooks = [blocks[layer].register_forward_hook(keep(layer)) for layer in set(layers)]
+        try:
+            self.handle.forward(inputs)
+        except Enough:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return states
+
+    @staticmethod
+    def _inputs(prompts: Sequence[Sequence[int]], batch: Sequence[int]) -> dict[str, Tensor]:
+        rows = [prompts[index] for index in batch]
+        ones = [[1] * len(row) for row in rows]
+        return {"input_ids": pad_right(rows), "attention_mask": pad_right(ones)}
+
+    # One batch ------------------------------------------------------------------------
+
+    def _teacher_forced(
+        self,
+        prompts: Sequence[Sequence[int]],
+        continuations: Sequence[Sequence[int]],
+        read: Callable[[Tensor, Tensor], Any],
+    ) -> Iterator[tuple[int, Any]]:
+        """``read(logits (t, vocab), targets (t,))`` of each continuation, in any order."""
+        if len(prompts) != len(continuations):
+            raise UsageError("prompts and continuations must be equally many")
+        # The last token of a continuation is predicted, never read.
+        rows = [[*p, *c[:-1]] for p, c in zip(prompts, continuations, strict=True)]
+        self._check(prompts)
+        self._check(rows)
+        prefix = self._prefix(prompts)
+
+        def run(batch: list[int]) -> list[Any]:
+            cache, own = self._begin(prefix, [rows[i] for i in batch])
+            first = [len(prompts[i]) - 1 - prefix.length for i in batch]
+            counts = [len(continuations[i]) for i in batch]
+            asked = [list(range(f, f + n)) for f, n in zip(first, counts, strict=True)]
+            logits = self._forward(own, cache, asked)
+            targets = torch.tensor([t for i in batch for t in continuations[i]], dtype=torch.long)
+            parts = zip(logits.split(counts), targets.to(logits.device).split(counts), strict=True)
+            return [read(*part) for part in parts]
+
+        vocab = self.handle.shape.vocab_size
+        yield from self._batcher.each(
+            [len(row) for row in rows],
+            torch.no_grad()(run),
+            logits=[len(continuation) * vocab for continuation in continuations],
+        )
+
+    def _forward(self, own: list[list[int]], cache: Cache | None, at: list[list[int]]) -> Tensor:
+        """Logits ``(n, vocab)`` at positions ``at`` of right-padded rows.
+
+        No mask is passed: padding stands where causal attention does not look.
+        """
+        index = [row for row, positions in enumerate(at) for _ in positions]
+        column = [position for positions in at for position in positions]
+        vocab = self.handle.head.weight.shape[0]
+        if not index:
+            return torch.empty(0, vocab)
+        tokens = pad_right(own, self._filler).to(self.handle.device)
+        with _head_sees(self.handle.head, torch.tensor(index), torch.tensor(column)):
+            output = self.handle.model(
+                input_ids=tokens, past_key_values=cache, use_cache=cache is not None
+            )
+        logits: Tensor = output.logits[0]
+        if not bool(torch.isfinite(logits.max())):  # NaN is the greatest of all
+            raise AuditError(
+                "the model's logits are not finite numbers",
+                remedy="the edit was too strong for the model's dtype: use a lower dose, or "
+                "dtype: float32",
+            )
+        return logits
+
+    @property
+    def _filler(self) -> int:
+        """Any token but the one transformers takes for padding, which it would warn about."""
+        return 1 if self.handle.config.get_text_config().pad_token_id == 0 else 0
+
+    def _begin(
+        self, prefix: _Prefix, rows: Sequence[Sequence[int]]
+    ) -> tuple[Cache, list[list[int]]]:
+        """A cache that holds the shared prefix for each row, and what is left of the rows."""
+        from transformers import DynamicCache
+
+        # Not told the config: layers with a sliding window then keep all keys, which masks
+        # made from positions in the cache rely on.
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(prefix.states):
+            size = (len(rows), -1, -1, -1)
+            cache.update(keys.expand(size), values.expand(size), layer)
+        return cache, [list(row[prefix.length :]) for row in rows]
+
+    @torch.no_grad()
+    def _prefix(self, prompts: Sequence[Sequence[int]]) -> _Prefix:
+        """Keys and values of what all prompts share, but for one token of the shortest."""
+        if len(prompts) < 2:
+            return _Prefix()
+        length = min(common_prefix(prompts), min(map(len, prompts)) - 1)
+        if length < _MIN_PREFIX:
+            return _Prefix()
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        tokens = torch.tensor([list(prompts[0][:length])], device=self.handle.device)
+        self.handle.model.base_model(input_ids=tokens, past_key_values=cache, use_cache=True)
+        states = tuple((layer.keys, layer.values) for layer in cache.layers)
+        return _Prefix(length, states)
+
+    def _same_length(
+        self, lengths: Sequence[int], further: int
+    ) -> Callable[[int, int], bool] | None:
+        """Keeps prompts of different lengths apart where padding would fill a sliding window.
+
+        Between prompt and answer, padding counts as distance there.
+        """
+        config = self.handle.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        if not window or max(lengths, default=0) + further <= window:
+            return None
+        return lambda one, other: lengths[one] == lengths[other]
+
+    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
+        limit = self.context
+        for index, prompt in enumerate(prompts):
+            if not prompt:
+                raise AuditError(
+                    f"prompt {index} is empty: there is nothing for an answer to follow",
+                    remedy="remove it",
+                )
+            if len(prompt) > limit:
+                raise AuditError(
+                    f"prompt {index} has {len(prompt)} tokens and the model's context {limit}",
+                    remedy="shorten it, or use a model with a longer context",
+                )
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    length: int = 0
+    states: tuple[tuple[Tensor, Tensor], ...] = ()
+    """Per block, keys and values ``(1, heads, length, head_dim)``."""
+
+
+@contextmanager
+def _head_sees(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
+    """Within the context, the head gets ``(1, n, d)``: hidden states at (row, column)."""
+
+    def gather(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = args[0]
+        return (hidden[rows.to(hidden.device), columns.to(hidden.device)].unsqueeze(0), *args[1:])
+
+    hook = head.register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+_EMPTY = TokenScores(torch.empty(0), torch.empty(0, dtype=torch.bool), torch.empty(0))
+
+
+def _token_scores(logits: Tensor, targets: Tensor, ranks: bool) -> TokenScores:
+    if not len(targets):
+        return TokenScores(_EMPTY.log_probs, _EMPTY.greedy, _EMPTY.ranks if ranks else None)
+    chunk = max(1, _CHUNK // logits.shape[-1])
+    found, greedy, places = [], [], []
+    for part, wanted in zip(logits.split(chunk), targets.split(chunk), strict=True):
+        part, wanted = part.float(), wanted.unsqueeze(-1)
+        own = part.gather(-1, wanted)
+        found.append((own - part.logsumexp(-1, keepdim=True)).squeeze(-1))
+        greedy.append(part.argmax(-1) == wanted.squeeze(-1))
+        if ranks:
+            higher, equal = (part > own).sum(-1), (part == own).sum(-1)
+            places.append(higher + (equal + 1) / 2)
+    return TokenScores(
+        torch.cat(found).cpu(),
+        torch.cat(greedy).cpu(),
+        torch.cat(places).float().cpu() if ranks else None,
+    )
+
+
+def _automatic_tokens(handle: ModelHandle) -> int:
+    """A batch whose activations and cache take about a third of what is free."""
+    device = handle.device
+    if device.type != "cuda":
+        return _CPU_TOKENS
+    free, _ = torch.cuda.mem_get_info(device)
+    shape = handle.shape
+    entries = 2 * shape.n_layers * shape.d_model + 8 * (shape.d_mlp + 2 * shape.d_model)
+    return max(1024, min(1 << 17, int(free / 3 / (entries * handle.dtype.itemsize))))

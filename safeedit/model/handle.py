@@ -1,0 +1,490 @@
+"""A model as editors and auditors see it: by role, in (out, in), and restorable.
+
+:class:`ModelHandle` wraps a transformers causal language model of a known architecture.
+It reads weights and activations by :class:`~safeedit.model.architectures.Site`, applies
+:class:`~safeedit.delta.WeightDelta` s in place and takes them back bit for bit: undoing puts
+saved tensors back, because subtracting a delta in bf16 leaves about a tenth of the entries
+changed. It fails on models that are not one of the architectures, whose weights are
+quantised, not finite, or not in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from safeedit.delta import Update, WeightDelta, apply_update, measure_change
+from safeedit.errors import EditError, ModelError, UnsupportedModelError, UsageError
+from safeedit.model.activations import (
+    Enough,
+    Function,
+    What,
+    at_positions,
+    intercept,
+    position_ids,
+)
+from safeedit.model.architectures import Architecture, ModelShape, Site, submodule
+from safeedit.model.digest import DigestCache, digest_of
+from safeedit.results import TensorChange
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from safeedit.model.engine import Engine
+
+_MEMORY_SHARE_FOR_UNDO = 0.25
+"""Share of a GPU's free memory that saved originals may take before they go to the CPU."""
+
+
+class Undo:
+    """What :meth:`ModelHandle.apply` changed, and the way back.
+
+    Attributes:
+        tensors: Tensor name -> the original, as stored (a copy, maybe on another device).
+        changes: What each update did to its tensor, in the order applied.
+    """
+
+    def __init__(self, handle: ModelHandle) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.changes: tuple[TensorChange, ...] = ()
+        self._handle = handle
+        self._digests: dict[str, str | None] = {}
+
+    def restore(self) -> None:
+        """Put every tensor back to the bytes it had when ``apply`` was called.
+
+        Undo several in the reverse of the order they were applied in.
+        """
+        for name, original in self.tensors.items():
+            self._handle._write(name, original, self._digests[name])
+
+    def _save(self, name: str) -> None:
+        if name in self.tensors:
+            return
+        stored = self._handle.stored(name)
+        self._digests[name] = self._handle._digests.known(name, stored)
+        self.tensors[name] = _copy(stored)
+
+
+class ModelHandle:
+    """A model and its tokenizer, ready to be read, edited and restored.
+
+    The model is put into evaluation mode and its parameters are frozen; code that needs
+    gradients asks for them on the tensors it means.
+
+    Args:
+        model: A transformers causal language model.
+        tokenizer: Its tokenizer; None where only weights are handled.
+        source: Where it came from, for records.
+        revision: Of the source.
+
+    Raises:
+        UnsupportedModelError: Its architecture or storage is one that can't be edited.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        source: str = "",
+        revision: str | None = None,
+    ) -> None:
+        self.shape = ModelShape.from_model(model)
+        packed = [n for n, p in model.named_parameters() if not p.dtype.is_floating_point]
+        if packed:
+            raise UnsupportedModelError(
+                f"'{packed[0]}' holds no floating-point numbers: the weights are quantised",
+                remedy="edit the unquantised checkpoint and quantise the result",
+            )
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.source = source
+        self.revision = revision
+        self._digests = DigestCache()
+
+    # What it is -----------------------------------------------------------------------
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self.model.config
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.shape.architecture
+
+    @property
+    def n_layers(self) -> int:
+        return self.shape.n_layers
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.shape.d_model
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the embedding."""
+        device = self.embedding.weight.device
+        if device.type == "meta":  # offloaded by accelerate, which fetches it to run
+            hook = _accelerate_hook(self.embedding)
+            return torch.device(hook.execution_device) if hook is not None else device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the first block's matrices."""
+        dtype: torch.dtype = self.tensor(self.sites("mlp_out", [0])[0].weight).dtype
+        return dtype
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Batched generation and scoring on this model."""
+        from safeedit.model.engine import Engine
+
+        return Engine(self)
+
+    # Modules --------------------------------------------------------------------------
+
+    def blocks(self) -> nn.ModuleList:
+        """The blocks, first to last."""
+        blocks = self.model.get_submodule(self.architecture.layers)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """Token embedding, ``(vocab, d_model)`` (narrower in OPT-350m)."""
+        embedding = self.model.get_input_embeddings()
+        assert isinstance(embedding, nn.Embedding)
+        return embedding
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm before the head; the identity where a model has none (OPT-350m)."""
+        return submodule(self.model, self.architecture.final_norm) or nn.Identity()
+
+    @property
+    def head(self) -> nn.Linear:
+        """The map to logits; shares its weight with the embedding where tied."""
+        head = self.model.get_output_embeddings()
+        assert isinstance(head, nn.Linear)
+        return head
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Logits ``(..., vocab)`` of a residual ``(..., d_model)``, as if it left the last block.
+
+        Final norm, head, and what an architecture puts around them (OPT-350m's projection,
+        Gemma 2's soft cap).
+        """
+        hidden = self.final_norm(hidden)
+        projection = submodule(self.model, self.architecture.output_projection)
+        if projection is not None:
+            hidden = projection(hidden)
+        return self.logits(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits ``(..., vocab)`` of final hidden states as :meth:`forward` returns them."""
+        logits: Tensor = self.head(hidden.to(self.head.weight.dtype))
+        cap = getattr(self.config.get_text_config(), "final_logit_softcapping", None)
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    # Tensors --------------------------------------------------------------------------
+
+    def sites(self, role: str, layers: Sequence[int] | None = None) -> tuple[Site, ...]:
+        """The matrices that play ``role`` in ``layers`` (default: all).
+
+        Raises:
+            UsageError: The architecture has no such role, or the model no such layer.
+        """
+        return self.shape.sites(role, layers)
+
+    def tensor_names(self) -> tuple[str, ...]:
+        """Names of all parameters and saved buffers; a tied tensor has one name."""
+        return tuple(self._tensors())
+
+    def tensor(self, name: str) -> nn.Parameter:
+        """The parameter itself, as stored.
+
+        Raises:
+            UsageError: There is none of that name.
+        """
+        try:
+            return self.model.get_parameter(name)
+        except AttributeError:
+            raise UsageError(f"the model has no tensor '{name}'") from None
+
+    def weight(self, site: Site) -> Tensor:
+        """The matrix at ``site``, ``(out, in)``, native dtype: a view, write to a clone.
+
+        Raises:
+            ModelError: The weights are on disk rather than in memory.
+        """
+        return self.oriented(site.weight)
+
+    def bias(self, site: Site) -> Tensor | None:
+        """The bias at ``site``, ``(out,)``, or None; a view, as :meth:`weight`."""
+        return None if site.bias is None else self.oriented(site.bias)
+
+    def oriented(self, name: str) -> Tensor:
+        """The tensor called ``name``: a view, (out, in) where it is a matrix of a block."""
+        stored = self.stored(name)
+        return stored.T if name in self.shape.transposed else stored
+
+    def stored(self, name: str) -> Tensor:
+        """The tensor called ``name`` as it lies in memory, found also where accelerate has
+        taken it off the GPU.
+
+        Raises:
+            ModelError: It lies on disk.
+            UsageError: There is none of that name.
+        """
+        return self._in_memory(name, self.tensor(name).detach())
+
+    def _in_memory(self, name: str, tensor: Tensor) -> Tensor:
+        if tensor.device.type != "meta":
+            return tensor
+        path, _, leaf = name.rpartition(".")
+        weights: Any = getattr(_accelerate_hook(self.model.get_submodule(path)), "weights_map", {})
+        prefix = ""
+        while hasattr(weights, "prefix"):
+            prefix, weights = weights.prefix + prefix, weights.dataset
+        found: Tensor | None = getattr(weights, "state_dict", weights).get(prefix + leaf)
+        if found is None:
+            raise ModelError(
+                f"'{name}' is not in memory: the model was opened without its weights, or they "
+                "were offloaded to disk",
+                remedy="give the model more memory or fewer bits per weight (dtype: bfloat16)",
+            )
+        return found
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All parameters and saved buffers, tied ones once; maybe placeholders."""
+        return {n: t for n, t in self.model.state_dict().items() if n not in self.shape.tied}
+
+    def check_finite(self) -> None:
+        """Make sure every weight is a number.
+
+        Raises:
+            ModelError: A tensor holds NaN or infinity; the message names it.
+        """
+        for name, tensor in self._tensors().items():
+            if not tensor.dtype.is_floating_point or not tensor.numel():
+                continue
+            # The extremes are NaN or infinite exactly if an entry is; needs no temporary.
+            extremes = torch.stack(torch.aminmax(self._in_memory(name, tensor)))
+            if not bool(torch.isfinite(extremes).all()):
+                raise ModelError(
+                    f"the weights of '{name}' hold NaN or infinity",
+                    remedy="the checkpoint is damaged or its training diverged; use another",
+                )
+
+    # Digests --------------------------------------------------------------------------
+
+    def digest(self, *, fresh: bool = False) -> str:
+        """SHA-256 over names, dtypes, shapes and bytes of all tensors, tied ones once.
+
+        Args:
+            fresh: Read every byte again. Otherwise only tensors written to since the last
+                call are read; writes through ``.data`` go unseen, so proofs ask for fresh.
+        """
+        return digest_of(self.tensor_digests(fresh=fresh))
+
+    def tensor_digests(self, *, fresh: bool = False) -> dict[str, str]:
+        """Tensor name -> SHA-256 over dtype, shape and bytes; ``fresh`` as in :meth:`digest`."""
+        tensors = {name: self._in_memory(name, t) for name, t in self._tensors().items()}
+        return self._digests.digests(tensors, fresh=fresh)
+
+    # Activations ----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def capture(
+        self,
+        inputs: Mapping[str, Tensor],
+        sites: Sequence[Site],
+        what: What = "input",
+        positions: Tensor | None = None,
+    ) -> dict[Site, Tensor]:
+        """What goes into (or comes out of) the matrices at ``sites``.
+
+        Runs the blocks up to the last site and no further; computes no logits.
+
+        Args:
+            inputs: ``input_ids`` and ``attention_mask``, each ``(batch, seq)``, padded on
+                either side; moved to the model's device.
+            sites: Where to look.
+            what: ``"input"`` (for ``mlp_out``: the neurons' activations) or ``"output"``
+                (bias included).
+            positions: Which tokens, see :func:`~safeedit.model.activations.at_positions`;
+                None keeps padding too.
+
+        Returns:
+            Site -> ``(batch, seq, width)``, or the selection, in the model's dtype, on the
+            device where it was computed.
+
+        Raises:
+            UsageError: ``sites`` is empty or ``positions`` don't fit.
+        """
+        if not sites:
+            raise UsageError("nothing to capture: no sites were named")
+        captured: dict[Site, Tensor] = {}
+        wanted = tuple(dict.fromkeys(sites))
+
+        def keep(site: Site, activation: Tensor) -> None:
+            captured[site] = at_positions(activation, positions)
+            if len(captured) == len(wanted):
+                raise Enough
+
+        try:
+            with self.intercepted(wanted, keep, what):
+                self.forward(inputs)
+        except Enough:
+            pass
+        return {site: captured[site] for site in wanted}
+
+    @contextmanager
+    def intercepted(
+        self, sites: Sequence[Site], function: Function, what: What = "input"
+    ) -> Iterator[ModelHandle]:
+        """Within the context, ``function(site, activation)`` sees each activation
+        ``(batch, seq, width)`` at ``sites`` as it passes, with its gradient history, and may
+        return what replaces it (None: nothing)."""
+        with intercept(self.model, self.blocks(), sites, function, what):
+            yield self
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Last hidden states ``(batch, seq, d_model)``, after the final norm; no logits.
+
+        Args:
+            inputs: As in :meth:`capture`.
+        """
+        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        if "attention_mask" in inputs and "position_ids" not in inputs:
+            inputs["position_ids"] = position_ids(inputs["attention_mask"])
+        output: Any = self.model.base_model(**inputs, use_cache=False)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    # Edits ----------------------------------------------------------------------------
+
+    def apply(self, *deltas: WeightDelta, check_base: bool = True, measure: bool = True) -> Undo:
+        """Apply deltas in place, one after the other, each computed in fp32 and cast once.
+
+        Either all of them are applied or, if one fails, none.
+
+        Args:
+            deltas: In order.
+            check_base: Refuse a delta computed on other weights than those it meets, which
+                are the weights now or those after the deltas before it.
+            measure: Fill in ``Undo.changes`` (a few passes over each tensor).
+
+        Returns:
+            What changed, and the way back.
+
+        Raises:
+            EditError: A delta was made for other weights, names a tensor the model doesn't
+                have or doesn't fit it, or the result overflows the model's dtype.
+        """
+        undo = Undo(self)
+        try:
+            start = self.digest() if check_base and deltas else ""
+            for delta in deltas:
+                if check_base and delta.base != start and delta.base != self.digest():
+                    raise EditError(
+                        "the delta was computed on other weights than these (its base is "
+                        f"{delta.base[:12]}, the model is {self.digest()[:12]})",
+                        remedy="apply it to the model it was made for, or compute it again",
+                    )
+                for name, update in delta.updates.items():
+                    self._update(name, update, undo, measure)
+        except BaseException:
+            undo.restore()
+            raise
+        return undo
+
+    @contextmanager
+    def applied(self, *deltas: WeightDelta, check_base: bool = True) -> Iterator[ModelHandle]:
+        """The model with ``deltas`` applied; bit for bit as before when the context ends,
+        also by an exception. Arguments and errors as in :meth:`apply`."""
+        undo = self.apply(*deltas, check_base=check_base, measure=False)
+        try:
+            yield self
+        finally:
+            undo.restore()
+
+    def _update(self, name: str, update: Update, undo: Undo, measure: bool) -> None:
+        self._check_editable(name)
+        weight = self.oriented(name)
+        if not update.fits(tuple(weight.shape)):
+            raise EditError(
+                f"the {update.kind} update of '{name}' does not fit its shape {tuple(weight.shape)}"
+            )
+        changed = apply_update(weight, update)
+        if not bool(torch.isfinite(changed).all()):
+            dtype = str(changed.dtype).removeprefix("torch.")
+            raise EditError(
+                f"the edit of '{name}' overflows {dtype}",
+                remedy="take a lower dose or a dtype of wider range (bfloat16, float32)",
+            )
+        undo._save(name)
+        if measure:
+            role, layer = self._role(name)
+            change = measure_change(name, role, layer, weight, changed, update)
+            undo.changes += (change,)
+        self._write(name, changed.T if name in self.shape.transposed else changed, None)
+
+    def _check_editable(self, name: str) -> None:
+        if name in self.shape.stored:
+            return
+        owner = self.shape.tied.get(name)
+        if owner is None:
+            raise EditError(f"the edit names a tensor the model does not have: '{name}'")
+        raise EditError(
+            f"'{name}' is tied to '{owner}': editing one edits the other",
+            remedy=f"name '{owner}' if both are meant",
+        )
+
+    def _role(self, name: str) -> tuple[str, int | None]:
+        return self._roles.get(name, ("other", None))
+
+    @cached_property
+    def _roles(self) -> dict[str, tuple[str, int | None]]:
+        roles: dict[str, tuple[str, int | None]] = {}
+        for role in self.shape.roles:
+            for site in self.sites(role):
+                roles[site.weight] = (role, site.layer)
+                if site.bias is not None:
+                    roles[site.bias] = (f"{role}_bias", site.layer)
+        return roles
+
+    @torch.no_grad()
+    def _write(self, name: str, values: Tensor, digest: str | None) -> None:
+        """Overwrite a tensor as stored; ``digest`` if that of ``values`` is known."""
+        stored = self.stored(name)
+        stored.copy_(values)
+        for alias in (alias for alias, owner in self.shape.tied.items() if owner == name):
+            # The same memory already, unless accelerate keeps a copy per name off the device.
+            if (copy := self.stored(alias)).data_ptr() != stored.data_ptr():
+                copy.copy_(values)
+        if digest is not None:
+            self._digests.remember(name, stored, digest)
+
+
+def _accelerate_hook(module: nn.Module) -> Any:
+    """The hook by which accelerate brings a module's weights to its device."""
+    hook = getattr(module, "_hf_hook", None)
+    hooks = getattr(hook, "hooks", (hook,))
+    return next((h for h in hooks if getattr(h, "weights_map", None) is not None), None)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    if tensor.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(tensor.device)
+        if tensor.numel() * tensor.element_size() > free * _MEMORY_SHARE_FOR_UNDO:
+            return tensor.cpu()
+    return tensor.clone()

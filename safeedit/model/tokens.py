@@ -1,0 +1,139 @@
+"""Between text and token ids: templates, the one BOS, and how answers follow prompts.
+
+A prompt is put to a model in one of two ways: ``chat`` renders the tokenizer's own template,
+``plain`` takes the text as it is; ``auto`` is ``chat`` where there is a template. Answers are
+tokenised as they would follow a prompt, which for most tokenizers is not the same as alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from safeedit.contracts import Template
+from safeedit.errors import AuditError, UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_RENDERING: dict[str, Any] = {
+    # Qwen 3 would spend the answer's tokens thinking aloud.
+    "enable_thinking": False,
+    # Llama 3 would put today's date into the prompt, and figures would change overnight.
+    "date_string": "26 Jul 2024",
+}
+
+
+class TokenCodec:
+    """A tokenizer, used one way everywhere.
+
+    Args:
+        tokenizer: Of the model.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._lead = cache(self._find_lead)
+
+    def resolve(self, template: Template) -> Literal["chat", "plain"]:
+        """What ``auto`` means for this tokenizer.
+
+        Raises:
+            UsageError: ``chat`` was asked for and there is no template.
+        """
+        has_chat = bool(getattr(self.tokenizer, "chat_template", None))
+        if template == "chat" and not has_chat:
+            raise UsageError(
+                "the tokenizer has no chat template",
+                field="template",
+                remedy="use template: plain, or auto",
+            )
+        return "chat" if has_chat and template != "plain" else "plain"
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        template: Template = "auto",
+        *,
+        system: str | None = None,
+        answer_prefix: str = "",
+    ) -> list[list[int]]:
+        """Token ids of prompts, ready to be answered; BOS stands first at most once."""
+        if self.resolve(template) == "plain":
+            before = f"{system}\n\n" if system else ""
+            after = f" {answer_prefix}" if answer_prefix else ""
+            return [self._with_bos(ids) for ids in self._ids([before + t + after for t in texts])]
+        return self._ids([self._render(text, system) + answer_prefix for text in texts])
+
+    def continuation(self, text: str, template: Template = "auto") -> list[int]:
+        """Token ids of an answer as it follows a prompt of that template.
+
+        Plain text gets the space that parts it from the prompt. In chat it gets what the
+        template puts between prompt and answer, mostly nothing.
+        """
+        before, lead = self._lead(self.resolve(template))
+        # In context, since tokenizers treat the start of a text specially.
+        start, whole = self._ids([before, before + lead + text])
+        if whole[: len(start)] == start:
+            return whole[len(start) :]
+        return self._ids([lead + text])[0]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without special tokens."""
+        text = self.tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text
+
+    @cached_property
+    def bos(self) -> tuple[int, ...]:
+        """What this tokenizer puts before plain text: BOS, or nothing."""
+        bare = self._ids(["a"])[0]
+        dressed: list[int] = list(self.tokenizer("a", add_special_tokens=True)["input_ids"])
+        for start in range(len(dressed) - len(bare) + 1):
+            if dressed[start : start + len(bare)] == bare:
+                return tuple(dressed[:start])
+        return ()
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        bos = list(self.bos)
+        return ids if bos and ids[: len(bos)] == bos else bos + ids
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    def _render(self, text: str, system: str | None = None, answer: str | None = None) -> str:
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": text})
+        if answer is not None:
+            messages.append({"role": "assistant", "content": answer})
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=answer is None, **_RENDERING
+            )
+        except Exception as error:  # jinja's own, and what templates raise of their own accord
+            about = " with a system message" if system else ""
+            raise AuditError(
+                f"the chat template can't render a conversation{about}: {error}",
+                remedy="use template: plain"
+                + (", or leave the system message out" if system else ""),
+            ) from error
+        assert isinstance(rendered, str)
+        return rendered
+
+    def _find_lead(self, template: Literal["chat", "plain"]) -> tuple[str, str]:
+        """Text that ends as a prompt does, and what comes between it and an answer."""
+        if template == "plain":
+            return "Answer:", " "
+        answer = "Yes"
+        try:
+            prompt, whole = self._render("Q?"), self._render("Q?", answer=answer)
+        except AuditError:  # templates that want no answer from us
+            return self._render("Q?"), ""
+        between = whole.removeprefix(prompt).partition(answer)[0]
+        return prompt, between if whole.startswith(prompt) else ""

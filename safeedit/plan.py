@@ -1,0 +1,424 @@
+"""From a policy to everything a run needs, without loading a weight.
+
+:func:`make_plan` resolves names, parameters, data, tensors and gates, and refuses what
+can't work before anything expensive starts. The result can be shown to a person
+(:meth:`Plan.summary`), written to a file, and checked again at ``apply`` time: if policy, data or
+model has moved in between, the run is refused.
+
+Fails with :class:`~safeedit.errors.PolicyError` (at a position in the policy file),
+:class:`~safeedit.errors.DataError` or :class:`~safeedit.errors.ModelError`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safeedit import catalog
+from safeedit.contracts import Auditor, BaseParams, DataRole, EditData, Editor, TensorPlan
+from safeedit.data import Dataset, check_disjoint, load_dataset
+from safeedit.errors import DataError, PolicyError, SafeeditError, UsageError
+from safeedit.export.staging import check_target
+from safeedit.model.architectures import ModelShape
+from safeedit.model.sources import open_config
+from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LoadedPolicy
+from safeedit.results import MetricSpec
+from safeedit.suggest import did_you_mean
+
+FieldPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class PlannedEdit:
+    """One edit, resolved: an editor with its parameters, its data, its tensors."""
+
+    id: str
+    spec: EditSpec
+    editor: Editor
+    params: BaseParams
+    data: EditData
+    tensors: tuple[TensorPlan, ...]
+    targets: tuple[GateSpec, ...]
+    """What a dose must reach on validation data."""
+
+
+@dataclass(frozen=True)
+class PlannedAudit:
+    """One audit, resolved."""
+
+    id: str
+    spec: AuditSpec
+    auditor: Auditor
+    params: BaseParams
+    data: Mapping[str, Dataset]
+
+    @property
+    def metrics(self) -> dict[str, MetricSpec]:
+        """Full metric name -> its specification."""
+        return {f"{self.id}.{metric.name}": metric for metric in self.auditor.metrics}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A policy with every name in it resolved."""
+
+    loaded: LoadedPolicy
+    model_digest: str
+    shape: ModelShape
+    edits: tuple[PlannedEdit, ...]
+    audits: tuple[PlannedAudit, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def export_dir(self) -> Path | None:
+        """Where a passing checkpoint goes, resolved against the policy file."""
+        export = self.loaded.policy.export
+        return None if export is None else self.loaded.base / export.dir
+
+    @property
+    def report_dir(self) -> Path:
+        """Where reports go, whatever the verdict: ``<export dir>.report``, beside the export."""
+        target = self.export_dir or Path("out") / self.loaded.policy.name
+        return target.with_name(target.name + ".report")
+
+    def datasets(self) -> Iterator[tuple[str, Dataset]]:
+        """``<stage>.<role>`` and its data, for every edit and audit."""
+        for edit in self.edits:
+            for role, data in edit.data.roles.items():
+                yield f"edit:{edit.id}.{role}", data
+        for audit in self.audits:
+            for role, data in audit.data.items():
+                yield f"audit:{audit.id}.{role}", data
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must not move between ``plan`` and ``apply``: policy, model and data digests."""
+        return {
+            "policy": self.loaded.digest,
+            "model": self.model_digest,
+            "data": {name: data.digest for name, data in self.datasets()},
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The whole plan as plain values: for ``plan --json``, ``plan -o`` and the screen."""
+        policy = self.loaded.policy
+        gated = {gate.metric for gate in policy.gates}
+        return {
+            "format": "safeedit-plan",
+            "version": 1,
+            "policy_file": str(self.loaded.path),
+            "name": policy.name,
+            "fingerprint": self.fingerprint(),
+            "model": {
+                "source": policy.model.source,
+                "architecture": self.shape.architecture.family,
+                "layers": self.shape.n_layers,
+                "width": self.shape.d_model,
+                "parameters": self.shape.n_parameters,
+            },
+            "edits": [
+                {
+                    "id": edit.id,
+                    "use": edit.spec.use,
+                    "dose": edit.spec.dose,
+                    "params": edit.params.model_dump(mode="json"),
+                    "layers": sorted({t.layer for t in edit.tensors if t.layer is not None}),
+                    "tensors": [t.name for t in edit.tensors],
+                    "parameters_touched": sum(_size(t.shape) for t in edit.tensors),
+                    "targets": [gate.condition for gate in edit.targets],
+                }
+                for edit in self.edits
+            ],
+            "audits": [
+                {
+                    "id": audit.id,
+                    "use": audit.spec.use,
+                    "params": audit.params.model_dump(mode="json"),
+                    "gated_metrics": sorted(gated & audit.metrics.keys()),
+                }
+                for audit in self.audits
+            ],
+            "data": {
+                name: {"digest": data.digest, "source": data.source, "items": data.counts()}
+                for name, data in self.datasets()
+            },
+            "gates": [{"metric": g.metric, "condition": g.condition} for g in policy.gates],
+            "export": None if self.export_dir is None else str(self.export_dir),
+            "report": str(self.report_dir),
+            "estimates": self.estimates(),
+            "warnings": list(self.warnings),
+        }
+
+    def estimates(self) -> dict[str, float]:
+        """Rough memory (bytes) and time (seconds) of a run, from shapes and item counts.
+
+        Time is arithmetic, not measurement: 2 FLOPs per parameter and token forward, 6 in
+        training, over the matrix throughput of this machine as timed on one small product. Expect
+        a factor of two either way.
+        """
+        from safeedit.numerics.throughput import measured_flops
+
+        policy = self.loaded.policy
+        flops = measured_flops(policy.model.dtype)
+        forward = sum(
+            _cost(audit.auditor, {r: d for r, d in audit.data.items()}) for audit in self.audits
+        )
+        rounds = 2 + sum(2 if edit.spec.dose == "auto" else 1 for edit in self.edits)
+        training = sum(_cost(edit.editor, edit.data.roles) for edit in self.edits)
+        n = self.shape.n_parameters
+        bytes_per_weight = 4 if policy.model.dtype == "float32" else 2
+        touched = sum(_size(t.shape) for edit in self.edits for t in edit.tensors)
+        return {
+            "weights_bytes": n * bytes_per_weight,
+            "peak_memory_bytes": n * bytes_per_weight * 2 + touched * 12 + 1.0e9,
+            "forward_tokens": forward * rounds,
+            "training_tokens": training,
+            "seconds": (2 * n * forward * rounds + 6 * n * training) / flops,
+        }
+
+
+def make_plan(loaded: LoadedPolicy) -> Plan:
+    """Resolve a policy.
+
+    Raises:
+        PolicyError: an unknown name, a bad parameter, a gate on a metric nobody measures, a
+            layer outside the model; always with the position in the policy file.
+        DataError: a data source is missing, malformed or overlaps another.
+        ModelError: the model can't be found or is refused.
+    """
+    policy = loaded.policy
+    warnings: list[str] = []
+    with _located(loaded, ("model", "source")):
+        config, digest = open_config(policy.model.source, revision=policy.model.revision)
+        shape = ModelShape.from_config(config)
+    edits = tuple(_plan_edit(loaded, index, shape) for index in range(len(policy.edits)))
+    audits = tuple(_plan_audit(loaded, index) for index in range(len(policy.audits)))
+    _check_gates(loaded, audits, warnings)
+    _check_splits(edits, audits)
+    plan = Plan(loaded, digest, shape, edits, audits, tuple(warnings))
+    if plan.export_dir is not None and policy.export is not None:
+        if not policy.gates:
+            raise loaded.error(
+                ("export",),
+                "a policy that exports must have at least one gate",
+                "add gates, or remove 'export' to only measure",
+            )
+        check_target(plan.export_dir, overwrite=policy.export.overwrite)
+    return plan
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Write :meth:`Plan.summary` as JSON for a later ``apply``."""
+    path.write_text(json.dumps(plan.summary(), indent=2) + "\n")
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """A plan file's content.
+
+    Raises:
+        UsageError: the file is not a plan.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError("not a readable plan", file=path, remedy="make it with plan -o") from error
+    if not isinstance(content, dict) or content.get("format") != "safeedit-plan":
+        raise UsageError("this JSON is not a plan", file=path, remedy="make it with plan -o")
+    return content
+
+
+def check_unmoved(plan: Plan, written: Mapping[str, Any]) -> None:
+    """Refuse if policy, model or data differ from what a written plan saw.
+
+    Raises:
+        UsageError: naming what has moved.
+    """
+    then, now = written["fingerprint"], plan.fingerprint()
+    moved = [part for part in ("policy", "model") if then.get(part) != now[part]]
+    before: Mapping[str, str] = then.get("data", {})
+    moved += [
+        f"data of {name}"
+        for name in sorted(before.keys() | now["data"].keys())
+        if before.get(name) != now["data"].get(name)
+    ]
+    if moved:
+        raise UsageError(
+            f"since the plan was made, these have changed: {', '.join(moved)}",
+            remedy="review the changes and make a new plan",
+        )
+
+
+def _plan_edit(loaded: LoadedPolicy, index: int, shape: ModelShape) -> PlannedEdit:
+    spec = loaded.policy.edits[index]
+    at: FieldPath = ("edits", index)
+    with _located(loaded, (*at, "use")):
+        kind = catalog.editor(spec.use)
+    data, params = _split_options(loaded, at, spec.options, kind.roles, kind.Params)
+    editor = kind(params)
+    with _located(loaded, at):
+        tensors = tuple(editor.touches(shape))
+    targets = spec.targets or loaded.policy.gates
+    if spec.dose == "auto" and not targets:
+        raise loaded.error(
+            (*at, "dose"),
+            "'dose: auto' needs targets to meet, and the policy has no gates",
+            "add 'targets' to the edit or 'gates' to the policy, or give a number",
+        )
+    return PlannedEdit(spec.id, spec, editor, params, EditData(data), tensors, targets)
+
+
+def _plan_audit(loaded: LoadedPolicy, index: int) -> PlannedAudit:
+    spec = loaded.policy.audits[index]
+    at: FieldPath = ("audits", index)
+    with _located(loaded, (*at, "use")):
+        kind = catalog.auditor(spec.use)
+    data, params = _split_options(loaded, at, spec.options, kind.roles, kind.Params)
+    return PlannedAudit(spec.id, spec, kind(params), params, data)
+
+
+def _split_options(
+    loaded: LoadedPolicy,
+    at: FieldPath,
+    options: Mapping[str, Any],
+    roles: Sequence[DataRole],
+    params_type: type[BaseParams],
+) -> tuple[dict[str, Dataset], BaseParams]:
+    """Part an edit's or audit's free keys into data (by role) and parameters."""
+    by_key = {role.name: role for role in roles}
+    if roles and "data" not in by_key:
+        by_key["data"] = roles[0]
+    datasets: dict[str, Dataset] = {}
+    rest: dict[str, Any] = {}
+    for key, value in options.items():
+        role = by_key.get(key)
+        if role is None:
+            rest[key] = value
+            continue
+        if role.name in datasets:
+            raise loaded.error(
+                (*at, key), f"the data of {role.name!r} is given twice", "keep one of the two"
+            )
+        spec = loaded.parse(DataSpec, value, (*at, key))
+        with _located(loaded, (*at, key)):
+            datasets[role.name] = load_dataset(
+                spec, base=loaded.base, role=role, seed=loaded.policy.seed
+            )
+    for role in roles:
+        if role.required and role.name not in datasets:
+            raise loaded.error(
+                at,
+                f"data is missing: {role.name} ({role.description})",
+                f"add '{role.name}: {{file: ...}}' or '{role.name}: {{dataset: ...}}'",
+            )
+    known = (*params_type.model_fields, *by_key)
+    for key in rest:
+        if key not in params_type.model_fields:
+            raise loaded.error((*at, key), f"unknown key {key!r}", did_you_mean(key, known))
+    return datasets, loaded.parse(params_type, rest, at)
+
+
+class _located:
+    """Gives an error without a place the position of the policy field that led to it."""
+
+    def __init__(self, loaded: LoadedPolicy, at: FieldPath) -> None:
+        self.loaded, self.at = loaded, at
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, SafeeditError) and error.file is None:
+            place = self.loaded.error(self.at, error.message, error.remedy)
+            error.file, error.line, error.column = place.file, place.line, place.column
+            error.field = error.field or place.field
+
+
+def _check_gates(loaded: LoadedPolicy, audits: Sequence[PlannedAudit], warnings: list[str]) -> None:
+    known = {name: spec for audit in audits for name, spec in audit.metrics.items()}
+    listed: list[tuple[FieldPath, GateSpec]] = [
+        (("gates", i), gate) for i, gate in enumerate(loaded.policy.gates)
+    ]
+    for e, edit in enumerate(loaded.policy.edits):
+        listed += [(("edits", e, "targets", t), gate) for t, gate in enumerate(edit.targets)]
+    for at, gate in listed:
+        spec = known.get(gate.metric)
+        if spec is None:
+            raise loaded.error(
+                (*at, "metric"),
+                f"no audit of this policy measures {gate.metric!r}",
+                did_you_mean(gate.metric, known),
+            )
+        floors = gate.min is not None or gate.max_decrease is not None
+        if floors != (spec.direction == "higher"):
+            warnings.append(
+                f"{gate.metric}: {spec.direction} is better, but the gate is '{gate.condition}'"
+            )
+
+
+def _check_splits(edits: Sequence[PlannedEdit], audits: Sequence[PlannedAudit]) -> None:
+    """What was fitted or tuned on must not be what is tested on."""
+    for edit in edits:
+        erased = {role.name for role in edit.editor.roles if role.erased}
+        fitted: dict[str, list[str]] = {}
+        for role, data in edit.data.roles.items():
+            if role in erased:
+                fitted[role] = [phrasing.text for phrasing in data.phrasings("fit")]
+            else:
+                fitted[role] = [item.prompt for item in data.items("fit")]
+        names = sorted(fitted)
+        for i, first in enumerate(names):
+            for second in names[i + 1 :]:
+                if (first in erased) != (second in erased):
+                    check_disjoint(
+                        fitted[first],
+                        fitted[second],
+                        f"edit {edit.id}: {first}",
+                        f"edit {edit.id}: {second}",
+                    )
+        for audit in audits:
+            held_out = {role.name for role in audit.auditor.roles if role.erased}
+            for role, data in audit.data.items():
+                if role in held_out:
+                    tested = [p.text for p in data.phrasings("test") if not p.seen]
+                else:
+                    tested = [item.prompt for item in data.items("test")]
+                for name, texts in fitted.items():
+                    check_disjoint(
+                        texts,
+                        tested,
+                        f"fit split of edit {edit.id}: {name}",
+                        f"test split of audit {audit.id}: {role}",
+                    )
+    for audit in audits:
+        if not any(data.counts().get("test", 0) for data in audit.data.values()):
+            raise DataError(
+                f"audit {audit.id} has no test items",
+                remedy="give it data with a test split, or at least three items",
+            )
+
+
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size
+
+
+def _cost(stage: Editor | Auditor, data: Mapping[str, Dataset]) -> int:
+    """Tokens through the model that a stage says it needs; editors and auditors may offer it."""
+    tokens = getattr(stage, "tokens", None)
+    return int(tokens(data)) if callable(tokens) else sum(60 * len(d) for d in data.values())
+
+
+__all__ = [
+    "Plan",
+    "PlannedAudit",
+    "PlannedEdit",
+    "PolicyError",
+    "check_unmoved",
+    "make_plan",
+    "read_plan",
+    "write_plan",
+]

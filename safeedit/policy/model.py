@@ -1,0 +1,399 @@
+"""The policy as typed, frozen records: what a user may ask for, field by field.
+
+Fails with pydantic's ``ValidationError``; :func:`safeedit.policy.load_policy` turns that
+into a :class:`~safeedit.errors.PolicyError` with file, line and column. Nothing here looks
+at editors, auditors, data or models: names are resolved by :mod:`safeedit.plan`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from safeedit.results import Split
+
+Template = Literal["auto", "chat", "plain"]
+"""How a prompt is put to the model: in its chat template, bare, or chat where it has one."""
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+STAGE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+_PERCENT = re.compile(r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*%\s*$")
+
+
+_Part = TypeVar("_Part")
+Sequenced = Annotated[tuple[_Part, ...], Field(strict=False)]
+"""A tuple that may be given as a list, as YAML and JSON do."""
+
+
+class PolicyPart(BaseModel):
+    """Base of the parts of a policy: immutable, and strict about unknown fields."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,  # "5" is no number and 1 is no text
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+def _exactly_one(part: BaseModel, names: tuple[str, ...]) -> None:
+    given = [name for name in names if getattr(part, name) is not None]
+    if len(given) != 1:
+        what = " and ".join(given) if given else "none"
+        raise ValueError(f"give exactly one of {', '.join(names)} (found {what})")
+
+
+class ModelSpec(PolicyPart):
+    """The model to edit."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """Hub id, local folder, .gguf file, or builtin:smollm2-135m-instruct."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub model; pin a commit to make runs repeatable."""
+    dtype: DType = "auto"
+    """Type of the weights while editing and in the export; auto keeps the model's own."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    """Where to compute: auto, cpu, mps, cuda or cuda:N."""
+
+
+class DataSpec(PolicyPart):
+    """Where items come from and which of them to use."""
+
+    file: Annotated[str, Field(min_length=1)] | None = None
+    """JSONL, JSON array, CSV, TSV, Parquet or text file, or a folder of datasets' save_to_disk;
+    relative to the policy file."""
+    dataset: Annotated[str, Field(min_length=1)] | None = None
+    """A data set that ships with safeedit, e.g. facts."""
+    hub: Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")] | None = None
+    """A data set on the Hugging Face hub, e.g. mandarjoshi/trivia_qa."""
+    format: str = "auto"
+    """auto, or the name of a published format: sanitation, known_1000, counterfact, tofu ..."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our name -> the source's, e.g. {prompt: question, answer: answer.value}."""
+    where: dict[str, str | int | float | bool | list[str | int | float | bool]] = Field(
+        default_factory=dict
+    )
+    """Keep rows whose column equals the value, or one of the values, e.g. {role: near}."""
+    split: Split | None = None
+    """Put every row in this split, whatever the rows say."""
+    revision: str | None = None
+    """Commit of the hub data set."""
+    hub_config: str | None = None
+    """Configuration of the hub data set, e.g. rc.nocontext."""
+    hub_split: str | None = None
+    """Split of the hub data set (default train), or of a saved DatasetDict."""
+    stream: bool = False
+    """Read the hub data set row by row instead of downloading it whole."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """At most so many items: a seeded choice, or the first ones of a stream."""
+    template: Template = "auto"
+    """Put prompts in the model's chat template, plain, or (auto) chat where it has one."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
+    """Refuse the file if its sha256 differs."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataSpec:
+        _exactly_one(self, ("file", "dataset", "hub"))
+        if self.hub is None:
+            for name in ("revision", "hub_config"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is for hub data sets only")
+            if self.stream:
+                raise ValueError("stream is for hub data sets only")
+        elif self.sha256 is not None:
+            raise ValueError("sha256 is for files; pin a hub data set with revision")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The source as a short name for records and screens."""
+        return self.file or self.dataset or self.hub or ""
+
+
+class Bound(PolicyPart):
+    """How far a metric may move from its value before the edits."""
+
+    value: float
+    """Difference in the metric's unit, or a share of the value before if relative."""
+    relative: bool = False
+    """True for a percentage: 3% is value 0.03."""
+
+    def __str__(self) -> str:
+        return f"{self.value * 100:g}%" if self.relative else f"{self.value:g}"
+
+    @model_validator(mode="after")
+    def _check(self) -> Bound:
+        if self.value < 0:
+            raise ValueError("must not be negative")
+        return self
+
+
+def _bound(value: Any) -> Any:
+    if isinstance(value, str):
+        match = _PERCENT.match(value)
+        if match is None:
+            raise ValueError("should be a number or a percentage such as 3%")
+        # round() undoes the binary noise of e.g. 0.7 / 100, so that 0.7% equals 0.007.
+        return {"value": round(float(match.group(1)) / 100, 12), "relative": True}
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return {"value": value, "relative": False}
+    if isinstance(value, (Bound, dict)):
+        return value
+    raise ValueError("should be a number or a percentage such as 3%")
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, str) and (match := _PERCENT.match(value)):
+        raise ValueError(
+            f"is absolute and takes a number: write {float(match.group(1)) / 100:g} "
+            "(percentages are for max_increase and max_decrease)"
+        )
+    return value
+
+
+_BOUND_SCHEMA = {
+    "anyOf": [
+        {"type": "number", "minimum": 0},
+        {"type": "string", "pattern": r"^\s*\d*\.?\d+([eE][+-]?\d+)?\s*%\s*$"},
+    ]
+}
+
+
+def _written(bound: Bound) -> float | str:
+    return f"{bound.value * 100:.12g}%" if bound.relative else bound.value
+
+
+Change = Annotated[
+    Bound,
+    BeforeValidator(_bound),
+    PlainSerializer(_written),
+    WithJsonSchema(_BOUND_SCHEMA, mode="validation"),
+]
+Limit = Annotated[float, BeforeValidator(_absolute)]
+
+
+class GateSpec(PolicyPart):
+    """A condition that the edited checkpoint must meet to be exported."""
+
+    metric: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*\.\S+$")]
+    """<audit id>.<metric>, e.g. leakage.extraction_rate."""
+    min: Limit | None = None
+    """The metric must be at least this."""
+    max: Limit | None = None
+    """The metric must be at most this."""
+    max_increase: Change | None = None
+    """The metric may rise by at most this over its value before the edits; 0.1 or 3%."""
+    max_decrease: Change | None = None
+    """The metric may fall by at most this from its value before the edits; 0.1 or 3%."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Hold the bound of the interval at this confidence to the gate, not the value: 0.95."""
+    min_n: Annotated[int, Field(ge=1)] = 10
+    """With fewer items than this the gate is inconclusive."""
+
+    @model_validator(mode="after")
+    def _check(self) -> GateSpec:
+        _exactly_one(self, ("min", "max", "max_increase", "max_decrease"))
+        return self
+
+    @property
+    def audit(self) -> str:
+        """Id of the audit the metric comes from."""
+        return self.metric.split(".", 1)[0]
+
+    @property
+    def name(self) -> str:
+        """Name of the metric within its audit."""
+        return self.metric.split(".", 1)[1]
+
+    @property
+    def kind(self) -> Literal["min", "max", "max_increase", "max_decrease"]:
+        """Which of the four conditions this gate sets."""
+        if self.min is not None:
+            return "min"
+        if self.max is not None:
+            return "max"
+        return "max_increase" if self.max_increase is not None else "max_decrease"
+
+    @property
+    def bound(self) -> Bound:
+        """The bound of :attr:`kind`; ``relative`` only for changes given in percent."""
+        value = getattr(self, self.kind)
+        return value if isinstance(value, Bound) else Bound.model_construct(value=float(value))
+
+    @property
+    def needs_before(self) -> bool:
+        """True where the gate compares with the model before the edits."""
+        return self.kind in ("max_increase", "max_decrease")
+
+    @property
+    def condition(self) -> str:
+        """The gate in words, e.g. ``max 0.02 at confidence 0.95``."""
+        text = f"{self.kind} {self.bound}"
+        return f"{text} at confidence {self.confidence:g}" if self.confidence else text
+
+
+class StageSpec(BaseModel):
+    """What edits and audits share: a name from the catalog, an id, and options.
+
+    Keys that are not fields are kept as :attr:`options`: roles of data (``forget``,
+    ``data`` ...) and parameters. :mod:`safeedit.plan` resolves them against the editor or
+    auditor, which alone knows which exist.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="allow",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    use: Annotated[str, Field(pattern=STAGE_NAME)]
+    """Name of the editor or auditor; `safeedit list` shows them."""
+    id: Annotated[str, Field(pattern=STAGE_NAME)] = ""
+    """Name of this stage in gates and reports; by default that of use."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            if "options" in data:
+                raise ValueError("has no key 'options': write parameters and data directly")
+            if data.get("id") is None and isinstance(data.get("use"), str):
+                data = {**data, "id": data["use"]}
+        return data
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keys beyond the fields: data roles and parameters, as the policy wrote them."""
+        return dict(self.model_extra or {})
+
+
+def _dose(value: Any) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value == "auto" or (number and value > 0 and value != float("inf")):
+        return value
+    raise ValueError("should be auto or a number above 0")
+
+
+class EditSpec(StageSpec):
+    """One change to the model. Further keys: the editor's data roles and parameters."""
+
+    dose: Annotated[
+        Literal["auto"] | float,
+        BeforeValidator(_dose),
+        WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "number", "exclusiveMinimum": 0}]}),
+    ] = "auto"
+    """Strength of the edit; auto takes the least that meets the targets on validation data."""
+    targets: Sequenced[GateSpec] = ()
+    """What dose: auto must reach; by default the policy's gates."""
+    control: bool = True
+    """Also measure a random change of equal norm: what the edit's effect must beat."""
+
+
+class AuditSpec(StageSpec):
+    """One measurement. Further keys: the auditor's data roles and parameters."""
+
+    required: bool = True
+    """False: a run where this audit can't be made is not inconclusive for it."""
+
+
+class ExportSpec(PolicyPart):
+    """Where the checkpoint goes if every gate passes."""
+
+    dir: Annotated[str, Field(min_length=1)]
+    """Folder to create, relative to the policy file."""
+    overwrite: bool = False
+    """Replace a folder that exists."""
+
+
+def _number_as_text(value: Any) -> Any:
+    # `ticket: 1182` is natural YAML for a text that happens to be digits.
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Policy(PolicyPart):
+    """What to change in a model, how to measure it, and what must hold."""
+
+    version: Literal[1] = 1
+    """Version of the policy language."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    """Short name, used in file names and reports."""
+    owner: str | None = None
+    """Who answers for this change; goes into the evidence."""
+    ticket: Annotated[
+        str | None,
+        BeforeValidator(_number_as_text),
+        WithJsonSchema({"type": ["string", "integer", "null"]}),
+    ] = None
+    """The request behind it; goes into the evidence."""
+    description: str | None = None
+    """What this policy is for."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of everything random in the run."""
+    model: ModelSpec
+    """The model to edit."""
+    edits: Sequenced[EditSpec] = ()
+    """Changes, made in this order."""
+    audits: Sequenced[AuditSpec] = ()
+    """Measurements, made before and after the edits."""
+    gates: Sequenced[GateSpec] = ()
+    """Conditions for the export."""
+    export: ExportSpec | None = None
+    """Where the checkpoint goes; without it nothing is exported."""
+
+    @field_validator("edits", "audits", "gates", mode="before")
+    @classmethod
+    def _empty(cls, value: Any) -> Any:
+        # `gates:` with nothing under it is null in YAML; it means an empty list.
+        return () if value is None else value
+
+    @model_validator(mode="after")
+    def _check(self, info: ValidationInfo) -> Policy:
+        if info.context is not None:  # load_policy reports conflicts itself, with positions
+            return self
+        problems = [f"{'.'.join(map(str, field))} {text}" for field, text in self.conflicts()]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Contradictions between fields, as (path of the field, what is wrong)."""
+        seen: dict[str, str] = {}
+        for group, stages in (("edits", self.edits), ("audits", self.audits)):
+            for index, stage in enumerate(stages):
+                place = f"{group}[{index}]"
+                if stage.id in seen:
+                    key = "id" if "id" in stage.model_fields_set else "use"
+                    yield (
+                        (group, index, key),
+                        f"is the id of {seen[stage.id]} too; give one of them another id",
+                    )
+                seen.setdefault(stage.id, place)
+        audits = tuple(audit.id for audit in self.audits)
+        gates: list[tuple[tuple[str | int, ...], GateSpec]] = [
+            (("gates", i), gate) for i, gate in enumerate(self.gates)
+        ]
+        gates += [
+            (("edits", i, "targets", j), gate)
+            for i, edit in enumerate(self.edits)
+            for j, gate in enumerate(edit.targets)
+        ]
+        for where, gate in gates:
+            if gate.audit not in audits:
+                yield (*where, "metric"), f"names an audit that is not there: {gate.audit}"

@@ -1,0 +1,254 @@
+"""Everything a run writes to disk, as pydantic records. No torch here.
+
+A :class:`RunRecord` holds enough to recompute every verdict and to draw every report:
+reports are pure functions of it. Records never hold text from the data: items appear
+under keyed digests (see :meth:`safeedit.contracts.RunContext.digest`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+"""Version of ``report.json``; raised whenever a field changes meaning or disappears."""
+
+Direction = Literal["lower", "higher"]
+Status = Literal["pass", "fail", "inconclusive"]
+Split = Literal["fit", "validation", "test"]
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, and strict about unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class MetricSpec(Record):
+    """What an auditor promises to measure; gates are checked against it before a run."""
+
+    name: str
+    """Name within its auditor, e.g. ``extraction_rate``."""
+    unit: str
+    """``rate``, ``nats``, ``nats/token``, ``tokens``, ``ratio``, ``bits`` ..."""
+    direction: Direction
+    """Which way is better."""
+    description: str
+    """One line for reports and ``safeedit list``."""
+
+
+class Interval(Record):
+    """A confidence interval."""
+
+    low: float
+    high: float
+    level: float = 0.95
+    method: str
+    """``wilson``, ``bootstrap``, ``paired bootstrap`` ..."""
+
+
+class Metric(Record):
+    """One measured figure with its uncertainty."""
+
+    name: str
+    """Full name, ``<audit id>.<metric>``, e.g. ``leakage.extraction_rate``."""
+    value: float | None
+    """The point estimate; None where nothing could be measured (``n`` is 0)."""
+    interval: Interval | None
+    n: int
+    """Number of independent units behind the value: items, or groups of items where several
+    (phrasings of one fact) are not independent."""
+    unit: str
+    direction: Direction
+    items: dict[str, float] = Field(default_factory=dict)
+    """Per-item values under keyed digests, for paired tests; empty where there are none."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Weight of each item in the value (tokens of a text); empty where all weigh the same."""
+    groups: dict[str, str] = Field(default_factory=dict)
+    """Item -> group of items that are not independent; empty where all are."""
+    note: str = ""
+
+
+class Comparison(Record):
+    """A metric before and after the edits, paired by item where items pair up."""
+
+    name: str
+    before: Metric | None
+    after: Metric
+    difference: float | None
+    """After minus before, over the paired items where there are any."""
+    difference_interval: Interval | None
+    n_pairs: int = 0
+    """Number of independent pairs, counted like :attr:`Metric.n`; 0 where nothing pairs up."""
+    test: str = ""
+    """``mcnemar exact``, ``wilcoxon signed-rank``, the same ``over groups``, or empty."""
+    p_value: float | None = None
+
+
+class AuditRecord(Record):
+    """One audit of one model on one split."""
+
+    id: str
+    use: str
+    split: Split
+    data_digests: dict[str, str]
+    """Role of the data -> sha256 of its items."""
+    metrics: tuple[Metric, ...]
+    seconds: float
+    cached: bool = False
+
+
+class Verdict(Record):
+    """What one gate decided, and why."""
+
+    metric: str
+    condition: str
+    """The gate as the policy wrote it, e.g. ``max 0.02 at confidence 0.95``."""
+    status: Status
+    reason: str
+    value: float | None
+    bound: float | None
+    """The absolute bound the value was held against (relative gates resolved)."""
+
+
+class TensorChange(Record):
+    """What an edit did to one tensor, in the model's own dtype."""
+
+    name: str
+    layer: int | None
+    role: str
+    shape: tuple[int, ...]
+    kind: Literal["low_rank", "columns", "dense"]
+    delta_norm: float
+    """Frobenius norm of the intended change, fp32."""
+    relative_norm: float
+    """``delta_norm`` over the norm of the original tensor."""
+    cast_error: float
+    """``‖cast(W+Δ) − W − Δ‖_F / ‖Δ‖_F``."""
+    share_changed: float
+    """Share of entries whose stored value really changed."""
+    entries_changed: int
+
+
+class DosePoint(Record):
+    """One dose tried on validation data."""
+
+    dose: float
+    metrics: dict[str, float | None]
+    meets_targets: bool
+    misses: tuple[str, ...] = ()
+    """Targets this dose missed, in words."""
+    seconds: float = 0.0
+
+
+class EditRecord(Record):
+    """One edit: what was fitted, which dose was taken and why, what it changed."""
+
+    id: str
+    use: str
+    params: dict[str, Any]
+    data_digests: dict[str, str]
+    dose: float
+    dose_mode: Literal["auto", "fixed"]
+    dose_curve: tuple[DosePoint, ...]
+    targets_met: bool | None
+    """None where the dose was fixed by the policy."""
+    changes: tuple[TensorChange, ...]
+    delta_digest: str
+    untouched_verified: int
+    """Tensors outside the plan, proved byte-identical after the edit."""
+    notes: dict[str, Any] = Field(default_factory=dict)
+    """The editor's own account (losses, controls, warnings); numbers and words, no data."""
+    controls: tuple[ControlRecord, ...] = ()
+    seconds: float
+
+
+class ControlRecord(Record):
+    """The same edit made at random: what an effect must beat."""
+
+    name: str
+    """e.g. ``random delta of equal norm``."""
+    seed: int
+    metrics: tuple[Metric, ...]
+
+
+class ModelRecord(Record):
+    """The model a run started from."""
+
+    source: str
+    revision: str | None
+    architecture: str
+    parameters: int
+    dtype: str
+    device: str
+    digest: str
+    """Digest over all tensors, see :meth:`safeedit.model.handle.ModelHandle.digest`."""
+    trust_remote_code: bool = False
+
+
+class EnvironmentRecord(Record):
+    """Where a run took place."""
+
+    safeedit: str
+    python: str
+    platform: str
+    processor: str
+    cpu_count: int
+    device: str
+    packages: dict[str, str]
+
+
+class ResourceRecord(Record):
+    """What a run cost."""
+
+    wall_seconds: float
+    peak_memory_bytes: int
+    """Peak resident memory of the process."""
+    peak_device_bytes: int = 0
+    stages: dict[str, float]
+    """Stage -> seconds, in order."""
+
+
+class ExportRecord(Record):
+    """The promoted checkpoint."""
+
+    directory: str
+    weights_digest: str
+    files: dict[str, str]
+    """Relative path -> sha256."""
+
+
+class RunRecord(Record):
+    """One run of ``apply`` or ``audit``, complete."""
+
+    schema_version: int = SCHEMA_VERSION
+    command: Literal["apply", "audit"]
+    run_id: str
+    started: str
+    """ISO 8601, UTC."""
+    policy_name: str
+    policy_digest: str
+    policy: dict[str, Any]
+    """The policy as validated."""
+    owner: str | None
+    ticket: str | None
+    seed: int
+    model: ModelRecord
+    datasets: dict[str, dict[str, Any]]
+    """``<stage id>.<role>`` -> digest, counts per split, source; never items."""
+    before: tuple[AuditRecord, ...]
+    edits: tuple[EditRecord, ...]
+    after: tuple[AuditRecord, ...]
+    comparisons: tuple[Comparison, ...]
+    verdicts: tuple[Verdict, ...]
+    status: Status
+    exit_code: int
+    warnings: tuple[str, ...]
+    environment: EnvironmentRecord
+    resources: ResourceRecord
+    export: ExportRecord | None
+    """None where nothing was exported."""
+
+
+EditRecord.model_rebuild()
