@@ -23,12 +23,12 @@ list, which ``tests/test_layers.py`` enforces:
 ===================================  ========================================================
 :mod:`safeedit.errors`               every error on purpose, in one tree
 :mod:`safeedit.results`              what is written to disk: metrics, verdicts, the run record
+:mod:`safeedit.numerics`             covariance, low rank, statistics, text
 :mod:`safeedit.policy`               the policy as frozen records, and errors that say where
 :mod:`safeedit.gates`                a metric against a gate: pass, fail or inconclusive
 :mod:`safeedit.builtin`              the data sets and policies that ship with safeedit
 :mod:`safeedit.contracts`            what editors, auditors and scorers promise
 :mod:`safeedit.data`                 items, splits, phrasings, and the loaders
-:mod:`safeedit.numerics`             covariance, low rank, statistics, text
 :mod:`safeedit.delta`                a change of weights as a value
 :mod:`safeedit.model`                families, handles, sources, the engine
 :mod:`safeedit.editors`              one method per file; the file's stem is its name

@@ -1,9 +1,9 @@
 """Names to editors, auditors and scorers.
 
-A name is a file's stem: ``safeedit/editors/sanitation.py`` is the editor ``sanitation``;
-a file in a sub-package gets a dotted name. Other distributions add theirs through the entry-point groups
-``safeedit.editors``, ``safeedit.auditors`` and ``safeedit.scorers``. Nothing else resolves: a policy is data and
-can never name code.
+A name is a file's stem: ``safeedit/editors/sanitation.py`` is the editor ``sanitation``; a file
+in a sub-package gets a dotted name. Other distributions add theirs through the entry-point
+groups ``safeedit.editors`` and ``safeedit.auditors``. Nothing else resolves: a policy is data
+and can never name code.
 """
 
 from __future__ import annotations

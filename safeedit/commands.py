@@ -14,7 +14,7 @@ import os
 import secrets
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -162,7 +162,7 @@ def apply(screen: Screen, policy: Path, as_json: bool, report_dir: Path | None) 
     if written:
         check_unmoved(made, written)
     folder = report_dir or made.report_dir
-    with _context(screen, made) as ctx:
+    with _Context(screen, made) as ctx:
         record = execute(made, ctx, write_reports=lambda record: _write_reports(record, folder))
     _show_record(screen, record, folder, as_json)
     return record.exit_code
@@ -188,7 +188,7 @@ def audit(
 
     made = _plan(policy, source=source, editing=False)
     folder = report_dir or made.report_dir.with_name(made.report_dir.stem + ".audit")
-    with _context(screen, made) as ctx:
+    with _Context(screen, made) as ctx:
         record = measure(
             made, ctx, base=base, write_reports=lambda record: _write_reports(record, folder)
         )
@@ -209,11 +209,12 @@ def report(record: Path, kind: str) -> None:
     """Render RECORD (a report.json, or a folder holding one) again."""
     from rich.console import Console
 
-    from safeedit.report import render_all, terminal
+    from safeedit.report import render_all
+    from safeedit.report.terminal import render
 
     found = _read_record(record)
     if kind == "terminal":
-        terminal.render(found, Console(highlight=False))
+        render(found, Console(highlight=False))
     else:
         name = {"html": "report.html", "md": "report.md", "junit": "junit.xml"}[kind]
         click.echo(render_all(found)[name])
@@ -295,7 +296,7 @@ def schema() -> None:
 @click.option("--like", default="quickstart", show_default=True, help="A built-in policy to copy.")
 def init(path: Path, like: str) -> None:
     """Write a policy to start from; it runs as it stands."""
-    from safeedit.builtin import builtin_policies
+    from safeedit.builtin import policy_path
 
     source = policy_path(like)
     try:
@@ -323,7 +324,7 @@ def _plan(path: Path, source: str | None = None, editing: bool = True) -> Plan:
     return make_plan(loaded)
 
 
-class _context:
+class _Context:
     """A run context whose progress bars live as long as the ``with`` block."""
 
     def __init__(self, screen: Screen, plan: Plan) -> None:
@@ -383,7 +384,7 @@ class _context:
 
 
 def _length(items: Iterable[Any]) -> int | None:
-    return len(items) if hasattr(items, "__len__") else None
+    return len(items) if isinstance(items, Sized) else None
 
 
 def _secret(cache: Path) -> bytes:
@@ -437,11 +438,11 @@ def _read_record(path: Path) -> RunRecord:
 
 
 def _show_record(screen: Screen, record: RunRecord, folder: Path, as_json: bool) -> None:
-    from safeedit.report import terminal
+    from safeedit.report.terminal import render
 
     if as_json:
         click.echo(record.model_dump_json(indent=2))
-    terminal.render(record, screen.console())
+    render(record, screen.console())
     screen.say(f"report: {folder / 'report.html'}")
 
 
@@ -499,13 +500,13 @@ def _listing(kind: str | None) -> dict[str, dict[str, str]]:
         from safeedit.builtin import builtin_datasets, builtin_policies
 
         if kind != "policies":
-            listing["datasets"] = {name: "" for name in builtin_datasets()}
+            listing["datasets"] = dict.fromkeys(builtin_datasets(), "")
         if kind != "datasets":
-            listing["policies"] = {name: "" for name in builtin_policies()}
+            listing["policies"] = dict.fromkeys(builtin_policies(), "")
     if kind in (None, "models"):
         from safeedit.model.architectures import supported
 
-        listing["models"] = dict(supported())
+        listing["models"] = supported()
     return listing
 
 

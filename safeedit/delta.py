@@ -96,6 +96,10 @@ class LowRank:
         dtype = _maths_dtype(weight)
         return self.left.to(weight.device, dtype) @ self.right.to(weight.device, dtype)
 
+    def applied_to(self, weight: Tensor) -> Tensor:
+        factors = (part.to(weight.device, _maths_dtype(weight)) for part in (self.left, self.right))
+        return torch.addmm(weight.to(_maths_dtype(weight)), *factors).to(weight.dtype)
+
     def singular_values(self) -> Tensor:
         """``(min(rank, out, in),)``, fp64, without forming the product."""
         _, left = torch.linalg.qr(self.left.double())
@@ -160,6 +164,10 @@ class Columns:
         delta = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
         return delta.index_copy_(1, indices, values - weight[:, indices].to(dtype))
 
+    def applied_to(self, weight: Tensor) -> Tensor:
+        values = self.values.to(weight.device, weight.dtype)
+        return weight.index_copy(1, self.indices.to(weight.device), values)
+
 
 @dataclass(frozen=True, eq=False)
 class Dense:
@@ -187,6 +195,9 @@ class Dense:
         """What is added to ``weight``, in the dtype of the maths, on its device."""
         return self.values.to(weight.device, _maths_dtype(weight))
 
+    def applied_to(self, weight: Tensor) -> Tensor:
+        return (weight.to(_maths_dtype(weight)) + self.change(weight)).to(weight.dtype)
+
 
 Update = LowRank | Columns | Dense
 """What happens to one tensor."""
@@ -198,11 +209,15 @@ _KINDS: dict[str, tuple[type[Update], tuple[str, ...]]] = {
 }
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a floating-point tensor holds neither NaN nor infinity."""
+    # Its extremes are NaN or infinite exactly if an entry is; unlike torch.isfinite this needs
+    # no temporary and one pass.
+    return not tensor.numel() or all(bool(torch.isfinite(x)) for x in torch.aminmax(tensor))
+
+
 def _require_finite(*tensors: Tensor) -> None:
-    _require(
-        all(bool(torch.isfinite(tensor).all()) for tensor in tensors),
-        "an update holds NaN or infinity",
-    )
+    _require(all(map(all_finite, tensors)), "an update holds NaN or infinity")
 
 
 def _maths_dtype(weight: Tensor) -> torch.dtype:
@@ -228,10 +243,7 @@ def apply_update(weight: Tensor, update: Update) -> Tensor:
             f"{ {name: tuple(part.shape) for name, part in update.parts.items()} } "
             f"does not fit a tensor of shape {tuple(weight.shape)}"
         )
-    if isinstance(update, Columns):
-        values = update.values.to(weight.device, weight.dtype)
-        return weight.detach().index_copy(1, update.indices.to(weight.device), values)
-    return (weight.detach().to(_maths_dtype(weight)) + update.change(weight)).to(weight.dtype)
+    return update.applied_to(weight.detach())
 
 
 def measure_change(
@@ -253,8 +265,9 @@ def measure_change(
     original = float(torch.linalg.vector_norm(before.to(dtype)))
     # after - before is exact or nearly so (neighbouring floats), so what remains after
     # subtracting the intention is the rounding of the cast.
-    error = float(torch.linalg.vector_norm(after.to(dtype) - before.to(dtype) - intended))
-    changed = int((after != before).sum())
+    arrived = after.to(dtype) - before.to(dtype)
+    changed = int(torch.count_nonzero(arrived))
+    error = float(torch.linalg.vector_norm(arrived.sub_(intended)))
     return TensorChange(
         name=name,
         layer=layer,

@@ -162,9 +162,7 @@ class Plan:
 
         policy = self.loaded.policy
         flops = measured_flops(policy.model.dtype)
-        forward = sum(
-            _cost(audit.auditor, {r: d for r, d in audit.data.items()}) for audit in self.audits
-        )
+        forward = sum(_cost(audit.auditor, dict(audit.data)) for audit in self.audits)
         rounds = 2 + sum(2 if edit.spec.dose == "auto" else 1 for edit in self.edits)
         training = sum(_cost(edit.editor, edit.data.roles) for edit in self.edits)
         n = self.shape.n_parameters
@@ -190,7 +188,7 @@ def make_plan(loaded: LoadedPolicy) -> Plan:
     """
     policy = loaded.policy
     warnings: list[str] = []
-    with _located(loaded, ("model", "source")):
+    with _Located(loaded, ("model", "source")):
         config, digest = open_config(policy.model.source, revision=policy.model.revision)
         shape = ModelShape.from_config(config)
     edits = tuple(_plan_edit(loaded, index, shape) for index in range(len(policy.edits)))
@@ -253,11 +251,11 @@ def check_unmoved(plan: Plan, written: Mapping[str, Any]) -> None:
 def _plan_edit(loaded: LoadedPolicy, index: int, shape: ModelShape) -> PlannedEdit:
     spec = loaded.policy.edits[index]
     at: FieldPath = ("edits", index)
-    with _located(loaded, (*at, "use")):
+    with _Located(loaded, (*at, "use")):
         kind = catalog.editor(spec.use)
     data, params = _split_options(loaded, at, spec.options, kind.roles, kind.Params)
     editor = kind(params)
-    with _located(loaded, at):
+    with _Located(loaded, at):
         tensors = tuple(editor.touches(shape))
     targets = spec.targets or loaded.policy.gates
     if spec.dose == "auto" and not targets:
@@ -266,13 +264,21 @@ def _plan_edit(loaded: LoadedPolicy, index: int, shape: ModelShape) -> PlannedEd
             "'dose: auto' needs targets to meet, and the policy has no gates",
             "add 'targets' to the edit or 'gates' to the policy, or give a number",
         )
-    return PlannedEdit(spec.id, spec, editor, params, EditData(data), tensors, targets)
+    return PlannedEdit(
+        spec.id,
+        spec,
+        editor,
+        params,
+        EditData({role: found.without("test") for role, found in data.items()}),
+        tensors,
+        targets,
+    )
 
 
 def _plan_audit(loaded: LoadedPolicy, index: int) -> PlannedAudit:
     spec = loaded.policy.audits[index]
     at: FieldPath = ("audits", index)
-    with _located(loaded, (*at, "use")):
+    with _Located(loaded, (*at, "use")):
         kind = catalog.auditor(spec.use)
     data, params = _split_options(loaded, at, spec.options, kind.roles, kind.Params)
     return PlannedAudit(spec.id, spec, kind(params), params, data)
@@ -301,7 +307,7 @@ def _split_options(
                 (*at, key), f"the data of {role.name!r} is given twice", "keep one of the two"
             )
         spec = loaded.parse(DataSpec, value, (*at, key))
-        with _located(loaded, (*at, key)):
+        with _Located(loaded, (*at, key)):
             datasets[role.name] = load_dataset(
                 spec, base=loaded.base, role=role, seed=loaded.policy.seed
             )
@@ -319,7 +325,7 @@ def _split_options(
     return datasets, loaded.parse(params_type, rest, at)
 
 
-class _located:
+class _Located:
     """Gives an error without a place the position of the policy field that led to it."""
 
     def __init__(self, loaded: LoadedPolicy, at: FieldPath) -> None:

@@ -180,6 +180,8 @@ class ModelRecord(Record):
     revision: str | None
     architecture: str
     parameters: int
+    layers: int = 0
+    """Number of blocks; 0 where not recorded."""
     dtype: str
     device: str
     digest: str

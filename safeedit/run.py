@@ -34,7 +34,7 @@ from safeedit.contracts import AuditOutcome, Proposal, RunContext
 from safeedit.delta import WeightDelta
 from safeedit.errors import AuditError, EditError, ExportError
 from safeedit.export.checkpoint import write_checkpoint
-from safeedit.export.evidence import write_evidence
+from safeedit.export.evidence import CARD, write_evidence
 from safeedit.export.manifest import hash_files
 from safeedit.export.staging import Staging
 from safeedit.gates import judge, overall
@@ -43,7 +43,7 @@ from safeedit.model.sources import open_model
 from safeedit.numerics.statistics import compare
 from safeedit.plan import Plan, PlannedAudit, PlannedEdit
 from safeedit.policy import GateSpec
-from safeedit.report import render_all
+from safeedit.report import card, render_all
 from safeedit.results import (
     AuditRecord,
     Comparison,
@@ -151,8 +151,8 @@ def execute(
     deltas: dict[str, WeightDelta] = {}
     originals: dict[str, torch.Tensor] = {}
     for edit in plan.edits:
-        record, delta, undo = _edit(session, model, edit)
-        edits.append(record)
+        edited, delta, undo = _edit(session, model, edit)
+        edits.append(edited)
         deltas[edit.id] = delta
         for name, tensor in undo.items():
             originals.setdefault(name, tensor)
@@ -161,6 +161,7 @@ def execute(
         return _record(session, "apply", started, model_record, tuple(edits), tuple(after), export)
 
     target, policy = plan.export_dir, plan.loaded.policy
+    record: RunRecord | None = None
     if target is None or policy.export is None:
         with session.clock.stage("audit after"):
             after = _audit_edited(session, model)
@@ -168,7 +169,6 @@ def execute(
         write_reports(record)
         return record
 
-    record = None
     try:
         with Staging(target, overwrite=policy.export.overwrite) as staging:
             with session.clock.stage("stage"):
@@ -197,7 +197,7 @@ def execute(
                     deltas=deltas,
                     undo_tensors=originals,
                     base_digest=base_digest,
-                    reports=render_all(record),
+                    reports={**render_all(record), CARD: card.render(record)},
                 )
                 staging.promote()
             else:
@@ -279,10 +279,10 @@ def _edit(
     """Fit, choose the dose, measure the control, apply, and prove what was not touched."""
     start = time.perf_counter()
     ctx, clock = session.ctx, session.clock
-    before = model.tensor_digests()
+    before = model.tensor_digests(fresh=True)
     with clock.stage(f"edit {edit.id}: fit"):
         proposal = edit.editor.propose(model, edit.data, ctx)
-    if model.tensor_digests() != before:
+    if model.tensor_digests(fresh=True) != before:
         raise EditError(f"edit {edit.id}: the editor changed the model while proposing")
     if not proposal.doses:
         raise EditError(f"edit {edit.id}: the editor proposed no dose")
@@ -299,7 +299,9 @@ def _edit(
             controls = (_random_control(session, model, delta),)
 
     undo = model.apply(delta)
-    changed = {name for name, digest in model.tensor_digests().items() if digest != before[name]}
+    changed = {
+        name for name, digest in model.tensor_digests(fresh=True).items() if digest != before[name]
+    }
     if stray := sorted(changed - delta.updates.keys()):
         raise EditError(f"edit {edit.id}: tensors outside the plan have moved: {stray}")
     if not changed:
@@ -445,6 +447,8 @@ def _cache_key(session: _Session, model: ModelHandle, audit: PlannedAudit, split
     """Everything that made a before-audit; nothing else may serve as the key."""
     parts = {
         "weights": model.digest(),
+        "config": model.config.to_json_string(use_diff=False),
+        "tokenizer": _tokenizer_digest(model),
         "device": str(model.device),
         "use": audit.spec.use,
         "version": audit.auditor.version,
@@ -459,6 +463,13 @@ def _cache_key(session: _Session, model: ModelHandle, audit: PlannedAudit, split
         "transformers": version("transformers"),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _tokenizer_digest(model: ModelHandle) -> str:
+    backend = getattr(model.tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else repr(model.tokenizer)
+    text += str(getattr(model.tokenizer, "chat_template", ""))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read_cached(folder: Path) -> _Audited | None:
@@ -559,6 +570,7 @@ def _model_record(plan: Plan, model: ModelHandle) -> ModelRecord:
         revision=spec.revision,
         architecture=model.architecture.family,
         parameters=model.shape.n_parameters,
+        layers=model.n_layers,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         digest=model.digest(),

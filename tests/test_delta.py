@@ -116,6 +116,8 @@ def test_the_cast_happens_once_after_maths_in_fp32() -> None:
     left, right = torch.full((1, 4), 2.0**-9), torch.ones(4, 1)
     assert apply_update(weight, LowRank(left, right)).item() == 1 + 2.0**-7
     assert apply_update(weight, LowRank(left[:, :1], right[:1])).item() == 1.0
+    # Just above half a step; rounded by itself first, it would be half a step, a tie, and lost.
+    assert apply_update(weight, Dense(torch.tensor([[2.0**-8 + 2.0**-17]]))).item() == 1 + 2.0**-7
 
 
 def test_updates_are_kept_in_fp32_on_the_cpu_without_history() -> None:

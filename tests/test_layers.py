@@ -21,9 +21,10 @@ PACKAGE = Path(safeedit.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "suggest", "encoding", "layers"),
     ("results",),
+    ("numerics",),
     ("policy", "gates", "builtin"),
     ("contracts",),
-    ("data", "numerics", "delta", "model"),
+    ("data", "delta", "model"),
     ("editors", "auditors", "scorers"),
     ("catalog",),
     ("export", "report"),

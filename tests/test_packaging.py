@@ -149,6 +149,7 @@ def test_every_library_that_the_package_imports_is_a_dependency() -> None:
         "huggingface_hub": "transformers",
         "pyarrow": "datasets",
         "pydantic_core": "pydantic",
+        "markupsafe": "jinja2",
     }
     wanted = {distribution(requirement) for requirement in project()["dependencies"]}
     imported = set()

@@ -5,7 +5,6 @@
 - :mod:`~safeedit.export.evidence`: record, reports, deltas, originals; ``verify`` and ``revert``
 - :mod:`~safeedit.export.manifest`: sha256 of every file, in the format of ``sha256sum``
 - :mod:`~safeedit.export.compare`: two checkpoints, tensor by tensor, streamed from disk
-- :mod:`~safeedit.export.card`: the model card
 
 Safetensors only: a pickle is neither written nor read.
 """

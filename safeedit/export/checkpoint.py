@@ -10,6 +10,8 @@ import json
 import shutil
 from pathlib import Path
 
+from torch import Tensor
+
 from safeedit.errors import ExportError
 from safeedit.export.staging import writing
 from safeedit.model.cache import make_tokenizer_portable
@@ -38,11 +40,21 @@ def write_checkpoint(handle: ModelHandle, folder: Path) -> None:
     """
     with writing(folder), quiet():
         _check_space(folder, sum(p.numel() * p.element_size() for p in handle.model.parameters()))
-        handle.model.save_pretrained(folder, max_shard_size=MAX_SHARD)
+        handle.model.save_pretrained(folder, state_dict=_tensors(handle), max_shard_size=MAX_SHARD)
         if handle.tokenizer is not None:
             handle.tokenizer.save_pretrained(folder)
             make_tokenizer_portable(folder / "tokenizer_config.json")
         _clean(folder / "config.json")
+
+
+def _tensors(handle: ModelHandle) -> dict[str, Tensor]:
+    """All tensors as they lie in memory, tied ones once. ``save_pretrained`` finds them by
+    itself except in a tied model that accelerate spread over GPU and main memory."""
+    saved = handle.model.state_dict()
+    return {
+        name: handle.stored(name) if name in handle.shape.stored else saved[name]
+        for name in handle.tensor_names()
+    }
 
 
 def _check_space(folder: Path, n_bytes: int) -> None:

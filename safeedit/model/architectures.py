@@ -269,6 +269,11 @@ def _counts_experts(settings: Mapping[Any, Any]) -> bool:
     )
 
 
+def supported() -> dict[str, str]:
+    """``model_type`` -> name of the family, for people."""
+    return {row.model_type: row.family for row in ARCHITECTURES.values()}
+
+
 def _supported() -> str:
     names = dict.fromkeys(row.family.split(" (")[0] for row in ARCHITECTURES.values())
     return f"supported are dense models of the families {', '.join(names)}"

@@ -21,8 +21,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-import zipfile
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from safeedit.delta import Update, WeightDelta, apply_update, measure_change
+from safeedit.delta import Update, WeightDelta, all_finite, apply_update, measure_change
 from safeedit.errors import EditError, ModelError, UnsupportedModelError, UsageError
 from safeedit.model.activations import (
     Enough,
@@ -274,11 +274,8 @@ class ModelHandle:
             ModelError: A tensor holds NaN or infinity; the message names it.
         """
         for name, tensor in self._tensors().items():
-            if not tensor.dtype.is_floating_point or not tensor.numel():
-                continue
-            # The extremes are NaN or infinite exactly if an entry is; needs no temporary.
-            extremes = torch.stack(torch.aminmax(self._in_memory(name, tensor)))
-            if not bool(torch.isfinite(extremes).all()):
+            floating = tensor.dtype.is_floating_point
+            if floating and not all_finite(self._in_memory(name, tensor)):
                 raise ModelError(
                     f"the weights of '{name}' hold NaN or infinity",
                     remedy="the checkpoint is damaged or its training diverged; use another",
@@ -425,7 +422,7 @@ class ModelHandle:
                 f"the {update.kind} update of '{name}' does not fit its shape {tuple(weight.shape)}"
             )
         changed = apply_update(weight, update)
-        if not bool(torch.isfinite(changed).all()):
+        if not all_finite(changed):
             dtype = str(changed.dtype).removeprefix("torch.")
             raise EditError(
                 f"the edit of '{name}' overflows {dtype}",

@@ -20,9 +20,11 @@ def last_tokens(
     Returns:
         Positions in ``ids``, ascending; empty where the phrase does not occur.
     """
-    ends = [len(_decode(tokenizer, ids[: i + 1])) for i in range(len(ids))]
     text = _decode(tokenizer, ids)
     found = _mentions(text, phrase) or _mentions(text.lower(), phrase.lower())
+    if not found:
+        return ()
+    ends = [len(_decode(tokenizer, ids[: i + 1])) for i in range(len(ids))]
     return tuple(next(i for i, end in enumerate(ends) if end >= stop) for stop in found)
 
 

@@ -1,10 +1,17 @@
-"""Directions that answer to some keys and to little else.
+"""A direction that tells the mentions of a subject from everything else.
 
-A *key* is the input of an MLP's output matrix at a token (its neurons' activations). An update
-``left @ right`` of that matrix moves the output at a token by ``left @ (right @ key)``: where ``right``
-answers 1 to the keys of a subject and nearly 0 to everything else, only mentions of the
-subject are moved. This is the closed form behind ROME and MEMIT (Meng et al., 2022, 2023), with
-the values left open.
+What an MLP reads at a subject's last token says, in early layers, which subject it is. A ridge
+classifier finds the direction ``a`` on which that input ``x`` answers +1 there and -1 elsewhere. A
+neuron given that direction, ``m = a'x``, is silent unless the subject is mentioned:
+
+* gated MLPs: ``m^2 sigmoid(s m)``, when both gate (times s) and up (over s) read ``a``;
+* plain ones: ``act(s m) / s``.
+
+At ``m = -1`` and ``s = 10`` that is below 1e-4 of the answer at ``m = 1``, which is why what such
+a neuron writes reaches other tokens hardly at all. A *linear* key (ROME, MEMIT) leaks in
+proportion to ``a'x`` instead. The idea of one neuron for one fact is Transformer-Patcher's
+(Huang et al., ICLR 2023); here the neuron is an existing, unused one, and its key is solved,
+not trained.
 """
 
 from __future__ import annotations
@@ -15,59 +22,70 @@ import torch
 from torch import Tensor
 
 from safeedit.errors import EditError
+from safeedit.numerics.covariance import Moments
 
 
 @dataclass(frozen=True)
-class Readout:
-    """Rows that read which subject, if any, a token belongs to.
+class Separator:
+    """One direction per subject.
 
     Attributes:
-        rows: ``(subjects, width)``, fp32; scaled so that a subject's own keys answer 1 on average.
-        own: ``(subjects,)`` the least answer among each subject's own keys.
-        elsewhere: Root mean square answer to what must not be moved, over all rows.
+        rows: ``(subjects, width)``, fp32.
+        least_own: ``(subjects,)`` the least answer among a subject's own mentions; +1 is wanted.
+        elsewhere: ``(subjects,)`` mean answer to the background; -1 is wanted.
+        spread: ``(subjects,)`` standard deviation of the answer to the background.
     """
 
     rows: Tensor
-    own: Tensor
-    elsewhere: float
+    least_own: Tensor
+    elsewhere: Tensor
+    spread: Tensor
 
 
-def readout(
-    keys: Tensor, subjects: Tensor, elsewhere: Tensor, *, ridge: float, weight: float
-) -> Readout:
-    """Ridge regression from keys to subjects, with what must not answer as background.
+def separate(
+    inputs: Tensor, subjects: Tensor, background: Moments, *, ridge: float, weight: float
+) -> Separator:
+    """Ridge classification of subject mentions against the background.
 
-    Minimises, for each row ``a``, the mean of ``(a'k - [k is this subject's])^2`` over keys plus
-    ``weight * a'(C + ridge * mean(diag C) I)a``.
+    Minimises, for each subject, the mean of ``(a'x - y)^2`` over all mentions (y is +1 for its own,
+    -1 for other subjects') plus ``weight * E[(a'z + 1)^2]`` over the background plus
+    ``weight * ridge * mean(diag C) |a|^2``.
 
     Args:
-        keys: ``(n, width)`` keys at subject tokens.
-        subjects: ``(n,)`` which subject each belongs to, from 0 without gaps.
-        elsewhere: ``(width, width)`` second moment C of keys that must not answer.
-        ridge: Share of C's mean diagonal added to it.
-        weight: What an answer elsewhere costs against a missed one here.
+        inputs: ``(n, width)`` what the MLP reads at mentions.
+        subjects: ``(n,)`` whose mention each is, from 0 without gaps.
+        background: Moments of what it reads elsewhere.
+        ridge: Share of the background's mean square added to its diagonal.
+        weight: Of the background against the mentions.
 
     Raises:
-        EditError: A subject's keys can't be told from the background.
+        EditError: A subject can't be told from the background in this layer.
     """
-    keys = keys.double().cpu()
+    inputs, subjects = inputs.double().cpu(), subjects.cpu()
     count = int(subjects.max()) + 1
-    background = elsewhere.double().cpu()
-    eye = torch.eye(len(background), dtype=torch.float64)
-    background = background + ridge * background.diagonal().mean() * eye
-    wanted = torch.nn.functional.one_hot(subjects.cpu(), count).double()
-    system = keys.T @ keys / len(keys) + weight * background
-    rows = torch.linalg.solve(system, keys.T @ wanted / len(keys)).T
-    answers = keys @ rows.T
-    own = torch.stack([answers[subjects == s, s].mean() for s in range(count)])
-    if not bool((own > 0.05).all()):
-        raise EditError(
-            "the subjects' keys can't be told from those of ordinary text in this layer",
-            remedy="choose earlier layers, or give longer subjects",
-        )
-    rows = rows / own[:, None]
-    answers = answers / own
+    moment, mean = background.second, background.mean
+    eye = torch.eye(len(moment), dtype=torch.float64)
+    loaded = moment + ridge * moment.diagonal().mean() * eye
+    wanted = 2 * torch.nn.functional.one_hot(subjects, count).double() - 1
+    # Each subject's own mentions weigh as much as all others' together.
+    own = torch.nn.functional.one_hot(subjects, count).double()
+    balance = own / own.sum(0) + (1 - own) / (1 - own).sum(0).clamp(min=1)
+    rows = torch.stack(
+        [
+            torch.linalg.solve(
+                inputs.T @ (balance[:, s, None] * inputs) + weight * loaded,
+                inputs.T @ (balance[:, s] * wanted[:, s]) - weight * mean,
+            )
+            for s in range(count)
+        ]
+    )
+    answers = inputs @ rows.T
     least = torch.stack([answers[subjects == s, s].min() for s in range(count)])
-    # The ridge is no text: what is reported is the answer to real keys alone.
-    leak = ((rows @ elsewhere.double().cpu()) * rows).sum(1).clamp(min=0).mean().sqrt()
-    return Readout(rows.float(), least.float(), float(leak))
+    elsewhere = rows @ mean
+    spread = ((rows @ moment) * rows).sum(1).sub(elsewhere**2).clamp(min=0).sqrt()
+    if not bool((least > 0).all()):
+        raise EditError(
+            f"{int((least <= 0).sum())} of {count} subjects can't be told from other text here",
+            remedy="choose earlier 'layers', lower 'background_weight', or give longer subjects",
+        )
+    return Separator(rows.float(), least.float(), elsewhere.float(), spread.float())

@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import accelerate
 import pytest
 import torch
 
+from safeedit.delta import Dense, Origin, WeightDelta
 from safeedit.errors import ExportError
 from safeedit.export import checkpoint as module
 from safeedit.export.checkpoint import write_checkpoint
@@ -139,6 +141,21 @@ def test_writing_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     before = handle.digest(fresh=True)
     written(tmp_path, handle)
     assert handle.digest(fresh=True) == before
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "gpt_neox", "gemma3"])
+def test_an_edited_model_that_lies_off_its_device_is_written_whole(
+    tmp_path: Path, family: str
+) -> None:
+    """As where accelerate spreads a model that is larger than the GPU."""
+    handle = tiny_handle(family, torch.bfloat16)
+    accelerate.cpu_offload(handle.model, execution_device=torch.device("cpu"))
+    handle.model.hf_device_map = {"": "cpu"}
+    name = handle.sites("mlp_out")[0].weight
+    assert handle.tensor(name).device.type == "meta"
+    update = Dense(torch.ones(handle.oriented(name).shape))
+    handle.apply(WeightDelta(handle.digest(), {name: update}, Origin(editor="test")))
+    assert opened(written(tmp_path, handle)).digest() == handle.digest(fresh=True)
 
 
 class Usage(NamedTuple):

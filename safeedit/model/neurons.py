@@ -1,0 +1,231 @@
+"""Neurons that fire at mentions of a subject and write what is learnt.
+
+In each chosen layer one little-used neuron per subject gets a new key, solved in closed form by
+:mod:`safeedit.numerics.keyed`, and a new value, learnt by whoever uses this. Works for gated MLPs
+(separate or fused), and for plain ones, whose biases at those neurons become zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from safeedit.contracts import LayerShape, Progress, TensorPlan, silent
+from safeedit.delta import Columns, Dense, LowRank, Update
+from safeedit.errors import EditError
+from safeedit.model.architectures import Site
+from safeedit.model.handle import ModelHandle
+from safeedit.numerics.covariance import Moments
+from safeedit.numerics.keyed import Separator, separate
+
+_READS = ("mlp_gate", "mlp_up", "mlp_gate_up")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A token sequence, and where in it subjects are mentioned.
+
+    Attributes:
+        ids: Token ids.
+        own: ``(position, subject)`` for each mention of a subject that is to fire.
+        others: Positions of mentions of other subjects, which must not.
+    """
+
+    ids: Sequence[int]
+    own: tuple[tuple[int, int], ...] = ()
+    others: tuple[int, ...] = ()
+
+
+def tensors(model: LayerShape, layers: Sequence[int]) -> tuple[TensorPlan, ...]:
+    """What :class:`KeyedNeurons` may change in ``layers``."""
+    reads = [role for role in _READS if role in model.roles]
+    found = [t for role in (*reads, "mlp_out") for t in model.tensors(role, layers)]
+    return (*found, *(b for role in reads for b in model.biases(role, layers)))
+
+
+class KeyedNeurons:
+    """One neuron per subject and layer, keyed and ready to learn.
+
+    Args:
+        model: Stays as it is; see :meth:`updates`.
+        layers: Where.
+        groups: Texts whose tokens are background, one group per kind of text; groups weigh the
+            same however long they are. Mentions (``own``) make the keys, wherever they stand.
+        sharpness: ``s`` in :mod:`safeedit.numerics.keyed`.
+        ridge: As there.
+        weight: As there.
+        progress: Shown per text.
+
+    Raises:
+        EditError: Nothing is mentioned, a subject can't be told apart, or a layer has too few
+            neurons.
+    """
+
+    def __init__(
+        self,
+        model: ModelHandle,
+        layers: Sequence[int],
+        groups: Sequence[Sequence[Text]],
+        *,
+        sharpness: float,
+        ridge: float,
+        weight: float,
+        progress: Progress = silent,
+    ) -> None:
+        self.model, self.sharpness = model, sharpness
+        roles = model.shape.roles
+        self.gated = "mlp_gate" in roles or "mlp_gate_up" in roles
+        self._reads = [
+            site for role in _READS if role in roles for site in model.sites(role, layers)
+        ]
+        self._out = model.sites("mlp_out", layers)
+        self._activation = _activation(model)
+        self._solve(groups, ridge, weight, progress)
+        subjects = self.separators[self._out[0].layer].rows.shape[0]
+        self.values = {
+            site.layer: torch.zeros(
+                model.d_model, subjects, device=model.device, requires_grad=True
+            )
+            for site in self._out
+        }
+        """Layer -> ``(d_model, subjects)``, what each neuron writes when its key answers 1."""
+
+    def _solve(
+        self, groups: Sequence[Sequence[Text]], ridge: float, weight: float, progress: Progress
+    ) -> None:
+        # Where several matrices read the same input, one is enough to see it.
+        seen = {site.layer: site for site in self._reads}
+        shape = self.model.shape
+        background: dict[int, list[Moments]] = {layer: [] for layer in seen}
+        mentions: dict[int, list[Tensor]] = {layer: [] for layer in seen}
+        use = {site.layer: torch.zeros(shape.d_mlp, dtype=torch.float64) for site in self._out}
+        subjects: list[int] = []
+        sites = [*seen.values(), *self._out]
+        for texts in groups:
+            ordinary = {layer: Moments(shape.d_model) for layer in seen}
+            siblings = {layer: Moments(shape.d_model) for layer in seen}
+            for index, captured in self.model.engine.activations(
+                [text.ids for text in texts], sites, progress, "reading keys"
+            ):
+                text = texts[index]
+                own = [position for position, _ in text.own]
+                apart = {0, *own, *text.others}
+                # The first token is an attention sink: an outlier that would swamp the moments.
+                rest = [i for i in range(len(text.ids)) if i not in apart]
+                subjects += [subject for _, subject in text.own]
+                for layer, site in seen.items():
+                    ordinary[layer].update(captured[site][rest])
+                    siblings[layer].update(captured[site][list(text.others)])
+                    mentions[layer].append(captured[site][own].float().cpu())
+                for site in self._out:
+                    use[site.layer] += captured[site][rest].abs().sum(0).double().cpu()
+            for layer in seen:
+                background[layer] += [ordinary[layer], siblings[layer]]
+        if not subjects:
+            raise EditError("no subject is mentioned in any text", remedy="check the data")
+        marks = torch.tensor(subjects)
+        self.separators: dict[int, Separator] = {}
+        self.neurons: dict[int, Tensor] = {}
+        for site in self._out:
+            layer = site.layer
+            mixed = Moments.balanced(background[layer])
+            self.separators[layer] = separate(
+                torch.cat(mentions[layer]), marks, mixed, ridge=ridge, weight=weight
+            )
+            written = self.model.weight(site).float().norm(dim=0).double().cpu()
+            count = len(self.separators[layer].rows)
+            if count > shape.d_mlp // 4:
+                raise EditError(
+                    f"{count} subjects need more than a quarter of a layer's {shape.d_mlp} neurons",
+                    remedy="split the request, or use 'update: lora'",
+                )
+            least_used = (use[layer] * written).argsort()[:count]
+            self.neurons[layer] = least_used.sort().values
+
+    def notes(self) -> dict[str, object]:
+        """How well the keys answer, by layer: for the record."""
+        return {
+            "least_answer_to_own_mentions": {
+                str(layer): float(found.least_own.min()) for layer, found in self.separators.items()
+            },
+            "mean_answer_elsewhere": {
+                str(layer): float(found.elsewhere.mean())
+                for layer, found in self.separators.items()
+            },
+            "spread_of_answer_elsewhere": {
+                str(layer): float(found.spread.mean()) for layer, found in self.separators.items()
+            },
+            "neurons_replaced_per_layer": len(next(iter(self.neurons.values()))),
+        }
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within it the model behaves as if the neurons were there; gradients reach
+        :attr:`values`. (What the replaced neurons used to write stays.)"""
+        rows = {n: found.rows.to(self.model.device) for n, found in self.separators.items()}
+        fired: dict[int, Tensor] = {}
+
+        def fire(site: Site, inputs: Tensor) -> None:
+            answer = functional.linear(inputs.float(), rows[site.layer])
+            fired[site.layer] = self._fire(answer)
+
+        def write(site: Site, output: Tensor) -> Tensor:
+            return output + functional.linear(fired[site.layer], self.values[site.layer]).to(
+                output.dtype
+            )
+
+        reads = list({site.layer: site for site in self._reads}.values())
+        with (
+            self.model.intercepted(reads, fire, "input"),
+            self.model.intercepted(self._out, write, "output"),
+        ):
+            yield
+
+    def _fire(self, answer: Tensor) -> Tensor:
+        """What a neuron's activation is, over its activation at ``answer`` 1 or thereabouts."""
+        sharp = self._activation(self.sharpness * answer) / self.sharpness
+        return sharp * answer if self.gated else sharp
+
+    def updates(self, dose: float) -> dict[str, Update]:
+        """The weights that make it so, what is written scaled by ``dose``."""
+        found: dict[str, Update] = {}
+        for site in self._reads:
+            rows, neurons = self.separators[site.layer].rows, self.neurons[site.layer]
+            sharp, flat = self.sharpness * rows, rows / self.sharpness
+            if site.role == "mlp_gate_up":  # gate rows first
+                neurons = torch.cat([neurons, neurons + self.model.shape.d_mlp])
+                wanted = torch.cat([sharp, flat])
+            else:
+                wanted = flat if self.gated and site.role == "mlp_up" else sharp
+            weight = self.model.weight(site)
+            places = functional.one_hot(neurons, weight.shape[0]).float().T
+            found[site.weight] = LowRank(
+                places, wanted - weight[neurons.to(weight.device)].float().cpu()
+            )
+            bias = self.model.bias(site)
+            if bias is not None and site.bias is not None:
+                change = torch.zeros(len(bias))
+                change[neurons] = -bias.float().cpu()[neurons]
+                found[site.bias] = Dense(change)
+        for site in self._out:
+            values = self.values[site.layer].detach().float().cpu() * dose
+            # A plain neuron's activation is s at full answer, a gated one's is 1.
+            values = values if self.gated else values / self.sharpness
+            found[site.weight] = Columns(self.neurons[site.layer], values)
+        return found
+
+
+def _activation(model: ModelHandle) -> Callable[[Tensor], Tensor]:
+    from transformers.activations import ACT2FN
+
+    config = model.config.get_text_config()
+    for name in ("hidden_activation", "hidden_act", "activation_function"):
+        if kind := getattr(config, name, None):
+            found: Callable[[Tensor], Tensor] = ACT2FN[kind]
+            return found
+    raise EditError("the model's configuration does not name its activation function")

@@ -1,0 +1,151 @@
+"""Teacher-forced tuning: prompts with the answers they are tuned on, their losses, the loop.
+
+What editors that learn by gradient share. Only answer tokens count, logits are computed for them
+alone, and what the base itself said is kept as hidden states (d_model numbers a token) from
+which its distributions are recomputed, rather than as distributions (vocab numbers a token).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from safeedit.contracts import Progress, silent
+from safeedit.errors import EditError
+from safeedit.model.batching import pad_right
+from safeedit.model.handle import ModelHandle
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A prompt and the answer it is tuned on, as token ids."""
+
+    prompt: Sequence[int]
+    answer: Sequence[int]
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.prompt, *self.answer]
+
+
+def answer_states(model: ModelHandle, batch: Sequence[Example]) -> list[Tensor]:
+    """Final hidden states ``(answer tokens, d_model)`` that predict each answer.
+
+    Runs in bfloat16 whatever the weights: on CPUs that is two to three times as fast, and the
+    noise it adds is far below that of a batch of examples.
+    """
+    ids = pad_right([example.ids for example in batch])
+    lengths = torch.tensor([len(example.ids) for example in batch])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    with torch.autocast(model.device.type, torch.bfloat16):
+        hidden = model.forward({"input_ids": ids, "attention_mask": mask})
+    return [
+        hidden[row, len(example.prompt) - 1 : len(example.ids) - 1]
+        for row, example in enumerate(batch)
+    ]
+
+
+def cross_entropy(model: ModelHandle, states: Sequence[Tensor], batch: Sequence[Example]) -> Tensor:
+    """Mean loss of the answers' tokens, nats."""
+    logits = model.logits(torch.cat(list(states))).float()
+    wanted = [token for example in batch for token in example.answer]
+    return functional.cross_entropy(logits, torch.tensor(wanted, device=logits.device))
+
+
+class BaseAnswers:
+    """The untouched model's distributions over answers, kept as hidden states.
+
+    Args:
+        model: Untouched at this time.
+        examples: Whose answers.
+        progress: Shown per batch.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, model: ModelHandle, examples: Sequence[Example], progress: Progress = silent
+    ) -> None:
+        self.model = model
+        self._states: dict[int, Tensor] = {}
+        ordered = sorted(examples, key=lambda example: len(example.ids))
+        batches = [ordered[i : i + 32] for i in range(0, len(ordered), 32)]
+        for batch in progress(batches, "the base's answers", len(batches)):
+            for example, states in zip(batch, answer_states(model, batch), strict=True):
+                self._states[id(example)] = states.cpu()
+
+    def divergence(self, states: Sequence[Tensor], batch: Sequence[Example]) -> Tensor:
+        """Mean KL(base || now) over the answers' tokens, nats."""
+        now = self.model.logits(torch.cat(list(states))).float().log_softmax(-1)
+        with torch.no_grad():
+            kept = torch.cat([self._states[id(example)] for example in batch]).to(now.device)
+            base = self.model.logits(kept).float().log_softmax(-1)
+        return functional.kl_div(now, base, log_target=True, reduction="batchmean")
+
+
+def optimise(
+    trained: Sequence[Tensor],
+    loss: Callable[[], tuple[Tensor, float]],
+    *,
+    steps: int,
+    learning_rate: float,
+    warmup: float,
+    stop_below: float,
+    progress: Progress = silent,
+    description: str = "tuning",
+) -> dict[str, float]:
+    """AdamW with a warm-up taken from the real number of steps and a cosine to a tenth.
+
+    Args:
+        trained: What learns, in place.
+        loss: One batch's loss, and the part of it that ``stop_below`` watches, nats.
+        steps: At most.
+        learning_rate: Its peak.
+        warmup: Share of the steps in which it rises.
+        stop_below: Stop once the running mean of the watched part is below this.
+        progress: Shown per step.
+        description: What to call it.
+
+    Returns:
+        Steps taken, first and last watched loss.
+
+    Raises:
+        EditError: The loss became NaN or infinite.
+    """
+    optimiser = torch.optim.AdamW(trained, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    rising = max(1, round(warmup * steps))
+
+    def factor(step: int) -> float:
+        cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+        return min(1.0, (step + 1) / rising) * (0.1 + 0.9 * cosine)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+    first, recent, taken = math.nan, math.nan, 0
+    for _ in progress(range(steps), description, steps):
+        total, watched = loss()
+        if not math.isfinite(watched) or not math.isfinite(float(total.detach())):
+            raise EditError(
+                "tuning diverged: the loss is no number", remedy="lower 'learning_rate'"
+            )
+        optimiser.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        schedule.step()
+        taken += 1
+        first = watched if taken == 1 else first
+        recent = watched if taken == 1 else 0.7 * recent + 0.3 * watched
+        if taken >= 5 and recent < stop_below:
+            break
+    return {"steps": float(taken), "loss_first": first, "loss_last": recent}
+
+
+def endless(examples: Sequence[Example], source: random.Random) -> Iterator[Example]:
+    """Examples in random order, each once before any comes again; nothing if there are none."""
+    while examples:
+        yield from source.sample(list(examples), len(examples))

@@ -1,0 +1,30 @@
+"""Reports: pure functions from a run record to text.
+
+- :mod:`~safeedit.report.content`: what a report says, in any format; its limits
+- :mod:`~safeedit.report.wording`: how figures are written
+- :mod:`~safeedit.report.figures`: inline SVG
+- :mod:`~safeedit.report.card`: the model card of an export
+- :mod:`~safeedit.report.terminal`, :mod:`~safeedit.report.html`,
+  :mod:`~safeedit.report.markdown`, :mod:`~safeedit.report.junit`,
+  :mod:`~safeedit.report.json`: the formats, each with its ``render``
+
+A record holds no text from the data, and neither does a report; tables of items are never
+shown, not even by digest.
+"""
+
+from __future__ import annotations
+
+from safeedit.report import html, json, junit, markdown
+from safeedit.results import RunRecord
+
+__all__ = ["render_all"]
+
+
+def render_all(record: RunRecord) -> dict[str, str]:
+    """Every format that is a file: name -> text."""
+    return {
+        "report.json": json.render(record),
+        "report.html": html.render(record),
+        "report.md": markdown.render(record),
+        "junit.xml": junit.render(record),
+    }

@@ -1,0 +1,83 @@
+"""The model card: what was edited, what was measured on this checkpoint, what was not.
+
+It travels with the weights, so it tells neither the policy's owner, ticket and description
+nor any path of the machine. Its front matter is what the Hugging Face hub reads.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from safeedit.report import content, markdown
+from safeedit.report.markdown import bullets, escape
+from safeedit.report.wording import clean
+from safeedit.results import RunRecord
+
+_HUB_IDS = {"builtin:smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""Where a built-in model comes from."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def render(record: RunRecord) -> str:
+    """``README.md`` of an export."""
+    model = record.model
+    base = f"{model.source} at revision {model.revision}" if model.revision else model.source
+    if model.source not in _HUB_IDS and not _HUB_ID.fullmatch(model.source):
+        base = f"a {model.architecture} model of {model.parameters:,} parameters"
+    lines = [
+        "---",
+        yaml.safe_dump(_front_matter(record), sort_keys=False, allow_unicode=True).rstrip(),
+        "---",
+        "",
+        f"# {escape(record.policy_name)}",
+        "",
+        f"This checkpoint is {escape(base)}, edited by safeedit "
+        f"{escape(record.environment.safeedit)} under a policy. {_outcome(record)}",
+        "",
+    ]
+    lines += ["## What was edited", ""]
+    for edit in record.edits:
+        facts = (fact for fact in content.edit_facts(record, edit) if fact[0] != "time")
+        name = edit.id if edit.id == edit.use else f"{edit.id} ({edit.use})"
+        lines += [f"### {escape(name)}", "", *bullets(facts), ""]
+    lines += [*markdown.gates(record), *markdown.metrics(record), *markdown.limits(record)]
+    lines += [
+        "## Use",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+        "```",
+        "",
+        "The licence of the base model applies. `evidence/` holds the run record and the sha256 "
+        "of every file; `safeedit verify` checks them. Where it also holds the original tensors "
+        "or the edit's delta, anybody can undo the edit: leave these out of a copy that is "
+        "passed on.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _outcome(record: RunRecord) -> str:
+    n = len(record.verdicts)
+    if record.status != "pass" or not n:
+        return "Its gates were not all met."
+    gates = "The gate" if n == 1 else f"All {n} gates"
+    return f"{gates} below passed on these weights as reloaded from disk."
+
+
+def _front_matter(record: RunRecord) -> dict[str, Any]:
+    source = record.model.source
+    found: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["safeedit", "model-editing", *sorted({clean(edit.use) for edit in record.edits})],
+    }
+    hub_id = _HUB_IDS.get(source, source)
+    if _HUB_ID.fullmatch(hub_id):
+        found = {"base_model": hub_id, "base_model_relation": "finetune", **found}
+    return found

@@ -1,0 +1,273 @@
+"""What a report says, whatever its format: the record's facts put in order and in words.
+
+Reports never say that anything was removed or that a law was kept: an edit suppresses
+behaviour, measurements are evidence for that under the attacks that were tried, and
+:func:`limits` says what was not tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from safeedit.numerics.intervals import wilson
+from safeedit.report.wording import duration, listing, number, plural, share
+from safeedit.results import Comparison, EditRecord, Metric, RunRecord, Verdict
+
+_BEYOND: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("relearning by further fine-tuning", ("relearn",)),
+    ("quantisation and pruning", ("quanti", "compress", "prun")),
+    (
+        "white-box probing of weights and hidden states",
+        ("lens", "probe", "probing", "whitebox", "white_box"),
+    ),
+    ("membership inference", ("membership", "mia", "min_k")),
+)
+"""What brings suppressed behaviour back -> how the auditors that try it are named."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric, before and after, with what it is held against."""
+
+    name: str
+    """Within its audit."""
+    comparison: Comparison
+    control: Metric | None
+    """The same metric after a random change of equal size, if one was measured."""
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def after(self) -> Metric:
+        return self.comparison.after
+
+    @property
+    def trend(self) -> Literal["better", "worse", ""]:
+        """Which way the metric went, where its interval leaves no doubt that it went."""
+        interval = self.comparison.difference_interval
+        if interval is None or interval.low <= 0 <= interval.high:
+            return ""
+        return "better" if (interval.low > 0) == (self.after.direction == "higher") else "worse"
+
+    @property
+    def bounds(self) -> tuple[tuple[float, Literal["min", "max"]], ...]:
+        """Bounds on the metric's own scale; those on its change are added to the value before."""
+        before = self.comparison.before.value if self.comparison.before else None
+        found: list[tuple[float, Literal["min", "max"]]] = []
+        for verdict in self.verdicts:
+            kind = verdict.condition.partition(" ")[0]
+            if verdict.bound is None:
+                continue
+            if kind in ("min", "max"):
+                found.append((verdict.bound, "min" if kind == "min" else "max"))
+            elif before is not None:
+                found.append((before + verdict.bound, "max" if kind == "max_increase" else "min"))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """One audit's metrics: those that have a value, and why others have none."""
+
+    id: str
+    use: str
+    rows: tuple[Row, ...]
+    unmeasured: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What ``dose: auto`` had to reach in one metric, on validation data."""
+
+    metric: str
+    kind: str
+    bound: float | None
+    """On the metric's scale; None for bounds on its change."""
+    words: str
+
+
+def compares(record: RunRecord) -> bool:
+    """Whether before and after are two models, not one measured once."""
+    return bool(record.edits) or record.before != record.after
+
+
+def headline(record: RunRecord) -> str:
+    """The outcome in a sentence or two."""
+    found = [verdict.status for verdict in record.verdicts]
+    n, failed, unsure = len(found), found.count("fail"), found.count("inconclusive")
+    if not n:
+        text = "The policy sets no gates, so nothing was decided."
+    elif not failed and not unsure:
+        text = "The gate passed." if n == 1 else f"All {n} gates passed."
+        if record.status != "pass":
+            text += " A required audit was skipped, so the outcome is inconclusive."
+    else:
+        parts = [f"{failed} failed"] * bool(failed) + [f"{unsure} inconclusive"] * bool(unsure)
+        text = f"Of {plural(n, 'gate')}, {listing(parts)}."
+    if record.export is not None:
+        return f"{text} The checkpoint that was measured is the one that was exported."
+    if record.command == "audit":
+        return f"{text} This run only measured; it edited and exported nothing."
+    if record.status == "pass" and record.exit_code:
+        return f"{text} The export itself failed: nothing was exported."
+    if record.status == "pass" and not record.policy.get("export"):
+        return f"{text} The policy names no export, so nothing was exported."
+    return f"{text} Nothing was exported."
+
+
+def audits(record: RunRecord) -> tuple[Audit, ...]:
+    """All metrics by audit, in the order measured."""
+    two_models = compares(record)
+    uses = {audit.id: audit.use for audit in record.after}
+    controls = {metric.name: metric for control in _controls(record) for metric in control}
+    rows: dict[str, list[Row]] = {audit: [] for audit in uses}
+    unmeasured: dict[str, list[tuple[str, str]]] = {audit: [] for audit in uses}
+    for comparison in record.comparisons:
+        audit, _, name = comparison.name.partition(".")
+        if comparison.after.value is None:
+            unmeasured.setdefault(audit, []).append((name, comparison.after.note))
+            continue
+        if not two_models:
+            comparison = comparison.model_copy(update={"before": None})
+        verdicts = tuple(v for v in record.verdicts if v.metric == comparison.name)
+        row = Row(name, comparison, controls.get(comparison.name), verdicts)
+        rows.setdefault(audit, []).append(row)
+    return tuple(
+        Audit(audit, uses.get(audit, audit), tuple(found), tuple(unmeasured.get(audit, ())))
+        for audit, found in rows.items()
+    )
+
+
+def _controls(record: RunRecord) -> list[Sequence[Metric]]:
+    """Of the last edit that has them: the one measured nearest to the final weights."""
+    for edit in reversed(record.edits):
+        if edit.controls:
+            return [control.metrics for control in edit.controls]
+    return []
+
+
+def targets(record: RunRecord, edit: EditRecord) -> tuple[Target, ...]:
+    """The targets of an edit's dose: its own, or the policy's gates."""
+    stages: Sequence[Mapping[str, Any]] = record.policy.get("edits") or ()
+    own = next((stage.get("targets") for stage in stages if stage.get("id") == edit.id), None)
+    found: list[Target] = []
+    for gate in own or record.policy.get("gates") or ():
+        for kind in ("min", "max", "max_increase", "max_decrease"):
+            value = gate.get(kind)
+            if value is not None and gate.get("metric"):
+                bound = float(value) if kind in ("min", "max") else None
+                found.append(Target(str(gate["metric"]), kind, bound, f"{kind} {value}"))
+    return tuple(found)
+
+
+def edit_facts(record: RunRecord, edit: EditRecord) -> tuple[tuple[str, str], ...]:
+    """What an edit did, as pairs of label and words."""
+    changed = sum(change.entries_changed for change in edit.changes)
+    layers = sorted({change.layer for change in edit.changes if change.layer is not None})
+    span = f"layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else ""
+    if len(layers) == 1:
+        span = f"layer {layers[0]}"
+    mode = "least that met its targets on validation data"
+    if edit.dose_mode == "fixed":
+        mode = "fixed by the policy"
+    elif not edit.targets_met:
+        mode = "no dose met all targets on validation data; this one came nearest"
+    facts = [
+        ("dose", f"{edit.dose:g} ({mode})"),
+        ("tensors changed", f"{plural(len(edit.changes), 'tensor')}{span and ', '}{span}"),
+        (
+            "stored values changed",
+            f"{changed:,} ({share(changed, record.model.parameters)} of the model's parameters)",
+        ),
+    ]
+    if edit.changes:
+        largest = max(edit.changes, key=lambda change: change.relative_norm)
+        facts.append(
+            ("largest change", f"{number(largest.relative_norm)} of the norm of {largest.name}")
+        )
+        error = max(change.cast_error for change in edit.changes)
+        facts.append(("largest rounding error", f"{number(error)} of the intended change"))
+    facts.append(
+        ("proved untouched", f"{plural(edit.untouched_verified, 'tensor')}, byte for byte")
+    )
+    facts.append(("time", duration(edit.seconds)))
+    return tuple(facts)
+
+
+def model_line(record: RunRecord) -> str:
+    """The base model in one line."""
+    model = record.model
+    source = f"{model.source}@{model.revision}" if model.revision else model.source
+    return (
+        f"{source} ({model.architecture}, {model.parameters:,} parameters, {model.dtype} on "
+        f"{model.device})"
+    )
+
+
+def limits(record: RunRecord) -> tuple[str, ...]:
+    """What the run does not show. Never empty."""
+    found: list[str] = []
+    if record.edits:
+        found.append(
+            "The edits suppress behaviour. These figures are evidence for suppression under the "
+            "attacks listed here; they do not show that the information has left the weights."
+        )
+    ran = [audit.use for audit in record.after]
+    if ran:
+        names = listing(sorted(set(ran)))
+        found.append(
+            f"Measured by {names}, on the data sets named in this report, in the languages of "
+            "those data sets. Nothing is claimed about other prompts, attacks or languages."
+        )
+    else:
+        found.append("No audit was made: nothing is known about the model's behaviour.")
+    untried = [
+        what for what, marks in _BEYOND if not any(mark in use for use in ran for mark in marks)
+    ]
+    if untried:
+        found.append(f"Not tested: resistance to {listing(untried)}.")
+    for audit in audits(record):
+        if audit.unmeasured:
+            names = ", ".join(
+                f"{name} ({note})" if note else name for name, note in audit.unmeasured
+            )
+            found.append(f"Without a value in {audit.id}: {names}.")
+    wanted = [str(audit.get("id")) for audit in record.policy.get("audits") or ()]
+    if skipped := [audit for audit in wanted if audit not in {a.id for a in record.after}]:
+        found.append(f"Skipped, though the policy asks for it: {listing(skipped)}.")
+    found += _small_samples(record)
+    if any(not edit.controls for edit in record.edits):
+        uncontrolled = listing([edit.id for edit in record.edits if not edit.controls])
+        found.append(
+            f"No random change of equal size was measured beside {uncontrolled}, so it is not "
+            "shown that the effect is the edit's own."
+        )
+    found.append(
+        f"One run with seed {record.seed}. Intervals speak of the items that were drawn, not of "
+        "other seeds; p values are not adjusted for the number of metrics."
+    )
+    return tuple(found)
+
+
+def _small_samples(record: RunRecord) -> list[str]:
+    """For gated rates of exactly 0 or 1: what they are still compatible with."""
+    found = []
+    gated = {verdict.metric for verdict in record.verdicts}
+    for comparison in record.comparisons:
+        metric = comparison.after
+        if (
+            comparison.name in gated
+            and metric.unit == "rate"
+            and metric.n
+            and metric.value in (0, 1)
+        ):
+            interval = metric.interval or wilson(metric.value * metric.n, metric.n)
+            end = f"up to {number(interval.high)}"
+            if metric.value == 1:
+                end = f"down to {number(interval.low)}"
+            found.append(
+                f"{comparison.name} is {metric.value:g} on {plural(metric.n, 'independent item')}; "
+                f"that is compatible with a true rate of {end}."
+            )
+    return found

@@ -1,0 +1,235 @@
+"""Figures as inline SVG, drawn by hand: small, sharp at any size, in the page's own colours.
+
+Widths are percentages and heights pixels, so that a figure fills a phone or a desk without
+its lettering growing or shrinking. Colours come from CSS classes of the page. Every figure
+carries its content as a text for those who can't see it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from markupsafe import Markup, escape
+
+from safeedit.report.content import Row, Target
+from safeedit.report.wording import clean, estimate, number
+from safeedit.results import DosePoint, Interval, Metric, TensorChange
+
+_INSET = 2.5
+"""Percent kept free at either end, so that a mark at the end of its scale is whole."""
+
+
+def _tag(name: str, content: Iterable[Markup] | str = "", /, **attributes: object) -> Markup:
+    """One SVG element; attribute names with ``_`` for ``-``, and ``class_`` for class."""
+    inner = escape(clean(content)) if isinstance(content, str) else Markup("").join(content)
+    pairs = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), clean(value))
+        for key, value in attributes.items()
+    )
+    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), pairs, inner)
+
+
+def _figure(label: str, height: float, content: Iterable[Markup]) -> Markup:
+    return _tag(
+        "svg",
+        [_tag("title", label), *content],
+        class_="figure", width="100%", height=f"{height:g}", role="img",
+        xmlns="http://www.w3.org/2000/svg",
+    )  # fmt: skip
+
+
+def _percent(value: float, scale: tuple[float, float]) -> float:
+    low, high = scale
+    place = (value - low) / (high - low) if high > low else 0.5
+    return _INSET + (100 - 2 * _INSET) * min(max(place, 0.0), 1.0)
+
+
+def _x(value: float, scale: tuple[float, float]) -> str:
+    return f"{_percent(value, scale):.2f}%"
+
+
+def before_after(row: Row) -> Markup:
+    """A metric before (ring) and after (disc) with its intervals, a random control (diamond)
+    and the bounds of its gates (line; the failing side is shaded)."""
+    before, after = row.comparison.before, row.after
+    scale = _scale(row)
+    is_rate = scale == (0.0, 1.0)
+    height = 40 if is_rate else 54
+    marks: list[Markup] = []
+    for bound, kind in row.bounds:
+        place = _percent(bound, scale)
+        start, width = (place, 100 - place) if kind == "max" else (0.0, place)
+        marks.append(
+            _tag("rect", x=f"{start:.2f}%", y=0, width=f"{width:.2f}%", height=40, class_="beyond")
+        )
+        marks.append(
+            _tag("line", x1=f"{place:.2f}%", x2=f"{place:.2f}%", y1=0, y2=40, class_="bound")
+        )
+    ticks = (0.0, 0.25, 0.5, 0.75, 1.0) if is_rate else scale
+    grid = [
+        _tag("line", x1=_x(t, scale), x2=_x(t, scale), y1=0, y2=40, class_="grid") for t in ticks
+    ]
+    label = f"{row.comparison.name}:"
+    if before is not None and before.value is not None:
+        label += f" before {estimate(before.value, before.interval)},"
+        marks += _whisker(before.interval, scale, 13, "before")
+        marks.append(_tag("circle", cx=_x(before.value, scale), cy=13, r=4.5, class_="ring"))
+    assert after.value is not None
+    label += f" after {estimate(after.value, after.interval)}"
+    marks += _whisker(after.interval, scale, 27, "after")
+    marks.append(_tag("circle", cx=_x(after.value, scale), cy=27, r=5, class_="disc"))
+    if row.control is not None and row.control.value is not None:
+        label += f", random control {number(row.control.value)}"
+        # A nested svg moves its origin by percent; a path by itself can't.
+        diamond = _tag("path", d="M0-4.5 4.5 0 0 4.5-4.5 0z", class_="diamond")
+        marks.append(
+            _tag("svg", [diamond], x=_x(row.control.value, scale), y=13, overflow="visible")
+        )
+    if not is_rate:
+        marks.append(_tag("text", number(scale[0]), x=f"{_INSET}%", y=52, class_="tick start"))
+        marks.append(_tag("text", number(scale[1]), x=f"{100 - _INSET}%", y=52, class_="tick end"))
+    return _figure(label, height, [*grid, *marks])
+
+
+def _whisker(
+    interval: Interval | None, scale: tuple[float, float], y: int, kind: str
+) -> list[Markup]:
+    if interval is None:
+        return []
+    ends = {"x1": _x(interval.low, scale), "x2": _x(interval.high, scale)}
+    return [_tag("line", **ends, y1=y, y2=y, class_=f"whisker {kind}")]
+
+
+def _scale(row: Row) -> tuple[float, float]:
+    """0 to 1 for rates; else from the least to the largest thing shown, and a little more."""
+    metrics = [m for m in (row.comparison.before, row.after, row.control) if m is not None]
+    values = [value for metric in metrics for value in _extent(metric)]
+    if row.after.unit == "rate" and all(0 <= value <= 1 for value in values):
+        return 0.0, 1.0
+    values += [bound for bound, _ in row.bounds]
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
+    if low >= 0 and high <= 1:  # no axis runs past what a share can be
+        return max(low - margin, 0.0), min(high + margin, 1.0)
+    return low - margin, high + margin
+
+
+def _extent(metric: Metric) -> list[float]:
+    ends = [metric.value]
+    if metric.interval is not None:
+        ends += [metric.interval.low, metric.interval.high]
+    return [end for end in ends if end is not None and math.isfinite(end)]
+
+
+def dose_curve(points: Sequence[DosePoint], target: Target, chosen: float) -> Markup:
+    """One metric against the doses tried, with its target and the dose that was taken."""
+    found = [(p.dose, p.metrics.get(target.metric)) for p in points]
+    values = [value for _, value in found if value is not None and math.isfinite(value)]
+    shown = values + ([target.bound] if target.bound is not None else [])
+    low, high = (min(shown), max(shown)) if shown else (0.0, 1.0)
+    if low >= 0 and high <= 1 and high - low > 0.2:
+        low, high = 0.0, 1.0
+    ends = (low, high) if high > low else (low,)
+    margin = 0.15 * (high - low) or 0.5 * abs(high) or 0.5
+    top, bottom = 6.0, 118.0
+    doses = [point.dose for point in points]
+    # Doses grow by steps or by factors; in ranks either is even, and every dose has its label.
+    place = {
+        dose: 15 + 79 * (i / (len(doses) - 1) if len(doses) > 1 else 0.5)
+        for i, dose in enumerate(doses)
+    }
+
+    def y(value: float) -> float:
+        return bottom - (bottom - top) * (value - low + margin) / (high - low + 2 * margin)
+
+    marks = [
+        _tag("line", x1="11%", x2="98%", y1=f"{y(v):.1f}", y2=f"{y(v):.1f}", class_="grid")
+        for v in ends
+    ]
+    marks += [
+        _tag("text", number(v), x="10%", y=f"{y(v) + 4:.1f}", class_="tick end") for v in ends
+    ]
+    if target.bound is not None:
+        edge = y(target.bound)
+        start, height = (top, edge - top) if target.kind == "max" else (edge, bottom - edge)
+        marks.append(
+            _tag("rect", x="11%", y=f"{start:.1f}", width="87%", height=f"{max(height, 0):.1f}",
+                 class_="beyond")
+        )  # fmt: skip
+        marks.append(
+            _tag("line", x1="11%", x2="98%", y1=f"{edge:.1f}", y2=f"{edge:.1f}", class_="bound")
+        )
+    if chosen in place:
+        marks.append(
+            _tag("line", x1=f"{place[chosen]:.2f}%", x2=f"{place[chosen]:.2f}%", y1=f"{top:g}",
+                 y2=f"{bottom:g}", class_="chosen")
+        )  # fmt: skip
+    drawn = [(place[d], y(v), d) for d, v in found if v is not None and math.isfinite(v)]
+    for (x1, y1, _), (x2, y2, _) in pairwise(drawn):
+        marks.append(
+            _tag("line", x1=f"{x1:.2f}%", x2=f"{x2:.2f}%", y1=f"{y1:.1f}", y2=f"{y2:.1f}",
+                 class_="curve")
+        )  # fmt: skip
+    for x1, y1, dose in drawn:
+        kind = "disc" if dose == chosen else "ring"
+        marks.append(_tag("circle", cx=f"{x1:.2f}%", cy=f"{y1:.1f}", r=4.5, class_=kind))
+    every = max(1, math.ceil(len(doses) / 7))
+    for i, dose in enumerate(doses):
+        if i % every == 0 or dose == chosen:
+            kind = "tick middle strong" if dose == chosen else "tick middle"
+            marks.append(_tag("text", f"{dose:g}", x=f"{place[dose]:.2f}%", y=136, class_=kind))
+    label = f"{target.metric} against dose: " + ", ".join(
+        f"{dose:g}: {number(value)}" for dose, value in found
+    )
+    return _figure(label, 142, marks)
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """Where in the model a change went: one strip of layers for each role of tensor."""
+
+    n_layers: int
+    largest: float
+    """What the darkest cell stands for: a change's norm over that of the weights."""
+    strips: tuple[tuple[str, Markup], ...]
+
+
+def layer_map(changes: Sequence[TensorChange], n_layers: int) -> LayerMap | None:
+    """A cell for each role and layer, the darker the larger the change against the weights.
+
+    Tensors outside the layers (embeddings, head) are left out; of several tensors of one
+    role and layer the largest change is shown. ``n_layers`` is 0 where the record doesn't
+    tell. None where no layer was changed.
+    """
+    cells: dict[str, dict[int, TensorChange]] = {}
+    for change in changes:
+        if change.layer is not None:
+            row = cells.setdefault(change.role, {})
+            known = row.get(change.layer)
+            if known is None or known.relative_norm < change.relative_norm:
+                row[change.layer] = change
+    if not cells:
+        return None
+    n_layers = max(n_layers, *(layer + 1 for row in cells.values() for layer in row))
+    largest = max(change.relative_norm for row in cells.values() for change in row.values())
+    strips = tuple((role, _strip(role, row, n_layers, largest)) for role, row in cells.items())
+    return LayerMap(n_layers, largest, strips)
+
+
+def _strip(role: str, row: dict[int, TensorChange], n_layers: int, largest: float) -> Markup:
+    width = 100 / n_layers
+    marks = []
+    for layer in range(n_layers):
+        frame = {"x": f"{layer * width:.3f}%", "width": f"{width * 0.9:.3f}%", "y": 1, "rx": 2}
+        change = row.get(layer)
+        if change is None:
+            marks.append(_tag("rect", **frame, height=20, class_="cell empty"))
+            continue
+        depth = change.relative_norm / largest if largest > 0 else 0.0
+        title = _tag("title", f"layer {layer}, {change.name}: {number(change.relative_norm)}")
+        opacity = f"{0.12 + 0.88 * depth:.3f}"
+        marks.append(_tag("rect", [title], **frame, height=20, class_="cell", fill_opacity=opacity))
+    return _figure(f"{role}: layers {', '.join(map(str, sorted(row)))} changed", 22, marks)

@@ -1,0 +1,63 @@
+"""The report as one HTML file: styles and figures inline, nothing loaded, nothing run.
+
+It reads in light and dark, on paper and on a phone. Everything from the record is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from safeedit.report import content, figures, wording
+from safeedit.results import RunRecord
+
+
+def render(record: RunRecord) -> str:
+    """The whole page."""
+    return _environment().get_template("report.html.j2").render(
+        record=record,
+        audits=content.audits(record),
+        compares=content.compares(record),
+        has_controls=any(edit.controls for edit in record.edits),
+        edits=[
+            {
+                "record": edit,
+                "facts": content.edit_facts(record, edit),
+                "curves": [
+                    (target, figures.dose_curve(edit.dose_curve, target, edit.dose))
+                    for target in content.targets(record, edit)
+                    if any(target.metric in point.metrics for point in edit.dose_curve)
+                ],
+                "layers": figures.layer_map(edit.changes, record.model.layers),
+                "outside": [change for change in edit.changes if change.layer is None],
+            }
+            for edit in record.edits
+        ],
+        description=record.policy.get("description"),
+        headline=content.headline(record),
+        limits=content.limits(record),
+        model_line=content.model_line(record),
+        policy=json.dumps(record.policy, indent=2, ensure_ascii=False, default=str).splitlines(),
+    )  # fmt: skip
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("safeedit.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: wording.clean(value) if type(value) is str else value,
+    )
+    for function in (
+        wording.bracket, wording.count, wording.duration, wording.estimate, wording.number,
+        wording.p_value, wording.plural, wording.size,
+    ):  # fmt: skip
+        environment.filters[function.__name__] = function
+    environment.globals["before_after"] = figures.before_after
+    environment.globals["status_words"] = wording.STATUS_WORDS
+    return environment

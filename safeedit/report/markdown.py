@@ -1,0 +1,170 @@
+"""The report as GitHub-flavoured Markdown, for pull requests and tickets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from safeedit.report import content
+from safeedit.report.content import Row
+from safeedit.report.wording import (
+    NOTHING,
+    STATUS_WORDS,
+    bracket,
+    clean,
+    count,
+    duration,
+    estimate,
+    number,
+    p_value,
+    size,
+)
+from safeedit.results import EditRecord, RunRecord
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$])")
+
+
+def render(record: RunRecord) -> str:
+    """The document, from the outcome down to the digests."""
+    lines = [
+        f"# {escape(record.policy_name)}: {STATUS_WORDS[record.status]}",
+        "",
+        escape(content.headline(record)),
+        "",
+        *bullets(
+            [
+                ("model", content.model_line(record)),
+                ("run", f"{record.command}, {record.run_id}, {record.started}"),
+                ("owner", record.owner),
+                ("ticket", record.ticket),
+                ("wall time", duration(record.resources.wall_seconds)),
+                ("peak memory", size(record.resources.peak_memory_bytes)),
+                ("export", record.export.directory if record.export else None),
+            ]
+        ),
+        "",
+        *(f"> warning: {escape(warning)}\n" for warning in record.warnings),
+        *gates(record),
+        *metrics(record),
+        *(line for edit in record.edits for line in _edit(record, edit)),
+        *limits(record),
+        *_provenance(record),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def escape(text: object) -> str:
+    """Text in which nothing is read as Markdown or HTML, within a line."""
+    return _SPECIAL.sub(r"\\\1", clean(text).replace("&", "&amp;"))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table; the cells are escaped already."""
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(cell or ' ' for cell in line)} |" for line in lines] + [""]
+
+
+def bullets(facts: Iterable[tuple[str, object]]) -> list[str]:
+    """``- label: value`` for every value there is."""
+    return [f"- {escape(label)}: {escape(value)}" for label, value in facts if value]
+
+
+def gates(record: RunRecord) -> list[str]:
+    """The section on gates."""
+    rows = [
+        (
+            STATUS_WORDS[verdict.status],
+            escape(verdict.metric),
+            escape(verdict.condition),
+            escape(verdict.reason.removeprefix(f"{verdict.metric} ")),
+        )
+        for verdict in record.verdicts
+    ]
+    if not rows:
+        return ["## Gates", "", "The policy sets none.", ""]
+    return ["## Gates", "", *table(("verdict", "metric", "condition", "why"), rows)]
+
+
+def metrics(record: RunRecord) -> list[str]:
+    """The section on metrics, a table for each audit."""
+    two_models = content.compares(record)
+    controlled = any(edit.controls for edit in record.edits)
+    lines = ["## Before and after" if two_models else "## Measured", ""]
+    lines += ["Values with 95 % intervals; n counts independent items.", ""]
+    head = ["metric", "before", "after", "change", "p"] if two_models else ["metric", "value"]
+    head += ["random change of equal size"] if controlled else []
+    head += ["n", "unit (better)"]
+    for audit in content.audits(record):
+        lines += [f"### {escape(audit.id)}", ""]
+        if audit.rows:
+            lines += table(head, [_cells(row, two_models, controlled) for row in audit.rows])
+        if audit.unmeasured:
+            without = (f"{name} ({why})" if why else name for name, why in audit.unmeasured)
+            lines += [f"Without a value: {escape(', '.join(without))}.", ""]
+    return lines
+
+
+def limits(record: RunRecord) -> list[str]:
+    """The section that is always there."""
+    lines = [f"- {escape(limit)}" for limit in content.limits(record)]
+    return ["## What this does not show", "", *lines, ""]
+
+
+def _cells(row: Row, two_models: bool, controlled: bool) -> list[str]:
+    found, after = row.comparison, row.after
+    cells = [row.name]
+    if two_models:
+        before = found.before
+        change = f"{number(found.difference, signed=True)} {bracket(found.difference_interval)}"
+        cells += [
+            estimate(before.value, before.interval) if before else NOTHING,
+            estimate(after.value, after.interval),
+            f"{change.rstrip()} {row.trend}".rstrip(),
+            p_value(found.p_value).removeprefix("p ").removeprefix("= "),
+        ]
+    else:
+        cells.append(estimate(after.value, after.interval))
+    if controlled:
+        cells.append(number(row.control.value) if row.control else "")
+    cells += [count(after), f"{after.unit} ({after.direction})"]
+    return [escape(cell) for cell in cells]
+
+
+def _edit(record: RunRecord, edit: EditRecord) -> list[str]:
+    name = edit.id if edit.id == edit.use else f"{edit.id} ({edit.use})"
+    lines = [f"## Edit {escape(name)}", "", *bullets(content.edit_facts(record, edit)), ""]
+    names = [t.metric for t in content.targets(record, edit)]
+    shown = [m for m in dict.fromkeys(names) if any(m in p.metrics for p in edit.dose_curve)]
+    if edit.dose_curve:
+        lines += ["Doses tried, on validation data:", ""]
+        rows = [
+            [
+                f"**{point.dose:g}**" if point.dose == edit.dose else f"{point.dose:g}",
+                *(number(point.metrics.get(metric)) for metric in shown),
+                "all met" if point.meets_targets else f"{len(point.misses)} missed",
+            ]
+            for point in edit.dose_curve
+        ]
+        lines += table(["dose", *map(escape, shown), "targets"], rows)
+    return lines
+
+
+def _provenance(record: RunRecord) -> list[str]:
+    export = record.export
+    lines = ["## Provenance", ""]
+    lines += bullets(
+        [
+            ("weights before the edits", record.model.digest),
+            ("weights exported", export.weights_digest if export else None),
+            ("policy", record.policy_digest),
+            ("seed", str(record.seed)),
+            ("safeedit", record.environment.safeedit),
+            ("platform", f"Python {record.environment.python}, {record.environment.platform}"),
+        ]
+    )
+    lines.append("")
+    rows = [
+        (escape(name), escape(data.get("source", "")), escape(data.get("digest", "")))
+        for name, data in record.datasets.items()
+    ]
+    return lines + (table(("data", "source", "sha256"), rows) if rows else [])

@@ -1,0 +1,173 @@
+"""The summary on a screen: what was decided, on what figures, at what cost.
+
+It fits 80 columns and needs neither colour nor a terminal.
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from safeedit.report import content
+from safeedit.report.content import Row
+from safeedit.report.wording import (
+    MINUS,
+    NOTHING,
+    STATUS_WORDS,
+    bracket,
+    clean,
+    count,
+    duration,
+    number,
+    p_value,
+    size,
+)
+from safeedit.results import EditRecord, RunRecord
+
+_STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+_TRENDS = {"better": "green", "worse": "red", "": ""}
+
+
+def render(record: RunRecord, console: Console) -> None:
+    """Print the summary."""
+    if console.encoding.lower().startswith("utf"):
+        _render(record, console)
+        return
+    with console.capture() as capture:
+        _render(record, console)
+    words = capture.get().replace(MINUS, "-").replace(NOTHING, "-")
+    console.file.write(words.encode(console.encoding, "replace").decode(console.encoding))
+
+
+def _render(record: RunRecord, console: Console) -> None:
+    console.print()
+    title = Text.assemble(
+        (STATUS_WORDS[record.status].upper(), f"bold {_STYLES[record.status]}"),
+        "  ",
+        (clean(record.policy_name), "bold"),
+    )
+    console.print(title)
+    console.print(_text(content.headline(record)))
+    console.print(_text(content.model_line(record), "dim"))
+    for warning in record.warnings:
+        console.print(_text(f"warning: {warning}", "yellow"))
+    if record.verdicts:
+        _print(console, "Gates", _gates(record))
+        for verdict in record.verdicts:
+            if verdict.status != "pass":
+                console.print(_item(verdict.reason))
+    two_models = content.compares(record)
+    for audit in content.audits(record):
+        if audit.rows:
+            _print(console, audit.id, _metrics(audit.rows, two_models))
+    for edit in record.edits:
+        _print_edit(console, record, edit)
+    console.print()
+    console.print(_text("What this does not show", "bold"))
+    for limit in content.limits(record):
+        console.print(_item(limit))
+    console.print()
+    cost = (
+        f"{duration(record.resources.wall_seconds)}, peak memory "
+        f"{size(record.resources.peak_memory_bytes)}"
+    )
+    if record.resources.peak_device_bytes:
+        cost += f", on the device {size(record.resources.peak_device_bytes)}"
+    console.print(_text(cost))
+    if record.export is not None:
+        console.print(_text(f"export: {record.export.directory}"), soft_wrap=True)
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Words that are never read as markup."""
+    return Text(clean(text), style)
+
+
+def _item(text: str) -> Table:
+    item = Table.grid(padding=(0, 1))
+    item.add_row("-", _text(text))
+    return item
+
+
+def _print(console: Console, title: str, table: Table) -> None:
+    console.print()
+    console.print(_text(title, "bold"))
+    console.print(Padding(table, (0, 0, 0, 2)))
+
+
+def _table(*columns: tuple[str, bool]) -> Table:
+    """A table without lines; a column is its heading and whether it holds figures."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for heading, figures in columns:
+        if figures:
+            table.add_column(heading, justify="right", no_wrap=True)
+        else:
+            table.add_column(heading, overflow="fold")
+    return table
+
+
+def _gates(record: RunRecord) -> Table:
+    table = _table(("", False), ("metric", False), ("condition", False), ("measured", True))
+    for verdict in record.verdicts:
+        signed = verdict.condition.startswith("max_")
+        table.add_row(
+            _text(STATUS_WORDS[verdict.status], _STYLES[verdict.status]),
+            _text(verdict.metric),
+            _text(verdict.condition.replace(" at confidence ", " at ")),
+            _text(number(verdict.value, signed=signed)),
+        )
+    return table
+
+
+def _metrics(rows: tuple[Row, ...], two_models: bool) -> Table:
+    controlled = any(row.control for row in rows)
+    columns = [("metric", False)]
+    columns += [("before", True)] if two_models else []
+    columns += [("after" if two_models else "value", True), ("95 %", True)]
+    columns += [("random", True)] if controlled else []
+    columns += [("p", True)] if two_models else []
+    table = _table(*columns, ("n", True))
+    for row in rows:
+        found = row.comparison
+        cells = [_text(row.name)]
+        if two_models:
+            cells.append(_text(number(found.before.value) if found.before else NOTHING))
+        cells += [
+            _text(number(row.after.value), _TRENDS[row.trend]),
+            _text(bracket(row.after.interval), "dim"),
+        ]
+        if controlled:
+            cells.append(_text(number(row.control.value) if row.control else "", "dim"))
+        if two_models:
+            cells.append(_text(p_value(found.p_value).removeprefix("p ").removeprefix("= ")))
+        table.add_row(*cells, _text(count(row.after).partition(" ")[0], "dim"))
+    return table
+
+
+def _print_edit(console: Console, record: RunRecord, edit: EditRecord) -> None:
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(no_wrap=True, style="dim")
+    facts.add_column(overflow="fold")
+    for label, value in content.edit_facts(record, edit):
+        facts.add_row(_text(label), _text(value))
+    _print(console, f"Edit {edit.id}", facts)
+    targets = content.targets(record, edit)
+    shown = [m for m in dict.fromkeys(t.metric for t in targets) if _tried(edit, m)][:5]
+    if edit.dose_curve:
+        # Doses down the side would not leave room for names of metrics across the top.
+        doses = edit.dose_curve[-6:]
+        curve = _table(
+            ("dose, on validation data", False),
+            *((f"{p.dose:g}{'*' if p.dose == edit.dose else ''}", True) for p in doses),
+        )
+        for metric in shown:
+            curve.add_row(_text(metric), *(_text(number(p.metrics.get(metric))) for p in doses))
+        met = ["all" if p.meets_targets else f"{len(p.misses)} off" for p in doses]
+        curve.add_row(_text("targets met", "dim"), *(_text(word, "dim") for word in met))
+        console.print(Padding(curve, (1, 0, 0, 2)))
+
+
+def _tried(edit: EditRecord, metric: str) -> bool:
+    return any(metric in point.metrics for point in edit.dose_curve)

@@ -1,0 +1,104 @@
+"""How figures and names are written, in every report alike."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+from safeedit.results import Interval, Metric
+
+STATUS_WORDS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive"}
+NOTHING = "–"
+MINUS = "−"
+_DIRECTING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
+
+
+def clean(text: object) -> str:
+    """Text on one line without control characters, so that it can neither move a terminal's
+    cursor, nor turn the direction of writing, nor break XML."""
+    return "".join(
+        " " if character in "\n\r\t" else "\N{REPLACEMENT CHARACTER}"
+        if unicodedata.category(character) in ("Cc", "Cs", "Cn") or character in _DIRECTING
+        else character
+        for character in str(text)
+    )  # fmt: skip
+
+
+def number(value: float | None, *, signed: bool = False) -> str:
+    """Three decimals up to 10, then fewer; powers of ten where that would read 0.000."""
+    if value is None or not math.isfinite(value):
+        return NOTHING if value is None else str(value)
+    size = abs(value)
+    if size and (size < 0.0005 or size >= 1e6):
+        text = f"{size:.1e}"
+    elif size >= 1000:
+        text = f"{size:,.0f}"
+    else:
+        text = f"{size:.{3 if size < 10 else 2 if size < 100 else 1}f}"
+    sign = MINUS if value < 0 else "+" if signed and value > 0 else ""
+    return sign + text
+
+
+def bracket(interval: Interval | None) -> str:
+    """``[0.01, 0.20]``; nothing where there is no interval."""
+    return f"[{number(interval.low)}, {number(interval.high)}]" if interval else ""
+
+
+def estimate(value: float | None, interval: Interval | None) -> str:
+    """``0.10 [0.01, 0.20]``."""
+    return f"{number(value)} {bracket(interval)}".rstrip()
+
+
+def p_value(p: float | None) -> str:
+    """``p = 0.03``, or ``p < 0.001`` where more digits would pretend precision."""
+    if p is None:
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def count(metric: Metric) -> str:
+    """``20``, or ``20 (120 phrasings)`` where several items make one independent unit."""
+    items = len(metric.items)
+    return f"{metric.n:,} ({items:,} in all)" if items > metric.n else f"{metric.n:,}"
+
+
+def plural(n: int, noun: str) -> str:
+    """``1 gate``, ``2 gates``."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def listing(words: list[str]) -> str:
+    """``a``, ``a and b``, ``a, b, and c``."""
+    if len(words) < 3:
+        return " and ".join(words)
+    return f"{', '.join(words[:-1])}, and {words[-1]}"
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 min 5 s``, ``2 h 10 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(n_bytes: int) -> str:
+    """``1.9 GB``, in powers of ten."""
+    amount = float(n_bytes)
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}"
+        amount /= 1000
+    return f"{amount:.2f} GB"
+
+
+def share(part: float, whole: float) -> str:
+    """``3.1 %``."""
+    if not whole:
+        return NOTHING
+    percent = 100 * part / whole
+    return f"{percent:.1f} %" if percent >= 0.1 or not percent else f"{percent:.1g} %"

@@ -1,0 +1,111 @@
+"""A model that says what a test tells it to, for tests of what auditors make of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from safeedit.contracts import RunContext
+from safeedit.model.engine import TokenScores
+
+VOCAB = 50
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt as it reached the engine."""
+
+    text: str
+    template: str
+    prefix: str
+
+
+def context(tmp_path: Path, warnings: list[str] | None = None, seed: int = 0) -> RunContext:
+    warn: Callable[[str], None] = (lambda message: None) if warnings is None else warnings.append
+    return RunContext(seed=seed, cache=tmp_path, secret=b"secret", warn=warn)
+
+
+@dataclass
+class ScriptedEngine:
+    """Speaks the engine's language; a token is a character."""
+
+    say: Callable[[Asked, int], str]
+    rank: Callable[[str, str], Sequence[float]] = lambda text, answer: [1.0] * len(answer)
+    distribution: Callable[[str, int], torch.Tensor] = lambda text, position: torch.full(
+        (VOCAB,), 1 / VOCAB
+    ).log()
+    asked: list[Asked] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+
+    def encode(
+        self, texts: Sequence[str], template: str = "auto", *, answer_prefix: str = ""
+    ) -> list[list[int]]:
+        ids = []
+        for text in texts:
+            prompt = Asked(text, template, answer_prefix)
+            if prompt not in self.asked:
+                self.asked.append(prompt)
+            ids.append([self.asked.index(prompt)])
+        return ids
+
+    def continuation(self, text: str, template: str = "auto") -> list[int]:
+        return [ord(c) for c in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        sampling: Any = None,
+        samples: int = 1,
+        **rest: Any,
+    ) -> list[list[list[int]]]:
+        self.calls.append("greedy" if sampling is None else "sampled")
+        return [
+            [
+                [ord(c) for c in self.say(self.asked[ids[0]], sample)][:max_new_tokens]
+                for sample in range(samples)
+            ]
+            for ids in prompts
+        ]
+
+    def score(
+        self,
+        prompts: Sequence[Sequence[int]],
+        continuations: Sequence[Sequence[int]],
+        **rest: Any,
+    ) -> list[TokenScores]:
+        self.calls.append("score")
+        found = []
+        for ids, continuation in zip(prompts, continuations, strict=True):
+            ranks = torch.tensor(
+                list(self.rank(self.asked[ids[0]].text, self.decode(continuation)))
+            )
+            found.append(TokenScores(log_probs=-ranks.log() - 0.5, greedy=ranks == 1, ranks=ranks))
+        return found
+
+    def log_probs(
+        self,
+        prompts: Sequence[Sequence[int]],
+        continuations: Sequence[Sequence[int]],
+        max_positions: int,
+        **rest: Any,
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        # Backwards, since the engine may yield in any order.
+        for index in reversed(range(len(prompts))):
+            text = self.asked[prompts[index][0]].text
+            positions = min(len(continuations[index]), max_positions)
+            yield index, torch.stack([self.distribution(text, p) for p in range(positions)])
+
+    @property
+    def model(self) -> Any:
+        """What auditors take for a ModelHandle."""
+        return SimpleNamespace(engine=self)
