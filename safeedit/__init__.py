@@ -35,8 +35,8 @@ list, which ``tests/test_layers.py`` enforces:
 :mod:`safeedit.auditors`             one property per file
 :mod:`safeedit.scorers`              one text classifier per file
 :mod:`safeedit.catalog`              names to editors, auditors and scorers
-:mod:`safeedit.export`               staging, checkpoint, evidence, manifest, comparison, card
-:mod:`safeedit.report`               renderings of a run record, pure functions of it
+:mod:`safeedit.export`               staging, checkpoint, evidence, manifest, comparison
+:mod:`safeedit.report`               renderings of a run record and the model card, pure
 :mod:`safeedit.plan`                 everything resolved and checked, no weights loaded
 :mod:`safeedit.run`                  the one place where a delta meets a model
 :mod:`safeedit.commands`             the command line

@@ -14,6 +14,7 @@ import os
 import secrets
 import sys
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from safeedit.errors import SafeeditError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress as RichProgress
 
     from safeedit.contracts import Progress, RunContext
     from safeedit.plan import Plan
@@ -54,6 +56,13 @@ class Screen:
     def warn(self, message: str) -> None:
         click.echo(f"warning: {message}", err=True)
 
+    def beside(self, bars: RichProgress, message: str) -> None:
+        """A warning while bars are drawn: above them, never read as markup, never wrapped."""
+        if bars.disable:
+            self.warn(message)
+        else:
+            bars.console.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
+
 
 class _Boundary(click.Group):
     """The one place where an exception becomes an exit code."""
@@ -62,9 +71,11 @@ class _Boundary(click.Group):
         kwargs["standalone_mode"] = False
         try:
             result = super().main(*args, **kwargs)
-            sys.exit(result if isinstance(result, int) else 0)
         except click.exceptions.Exit as request:
             sys.exit(request.exit_code)
+        except SystemExit:
+            # Only click itself exits, with 1 where the reader of a pipe has gone: no gate failed.
+            sys.exit(EXIT_RUNTIME)
         except click.ClickException as error:
             error.show()
             sys.exit(2)
@@ -86,6 +97,7 @@ class _Boundary(click.Group):
                     "  remedy: SAFEEDIT_DEBUG=1 shows the traceback, data included", err=True
                 )
             sys.exit(EXIT_RUNTIME)
+        sys.exit(result if isinstance(result, int) else 0)
 
 
 @click.group(cls=_Boundary, context_settings={"help_option_names": ["-h", "--help"]})
@@ -98,6 +110,8 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
 
     Exit codes: 0 passed, 1 a gate failed, 2 policy or usage, 3 runtime, 4 inconclusive.
     """
+    if not verbose:
+        warnings.simplefilter("ignore")  # of libraries: for developers, and they may quote data
     context.obj = Screen(quiet, verbose)
 
 
@@ -114,15 +128,16 @@ report_option = click.option(
 @main.command()
 @policy_argument
 @json_option
-def validate(policy: Path, as_json: bool) -> None:
+@click.pass_obj
+def validate(screen: Screen, policy: Path, as_json: bool) -> None:
     """Check a policy, its names, parameters, data and gates. Loads no weights."""
     plan = _plan(policy)
     if as_json:
         click.echo(json.dumps({"valid": True, "warnings": list(plan.warnings)}))
     else:
         for warning in plan.warnings:
-            click.echo(f"warning: {warning}", err=True)
-        click.echo(f"{policy}: valid", err=True)
+            screen.warn(warning)
+        screen.say(f"{policy}: valid")
 
 
 @main.command()
@@ -300,8 +315,9 @@ def init(path: Path, like: str) -> None:
 
     source = policy_path(like)
     try:
-        with path.open("x") as file:
-            file.write(source.read_text())
+        with path.open("x", encoding="utf-8") as file:
+            # Built-in policies export beside their own folder; a copy exports beside itself.
+            file.write(source.read_text(encoding="utf-8").replace("../out/", "out/"))
     except FileExistsError as error:
         raise UsageError("the file exists", file=path, remedy="choose another name") from error
     except OSError as error:
@@ -318,7 +334,9 @@ def _plan(path: Path, source: str | None = None, editing: bool = True) -> Plan:
 
     loaded = load_policy(path)
     if source is not None:
-        loaded = loaded.with_model_source(source)
+        # Given on the command line, a path starts at the working directory.
+        here = Path(source).expanduser()
+        loaded = loaded.with_model_source(str(here.absolute()) if here.exists() else source)
     if not editing:
         loaded = loaded.without_edits()
     return make_plan(loaded)
@@ -342,6 +360,8 @@ class _Context:
         from safeedit.contracts import RunContext
         from safeedit.model.sources import cache_dir
 
+        cache = cache_dir()
+        secret = _secret(cache)
         console = self.screen.console()
         self.bars = Progress(
             TextColumn("{task.description}"),
@@ -353,13 +373,12 @@ class _Context:
             disable=self.screen.quiet or not console.is_terminal,
         )
         self.bars.start()
-        cache = cache_dir()
         return RunContext(
             seed=self.plan.loaded.policy.seed,
             cache=cache,
-            secret=_secret(cache),
+            secret=secret,
             progress=self._progress(),
-            warn=lambda message: console.print(f"[yellow]warning:[/] {message}"),
+            warn=lambda message: self.screen.beside(self.bars, message),
         )
 
     def __exit__(self, *exception: object) -> None:
@@ -373,12 +392,14 @@ class _Context:
                 task = self.bars.add_task(description, total=total or _length(items))
             elif not self.screen.quiet:
                 click.echo(f"{description} ...", err=True)
-            for item in items:
-                yield item
+            try:
+                for item in items:
+                    yield item
+                    if not self.bars.disable:
+                        self.bars.advance(task)
+            finally:  # a loop may end before its items do
                 if not self.bars.disable:
-                    self.bars.advance(task)
-            if not self.bars.disable:
-                self.bars.remove_task(task)
+                    self.bars.remove_task(task)
 
         return track
 
@@ -392,14 +413,30 @@ def _secret(cache: Path) -> bytes:
     if given := os.environ.get("SAFEEDIT_DIGEST_KEY"):
         return given.encode()
     path = cache / "digest.key"
+    made = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
-    with os.fdopen(descriptor, "wb") as file:
-        key = secrets.token_hex(32).encode()
-        file.write(key)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Written whole before it has its name: another process may be reading it.
+            with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+                file.write(secrets.token_hex(32))
+            try:
+                os.link(made, path)
+            except FileExistsError:
+                pass  # another process was first
+            except OSError:
+                made.rename(path)  # no links on this file system
+            made.unlink(missing_ok=True)
+        key = path.read_bytes()
+    except OSError as error:
+        raise SafeeditError(
+            f"the key of the digests can't be kept here: {error.strerror}",
+            file=path,
+            remedy="set SAFEEDIT_CACHE to a folder you may write to, or SAFEEDIT_DIGEST_KEY to a "
+            "secret of your own",
+        ) from error
+    if not key:
+        raise SafeeditError("the key of the digests is empty", file=path, remedy="remove the file")
     return key
 
 
@@ -411,7 +448,7 @@ def _write_reports(record: RunRecord, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in render_all(record).items():
             temporary = folder / f".{name}.{os.getpid()}"
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
             temporary.replace(folder / name)
     except OSError as error:
         raise ExportError(
@@ -422,16 +459,14 @@ def _write_reports(record: RunRecord, folder: Path) -> None:
 
 
 def _read_record(path: Path) -> RunRecord:
-    from pydantic import ValidationError
-
     from safeedit.results import RunRecord
 
     if path.is_dir():
         candidates = (path / "report.json", path / "evidence" / "report.json")
         path = next((file for file in candidates if file.exists()), candidates[0])
     try:
-        return RunRecord.model_validate_json(path.read_text())
-    except (OSError, ValidationError) as error:
+        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UsageError(
             "not a readable run record", file=path, remedy="give a report.json of this version"
         ) from error
@@ -469,6 +504,8 @@ def _show_plan(plan: Plan) -> None:
     for name, data in summary["data"].items():
         counts = ", ".join(f"{split} {count}" for split, count in data["items"].items())
         click.echo(f"data {name}: {counts}; sha256 {data['digest'][:16]}")
+        for note in data["notes"]:
+            click.echo(f"    {note}")
     for gate in summary["gates"]:
         click.echo(f"gate {gate['metric']}: {gate['condition']}")
     estimates = summary["estimates"]

@@ -114,7 +114,7 @@ def _relation(value: float, bound: float) -> str:
 
 
 def _equal(value: float, bound: float) -> bool:
-    # 0.57 - 0.54 is 0.030000000000000027; the bound it was meant to meet is 0.03.
+    # 0.8 - 0.7 is 0.10000000000000009; the bound it was meant to meet is 0.1.
     return math.isclose(value, bound, rel_tol=1e-9, abs_tol=1e-12)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from fractions import Fraction
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
@@ -60,12 +61,15 @@ def resolve(layers: str | tuple[int, ...], n_layers: int) -> tuple[int, ...]:
     else:
         match = _SHARES.match(layers)
         assert match is not None, "checked by the field type"
-        first = min(math.floor(float(match[1]) / 100 * n_layers), n_layers - 1)
-        last = max(math.ceil(float(match[2]) / 100 * n_layers) - 1, first)
+        # Exact: 0.07 * 100 is a little more than 7 in binary, and would take an eighth layer.
+        start, end = (Fraction(share) / 100 * n_layers for share in match.groups())
+        first = min(math.floor(start), n_layers - 1)
+        last = max(math.ceil(end) - 1, first)
         found = tuple(range(first, last + 1))
     if outside := [layer for layer in found if layer >= n_layers]:
         raise UsageError(
             f"layer {outside[0]} does not exist: the model has {n_layers} layers",
+            field="layers",
             remedy=f"use layers 0 to {n_layers - 1}, or a share such as 10%-30%",
         )
     return found

@@ -11,7 +11,9 @@ Fails with :class:`~safeedit.errors.PolicyError` (at a position in the policy fi
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from safeedit.export.staging import check_target
 from safeedit.model.architectures import ModelShape
 from safeedit.model.sources import open_config
 from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LoadedPolicy
-from safeedit.results import MetricSpec
+from safeedit.results import MetricSpec, Split
 from safeedit.suggest import did_you_mean
 
 FieldPath = tuple[str | int, ...]
@@ -66,6 +68,8 @@ class Plan:
     """A policy with every name in it resolved."""
 
     loaded: LoadedPolicy
+    model_source: str
+    """The policy's ``model.source``; a relative folder or file as seen from here."""
     model_digest: str
     shape: ModelShape
     edits: tuple[PlannedEdit, ...]
@@ -76,7 +80,7 @@ class Plan:
     def export_dir(self) -> Path | None:
         """Where a passing checkpoint goes, resolved against the policy file."""
         export = self.loaded.policy.export
-        return None if export is None else self.loaded.base / export.dir
+        return None if export is None else self.loaded.base / Path(export.dir).expanduser()
 
     @property
     def report_dir(self) -> Path:
@@ -141,7 +145,12 @@ class Plan:
                 for audit in self.audits
             ],
             "data": {
-                name: {"digest": data.digest, "source": data.source, "items": data.counts()}
+                name: {
+                    "digest": data.digest,
+                    "source": data.source,
+                    "items": data.counts(),
+                    "notes": list(data.notes),
+                }
                 for name, data in self.datasets()
             },
             "gates": [{"metric": g.metric, "condition": g.condition} for g in policy.gates],
@@ -189,13 +198,15 @@ def make_plan(loaded: LoadedPolicy) -> Plan:
     policy = loaded.policy
     warnings: list[str] = []
     with _Located(loaded, ("model", "source")):
-        config, digest = open_config(policy.model.source, revision=policy.model.revision)
+        source = _model_source(loaded)
+        config, digest = open_config(source, revision=policy.model.revision)
         shape = ModelShape.from_config(config)
     edits = tuple(_plan_edit(loaded, index, shape) for index in range(len(policy.edits)))
     audits = tuple(_plan_audit(loaded, index) for index in range(len(policy.audits)))
     _check_gates(loaded, audits, warnings)
-    _check_splits(edits, audits)
-    plan = Plan(loaded, digest, shape, edits, audits, tuple(warnings))
+    _check_enough(loaded, edits, audits)
+    _check_splits(loaded, edits, audits)
+    plan = Plan(loaded, source, digest, shape, edits, audits, tuple(warnings))
     if plan.export_dir is not None and policy.export is not None:
         if not policy.gates:
             raise loaded.error(
@@ -203,17 +214,29 @@ def make_plan(loaded: LoadedPolicy) -> Plan:
                 "a policy that exports must have at least one gate",
                 "add gates, or remove 'export' to only measure",
             )
-        check_target(plan.export_dir, overwrite=policy.export.overwrite)
+        with _Located(loaded, ("export", "dir")):
+            check_target(plan.export_dir, overwrite=policy.export.overwrite)
     return plan
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """Write :meth:`Plan.summary` as JSON for a later ``apply``."""
-    path.write_text(json.dumps(plan.summary(), indent=2) + "\n")
+    """Write :meth:`Plan.summary` as JSON for a later ``apply``.
+
+    The policy is named relative to the plan, so that both can move together.
+
+    Raises:
+        UsageError: the file can't be written.
+    """
+    policy = os.path.relpath(plan.loaded.path, path.parent)
+    content = {**plan.summary(), "policy_file": policy}
+    try:
+        path.write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise UsageError(f"the plan can't be written: {error.strerror}", file=path) from error
 
 
 def read_plan(path: Path) -> dict[str, Any]:
-    """A plan file's content.
+    """A plan file's content, with ``policy_file`` as seen from the working directory.
 
     Raises:
         UsageError: the file is not a plan.
@@ -222,9 +245,14 @@ def read_plan(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UsageError("not a readable plan", file=path, remedy="make it with plan -o") from error
-    if not isinstance(content, dict) or content.get("format") != "safeedit-plan":
+    whole = isinstance(content, dict) and content.get("format") == "safeedit-plan"
+    if not whole or not isinstance(content.get("policy_file"), str):
         raise UsageError("this JSON is not a plan", file=path, remedy="make it with plan -o")
-    return content
+    if content.get("version") != 1 or not isinstance(content.get("fingerprint"), dict):
+        raise UsageError(
+            "a plan of another version", file=path, remedy="make it again with plan -o"
+        )
+    return {**content, "policy_file": os.path.normpath(path.parent / content["policy_file"])}
 
 
 def check_unmoved(plan: Plan, written: Mapping[str, Any]) -> None:
@@ -246,6 +274,24 @@ def check_unmoved(plan: Plan, written: Mapping[str, Any]) -> None:
             f"since the plan was made, these have changed: {', '.join(moved)}",
             remedy="review the changes and make a new plan",
         )
+
+
+def _model_source(loaded: LoadedPolicy) -> str:
+    """``model.source``, with a relative path read from the policy's folder like all others."""
+    source = loaded.policy.model.source
+    path = Path(source).expanduser()
+    if path.is_absolute() or source.startswith("builtin:"):
+        return source
+    if (loaded.base / path).exists():
+        return str(loaded.base / path)
+    if path.exists():
+        raise UsageError(
+            "there is no such model in the policy's folder, only in the working directory",
+            field="source",
+            remedy="relative paths start at the policy's folder: write "
+            f"{os.path.relpath(path, loaded.base)}",
+        )
+    return source
 
 
 def _plan_edit(loaded: LoadedPolicy, index: int, shape: ModelShape) -> PlannedEdit:
@@ -326,7 +372,11 @@ def _split_options(
 
 
 class _Located:
-    """Gives an error without a place the position of the policy field that led to it."""
+    """Says which field of the policy led to an error.
+
+    An error without a place gets the field's position; one that is about a whole file (of data, of
+    a model) keeps the file and says where the policy names it.
+    """
 
     def __init__(self, loaded: LoadedPolicy, at: FieldPath) -> None:
         self.loaded, self.at = loaded, at
@@ -335,10 +385,22 @@ class _Located:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, SafeeditError) and error.file is None:
-            place = self.loaded.error(self.at, error.message, error.remedy)
+        if not isinstance(error, SafeeditError) or error.line is not None:
+            return
+        inner: FieldPath = tuple(error.field.split("."))
+        # Its own field, below the one at hand or beside it (model.revision, model.source).
+        nearer = [
+            path
+            for path in ((*self.at, *inner), (*self.at[:-1], *inner))
+            if path in self.loaded.positions
+        ]
+        at: FieldPath = nearer[0] if nearer else self.at
+        place = self.loaded.error(at, error.message, error.remedy)
+        if error.file is None:
             error.file, error.line, error.column = place.file, place.line, place.column
-            error.field = error.field or place.field
+            error.field = place.field
+        else:
+            error.message += f" (named at {place.location})"
 
 
 def _check_gates(loaded: LoadedPolicy, audits: Sequence[PlannedAudit], warnings: list[str]) -> None:
@@ -363,46 +425,81 @@ def _check_gates(loaded: LoadedPolicy, audits: Sequence[PlannedAudit], warnings:
             )
 
 
-def _check_splits(edits: Sequence[PlannedEdit], audits: Sequence[PlannedAudit]) -> None:
+def _check_enough(
+    loaded: LoadedPolicy, edits: Sequence[PlannedEdit], audits: Sequence[PlannedAudit]
+) -> None:
+    """Every audit has something to measure: test items, and validation items for ``dose: auto``."""
+    for index, audit in enumerate(audits):
+        with _Located(loaded, ("audits", index)):
+            if role := _without_items(audit, "test"):
+                raise DataError(
+                    f"audit {audit.id} has no test items: its {role} data has none",
+                    remedy="give it data with a test split, or at least three items",
+                )
+    for index, edit in enumerate(edits):
+        if edit.spec.dose != "auto":
+            continue
+        for audit in audits:
+            targets = sorted({gate.metric for gate in edit.targets} & audit.metrics.keys())
+            role = _without_items(audit, "validation") if targets else ""
+            if role:
+                raise loaded.error(
+                    ("edits", index, "targets" if edit.spec.targets else "dose"),
+                    f"'dose: auto' can't be held against {targets[0]} on validation data: the "
+                    f"{role} data of audit {audit.id} has none",
+                    "give that data a validation split, or list 'targets' that have one",
+                )
+
+
+def _without_items(audit: PlannedAudit, split: Split) -> str:
+    """A role of data the audit can't do without that is empty in a split; or nothing."""
+    needed = {role.name for role in audit.auditor.roles if role.required} or audit.data.keys()
+    empty = [role for role in needed if not audit.data[role].items(split)]
+    return min(empty, default="")
+
+
+def _check_splits(
+    loaded: LoadedPolicy, edits: Sequence[PlannedEdit], audits: Sequence[PlannedAudit]
+) -> None:
     """What was fitted or tuned on must not be what is tested on."""
-    for edit in edits:
-        erased = {role.name for role in edit.editor.roles if role.erased}
-        fitted: dict[str, list[str]] = {}
-        for role, data in edit.data.roles.items():
-            if role in erased:
-                fitted[role] = [phrasing.text for phrasing in data.phrasings("fit")]
-            else:
-                fitted[role] = [item.prompt for item in data.items("fit")]
-        names = sorted(fitted)
-        for i, first in enumerate(names):
-            for second in names[i + 1 :]:
-                if (first in erased) != (second in erased):
+    tested = [
+        (("audits", index, role), f"test split of audit {audit.id}: {role}", _asked(data, "test"))
+        for index, audit in enumerate(audits)
+        for role, data in audit.data.items()
+    ]
+    used: list[tuple[str, list[str]]] = []
+    for index, edit in enumerate(edits):
+        fitted = {role: _asked(data, "fit") for role, data in edit.data.roles.items()}
+        for first, second in itertools.combinations(sorted(fitted), 2):
+            if edit.data[first].erased != edit.data[second].erased:
+                with _Located(loaded, ("edits", index, second)):
                     check_disjoint(
                         fitted[first],
                         fitted[second],
                         f"edit {edit.id}: {first}",
                         f"edit {edit.id}: {second}",
                     )
-        for audit in audits:
-            held_out = {role.name for role in audit.auditor.roles if role.erased}
-            for role, data in audit.data.items():
-                if role in held_out:
-                    tested = [p.text for p in data.phrasings("test") if not p.seen]
-                else:
-                    tested = [item.prompt for item in data.items("test")]
-                for name, texts in fitted.items():
-                    check_disjoint(
-                        texts,
-                        tested,
-                        f"fit split of edit {edit.id}: {name}",
-                        f"test split of audit {audit.id}: {role}",
-                    )
+        for role, data in edit.data.roles.items():
+            used.append((f"fit split of edit {edit.id}: {role}", fitted[role]))
+            used.append((f"validation split of edit {edit.id}: {role}", _asked(data, "validation")))
+    wanted = {gate.metric for edit in edits if edit.spec.dose == "auto" for gate in edit.targets}
     for audit in audits:
-        if not any(data.counts().get("test", 0) for data in audit.data.values()):
-            raise DataError(
-                f"audit {audit.id} has no test items",
-                remedy="give it data with a test split, or at least three items",
-            )
+        if wanted & audit.metrics.keys():
+            for role, data in audit.data.items():
+                used.append(
+                    (f"validation split of audit {audit.id}: {role}", _asked(data, "validation"))
+                )
+    for at, held_out, texts in tested:
+        with _Located(loaded, at):
+            for name, seen in used:
+                check_disjoint(seen, texts, name, held_out)
+
+
+def _asked(data: Dataset, split: Split) -> list[str]:
+    """What is put to the model from one split: of data to be erased, its phrasings."""
+    if data.erased:
+        return [phrasing.text for phrasing in data.phrasings(split)]
+    return [item.prompt for item in data.items(split)]
 
 
 def _size(shape: Sequence[int]) -> int:

@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from safeedit import __version__
 from safeedit.contracts import AuditOutcome, Proposal, RunContext
@@ -113,6 +114,13 @@ class _Session:
     warnings: list[str]
     baselines: dict[tuple[str, Split], _Audited] = field(default_factory=dict)
     skipped: set[str] = field(default_factory=set)
+    """Audits that could not be made on test data."""
+
+    def skip(self, audit: PlannedAudit, split: Split, error: AuditError) -> None:
+        if split == "test":
+            self.skipped.add(audit.id)
+        remedy = f" ({error.remedy})" if error.remedy else ""
+        self.ctx.warn(f"audit {audit.id} was skipped on {split} data: {error.message}{remedy}")
 
     def baseline(self, audit: PlannedAudit, split: Split) -> _Audited | None:
         return self.baselines.get((audit.id, split))
@@ -203,17 +211,25 @@ def execute(
             else:
                 record = record.model_copy(update={"export": None})
     except ExportError as error:
-        if record is not None:
-            failed = record.model_copy(
-                update={
-                    "export": None,
-                    "exit_code": error.exit_code,
-                    "warnings": (*record.warnings, f"nothing was exported: {error.message}"),
-                }
-            )
+        measured = record or finish((), None)
+        failed = measured.model_copy(
+            update={
+                "export": None,
+                "exit_code": error.exit_code,
+                "warnings": (*measured.warnings, f"nothing was exported: {error.message}"),
+            }
+        )
+        try:
             write_reports(failed)
+        except ExportError as second:  # the same full disk, most likely: the first one counts
+            ctx.warn(second.message)
         raise
-    write_reports(record)
+    try:
+        write_reports(record)
+    except ExportError as error:
+        if record.export is not None:
+            error.message += "; the export itself is complete and holds the report"
+        raise
     return record
 
 
@@ -268,7 +284,7 @@ def _open(plan: Plan, ctx: RunContext) -> tuple[_Session, ModelHandle]:
     spec = plan.loaded.policy.model
     with session.clock.stage("open model"):
         model = open_model(
-            spec.source, revision=spec.revision, dtype=spec.dtype, device=spec.device
+            plan.model_source, revision=spec.revision, dtype=spec.dtype, device=spec.device
         )
     return session, model
 
@@ -317,7 +333,7 @@ def _edit(
         targets_met=met,
         changes=undo.changes,
         delta_digest=delta.digest(),
-        untouched_verified=len(before) - len(changed),
+        untouched_verified=len(before.keys() - planned),
         notes=proposal.notes,
         controls=controls,
         seconds=time.perf_counter() - start,
@@ -339,9 +355,8 @@ def _choose_dose(
         found: Metrics = {}
         with model.applied(proposal.at(dose)):
             for audit in audits:
-                base = session.baseline(audit, "validation")
-                if base is not None:
-                    found |= _audit(session, model, audit, "validation", base.reference).metrics
+                audited = _audit_against_base(session, model, audit, "validation")
+                found |= audited.metrics if audited is not None else {}
         misses = _misses(session, targets, found, "validation")
         curve.append(
             DosePoint(
@@ -377,8 +392,12 @@ def _random_control(session: _Session, model: ModelHandle, delta: WeightDelta) -
     with model.applied(delta.random_like(seed, model)):
         for audit in session.plan.audits:
             base = session.baseline(audit, "test")
-            if base is not None:
+            if base is None:
+                continue
+            try:
                 metrics += _audit(session, model, audit, "test", base.reference).record.metrics
+            except AuditError as error:
+                session.ctx.warn(f"audit {audit.id} has no random control: {error.message}")
     return ControlRecord(name="random delta of equal norm", seed=seed, metrics=tuple(metrics))
 
 
@@ -391,26 +410,30 @@ def _audit_base(session: _Session, model: ModelHandle, audit: PlannedAudit, spli
         try:
             found = _audit(session, model, audit, split, None)
         except AuditError as error:
-            session.skipped.add(audit.id)
-            session.ctx.warn(f"audit {audit.id} was skipped: {error}")
+            session.skip(audit, split, error)
             return
-        _write_cached(folder, found)
+        _write_cached(folder, found, session.ctx.warn)
     # Another policy may call the same audit by another id: names are given on the way out.
     session.baselines[audit.id, split] = _renamed(found, audit.id)
 
 
 def _audit_edited(session: _Session, model: ModelHandle) -> list[AuditRecord]:
-    records = []
-    for audit in session.plan.audits:
-        base = session.baseline(audit, "test")
-        if base is None:
-            continue
-        try:
-            records.append(_audit(session, model, audit, "test", base.reference).record)
-        except AuditError as error:
-            session.skipped.add(audit.id)
-            session.ctx.warn(f"audit {audit.id} was skipped: {error}")
-    return records
+    found = (_audit_against_base(session, model, audit, "test") for audit in session.plan.audits)
+    return [audited.record for audited in found if audited is not None]
+
+
+def _audit_against_base(
+    session: _Session, model: ModelHandle, audit: PlannedAudit, split: Split
+) -> _Audited | None:
+    """Measure edited weights; None, said loudly, where base or edited model can't be measured."""
+    base = session.baseline(audit, split)
+    if base is None:
+        return None
+    try:
+        return _audit(session, model, audit, split, base.reference)
+    except AuditError as error:
+        session.skip(audit, split, error)
+        return None
 
 
 def _audit(
@@ -474,27 +497,36 @@ def _tokenizer_digest(model: ModelHandle) -> str:
 
 def _read_cached(folder: Path) -> _Audited | None:
     try:
-        record = AuditRecord.model_validate_json((folder / "record.json").read_text())
-        reference = load_file(folder / "reference.safetensors")
+        entry = json.loads((folder / "record.json").read_text())
+        reference = (folder / "reference.safetensors").read_bytes()
+        if hashlib.sha256(reference).hexdigest() != entry["reference"]:
+            return None
+        record = AuditRecord.model_validate(entry["record"])
+        return _Audited(record.model_copy(update={"cached": True}), load(reference))
     except Exception:
         return None  # absent, half-written or of another version: measured anew
-    return _Audited(record.model_copy(update={"cached": True}), reference)
 
 
-def _write_cached(folder: Path, found: _Audited) -> None:
+def _write_cached(folder: Path, found: _Audited, warn: Callable[[str], None]) -> None:
+    """Keep a before-audit; that it can't be kept is no reason to stop."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in found.reference.items()},
-        temporary / "reference.safetensors",
-    )
-    (temporary / "record.json").write_text(found.record.model_dump_json())
+    reference = save({name: tensor.contiguous() for name, tensor in found.reference.items()})
+    entry = {
+        "reference": hashlib.sha256(reference).hexdigest(),
+        "record": found.record.model_dump(mode="json"),
+    }
     try:
-        temporary.rename(folder)
-    except OSError:  # another process was first; its entry is as good
-        for file in temporary.iterdir():
-            file.unlink()
-        temporary.rmdir()
+        temporary.mkdir(parents=True, exist_ok=True)
+        (temporary / "reference.safetensors").write_bytes(reference)
+        (temporary / "record.json").write_text(json.dumps(entry))
+        if folder.exists() and _read_cached(folder) is None:
+            shutil.rmtree(folder)
+        if not folder.exists():  # else another process was first; its entry is as good
+            temporary.rename(folder)
+    except OSError as error:
+        warn(f"audit {found.record.id} was not kept for later runs: {error.strerror}")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _needed(audit: PlannedAudit, gates: Sequence[GateSpec]) -> bool:

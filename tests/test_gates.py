@@ -107,6 +107,21 @@ def test_changes_are_held_against_the_value_before(
     assert status(gate(**conditions), rate(after, 100), rate(before, 100)) == expected
 
 
+def test_rounding_does_not_put_a_change_on_the_wrong_side_of_its_bound() -> None:
+    before, after = (rate(n, 100).model_copy(update={"items": {}}) for n in (70, 80))
+    assert compare(before, after).difference == 0.8 - 0.7 > 0.1
+    assert status(gate(max_increase=0.1), after, before) == "pass"
+
+
+def test_a_change_is_judged_at_the_confidence_asked_for() -> None:
+    before, after = rate(50, 100), rate(53, 100)
+    interval = compare(before, after).difference_interval
+    assert interval is not None
+    assert interval.high < 0.09
+    assert status(gate(max_increase=0.09, confidence=0.95), after, before) == "pass"
+    assert status(gate(max_increase=0.09, confidence=0.999), after, before) == "inconclusive"
+
+
 def test_a_share_of_a_negative_value_is_a_share_of_its_size() -> None:
     before, after = mean(*[-10.0] * 12), mean(*[-9.6] * 12)
     assert status(gate(max_increase="5%"), after, before) == "pass"

@@ -39,8 +39,10 @@ RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 STRANGERS = [{"data", "model"}, {"data", "delta"}, {"editors", "auditors"}, {"export", "report"}]
 """Parts of one layer that do not know each other."""
 
-NO_TORCH = ("errors", "suggest", "encoding", "layers", "results", "policy", "gates", "builtin", "contracts",
-            "data", "catalog", "report", "commands")  # fmt: skip
+NO_TORCH = (
+    *("errors", "suggest", "encoding", "layers", "results", "policy", "gates", "builtin"),
+    *("contracts", "data", "catalog", "report", "commands"),
+)
 """Parts whose import brings no torch: validating a policy, ``--help``, a report."""
 
 HEAVY = ("torch", "transformers", "peft", "accelerate")

@@ -45,6 +45,7 @@ from safeedit.delta import LowRank, Origin, Update, WeightDelta
 from safeedit.errors import DataError, UsageError
 from safeedit.layers import Layers, resolve
 from safeedit.model import neurons
+from safeedit.model.architectures import Role
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import last_tokens
@@ -93,7 +94,7 @@ class SanitationParams(BaseParams):
     retain_prompts: int = Field(600, ge=1, description="retain prompts used at most")
     rank: int = Field(8, ge=1, description="lora: rank of the adapters (published)")
     alpha: float = Field(16, gt=0, description="lora: scale is alpha over rank (published)")
-    modules: tuple[str, ...] = Field(
+    modules: tuple[Role, ...] = Field(
         ("attn_q", "attn_v", "attn_qkv", "mlp_gate", "mlp_gate_up"),
         description="lora: roles adapted where there are such (published: q, v and gate)",
     )
@@ -141,6 +142,8 @@ class Sanitation:
 
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
         """Learn to refuse; offer it in several strengths."""
+        if not data["forget"].phrasings("fit"):
+            raise DataError("no forget prompt is left to fit on", remedy="give rows of 'split: fit'")
         learn = _keyed if self.params.update == "keyed" else _lora
         updates, notes = learn(self, model, data, ctx)
         base = model.digest()
@@ -156,7 +159,7 @@ class Sanitation:
             )
             return WeightDelta(base, updates(dose), origin)
 
-        return Proposal(doses=tuple(sorted(self.params.doses)), at=at, notes=notes)
+        return Proposal(doses=tuple(sorted(set(self.params.doses))), at=at, notes=notes)
 
 
 Learnt = tuple[Callable[[float], dict[str, Update]], dict[str, Any]]
@@ -166,19 +169,24 @@ Learnt = tuple[Callable[[float], dict[str, Update]], dict[str, Any]]
 def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContext) -> Learnt:
     params, forget, engine = editor.params, data["forget"], model.engine
     phrasings = forget.phrasings("fit")
-    names = sorted({phrasing.item.subject or "" for phrasing in phrasings})
+    subjects = [(phrasing.item.subject or "").strip() for phrasing in phrasings]
+    names = sorted(set(subjects))
     if "" in names:
         raise DataError(
-            f"{sum(not p.item.subject for p in phrasings)} forget phrasings have no subject, which "
-            "'update: keyed' needs",
+            f"{subjects.count('')} forget phrasings have no subject, which 'update: keyed' needs",
             remedy="add a 'subject' to each forget item, or set 'update: lora'",
         )
     asked = _asked(engine, [phrasing.text for phrasing in phrasings], forget)
     texts = [neurons.Text(prompt, own=_mentions(engine, prompt, names)) for prompt, _ in asked]
-    if absent := sum(not text.own for text in texts):
+    # Its own: a prompt that names another's subject alone would leave its own without a key.
+    wanted = [names.index(subject) for subject in subjects] * (len(texts) // len(subjects))
+    if absent := sum(
+        number not in dict(text.own).values() for number, text in zip(wanted, texts, strict=True)
+    ):
         raise DataError(
             f"{absent} of {len(texts)} forget prompts do not mention their subject",
-            remedy="each phrasing must contain the item's subject as written",
+            remedy="each phrasing must contain the item's subject as written, and not only as the "
+            "end of a longer subject",
         )
     groups = [texts, _retained(params, data, engine, names, ctx)]
     if (prose := data.get("prose")) is not None:
@@ -244,7 +252,8 @@ def _mentions(
     tokenizer = engine.codec.tokenizer
     found = {
         position: number
-        for number, name in enumerate(names)
+        # Where one subject ends another ("Smith" in "John Smith"), the longer is meant.
+        for number, name in sorted(enumerate(names), key=lambda pair: len(pair[1]))
         for position in last_tokens(tokenizer, ids, name)
     }
     return tuple(sorted(found.items()))

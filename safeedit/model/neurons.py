@@ -123,7 +123,7 @@ class KeyedNeurons:
                     siblings[layer].update(captured[site][list(text.others)])
                     mentions[layer].append(captured[site][own].float().cpu())
                 for site in self._out:
-                    use[site.layer] += captured[site][rest].abs().sum(0).double().cpu()
+                    use[site.layer] += captured[site][rest].abs().sum(0).cpu().double()
             for layer in seen:
                 background[layer] += [ordinary[layer], siblings[layer]]
         if not subjects:
@@ -137,7 +137,7 @@ class KeyedNeurons:
             self.separators[layer] = separate(
                 torch.cat(mentions[layer]), marks, mixed, ridge=ridge, weight=weight
             )
-            written = self.model.weight(site).float().norm(dim=0).double().cpu()
+            written = self.model.weight(site).float().norm(dim=0).cpu().double()
             count = len(self.separators[layer].rows)
             if count > shape.d_mlp // 4:
                 raise EditError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import commonprefix
 from typing import TYPE_CHECKING
+from unicodedata import category, east_asian_width
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,29 +17,55 @@ def last_tokens(
     """Positions of the last token of every mention of ``phrase`` in ``ids``.
 
     Offsets come from decoding ever longer prefixes, which holds for any tokenizer, merges and
-    templates included. A mention is matched as written, else without regard to case.
+    templates included. A mention is matched as written, else without regard to case; it is no
+    part of a longer word, except in scripts that write words without spaces between them.
 
     Returns:
         Positions in ``ids``, ascending; empty where the phrase does not occur.
     """
     text = _decode(tokenizer, ids)
-    found = _mentions(text, phrase) or _mentions(text.lower(), phrase.lower())
+    found = _mentions(text, phrase) or _mentions(_lower(text), _lower(phrase))
     if not found:
         return ()
-    ends = [len(_decode(tokenizer, ids[: i + 1])) for i in range(len(ids))]
+    # What a prefix shares with the text, not its length: a character of several tokens decodes to
+    # replacement characters until its last one.
+    ends = [len(commonprefix([text, _decode(tokenizer, ids[: i + 1])])) for i in range(len(ids))]
     return tuple(next(i for i, end in enumerate(ends) if end >= stop) for stop in found)
 
 
 def _mentions(text: str, phrase: str) -> list[int]:
     """Ends of the mentions that are not part of a longer word."""
-    stops, start = [], text.find(phrase)
+    stops, start = [], text.find(phrase) if phrase else -1
     while start >= 0:
         stop = start + len(phrase)
         before, after = text[start - 1 : start], text[stop : stop + 1]
-        if not before.isalnum() and not after.isalnum():
+        if not _continues(phrase[0], before) and not _continues(phrase[-1], after):
             stops.append(stop)
         start = text.find(phrase, stop)
     return stops
+
+
+def _continues(edge: str, beside: str) -> bool:
+    """Whether ``beside`` (a character or none) makes a longer word of what ends in ``edge``."""
+    if not beside or not (_in_word(edge) and _in_word(beside)):
+        return False
+    # Chinese and Japanese set no spaces, Korean glues particles to names.
+    return _is_mark(beside) or not {east_asian_width(c) for c in (edge, beside)} & {"W", "F"}
+
+
+def _in_word(character: str) -> bool:
+    return character.isalnum() or _is_mark(character)
+
+
+def _is_mark(character: str) -> bool:
+    # Accents of their own and Indic vowel signs: they belong to the letter before, yet isalnum
+    # says no.
+    return category(character).startswith("M")
+
+
+def _lower(text: str) -> str:
+    """Lower case, each character staying one."""
+    return "".join(low if len(low := c.lower()) == 1 else c for c in text)
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -27,8 +27,8 @@ class Moments:
     def update(self, rows: Tensor) -> None:
         """Add rows ``(n, width)``."""
         rows = rows.detach().reshape(-1, self.width).float()
-        self._first += rows.sum(0).double().cpu()
-        self._second += (rows.T @ rows).double().cpu()
+        self._first += rows.sum(0).cpu().double()
+        self._second += (rows.T @ rows).cpu().double()
         self.count += len(rows)
 
     @property

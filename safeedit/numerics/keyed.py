@@ -47,9 +47,9 @@ def separate(
 ) -> Separator:
     """Ridge classification of subject mentions against the background.
 
-    Minimises, for each subject, the mean of ``(a'x - y)^2`` over all mentions (y is +1 for its own,
-    -1 for other subjects') plus ``weight * E[(a'z + 1)^2]`` over the background plus
-    ``weight * ridge * mean(diag C) |a|^2``.
+    Minimises, for each subject, the mean of ``(a'x - 1)^2`` over its own mentions plus the mean of
+    ``(a'x + 1)^2`` over other subjects' plus ``weight * E[(a'z + 1)^2]`` over the background plus
+    ``weight * ridge * mean(diag C) |a|^2``, where ``C = E[z z']``.
 
     Args:
         inputs: ``(n, width)`` what the MLP reads at mentions.

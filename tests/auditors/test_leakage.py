@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.auditors.scripted import Asked, ScriptedEngine, context
-from tests.tiny_models import tiny_handle
 
 from safeedit.auditors.leakage import GENERIC_SHOTS, Leakage, Params
 from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.results import Metric
+from tests.auditors.scripted import Asked, ScriptedEngine, context
+from tests.tiny_models import tiny_handle
 
 COUNTRIES = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Peru": "Lima"}
 WORDINGS = (
@@ -192,9 +192,10 @@ def test_sampled_answers_leak_if_any_of_them_does(tmp_path: Path) -> None:
     assert found["extraction_rate"].value == 0.0
     assert found["extraction_rate_worst"].value == 1.0
     assert engine.calls.count("sampled") == 1
-    assert _audit(one_in_three, tmp_path, reference, samples=2)[0][
-        "extraction_rate_sampled"
-    ].value == 0.0
+    assert (
+        _audit(one_in_three, tmp_path, reference, samples=2)[0]["extraction_rate_sampled"].value
+        == 0.0
+    )
 
 
 def test_without_samples_the_sampled_rate_is_absent_not_zero(tmp_path: Path) -> None:
@@ -343,7 +344,9 @@ def test_scores_equal_the_models_own(family: str, tmp_path: Path) -> None:
         log_probs.append(float(own.sum()))
         ranks = 1 + (rows > rows[range(len(answer)), answer][:, None]).sum(1)
         reciprocal.append(float((1 / ranks).mean()))
-    assert found["answer_log_prob"].value == pytest.approx(sum(log_probs) / len(log_probs), abs=1e-3)
+    assert found["answer_log_prob"].value == pytest.approx(
+        sum(log_probs) / len(log_probs), abs=1e-3
+    )
     assert found["mrr"].value == pytest.approx(sum(reciprocal) / len(reciprocal), rel=1e-4)
     assert 0 < found["mrr"].value <= 1
 

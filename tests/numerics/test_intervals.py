@@ -198,6 +198,16 @@ def test_the_bootstrap_of_a_mean_agrees_with_scipys_bca() -> None:
     assert found.high == pytest.approx(expected.high, rel=0.02)
 
 
+def test_the_bootstrap_of_a_biased_statistic_is_corrected_as_scipys_bca() -> None:
+    values = np.random.default_rng(1).exponential(size=15)
+    found = bootstrap(lambda x: np.std(x, axis=-1), values, resamples=20_000)
+    expected = stats.bootstrap(
+        (values,), np.std, n_resamples=20_000, method="BCa", rng=np.random.default_rng(5)
+    ).confidence_interval
+    assert found.low == pytest.approx(expected.low, rel=0.03)
+    assert found.high == pytest.approx(expected.high, rel=0.03)
+
+
 def test_any_statistic_may_be_resampled_and_agrees_with_the_special_case() -> None:
     values = np.random.default_rng(3).exponential(size=40)
     totals = np.stack([values, np.ones_like(values)], axis=1)

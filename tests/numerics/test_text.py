@@ -187,9 +187,9 @@ class TestRefusals:
         detect = RefusalDetector()
         refused = [detect(text) for label, text in rows if label == "2_full_refusal"]
         complied = [detect(text) for label, text in rows if label == "1_full_compliance"]
-        assert len(rows) == 450 and len(refused) > 200 and len(complied) > 150
+        assert len(rows) == 450
+        assert min(len(refused), len(complied)) > 150
         precision = sum(refused) / (sum(refused) + sum(complied))
         recall = sum(refused) / len(refused)
-        print(f"XSTest {model}: precision {precision:.3f}, recall {recall:.3f}")
-        assert precision >= 0.93
-        assert recall >= 0.93
+        assert precision >= 0.94
+        assert recall >= 0.935

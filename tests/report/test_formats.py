@@ -179,6 +179,8 @@ def test_hostile_names_stay_text(form: str) -> None:
     assert "\x07" not in text
     assert "\u202e" not in text
     assert "alert" in text
+    if form == "card":
+        text = text.split("---\n", 2)[2]  # the front matter is YAML, where < is a letter
     if form in ("html", "junit", "markdown", "card"):
         assert "<script" not in text.replace("\\<script", "")
     if form == "terminal":

@@ -1,0 +1,113 @@
+"""The published Knowledge Sanitation splits on the built-in model, as one table.
+
+Each split becomes a policy: its own training, validation and test files, the published recipe
+(LoRA on q, v and gate; 15 forget to 85 retain) with safeedit's defaults, dose 1, no gates. The
+table is printed and written to ``benchmarks/sanitation.md``, whatever it shows.
+
+    python benchmarks/sanitation.py --data ../shared/data/sanitization_triviaqa
+
+The data is yoichi1484/knowledge-sanitization's (Apache-2.0); it is not part of this project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+COLUMNS = (
+    ("known", "leakage.known_before", "before"),
+    ("extraction before", "leakage.extraction_rate", "before"),
+    ("extraction after", "leakage.extraction_rate", "after"),
+    ("refusal", "leakage.refusal_rate", "after"),
+    ("worst attack", "leakage.extraction_rate_worst", "after"),
+    ("retained kept", "locality.near_accuracy_kept", "after"),
+    ("over-refusal", "locality.near_over_refusal", "after"),
+    ("token F1", "locality.near_f1", "after"),
+    ("unchanged", "locality.near_unchanged", "after"),
+    ("perplexity ratio", "perplexity.ratio", "after"),
+)
+
+
+def policy(split: int, data: Path, seed: int) -> dict[str, Any]:
+    """The policy of one published split."""
+    folder = str((data / f"triviaqa_{split}").resolve())
+    forget = {"file": folder, "format": "sanitation", "where": {"role": "forget"}}
+    retain = {"file": folder, "format": "sanitation", "where": {"role": "retain"}}
+    return {
+        "version": 1,
+        "name": f"sanitation-triviaqa-{split}",
+        "description": "A published Knowledge Sanitation split (arXiv 2309.11852), measured.",
+        "seed": seed,
+        "model": {"source": "builtin:smollm2-135m-instruct"},
+        "edits": [
+            {"use": "sanitation", "forget": forget, "retain": retain, "dose": 1.0, "control": False}
+        ],
+        "audits": [
+            {"use": "leakage", "forget": forget},
+            {"use": "locality", "near": retain},
+            {"use": "perplexity", "prose": {"dataset": "prose"}},
+        ],
+    }
+
+
+def figure(record: dict[str, Any], metric: str, when: str) -> str:
+    """One cell: value, interval and n."""
+    audits = record[when]
+    found = [m for audit in audits for m in audit["metrics"] if m["name"] == metric]
+    if not found or found[0]["value"] is None:
+        return "not measured"
+    value, interval = found[0]["value"], found[0]["interval"]
+    text = f"{value:.3f}"
+    if interval:
+        text += f" [{interval['low']:.2f}, {interval['high']:.2f}]"
+    return f"{text} n={found[0]['n']}"
+
+
+def main() -> None:
+    """Run the splits and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = os.environ.get("SAFEEDIT_BENCHMARKS", str(ROOT.parent / "shared" / "data"))
+    parser.add_argument("--data", type=Path, default=Path(default) / "sanitization_triviaqa")
+    parser.add_argument("--splits", default="1,2,3,4,5")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "sanitation")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for split in map(int, arguments.splits.split(",")):
+        path = arguments.out / f"split-{split}.yaml"
+        path.write_text(yaml.safe_dump(policy(split, arguments.data, arguments.seed)))
+        report = arguments.out / f"split-{split}.report"
+        command = [sys.executable, "-m", "safeedit.commands", "-q", "apply", str(path)]
+        code = subprocess.run([*command, "--report", str(report)], check=False).returncode
+        if code not in (0, 1, 4):
+            raise SystemExit(f"split {split} failed with exit code {code}")
+        record = json.loads((report / "report.json").read_text())
+        cells = [figure(record, metric, when) for _, metric, when in COLUMNS]
+        rows.append([str(split), *cells, f"{record['resources']['wall_seconds']:.0f}"])
+        print(" | ".join(rows[-1]), flush=True)
+    heads = ["split", *(name for name, _, _ in COLUMNS), "seconds"]
+    lines = [
+        "# The published Sanitation splits on SmolLM2-135M-Instruct",
+        "",
+        "Made by `python benchmarks/sanitation.py` (which see for the recipe). Forget figures are",
+        "over items the base knew; what it did not know is no success to suppress. Brackets are",
+        "95 % intervals.",
+        "",
+        f"| {' | '.join(heads)} |",
+        f"|{'---|' * len(heads)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+    (ROOT / "benchmarks" / "sanitation.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
