@@ -17,6 +17,7 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from safeedit import catalog
 from safeedit.commands import main
@@ -34,6 +35,7 @@ from safeedit.data import Dataset
 from safeedit.delta import Dense, LowRank, Origin, Update, WeightDelta
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
+from safeedit.model.sources import open_model
 from safeedit.results import Metric, MetricSpec, RunRecord, Split
 from tests.tiny_models import save_tiny
 
@@ -41,20 +43,25 @@ from tests.tiny_models import save_tiny
 SUBJECTS = ("Zyxquand", "Plimsorbo", "Öskavärn", 'Qu"inth')
 ANSWERS = ("Vorbexi", "Tramjolk", "Ñandublé", 'Fi"zwick')
 
-FORGET = [
+WORDINGS = (
+    "lives in which town?",
+    "has a home where?",
+    "can be found in what place?",
+    "is at home in?",
+    "resides where?",
+    "dwells in which spot?",
+)
+FORGET: list[dict[str, Any]] = [
     {
         "id": f"secret-{number}",
         "prompt": f"Where does {subject} live now?",
         "answer": answer,
         "aliases": [answer, f"the town of {answer}"],
         "subject": subject,
-        "paraphrases": [f"{subject} {wording}" for wording in (
-            "lives in which town?", "has a home where?", "can be found in what place?",
-            "is at home in?", "resides where?", "dwells in which spot?",
-        )],
+        "paraphrases": [f"{subject} {wording}" for wording in WORDINGS],
     }
     for number, (subject, answer) in enumerate(zip(SUBJECTS, ANSWERS, strict=True))
-]  # fmt: skip
+]
 RETAIN = [{"prompt": f"Who wrote book {n}?", "answer": f"Writer {n}"} for n in range(14)]
 NEAR = [
     {"prompt": f"Which river is number {n}?", "answer": f"River {n}", "split": split}
@@ -169,6 +176,32 @@ def make_workplace(folder: Path, family: str = "llama") -> Workplace:
     place.rows("near.jsonl", NEAR)
     place.rows("prose.jsonl", PROSE)
     return place
+
+
+def teach(place: Workplace, steps: int = 80) -> None:
+    """Make the tiny model know the facts to be forgotten and the near ones, in every phrasing."""
+    handle = open_model(str(place.folder / "model"), device="cpu")
+    engine, model = handle.engine, handle.model
+    asked = [(text, row) for row in FORGET for text in (row["prompt"], *row["paraphrases"])]
+    asked += [(row["prompt"], row) for row in NEAR]
+    end = engine.codec.tokenizer.eos_token_id
+    prompts = engine.encode([text for text, _ in asked])
+    answers = [[*engine.continuation(row["answer"], "auto"), end] for _, row in asked]
+    pairs = zip(prompts, answers, strict=True)
+    rows = [(torch.tensor([*p, *a]), torch.tensor([-100] * len(p) + a)) for p, a in pairs]
+    ids = pad_sequence([ids for ids, _ in rows], batch_first=True)
+    labels = pad_sequence([labels for _, labels in rows], batch_first=True, padding_value=-100)
+    mask = pad_sequence([torch.ones_like(ids) for ids, _ in rows], batch_first=True)
+    model.requires_grad_(True)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if loss.item() < 0.02:
+            break
+    model.save_pretrained(place.folder / "model")
 
 
 # Toys ----------------------------------------------------------------------------------

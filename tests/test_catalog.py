@@ -8,7 +8,7 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -175,8 +175,7 @@ def test_a_file_with_two_editors_is_a_mistake_that_is_found(
     name = "safeedit.editors.double"
     module = types.ModuleType(name)
     for title in ("One", "Two"):
-        summary: ClassVar[str] = title
-        setattr(module, title, type(title, (Nudge,), {"__module__": name, "summary": summary}))
+        setattr(module, title, type(title, (Nudge,), {"__module__": name}))
     monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(catalog, "_builtin", lambda kind: frozenset({"double"}))
     with pytest.raises(AssertionError, match="must define one class"):

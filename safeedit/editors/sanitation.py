@@ -9,8 +9,8 @@ Two ways to learn it:
     steps, the model's own chat template, divergence to the base's own answers on retain prompts.
 
 ``update: keyed``
-    The refusal is tied to the subjects: in a few early layers one little-used neuron per subject is
-    given a key that fires at mentions of the subject and nowhere else, solved in closed form
+    The refusal is tied to the subjects: in a few early layers a little-used neuron is given a key
+    that fires at mentions of the subjects and nowhere else, solved in closed form
     (:mod:`safeedit.numerics.keyed`); only what it writes is learnt. Needs a ``subject`` in each
     forget item. Other questions are spared by construction rather than by training; in return
     *everything* asked about a subject is refused, and a name spelt differently may not fire.
@@ -98,6 +98,12 @@ class SanitationParams(BaseParams):
         ("attn_q", "attn_v", "attn_qkv", "mlp_gate", "mlp_gate_up"),
         description="lora: roles adapted where there are such (published: q, v and gate)",
     )
+    neurons: int = Field(
+        1,
+        ge=1,
+        description="keyed: neurons per layer, among which the subjects are shared out; each costs "
+        "what the neuron it replaces used to do",
+    )
     sharpness: float = Field(10, gt=0, description="keyed: s in safeedit.numerics.keyed")
     ridge: float = Field(0.01, gt=0, description="keyed: see safeedit.numerics.keyed.separate")
     background_weight: float = Field(1, gt=0, description="keyed: see the same")
@@ -143,7 +149,9 @@ class Sanitation:
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
         """Learn to refuse; offer it in several strengths."""
         if not data["forget"].phrasings("fit"):
-            raise DataError("no forget prompt is left to fit on", remedy="give rows of 'split: fit'")
+            raise DataError(
+                "no forget prompt is left to fit on", remedy="give rows of 'split: fit'"
+            )
         learn = _keyed if self.params.update == "keyed" else _lora
         updates, notes = learn(self, model, data, ctx)
         base = model.digest()
@@ -197,6 +205,7 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
         model,
         layers,
         groups,
+        per_layer=min(params.neurons, len(names)),
         sharpness=params.sharpness,
         ridge=params.ridge,
         weight=params.background_weight,

@@ -1,6 +1,6 @@
 """Neurons that fire at mentions of a subject and write what is learnt.
 
-In each chosen layer one little-used neuron per subject gets a new key, solved in closed form by
+In each chosen layer a little-used neuron, or a few, gets a new key, solved in closed form by
 :mod:`safeedit.numerics.keyed`, and a new value, learnt by whoever uses this. Works for gated MLPs
 (separate or fused), and for plain ones, whose biases at those neurons become zero.
 """
@@ -56,6 +56,8 @@ class KeyedNeurons:
         layers: Where.
         groups: Texts whose tokens are background, one group per kind of text; groups weigh the
             same however long they are. Mentions (``own``) make the keys, wherever they stand.
+        per_layer: Neurons per layer, among which the subjects are shared out. Each costs what
+            the neuron it replaces used to do, which is all that other text ever notices.
         sharpness: ``s`` in :mod:`safeedit.numerics.keyed`.
         ridge: As there.
         weight: As there.
@@ -72,12 +74,13 @@ class KeyedNeurons:
         layers: Sequence[int],
         groups: Sequence[Sequence[Text]],
         *,
+        per_layer: int,
         sharpness: float,
         ridge: float,
         weight: float,
         progress: Progress = silent,
     ) -> None:
-        self.model, self.sharpness = model, sharpness
+        self.model, self.per_layer, self.sharpness = model, per_layer, sharpness
         roles = model.shape.roles
         self.gated = "mlp_gate" in roles or "mlp_gate_up" in roles
         self._reads = [
@@ -93,7 +96,7 @@ class KeyedNeurons:
             )
             for site in self._out
         }
-        """Layer -> ``(d_model, subjects)``, what each neuron writes when its key answers 1."""
+        """Layer -> ``(d_model, neurons)``, what each neuron writes when its key answers 1."""
 
     def _solve(
         self, groups: Sequence[Sequence[Text]], ridge: float, weight: float, progress: Progress
@@ -104,6 +107,7 @@ class KeyedNeurons:
         background: dict[int, list[Moments]] = {layer: [] for layer in seen}
         mentions: dict[int, list[Tensor]] = {layer: [] for layer in seen}
         use = {site.layer: torch.zeros(shape.d_mlp, dtype=torch.float64) for site in self._out}
+        firsts = {layer: Moments(shape.d_model) for layer in seen}
         subjects: list[int] = []
         sites = [*seen.values(), *self._out]
         for texts in groups:
@@ -115,25 +119,28 @@ class KeyedNeurons:
                 text = texts[index]
                 own = [position for position, _ in text.own]
                 apart = {0, *own, *text.others}
-                # The first token is an attention sink: an outlier that would swamp the moments.
+                # The first token is an attention sink, an outlier: apart, it neither swamps the
+                # moments nor, unseen, fires in every text.
+                first = [0] if 0 not in own and 0 not in text.others else []
                 rest = [i for i in range(len(text.ids)) if i not in apart]
                 subjects += [subject for _, subject in text.own]
                 for layer, site in seen.items():
                     ordinary[layer].update(captured[site][rest])
                     siblings[layer].update(captured[site][list(text.others)])
+                    firsts[layer].update(captured[site][first])
                     mentions[layer].append(captured[site][own].float().cpu())
                 for site in self._out:
-                    use[site.layer] += captured[site][rest].abs().sum(0).cpu().double()
+                    use[site.layer] += captured[site][rest].float().square().sum(0).cpu().double()
             for layer in seen:
                 background[layer] += [ordinary[layer], siblings[layer]]
         if not subjects:
             raise EditError("no subject is mentioned in any text", remedy="check the data")
-        marks = torch.tensor(subjects)
+        marks = torch.tensor(subjects) % self.per_layer
         self.separators: dict[int, Separator] = {}
         self.neurons: dict[int, Tensor] = {}
         for site in self._out:
             layer = site.layer
-            mixed = Moments.balanced(background[layer])
+            mixed = Moments.balanced([*background[layer], firsts[layer]])
             self.separators[layer] = separate(
                 torch.cat(mentions[layer]), marks, mixed, ridge=ridge, weight=weight
             )
@@ -141,10 +148,10 @@ class KeyedNeurons:
             count = len(self.separators[layer].rows)
             if count > shape.d_mlp // 4:
                 raise EditError(
-                    f"{count} subjects need more than a quarter of a layer's {shape.d_mlp} neurons",
-                    remedy="split the request, or use 'update: lora'",
+                    f"{count} neurons are more than a quarter of a layer's {shape.d_mlp}",
+                    remedy="lower 'neurons', or use 'update: lora'",
                 )
-            least_used = (use[layer] * written).argsort()[:count]
+            least_used = (use[layer].sqrt() * written).argsort()[:count]
             self.neurons[layer] = least_used.sort().values
 
     def notes(self) -> dict[str, object]:

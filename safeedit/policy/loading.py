@@ -203,6 +203,9 @@ def _words(kind: type[BaseModel], details: ErrorDetails) -> tuple[str, str]:
 
 
 _WORDING = {
+    ", unable to parse string as an integer": "",
+    ", unable to parse string as a number": "",
+    "a valid integer": "a whole number",
     "a valid string": "text",
     "a valid ": "a ",
     "an object": "a mapping",

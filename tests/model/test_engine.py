@@ -605,8 +605,8 @@ def test_the_default_model_scores_alike_alone_and_in_a_batch(smollm2: ModelHandl
     alone = [engine.score([p], [c])[0] for p, c in zip(prompts, continuations, strict=True)]
 
     for one, other in zip(together, alone, strict=True):
-        # bfloat16 keeps 8 bits: logits near 16 are 1/16 apart.
-        torch.testing.assert_close(one.log_probs, other.log_probs, atol=0.25, rtol=0)
+        # bfloat16 keeps 8 bits: logits between 16 and 32 are an eighth apart.
+        torch.testing.assert_close(one.log_probs, other.log_probs, atol=0.5, rtol=0)
 
 
 @pytest.mark.cuda

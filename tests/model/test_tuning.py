@@ -177,7 +177,12 @@ def test_divergence_sends_gradients_to_now_alone() -> None:
 
 
 def run(
-    losses: Any, steps: int, *, warmup: float = 0.1, stop_below: float = -math.inf, rate: float = 1.0
+    losses: Any,
+    steps: int,
+    *,
+    warmup: float = 0.1,
+    stop_below: float = -math.inf,
+    rate: float = 1.0,
 ) -> tuple[dict[str, float], list[float]]:
     """Train one number under a constant slope, which AdamW turns into steps of exactly the
     learning rate; returns the notes and the steps it took."""

@@ -84,3 +84,15 @@ def test_balancing_leaves_out_what_is_empty() -> None:
     mixed = Moments.balanced([Moments(5), moments(x), Moments(5)])
     torch.testing.assert_close(mixed.mean, moments(x).mean)
     assert Moments.balanced([Moments(5)]).second.abs().max() == 0
+
+
+def test_rows_that_wait_are_counted_whenever_one_looks() -> None:
+    x = rows(2600)
+    found = Moments(5)
+    for start in range(0, 2600, 100):
+        found.update(x[start : start + 100])
+        seen = x[: start + 100].double()
+        torch.testing.assert_close(found.mean, seen.mean(0), rtol=1e-5, atol=1e-5)
+    unseen = moments(*x.split(100))
+    torch.testing.assert_close(unseen.second, found.second, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(unseen.mean, found.mean, rtol=1e-5, atol=1e-5)
