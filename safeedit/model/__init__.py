@@ -4,8 +4,10 @@
 - :mod:`~safeedit.model.handle`: :class:`ModelHandle`, the model as editors and auditors see it.
 - :mod:`~safeedit.model.activations`: hooks and the selection of tokens.
 - :mod:`~safeedit.model.digest`: digests of tensors.
-- :mod:`~safeedit.model.engine`: batched generation, scoring, hidden states.
-- :mod:`~safeedit.model.sources`: hub id, folder, .gguf file or builtin -> handle.
+- :mod:`~safeedit.model.engine`: batched generation, scoring, hidden states; on batching,
+  generation, sampling, scoring, tokens.
+- :mod:`~safeedit.model.sources`: hub id, folder, .gguf file or builtin -> handle; on cache,
+  checkpoint, quiet.
 """
 
 from safeedit.model.architectures import Architecture, ModelShape, Site, architecture_of

@@ -35,6 +35,7 @@ from safeedit.model.architectures import Site
 from safeedit.model.batching import Batcher, common_prefix, pad_right
 from safeedit.model.generation import generate_batch
 from safeedit.model.sampling import Sampling, uniforms
+from safeedit.model.scoring import NO_SCORES, TokenScores, token_scores
 from safeedit.model.tokens import TokenCodec
 
 if TYPE_CHECKING:
@@ -49,30 +50,6 @@ _MIN_PREFIX = 8
 
 _CPU_TOKENS = 4096
 """Padded tokens in a batch off the GPU: enough to keep a few cores busy, little in memory."""
-
-_CHUNK = 1 << 24
-"""Logits turned into float32 at a time (64 MiB)."""
-
-
-@dataclass(frozen=True)
-class TokenScores:
-    """How a continuation fares under the model, token by token.
-
-    Attributes:
-        log_probs: ``(t,)`` nats, float32.
-        greedy: ``(t,)`` bool, whether the model itself would have chosen the token.
-        ranks: ``(t,)`` float32, 1 is the likeliest; tokens with equal logits share the mean
-            of their ranks. None unless asked for.
-    """
-
-    log_probs: Tensor
-    greedy: Tensor
-    ranks: Tensor | None = None
-
-    @property
-    def total(self) -> float:
-        """Log-probability of the whole continuation, nats."""
-        return float(self.log_probs.double().sum())
 
 
 class Engine:
@@ -245,10 +222,10 @@ class Engine:
         Raises:
             AuditError: See the module.
         """
-        scores = [_EMPTY] * len(prompts)
+        scores = [NO_SCORES] * len(prompts)
 
         def read(logits: Tensor, targets: Tensor) -> TokenScores:
-            return _token_scores(logits, targets, ranks)
+            return token_scores(logits, targets, ranks)
 
         found = self._teacher_forced(prompts, continuations, read)
         for index, score in progress(found, description, len(prompts)):
@@ -602,29 +579,6 @@ def _head_sees(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]
         yield
     finally:
         hook.remove()
-
-
-_EMPTY = TokenScores(torch.empty(0), torch.empty(0, dtype=torch.bool), torch.empty(0))
-
-
-def _token_scores(logits: Tensor, targets: Tensor, ranks: bool) -> TokenScores:
-    if not len(targets):
-        return TokenScores(_EMPTY.log_probs, _EMPTY.greedy, _EMPTY.ranks if ranks else None)
-    chunk = max(1, _CHUNK // logits.shape[-1])
-    found, greedy, places = [], [], []
-    for part, wanted in zip(logits.split(chunk), targets.split(chunk), strict=True):
-        part, wanted = part.float(), wanted.unsqueeze(-1)
-        own = part.gather(-1, wanted)
-        found.append((own - part.logsumexp(-1, keepdim=True)).squeeze(-1))
-        greedy.append(part.argmax(-1) == wanted.squeeze(-1))
-        if ranks:
-            higher, equal = (part > own).sum(-1), (part == own).sum(-1)
-            places.append(higher + (equal + 1) / 2)
-    return TokenScores(
-        torch.cat(found).cpu(),
-        torch.cat(greedy).cpu(),
-        torch.cat(places).float().cpu() if ranks else None,
-    )
 
 
 def _automatic_tokens(handle: ModelHandle) -> int:
