@@ -15,7 +15,7 @@ import secrets
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -61,7 +61,9 @@ class Screen:
         if bars.disable:
             self.warn(message)
         else:
-            bars.console.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
+            bars.console.print(
+                f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True
+            )
 
 
 class _Boundary(click.Group):
@@ -534,17 +536,29 @@ def _listing(kind: str | None) -> dict[str, dict[str, str]]:
             for metric in catalog.auditor(name).metrics
         }
     if kind in (None, "datasets", "policies"):
-        from safeedit.builtin import builtin_datasets, builtin_policies
+        from safeedit.builtin import CARD, builtin_datasets, builtin_policies
 
         if kind != "policies":
-            listing["datasets"] = dict.fromkeys(builtin_datasets(), "")
+            cards = {name: file.with_name(CARD) for name, file in builtin_datasets().items()}
+            listing["datasets"] = _described(cards)
         if kind != "datasets":
-            listing["policies"] = dict.fromkeys(builtin_policies(), "")
+            listing["policies"] = _described(builtin_policies())
     if kind in (None, "models"):
         from safeedit.model.architectures import supported
 
         listing["models"] = supported()
     return listing
+
+
+def _described(files: Mapping[str, Path]) -> dict[str, str]:
+    """Name -> first sentence of the ``description`` in its YAML file."""
+    import yaml
+
+    found = {}
+    for name, file in files.items():
+        card = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found[name] = str(card.get("description") or "").partition(". ")[0].rstrip(".\n")
+    return found
 
 
 if __name__ == "__main__":

@@ -299,7 +299,7 @@ def _plan_edit(loaded: LoadedPolicy, index: int, shape: ModelShape) -> PlannedEd
     at: FieldPath = ("edits", index)
     with _Located(loaded, (*at, "use")):
         kind = catalog.editor(spec.use)
-    data, params = _split_options(loaded, at, spec.options, kind.roles, kind.Params)
+    data, params = _split_options(loaded, at, spec, kind.roles, kind.Params)
     editor = kind(params)
     with _Located(loaded, at):
         tensors = tuple(editor.touches(shape))
@@ -326,14 +326,14 @@ def _plan_audit(loaded: LoadedPolicy, index: int) -> PlannedAudit:
     at: FieldPath = ("audits", index)
     with _Located(loaded, (*at, "use")):
         kind = catalog.auditor(spec.use)
-    data, params = _split_options(loaded, at, spec.options, kind.roles, kind.Params)
+    data, params = _split_options(loaded, at, spec, kind.roles, kind.Params)
     return PlannedAudit(spec.id, spec, kind(params), params, data)
 
 
 def _split_options(
     loaded: LoadedPolicy,
     at: FieldPath,
-    options: Mapping[str, Any],
+    stage: EditSpec | AuditSpec,
     roles: Sequence[DataRole],
     params_type: type[BaseParams],
 ) -> tuple[dict[str, Dataset], BaseParams]:
@@ -343,7 +343,7 @@ def _split_options(
         by_key["data"] = roles[0]
     datasets: dict[str, Dataset] = {}
     rest: dict[str, Any] = {}
-    for key, value in options.items():
+    for key, value in stage.options.items():
         role = by_key.get(key)
         if role is None:
             rest[key] = value
@@ -364,10 +364,12 @@ def _split_options(
                 f"data is missing: {role.name} ({role.description})",
                 f"add '{role.name}: {{file: ...}}' or '{role.name}: {{dataset: ...}}'",
             )
-    known = (*params_type.model_fields, *by_key)
+    known = (*type(stage).model_fields, *params_type.model_fields, *by_key)
     for key in rest:
         if key not in params_type.model_fields:
-            raise loaded.error((*at, key), f"unknown key {key!r}", did_you_mean(key, known))
+            error = loaded.error((*at, key), f"unknown key {key!r}", did_you_mean(key, known))
+            error.line, error.column = loaded.positions[(*at, key)].key
+            raise error
     return datasets, loaded.parse(params_type, rest, at)
 
 
@@ -400,7 +402,7 @@ class _Located:
             error.file, error.line, error.column = place.file, place.line, place.column
             error.field = place.field
         else:
-            error.message += f" (named at {place.location})"
+            error.message += f" (asked for at {place.location})"
 
 
 def _check_gates(loaded: LoadedPolicy, audits: Sequence[PlannedAudit], warnings: list[str]) -> None:

@@ -221,6 +221,18 @@ def test_without_an_export_reports_go_to_a_folder_named_after_the_policy(
             "did you mean 'size'?",
         ),
         (
+            {"edits": [{**NUDGE, "doses": 1.0}]},
+            "doses: 1.0",
+            "unknown key 'doses'",
+            "did you mean 'dose'?",
+        ),
+        (
+            {"audits": [{**DRIFT, "requird": False}]},
+            "requird: false",
+            "unknown key 'requird'",
+            "did you mean 'required'?",
+        ),
+        (
             {"edits": [{**SANITATION, "steps": "many"}]},
             "steps: many",
             "should be a whole number",
@@ -413,7 +425,7 @@ def test_an_export_over_an_existing_folder_is_refused_before_any_work(shared: Wo
     policy = shared.policy(export={"dir": "taken"})
     error = refused(policy, ExportError)
     assert error.file == str(taken)
-    assert f"named at {policy}:{line_of(policy, 'dir: taken')}" in error.message
+    assert f"asked for at {policy}:{line_of(policy, 'dir: taken')}" in error.message
     overwriting = shared.policy(export={"dir": "taken", "overwrite": True})
     assert "did not export" in refused(overwriting, ExportError).message
     assert (taken / "file").read_text() == "somebody's"
@@ -451,7 +463,7 @@ def test_a_missing_data_file_is_named_with_its_place_in_the_policy(shared: Workp
     error = refused(policy, DataError)
     assert error.file == str(shared.folder / "retian.jsonl")
     assert "did you mean 'retain.jsonl'" in error.remedy
-    assert f"named at {policy}:{line_of(policy, 'data:')}" in error.message
+    assert f"asked for at {policy}:{line_of(policy, 'data:')}" in error.message
 
 
 # Plans on disk --------------------------------------------------------------------------

@@ -69,7 +69,7 @@ class SanitationParams(BaseParams):
         "I don't know.", min_length=1, description="what the model is to answer (the paper's own)"
     )
     layers: Layers | None = Field(
-        None, description="default: all layers for lora (published), 5%-20% for keyed"
+        None, description="default: all layers for lora (published), 7%-13% for keyed"
     )
     steps: int = Field(60, ge=1, description="optimiser steps at most")
     batch: int = Field(20, ge=2, description="prompts per step")
@@ -98,11 +98,11 @@ class SanitationParams(BaseParams):
         ("attn_q", "attn_v", "attn_qkv", "mlp_gate", "mlp_gate_up"),
         description="lora: roles adapted where there are such (published: q, v and gate)",
     )
-    neurons: int = Field(
-        1,
+    subjects_per_neuron: int = Field(
+        2,
         ge=1,
-        description="keyed: neurons per layer, among which the subjects are shared out; each costs "
-        "what the neuron it replaces used to do",
+        description="keyed: subjects that share one neuron of a layer; more spare the neurons that "
+        "are replaced, fewer tell subjects better from others like them",
     )
     sharpness: float = Field(10, gt=0, description="keyed: s in safeedit.numerics.keyed")
     ridge: float = Field(0.01, gt=0, description="keyed: see safeedit.numerics.keyed.separate")
@@ -130,7 +130,7 @@ class Sanitation:
     def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
         """The MLPs of the chosen layers (keyed), or the modules that get adapters."""
         if self.params.update == "keyed":
-            return neurons.tensors(model, resolve(self.params.layers or "5%-20%", model.n_layers))
+            return neurons.tensors(model, resolve(self.params.layers or "7%-13%", model.n_layers))
         layers = resolve(self.params.layers or "0%-100%", model.n_layers)
         found = [
             t for r in self.params.modules if r in model.roles for t in model.tensors(r, layers)
@@ -200,12 +200,12 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
     if (prose := data.get("prose")) is not None:
         ordinary = engine.encode([item.prompt for item in prose.items("fit")], "plain")
         groups.append([neurons.Text(ids, own=_mentions(engine, ids, names)) for ids in ordinary])
-    layers = resolve(params.layers or "5%-20%", model.n_layers)
+    layers = resolve(params.layers or "7%-13%", model.n_layers)
     keyed = neurons.KeyedNeurons(
         model,
         layers,
         groups,
-        per_layer=min(params.neurons, len(names)),
+        per_layer=-(-len(names) // params.subjects_per_neuron),
         sharpness=params.sharpness,
         ridge=params.ridge,
         weight=params.background_weight,
@@ -271,13 +271,19 @@ def _mentions(
 def _retained(
     params: SanitationParams, data: EditData, engine: Engine, names: Sequence[str], ctx: RunContext
 ) -> list[neurons.Text]:
-    """Retain prompts with the places of their own subjects, which must not fire."""
+    """Retain prompts with the places of their own subjects, which must not fire.
+
+    Their answers follow them: what a model says of other subjects is no mention either, and few
+    of those tokens stand in any prompt.
+    """
     retain = data["retain"]
     items = _some(retain, params.retain_prompts, ctx.seed)
+    template = engine.codec.resolve(retain.template)
     texts = []
-    for item, ids in zip(
-        items, engine.encode([item.prompt for item in items], retain.template), strict=True
+    for item, prompt in zip(
+        items, engine.encode([item.prompt for item in items], template), strict=True
     ):
+        ids = prompt + (engine.continuation(item.answer, template) if item.answer else [])
         own = _mentions(engine, ids, names)
         fires = {position for position, _ in own}
         others = last_tokens(engine.codec.tokenizer, ids, item.subject) if item.subject else ()

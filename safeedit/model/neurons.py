@@ -123,6 +123,8 @@ class KeyedNeurons:
                 # moments nor, unseen, fires in every text.
                 first = [0] if 0 not in own and 0 not in text.others else []
                 rest = [i for i in range(len(text.ids)) if i not in apart]
+                # A neuron may serve other subjects alone, or the first token alone.
+                used = [i for i in range(len(text.ids)) if i not in own]
                 subjects += [subject for _, subject in text.own]
                 for layer, site in seen.items():
                     ordinary[layer].update(captured[site][rest])
@@ -130,26 +132,31 @@ class KeyedNeurons:
                     firsts[layer].update(captured[site][first])
                     mentions[layer].append(captured[site][own].float().cpu())
                 for site in self._out:
-                    use[site.layer] += captured[site][rest].float().square().sum(0).cpu().double()
+                    use[site.layer] += captured[site][used].float().square().sum(0).cpu().double()
             for layer in seen:
                 background[layer] += [ordinary[layer], siblings[layer]]
         if not subjects:
             raise EditError("no subject is mentioned in any text", remedy="check the data")
-        marks = torch.tensor(subjects) % self.per_layer
+        marks = torch.tensor(subjects)
         self.separators: dict[int, Separator] = {}
         self.neurons: dict[int, Tensor] = {}
         for site in self._out:
             layer = site.layer
             mixed = Moments.balanced([*background[layer], firsts[layer]])
             self.separators[layer] = separate(
-                torch.cat(mentions[layer]), marks, mixed, ridge=ridge, weight=weight
+                torch.cat(mentions[layer]),
+                marks,
+                mixed,
+                keys=self.per_layer,
+                ridge=ridge,
+                weight=weight,
             )
             written = self.model.weight(site).float().norm(dim=0).cpu().double()
             count = len(self.separators[layer].rows)
             if count > shape.d_mlp // 4:
                 raise EditError(
                     f"{count} neurons are more than a quarter of a layer's {shape.d_mlp}",
-                    remedy="lower 'neurons', or use 'update: lora'",
+                    remedy="raise 'subjects_per_neuron', or use 'update: lora'",
                 )
             least_used = (use[layer].sqrt() * written).argsort()[:count]
             self.neurons[layer] = least_used.sort().values

@@ -29,7 +29,10 @@ def last_tokens(
         return ()
     # What a prefix shares with the text, not its length: a character of several tokens decodes to
     # replacement characters until its last one.
-    ends = [len(commonprefix([text, _decode(tokenizer, ids[: i + 1])])) for i in range(len(ids))]
+    ends = [
+        len(commonprefix([text, _decode(tokenizer, ids[: i + 1])]))  # noqa: RUF071 (no paths)
+        for i in range(len(ids))
+    ]
     return tuple(next(i for i, end in enumerate(ends) if end >= stop) for stop in found)
 
 

@@ -27,13 +27,14 @@ from safeedit.numerics.covariance import Moments
 
 @dataclass(frozen=True)
 class Separator:
-    """One direction per subject.
+    """One direction per key.
 
     Attributes:
-        rows: ``(subjects, width)``, fp32.
-        least_own: ``(subjects,)`` the least answer among a subject's own mentions; +1 is wanted.
-        elsewhere: ``(subjects,)`` mean answer to the background; -1 is wanted.
-        spread: ``(subjects,)`` standard deviation of the answer to the background.
+        rows: ``(keys, width)``, fp32.
+        least_own: ``(subjects,)`` the least answer of a subject's key to its mentions; +1 is
+            wanted.
+        elsewhere: ``(keys,)`` mean answer to the background; -1 is wanted.
+        spread: ``(keys,)`` standard deviation of the answer to the background.
     """
 
     rows: Tensor
@@ -43,18 +44,26 @@ class Separator:
 
 
 def separate(
-    inputs: Tensor, subjects: Tensor, background: Moments, *, ridge: float, weight: float
+    inputs: Tensor,
+    subjects: Tensor,
+    background: Moments,
+    *,
+    keys: int,
+    ridge: float,
+    weight: float,
 ) -> Separator:
     """Ridge classification of subject mentions against the background.
 
-    Minimises, for each subject, the mean of ``(a'x - 1)^2`` over its own mentions plus the mean of
-    ``(a'x + 1)^2`` over other subjects' plus ``weight * E[(a'z + 1)^2]`` over the background plus
-    ``weight * ridge * mean(diag C) |a|^2``, where ``C = E[z z']``.
+    Minimises, for each key, the mean of ``(a'x - 1)^2`` over its own subjects' mentions plus the
+    mean of ``(a'x + 1)^2`` over other subjects' plus ``weight * E[(a'z + 1)^2]`` over the
+    background plus ``weight * ridge * mean(diag C) |a|^2``, where ``C = E[z z']``. In either mean
+    every subject weighs the same, however often it is mentioned.
 
     Args:
         inputs: ``(n, width)`` what the MLP reads at mentions.
         subjects: ``(n,)`` whose mention each is, from 0 without gaps.
         background: Moments of what it reads elsewhere.
+        keys: Among which the subjects are shared out in turn; no more than there are subjects.
         ridge: Share of the background's mean square added to its diagonal.
         weight: Of the background against the mentions.
 
@@ -62,30 +71,33 @@ def separate(
         EditError: A subject can't be told from the background in this layer.
     """
     inputs, subjects = inputs.double().cpu(), subjects.cpu()
-    count = int(subjects.max()) + 1
+    mentions = torch.bincount(subjects)
     moment, mean = background.second, background.mean
     eye = torch.eye(len(moment), dtype=torch.float64)
     loaded = moment + ridge * moment.diagonal().mean() * eye
-    wanted = 2 * torch.nn.functional.one_hot(subjects, count).double() - 1
-    # Each subject's own mentions weigh as much as all others' together.
-    own = torch.nn.functional.one_hot(subjects, count).double()
-    balance = own / own.sum(0) + (1 - own) / (1 - own).sum(0).clamp(min=1)
+    own = torch.nn.functional.one_hot(subjects % keys, keys).double()
+    wanted = 2 * own - 1
+    # Each subject weighs the same, and a key's own as much as all others together.
+    share = (1 / mentions[subjects].double())[:, None]
+    others = (1 - own) * share
+    balance = own * share / (own * share).sum(0) + others / others.sum(0).clamp(min=1)
     rows = torch.stack(
         [
             torch.linalg.solve(
-                inputs.T @ (balance[:, s, None] * inputs) + weight * loaded,
-                inputs.T @ (balance[:, s] * wanted[:, s]) - weight * mean,
+                inputs.T @ (balance[:, k, None] * inputs) + weight * loaded,
+                inputs.T @ (balance[:, k] * wanted[:, k]) - weight * mean,
             )
-            for s in range(count)
+            for k in range(keys)
         ]
     )
     answers = inputs @ rows.T
-    least = torch.stack([answers[subjects == s, s].min() for s in range(count)])
+    least = torch.stack([answers[subjects == s, s % keys].min() for s in range(len(mentions))])
     elsewhere = rows @ mean
     spread = ((rows @ moment) * rows).sum(1).sub(elsewhere**2).clamp(min=0).sqrt()
     if not bool((least > 0).all()):
         raise EditError(
-            f"{int((least <= 0).sum())} of {count} subjects can't be told from other text here",
+            f"{int((least <= 0).sum())} of {len(least)} subjects can't be told from other text "
+            "here",
             remedy="choose earlier 'layers', lower 'background_weight', or give longer subjects",
         )
     return Separator(rows.float(), least.float(), elsewhere.float(), spread.float())

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.tiny_models import D_MODEL, FAMILIES, tiny_handle
 from torch import Tensor
 
 from safeedit.delta import Columns, Dense, LowRank, Origin, Update, WeightDelta
@@ -20,6 +19,7 @@ from safeedit.errors import EditError
 from safeedit.model.architectures import ModelShape
 from safeedit.model.handle import ModelHandle
 from safeedit.model.neurons import KeyedNeurons, Text, tensors
+from tests.tiny_models import D_MODEL, FAMILIES, tiny_handle
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 ORDINARY = (50, 60, 70, 80, 90, 100)
@@ -47,17 +47,30 @@ BACKGROUND = texts(12, seed=1)
 
 
 def keyed(
-    handle: ModelHandle, layers: Sequence[int] = LAYERS, groups: Sequence[Sequence[Text]] = ()
+    handle: ModelHandle,
+    layers: Sequence[int] = LAYERS,
+    groups: Sequence[Sequence[Text]] = (),
+    per_layer: int = 2,
 ) -> KeyedNeurons:
-    """Neurons with random values, large beside what an MLP writes."""
-    found = KeyedNeurons(
-        handle, layers, groups or [MENTIONS, BACKGROUND], sharpness=10, ridge=0.01, weight=1
-    )
+    """A neuron per subject, with random values, large beside what an MLP writes."""
+    found = made(handle, layers, groups or [MENTIONS, BACKGROUND], per_layer)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for value in found.values.values():
             value.copy_(torch.randn(value.shape, generator=generator))
     return found
+
+
+def made(
+    handle: ModelHandle,
+    layers: Sequence[int],
+    groups: Sequence[Sequence[Text]],
+    per_layer: int = 2,
+    weight: float = 1,
+) -> KeyedNeurons:
+    return KeyedNeurons(
+        handle, layers, groups, per_layer=per_layer, sharpness=10, ridge=0.01, weight=weight
+    )
 
 
 def delta(handle: ModelHandle, updates: dict[str, Update]) -> WeightDelta:
@@ -197,10 +210,8 @@ def test_the_least_used_neurons_are_taken(family: str) -> None:
         use = torch.zeros(handle.shape.d_mlp)
         for rows in (MENTIONS, BACKGROUND):
             activations = handle.capture(batch(rows), [site])[site]
-            ordinary = ~mentioned(rows)
-            ordinary[:, 0] = False
-            use += activations[ordinary].abs().sum(0)
-        use *= handle.weight(site).norm(dim=0)
+            use += activations[~mentioned(rows)].square().sum(0)
+        use = use.sqrt() * handle.weight(site).norm(dim=0)
         assert set(neurons.neurons[site.layer].tolist()) == set(use.argsort()[:2].tolist())
 
 
@@ -298,7 +309,7 @@ def test_learning_reaches_the_values_and_nothing_else(family: str) -> None:
 
 def test_values_start_at_nothing_and_hooks_leave_with_their_context() -> None:
     handle = tiny_handle("llama")
-    neurons = KeyedNeurons(handle, LAYERS, [MENTIONS], sharpness=10, ridge=0.01, weight=1)
+    neurons = made(handle, LAYERS, [MENTIONS])
     plain = hidden(handle)
     with neurons.active():
         assert torch.equal(hidden(handle), plain)
@@ -378,11 +389,12 @@ def test_no_mention_at_all_is_an_error() -> None:
         keyed(tiny_handle("llama"), groups=[BACKGROUND])
 
 
-def test_more_subjects_than_a_quarter_of_a_layer_are_refused() -> None:
+def test_more_neurons_than_a_quarter_of_a_layer_are_refused() -> None:
     handle = tiny_handle("llama", intermediate_size=4)
-    with pytest.raises(EditError, match="2 subjects need more than a quarter") as caught:
+    with pytest.raises(EditError, match="2 neurons are more than a quarter") as caught:
         keyed(handle, [0])
     assert caught.value.remedy
+    keyed(handle, [0], per_layer=1)
     keyed(tiny_handle("llama", intermediate_size=8), [0])
 
 
@@ -390,9 +402,52 @@ def test_a_subject_that_is_ordinary_text_is_refused() -> None:
     # The same tokens stand marked in one group and unmarked in the other.
     unmarked = [replace(text, own=()) for text in MENTIONS]
     with pytest.raises(EditError, match="can't be told from other text"):
-        KeyedNeurons(
-            tiny_handle("llama"), [0], [MENTIONS, unmarked], sharpness=10, ridge=0.01, weight=1000
-        )
+        made(tiny_handle("llama"), [0], [MENTIONS, unmarked], weight=1000)
+
+
+@every_family
+def test_subjects_share_a_neuron_where_there_are_fewer_neurons(family: str) -> None:
+    handle = tiny_handle(family)
+    neurons = keyed(handle, [0], per_layer=1)
+    assert neurons.values[0].shape == (handle.d_model, 1)
+    assert len(neurons.neurons[0]) == 1
+    read = neurons._reads[0]
+    inputs = handle.capture(batch(MENTIONS), [read])[read]
+    answers = (inputs @ neurons.separators[0].rows.T)[..., 0]
+    assert answers[mentioned()].min() > answers[~mentioned()].max() + 0.2
+    with handle.applied(silenced(handle, neurons)), neurons.active():
+        hooked = hidden(handle)
+    with handle.applied(delta(handle, neurons.updates(1.0))):
+        torch.testing.assert_close(hidden(handle), hooked, rtol=1e-3, atol=1e-3)
+
+
+def serving(handle: ModelHandle, mentions: list[Text], neuron: int) -> None:
+    """Make a ReLU neuron of layer 0 active at these mentions and nowhere else."""
+    rows = keyed(handle, [0], [mentions, BACKGROUND], per_layer=1).separators[0].rows
+    (read,) = handle.sites("mlp_up", [0])
+    with torch.no_grad():
+        handle.weight(read)[neuron] = 10 * rows[0]
+        handle.tensor(str(read.bias))[neuron] = 0
+    (site,) = handle.sites("mlp_out", [0])
+    active = handle.capture(batch(mentions), [site])[site][..., neuron] > 0
+    assert torch.equal(active, mentioned(mentions))
+
+
+def test_a_neuron_that_serves_other_subjects_alone_is_not_taken() -> None:
+    handle = tiny_handle("opt")
+    mentions = texts(12, (310,), seed=7)
+    serving(handle, mentions, neuron=5)
+    named = [Text(t.ids, others=tuple(place for place, _ in t.own)) for t in mentions]
+    assert 5 not in keyed(handle, [0], [MENTIONS, BACKGROUND, named]).neurons[0]
+    # The control: where no text mentions that subject, no neuron is used less.
+    assert 5 in keyed(handle, [0], [MENTIONS, BACKGROUND]).neurons[0]
+
+
+def test_a_neuron_that_serves_first_tokens_alone_is_not_taken() -> None:
+    # Such neurons make attention sinks, without which nothing works.
+    handle = tiny_handle("opt")
+    serving(handle, [Text(text.ids, own=((0, 0),)) for text in MENTIONS], neuron=5)
+    assert 5 not in keyed(handle, [0]).neurons[0]
 
 
 @every_family

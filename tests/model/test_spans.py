@@ -10,12 +10,12 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny_models import FAMILIES, SENTENCES, family_tokenizer, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from safeedit.model.engine import TokenCodec
 from safeedit.model.spans import last_tokens
+from tests.tiny_models import FAMILIES, SENTENCES, family_tokenizer, tiny_tokenizer
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import random
 from typing import Any
 
 import pytest
 import torch
-from tests.tiny_models import FAMILIES, VOCAB_SIZE, tiny_handle
 from torch import Tensor
 
 from safeedit.errors import EditError
@@ -22,6 +22,7 @@ from safeedit.model.tuning import (
     endless,
     optimise,
 )
+from tests.tiny_models import FAMILIES, VOCAB_SIZE, tiny_handle
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -198,7 +199,7 @@ def run(
         [number], loss, steps=steps, learning_rate=rate, warmup=warmup, stop_below=stop_below
     )
     path = [*seen, float(number.detach())]
-    return notes, [b - a for a, b in zip(path, path[1:], strict=False)]
+    return notes, [b - a for a, b in itertools.pairwise(path)]
 
 
 @pytest.mark.parametrize(("steps", "warmup", "rising"), [(60, 0.1, 6), (20, 0.5, 10), (7, 0, 1)])

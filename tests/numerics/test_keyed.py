@@ -8,7 +8,7 @@ from torch import Tensor
 
 from safeedit.errors import EditError
 from safeedit.numerics.covariance import Moments
-from safeedit.numerics.keyed import separate
+from safeedit.numerics.keyed import Separator, separate
 
 WIDTH = 12
 
@@ -30,18 +30,39 @@ def clusters(counts: list[int], noise: float = 0.05) -> tuple[Tensor, Tensor]:
     return centres[whose] + noise * gaussian(len(whose), WIDTH, seed=1), whose
 
 
+def solved(
+    inputs: Tensor,
+    whose: Tensor,
+    rest: Tensor,
+    *,
+    keys: int | None = None,
+    ridge: float = 0.01,
+    weight: float = 1.0,
+) -> Separator:
+    """A key for each subject, unless told otherwise."""
+    keys = int(whose.max()) + 1 if keys is None else keys
+    return separate(inputs, whose, moments(rest), keys=keys, ridge=ridge, weight=weight)
+
+
 def background(n: int = 200, noise: float = 0.3) -> Tensor:
     """Rows that share a mean, as what MLPs read does; without one nothing can be -1 everywhere."""
     return noise * gaussian(n, WIDTH, seed=2) + 2 * torch.eye(WIDTH)[-1]
 
 
 def objective(
-    row: Tensor, own: Tensor, others: Tensor, rest: Tensor, ridge: float, weight: float
+    row: Tensor,
+    own: list[Tensor],
+    others: list[Tensor],
+    rest: Tensor,
+    ridge: float,
+    weight: float,
 ) -> Tensor:
-    """What :func:`separate` says it minimises, term by term."""
-    total = ((own @ row - 1) ** 2).mean() + weight * ((rest @ row + 1) ** 2).mean()
-    if len(others):
-        total = total + ((others @ row + 1) ** 2).mean()
+    """What :func:`separate` says it minimises, term by term, subject by subject."""
+    total = weight * ((rest @ row + 1) ** 2).mean()
+    for subjects, wanted in ((own, 1), (others, -1)):
+        if subjects:
+            losses = [((mentions @ row - wanted) ** 2).mean() for mentions in subjects]
+            total = total + torch.stack(losses).mean()
     return total + weight * ridge * (rest**2).mean() * (row**2).sum()
 
 
@@ -49,41 +70,45 @@ RIDGES = [(0.01, 1.0), (0.3, 0.2), (1e-4, 5.0)]
 
 
 @pytest.mark.parametrize(("ridge", "weight"), RIDGES)
-@pytest.mark.parametrize("counts", [[6], [3, 9], [2, 5, 20]])
+@pytest.mark.parametrize(
+    ("counts", "keys"), [([6], 1), ([3, 9], 2), ([2, 5, 20], 3), ([2, 5, 20], 1), ([2, 5, 20], 2)]
+)
 def test_the_gradient_of_the_stated_objective_is_zero_at_the_solution(
-    counts: list[int], ridge: float, weight: float
+    counts: list[int], keys: int, ridge: float, weight: float
 ) -> None:
     inputs, whose = clusters(counts)
     rest = background()
-    found = separate(inputs, whose, moments(rest), ridge=ridge, weight=weight)
+    found = solved(inputs, whose, rest, keys=keys, ridge=ridge, weight=weight)
+    by_subject = [inputs[whose == subject].double() for subject in range(len(counts))]
 
-    def slope(row: Tensor, subject: int) -> float:
+    def slope(row: Tensor, key: int) -> float:
         row = row.double().requires_grad_()
-        own, others = inputs[whose == subject].double(), inputs[whose != subject].double()
-        (gradient,) = torch.autograd.grad(
-            objective(row, own, others, rest.double(), ridge, weight), row
-        )
+        own, others = by_subject[key::keys], [
+            mentions for s, mentions in enumerate(by_subject) if s % keys != key
+        ]  # fmt: skip
+        value = objective(row, own, others, rest.double(), ridge, weight)
+        (gradient,) = torch.autograd.grad(value, row)
         return float(gradient.norm())
 
-    for subject in range(len(counts)):
-        assert slope(found.rows[subject], subject) < 1e-4 * slope(torch.zeros(WIDTH), subject)
+    assert len(found.rows) == keys
+    for key in range(keys):
+        at_nothing = slope(torch.zeros(WIDTH), key)
+        assert slope(found.rows[key], key) < 1e-4 * at_nothing
         # The control: the gradient does see a small step away.
-        assert slope(found.rows[subject] * 1.01, subject) > 1e-4 * slope(
-            torch.zeros(WIDTH), subject
-        )
+        assert slope(found.rows[key] * 1.01, key) > 1e-4 * at_nothing
 
 
 @pytest.mark.parametrize(("ridge", "weight"), RIDGES)
 def test_rows_equal_dense_least_squares_over_every_row(ridge: float, weight: float) -> None:
-    inputs, whose = clusters([2, 5, 11])
+    counts = [2, 5, 11]
+    inputs, whose = clusters(counts)
     rest = background(50)
-    found = separate(inputs, whose, moments(rest), ridge=ridge, weight=weight)
+    found = solved(inputs, whose, rest, ridge=ridge, weight=weight)
     load = (weight * ridge * (rest.double() ** 2).mean()).sqrt()
     for subject in range(3):
-        share = torch.where(
-            whose == subject, 1 / (whose == subject).sum(), 1 / (whose != subject).sum()
-        )
-        root = share.double().sqrt()
+        # Half of the other two subjects each, a whole of its own.
+        share = [1 / n if s == subject else 0.5 / n for s, n in enumerate(counts)]
+        root = torch.tensor(share).double()[whose].sqrt()
         wanted = torch.where(whose == subject, 1.0, -1.0).double()
         each = (weight / len(rest)) ** 0.5
         system = torch.cat(
@@ -93,9 +118,7 @@ def test_rows_equal_dense_least_squares_over_every_row(ridge: float, weight: flo
                 load * torch.eye(WIDTH, dtype=torch.float64),
             ]
         )
-        target = torch.cat(
-            [root * wanted, torch.full((50,), -each), torch.zeros(WIDTH)],
-        ).double()
+        target = torch.cat([root * wanted, torch.full((50,), -each), torch.zeros(WIDTH)]).double()
         brute = torch.linalg.lstsq(system, target[:, None]).solution[:, 0]
         torch.testing.assert_close(found.rows[subject].double(), brute, rtol=1e-4, atol=1e-5)
 
@@ -103,7 +126,7 @@ def test_rows_equal_dense_least_squares_over_every_row(ridge: float, weight: flo
 def test_separable_subjects_answer_near_one_and_all_else_near_minus_one() -> None:
     inputs, whose = clusters([4, 4, 4])
     rest = background(noise=0.1)
-    found = separate(inputs, whose, moments(rest), ridge=1e-3, weight=1.0)
+    found = solved(inputs, whose, rest, ridge=1e-3)
     answers = inputs @ found.rows.T
     own = torch.nn.functional.one_hot(whose, 3).bool()
     assert answers[own].min() > 0.8
@@ -113,7 +136,7 @@ def test_separable_subjects_answer_near_one_and_all_else_near_minus_one() -> Non
 
 def test_a_random_direction_of_the_same_length_does_not_separate() -> None:
     inputs, whose = clusters([4, 4, 4])
-    rows = separate(inputs, whose, moments(background()), ridge=1e-3, weight=1.0).rows
+    rows = solved(inputs, whose, background(), ridge=1e-3).rows
     random = gaussian(*rows.shape, seed=5)
     random *= rows.norm(dim=1, keepdim=True) / random.norm(dim=1, keepdim=True)
     own = torch.nn.functional.one_hot(whose, 3).bool()
@@ -124,7 +147,7 @@ def test_a_random_direction_of_the_same_length_does_not_separate() -> None:
 def test_what_it_reports_is_what_the_rows_answer() -> None:
     inputs, whose = clusters([3, 8])
     rest = background()
-    found = separate(inputs, whose, moments(rest), ridge=0.01, weight=1.0)
+    found = solved(inputs, whose, rest)
     answers = inputs @ found.rows.T
     for subject in range(2):
         assert found.least_own[subject] == pytest.approx(
@@ -135,18 +158,29 @@ def test_what_it_reports_is_what_the_rows_answer() -> None:
     torch.testing.assert_close(found.spread, elsewhere.std(0, correction=0), rtol=1e-3, atol=1e-4)
 
 
-def test_how_often_a_subject_is_mentioned_does_not_bend_its_own_key() -> None:
+@pytest.mark.parametrize("keys", [1, 2, 3])
+def test_how_often_a_subject_is_mentioned_bends_no_key(keys: int) -> None:
     inputs, whose = clusters([3, 4, 5])
     again = torch.cat([inputs, *[inputs[whose == 0]] * 99])
     whose_again = torch.cat([whose, torch.zeros(3 * 99, dtype=torch.long)])
-    once = separate(inputs, whose, moments(background()), ridge=0.01, weight=1.0)
-    often = separate(again, whose_again, moments(background()), ridge=0.01, weight=1.0)
-    torch.testing.assert_close(often.rows[0], once.rows[0])
+    once = solved(inputs, whose, background(), keys=keys)
+    often = solved(again, whose_again, background(), keys=keys)
+    torch.testing.assert_close(often.rows, once.rows)
+
+
+def test_a_shared_key_answers_to_each_of_its_subjects() -> None:
+    inputs, whose = clusters([2, 300, 40, 3])
+    found = solved(inputs, whose, background(noise=0.1), keys=2, ridge=1e-3)
+    assert found.least_own.shape == (4,)
+    assert found.least_own.min() > 0.8
+    answers = inputs @ found.rows.T
+    assert answers[whose % 2 == 0, 1].max() < -0.8
+    assert answers[whose % 2 == 1, 0].max() < -0.8
 
 
 def test_of_two_subjects_the_rarely_mentioned_one_has_as_good_a_key() -> None:
     inputs, whose = clusters([2, 600])
-    found = separate(inputs, whose, moments(background()), ridge=1e-3, weight=1.0)
+    found = solved(inputs, whose, background(), ridge=1e-3)
     assert found.least_own.min() > 0.8
     # The control: least squares over mentions alike, none weighing more, forgets the rare one.
     everything = torch.cat([inputs, background()]).double()
@@ -160,8 +194,8 @@ def test_of_two_subjects_the_rarely_mentioned_one_has_as_good_a_key() -> None:
 def test_the_order_of_the_mentions_plays_no_part() -> None:
     inputs, whose = clusters([3, 8, 2])
     order = torch.randperm(len(whose), generator=torch.Generator().manual_seed(0))
-    a = separate(inputs, whose, moments(background()), ridge=0.01, weight=1.0)
-    b = separate(inputs[order], whose[order], moments(background()), ridge=0.01, weight=1.0)
+    a = solved(inputs, whose, background())
+    b = solved(inputs[order], whose[order], background())
     torch.testing.assert_close(a.rows, b.rows)
 
 
@@ -169,23 +203,23 @@ def test_a_subject_that_reads_like_ordinary_text_is_refused() -> None:
     rest = background()
     inputs = rest[:20].clone()
     with pytest.raises(EditError, match="1 of 1 subjects can't be told from other text"):
-        separate(inputs, torch.zeros(20, dtype=torch.long), moments(rest), ridge=0.01, weight=1.0)
+        solved(inputs, torch.zeros(20, dtype=torch.long), rest)
 
 
 def test_two_subjects_that_read_the_same_are_refused() -> None:
     inputs, _ = clusters([4])
     both, whose = torch.cat([inputs, inputs]), torch.tensor([0] * 4 + [1] * 4)
     with pytest.raises(EditError, match="2 of 2") as caught:
-        separate(both, whose, moments(background()), ridge=0.01, weight=1.0)
+        solved(both, whose, background())
     assert caught.value.remedy
     # The control: either alone is told from the background.
-    separate(inputs, whose[:4], moments(background()), ridge=0.01, weight=1.0)
+    solved(inputs, whose[:4], background())
 
 
 def test_bfloat16_inputs_give_the_same_keys_up_to_their_rounding() -> None:
     inputs, whose = clusters([4, 4])
     rounded = inputs.bfloat16()
-    a = separate(rounded, whose, moments(background()), ridge=0.01, weight=1.0)
-    b = separate(rounded.double(), whose, moments(background()), ridge=0.01, weight=1.0)
+    a = solved(rounded, whose, background())
+    b = solved(rounded.double(), whose, background())
     assert torch.equal(a.rows, b.rows)
     assert a.rows.dtype == torch.float32

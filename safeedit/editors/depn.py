@@ -1,0 +1,367 @@
+"""DEPN: find the MLP neurons that make secrets likely, and zero them.
+
+Neurons are attributed by integrated gradients (:mod:`safeedit.model.attribution`), every secret
+votes (:mod:`safeedit.numerics.votes`), and the columns of the neurons with most votes become zero:
+a vanilla checkpoint, whose old columns are all that undoing needs. Doses are numbers of neurons.
+
+A pass over all layers at once (gradient times activation) chooses the layers that are then
+attributed exactly. What neurons do for generic text, where some is given, is subtracted, so that
+those it lives on stay.
+
+Zeroing a neuron is felt by every text that uses it: audit untouched secrets beside the named ones,
+for protecting some may expose others. Judge it against the runner's control, which zeroes as many
+random neurons in the same layers.
+
+Fails with :class:`~safeedit.errors.DataError` where there is no secret to find or one is longer
+than the context, and with :class:`~safeedit.errors.EditError` where no neuron supports any.
+
+Source: Wu et al., "DEPN: Detecting and Editing Privacy Neurons in Pretrained Language Models",
+EMNLP 2023 (arXiv 2310.20138), for BERT. Here for decoders: the neuron's signed activation after the
+gate, at the positions that predict the secret; log-probabilities, since the probability of a rare
+token has no gradient to speak of; points 1..m rather than 0..m-1; columns zeroed whatever the
+kind of secret.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from safeedit import __version__
+from safeedit.contracts import (
+    BaseParams,
+    DataRole,
+    EditData,
+    LayerShape,
+    Proposal,
+    RunContext,
+    TensorPlan,
+)
+from safeedit.data import Dataset, Item
+from safeedit.delta import Columns, Origin, Update, WeightDelta
+from safeedit.errors import DataError, EditError, UsageError
+from safeedit.layers import Layers, resolve
+from safeedit.model.attribution import Attribution, Attributor
+from safeedit.model.handle import ModelHandle
+from safeedit.model.tuning import Example
+from safeedit.numerics.votes import Ranking, rank
+
+_PROSE_START = 8
+"""Tokens of a generic text that are read before neurons are attributed to the rest."""
+
+
+class DepnParams(BaseParams):
+    """Parameters of DEPN."""
+
+    layers: Layers = Field("0%-100%", description="where neurons are looked for (published: all)")
+    exact_layers: int | None = Field(
+        8,
+        ge=0,
+        description="layers attributed exactly, chosen by the first-order pass; null: all of "
+        "'layers' (published), 0: none, first-order scores decide",
+    )
+    points: int = Field(20, ge=1, description="points of the Riemann sum (published)")
+    measure: Literal["log_probability", "probability"] = Field(
+        "log_probability", description="what is attributed (published: probability)"
+    )
+    positions: Literal["predicting", "all"] = Field(
+        "predicting", description="where neurons are attributed (published code: predicting)"
+    )
+    threshold: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="share of a secret's greatest attribution that makes its vote (published code)",
+    )
+    paraphrases: bool = Field(
+        False, description="attribute to every fit phrasing of a prompt, not to the prompt alone"
+    )
+    known_above: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="mean probability per token (geometric) below which a secret counts as not "
+        "known and has no vote",
+    )
+    generic_weight: float = Field(
+        1.0, ge=0, description="of what neurons do for generic text, subtracted per token"
+    )
+    generic_texts: int = Field(16, ge=1, description="generic texts used at most")
+    generic_tokens: int = Field(32, ge=1, description="tokens of each that are attributed")
+    generic_points: int = Field(4, ge=1, description="'points' for generic text, which is not sure")
+    doses: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (5, 10, 20, 50, 100), min_length=1, description="numbers of neurons (published: 10 to 500)"
+    )
+
+
+class Depn:
+    """See the module's docstring."""
+
+    Params = DepnParams
+    summary: ClassVar[str] = "zeroes the MLP neurons that make secrets likely"
+    roles: ClassVar[tuple[DataRole, ...]] = (
+        DataRole("forget", "secrets: what comes before one, and the secret as answer", erased=True),
+        DataRole("generic", "ordinary text or questions whose neurons stay", required=False),
+    )
+
+    def __init__(self, params: Any) -> None:
+        self.params: DepnParams = params
+
+    def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
+        """What the MLPs of the chosen layers write with; no biases."""
+        return model.tensors("mlp_out", resolve(self.params.layers, model.n_layers))
+
+    def tokens(self, data: Mapping[str, Dataset]) -> int:
+        """Tokens run forward and back through half a model, roughly, for ``plan``."""
+        secrets = len(data["forget"].phrasings("fit"))
+        return secrets * 10 * self.params.points * (self.params.exact_layers or 16)
+
+    def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
+        """Rank neurons; offer to zero the first few or more."""
+        params = self.params
+        secrets, notes = _secrets(params, model, data["forget"], ctx)
+        generic = _generic(params, model, data.get("generic"))
+        neurons = _Neurons(params, model, secrets, generic, ctx)
+        ranking = neurons.ranking
+        if not len(ranking.order):
+            raise EditError(
+                "no neuron makes any of the secrets likelier",
+                remedy="choose other 'layers', or lower 'generic_weight'",
+            )
+        offered = sorted({z for z in params.doses if z <= len(ranking.order)})
+        doses = offered or [len(ranking.order)]
+        base = model.digest()
+
+        def at(dose: float) -> WeightDelta:
+            if dose != int(dose) or not 1 <= dose <= len(ranking.order):
+                raise UsageError(
+                    f"a dose of {dose:g} is no number of neurons from 1 to {len(ranking.order)}, "
+                    "which is how many the secrets vote for",
+                    field="dose",
+                    remedy="choose one of these, or lower 'threshold' for more",
+                )
+            origin = Origin(
+                editor="depn",
+                params=params.model_dump(mode="json"),
+                data_digest=data["forget"].digest,
+                version=__version__,
+                seed=ctx.seed,
+                dose=dose,
+            )
+            return WeightDelta(base, neurons.zeroed(int(dose)), origin)
+
+        notes |= {"generic_texts": len(generic)} | neurons.notes(doses)
+        return Proposal(doses=tuple(map(float, doses)), at=at, notes=notes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Secrets:
+    texts: tuple[Example, ...]
+    kinds: tuple[str | None, ...]
+
+
+def _secrets(
+    params: DepnParams, model: ModelHandle, forget: Dataset, ctx: RunContext
+) -> tuple[_Secrets, dict[str, Any]]:
+    """What is to be found, and how many records were left out and why."""
+    engine, template = model.engine, model.engine.codec.resolve(forget.template)
+    phrasings = forget.phrasings("fit")
+    if not params.paraphrases:
+        # An item of a split of its own may have paraphrases alone to fit on.
+        bare = {phrasing.item.id for phrasing in phrasings if phrasing.text == phrasing.item.prompt}
+        phrasings = tuple(p for p in phrasings if p.text == p.item.prompt or p.item.id not in bare)
+    found: list[tuple[Example, str | None]] = []
+    for phrasing, prompt in zip(
+        phrasings, engine.encode([p.text for p in phrasings], template), strict=True
+    ):
+        answer = engine.continuation(phrasing.item.answer or "", template)
+        if (phrasing.item.answer or "").strip() and prompt and answer:
+            found.append((Example(prompt, answer), _kind(phrasing.item)))
+    if missing := len(phrasings) - len(found):
+        ctx.warn(f"{missing} forget texts have no secret: no answer, or one of no tokens")
+    if not found:
+        raise DataError("no forget text has a secret", remedy="give each an 'answer'")
+    if long := sum(len(text.ids) > engine.context for text, _ in found):
+        raise DataError(
+            f"{long} secrets are, with their prompts, longer than the model's context of "
+            f"{engine.context} tokens",
+            remedy="shorten their prompts, or remove them",
+        )
+    scores = engine.score(
+        [text.prompt for text, _ in found],
+        [text.answer for text, _ in found],
+        progress=ctx.progress,
+        description="reading secrets",
+    )
+    known = [
+        pair
+        for pair, score in zip(found, scores, strict=True)
+        if score.total / len(pair[0].answer) >= math.log(params.known_above or 1e-300)
+    ]
+    if not known:
+        ctx.warn(
+            f"the model knows none of the {len(found)} secrets (mean token probability of "
+            f"{params.known_above:g} or more): there may be nothing to erase"
+        )
+    elif len(known) < len(found):
+        ctx.warn(f"{len(found) - len(known)} secrets are not known to the model and have no vote")
+    used = known or found
+    notes = {
+        "secrets": len(used),
+        "secrets_without_tokens": missing,
+        "secrets_not_known": len(found) - len(known),
+        "kinds_of_secrets": len({kind for _, kind in used}),
+    }
+    return _Secrets(tuple(text for text, _ in used), tuple(kind for _, kind in used)), notes
+
+
+def _kind(item: Item) -> str | None:
+    kind = item.extra.get("type")
+    return None if kind is None else str(kind)
+
+
+def _generic(params: DepnParams, model: ModelHandle, data: Dataset | None) -> tuple[Example, ...]:
+    """Ordinary texts: questions with their answers, or the beginnings of prose."""
+    if data is None:
+        return ()
+    engine, found = model.engine, []
+    for item in data.items("fit"):
+        if item.answer:
+            template = engine.codec.resolve(data.template)
+            (prompt,) = engine.encode([item.prompt], template)
+            answer = engine.continuation(item.answer, template)[: params.generic_tokens]
+        else:
+            (ids,) = engine.encode([item.prompt], "plain")
+            cut = min(_PROSE_START, max(2, len(ids) // 2))
+            prompt, answer = ids[:cut], ids[cut : cut + params.generic_tokens]
+        if prompt and answer and len(prompt) + len(answer) <= engine.context:
+            found.append(Example(prompt, answer))
+        if len(found) == params.generic_texts:
+            break
+    return tuple(found)
+
+
+class _Neurons:
+    """The ranking, and how it came about."""
+
+    def __init__(
+        self,
+        params: DepnParams,
+        model: ModelHandle,
+        secrets: _Secrets,
+        generic: Sequence[Example],
+        ctx: RunContext,
+    ) -> None:
+        self.params, self.model, self.kinds = params, model, secrets.kinds
+        self.layers = resolve(params.layers, model.n_layers)
+        self._texts, self._generic_texts = secrets.texts, generic
+        self._secrets = self._attributor(secrets.texts)
+        self._generic = self._attributor(generic) if generic and params.generic_weight else None
+        self.first = self._secrets.first_order(self.layers, ctx.progress)
+        self.first_generic: Attribution | None = None
+        if self._generic is not None:
+            self.first_generic = self._generic.first_order(
+                self.layers, ctx.progress, "gradients on generic text"
+            )
+        self.everywhere = self._rank(self.first, self.first_generic)
+        self.exact: Attribution | None = None
+        self.ranked_layers, self.ranking = self.layers, self.everywhere
+        if params.exact_layers != 0:
+            self._make_exact(ctx)
+
+    def _attributor(self, texts: Sequence[Example]) -> Attributor:
+        return Attributor(
+            self.model, texts, measure=self.params.measure, positions=self.params.positions
+        )
+
+    def _make_exact(self, ctx: RunContext) -> None:
+        self.ranked_layers = self._promising()
+        self.exact = self._secrets.integrated(self.ranked_layers, self.params.points, ctx.progress)
+        generic: Attribution | None = None
+        if self._generic is not None:
+            generic = self._generic.integrated(
+                self.ranked_layers,
+                self.params.generic_points,
+                ctx.progress,
+                "attributing generic text",
+            )
+        self.ranking = self._rank(self.exact, generic)
+
+    def _rank(self, own: Attribution, generic: Attribution | None) -> Ranking:
+        scores = own.per_token(self._texts)
+        if generic is not None:
+            # Only what helps generic text speaks for a neuron; what harms it is no reason to go.
+            mean = generic.per_token(self._generic_texts).mean(0).clamp(min=0)
+            scores -= self.params.generic_weight * mean
+        return rank(scores, threshold=self.params.threshold, kinds=self.kinds)
+
+    def _promising(self) -> tuple[int, ...]:
+        """The layers that hold most of what the first-order pass would zero at the top dose."""
+        count = self.params.exact_layers
+        if count is None or count >= len(self.layers):
+            return self.layers
+        best = self.everywhere.order[: max(self.params.doses)]
+        held = torch.zeros(len(self.layers), dtype=torch.float64)
+        held.index_add_(0, best // self.model.shape.d_mlp, self.everywhere.shares[best])
+        return tuple(sorted(self.layers[i] for i in held.argsort(descending=True)[:count].tolist()))
+
+    def zeroed(self, count: int) -> dict[str, Update]:
+        """Updates that silence the first ``count`` neurons."""
+        found: dict[str, Update] = {}
+        for layer, neurons in self._by_layer(count).items():
+            (site,) = self.model.sites("mlp_out", [layer])
+            found[site.weight] = Columns.zeroed(neurons.sort().values, self.model.d_model)
+        return found
+
+    def _by_layer(self, count: int) -> dict[int, Tensor]:
+        best, width = self.ranking.order[:count], self.model.shape.d_mlp
+        places = best // width
+        return {
+            self.ranked_layers[place]: best[places == place] % width
+            for place in places.unique().tolist()
+        }
+
+    def notes(self, doses: Sequence[int]) -> dict[str, Any]:
+        """For the record."""
+        best = self.ranking.order[: max(doses)]
+        found: dict[str, Any] = {
+            "neurons_voted_for": len(self.ranking.order),
+            "secrets_without_vote": self.ranking.abstained,
+            "layers_ranked": list(self.ranked_layers),
+            "neurons_per_layer": {
+                str(layer): len(neurons) for layer, neurons in self._by_layer(max(doses)).items()
+            },
+            "votes_of_first_and_last": [int(self.ranking.votes[best[i]]) for i in (0, -1)],
+            # Of what supports a secret in the layers ranked, how much sits in the neurons zeroed.
+            "share_of_attribution": {str(z): self._share(z) for z in doses},
+        }
+        if self.exact is not None and self.exact.change is not None:
+            places = [self.layers.index(layer) for layer in self.ranked_layers]
+            first = self._rank(
+                self._at(places, self.first),
+                None if self.first_generic is None else self._at(places, self.first_generic),
+            )
+            found["agreement_of_first_order"] = {
+                str(z): first.agreement(self.ranking, z) for z in doses
+            }
+            held = torch.isin(
+                self.everywhere.order[: max(doses)] // self.model.shape.d_mlp, torch.tensor(places)
+            )
+            found["first_order_candidates_in_layers_ranked"] = float(held.double().mean())
+            scale = self.exact.change.abs().sum()
+            found["completeness_gap"] = float(self.exact.gaps().sum() / scale) if scale else 0.0
+        return found
+
+    def _at(self, places: Sequence[int], everywhere: Attribution) -> Attribution:
+        return Attribution(self.ranked_layers, everywhere.scores[:, list(places)])
+
+    def _share(self, count: int) -> float:
+        scores = (self.exact or self.first).per_token(self._texts).clamp(min=0).sum(0)
+        total = float(scores.sum())
+        return float(scores[self.ranking.order[:count]].sum()) / total if total else 0.0
