@@ -1,8 +1,8 @@
 """The published Knowledge Sanitation splits on the built-in model, as one table.
 
 Each split becomes a policy: its own training, validation and test files, the published recipe
-(LoRA on q, v and gate; 15 forget to 85 retain) with safeedit's defaults, dose 1, no gates. The
-table is printed and written to ``benchmarks/sanitation.md``, whatever it shows.
+(LoRA of rank 8 on q, v and gate at 3e-4; 15 forget to 85 retain) for 40 steps, dose 1, no
+gates. The table is printed and written to ``benchmarks/sanitation.md``, whatever it shows.
 
     python benchmarks/sanitation.py --data ../shared/data/sanitization_triviaqa
 
@@ -48,7 +48,16 @@ def policy(split: int, data: Path, seed: int) -> dict[str, Any]:
         "seed": seed,
         "model": {"source": "builtin:smollm2-135m-instruct"},
         "edits": [
-            {"use": "sanitation", "forget": forget, "retain": retain, "dose": 1.0, "control": False}
+            {
+                "use": "sanitation",
+                "forget": forget,
+                "retain": retain,
+                "retain_prompts": 200,
+                "steps": 40,
+                "batch": 20,  # 3 forget to 17 retain: the published 15:85
+                "dose": 1.0,
+                "control": False,
+            }
         ],
         "audits": [
             {"use": "leakage", "forget": forget},

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from safeedit.contracts import Auditor, Editor
 from safeedit.errors import PolicyError, SafeeditError
+from safeedit.policy import StageSchema
 from safeedit.suggest import did_you_mean
 
 Kind = Literal["editors", "auditors"]
@@ -45,6 +46,19 @@ def auditor(name: str) -> type[Auditor]:
 def names(kind: Kind) -> tuple[str, ...]:
     """All names of a kind, sorted; imports none of them."""
     return tuple(sorted(_builtin(kind) | set(_plugins(kind))))
+
+
+def schemas() -> tuple[list[StageSchema], list[StageSchema]]:
+    """What the policy's JSON Schema says of every editor and of every auditor."""
+    return (
+        [_schema(name, editor(name)) for name in names("editors")],
+        [_schema(name, auditor(name)) for name in names("auditors")],
+    )
+
+
+def _schema(name: str, kind: type[Editor] | type[Auditor]) -> StageSchema:
+    roles = [(role.name, role.description, role.required) for role in kind.roles]
+    return StageSchema(name, kind.summary, kind.Params.model_json_schema(), roles)
 
 
 @cache

@@ -171,10 +171,10 @@ def plan(policy: Path, as_json: bool, output: Path | None) -> None:
 @click.pass_obj
 def apply(screen: Screen, policy: Path, as_json: bool, report_dir: Path | None) -> int:
     """Run POLICY (or a plan made by 'plan -o'): edit, audit, judge, export what passed."""
-    from safeedit.plan import check_unmoved, read_plan
+    from safeedit.plan import check_unmoved, is_plan, read_plan
     from safeedit.run import execute
 
-    written = read_plan(policy) if policy.suffix == ".json" else None
+    written = read_plan(policy) if is_plan(policy) else None
     made = _plan(Path(written["policy_file"]) if written else policy)
     if written:
         check_unmoved(made, written)
@@ -301,11 +301,15 @@ def list_(kind: str | None, as_json: bool) -> None:
 
 
 @main.command()
-def schema() -> None:
-    """Print the JSON Schema of policies, for editors and pipelines."""
+@click.argument("kind", type=click.Choice(["policy", "report"]), default="policy")
+def schema(kind: str) -> None:
+    """Print the JSON Schema of policies, or of report.json, for editors and pipelines."""
+    from safeedit import catalog
     from safeedit.policy import json_schema
+    from safeedit.report.json import schema as report_schema
 
-    click.echo(json.dumps(json_schema(), indent=2))
+    found = report_schema() if kind == "report" else json_schema(*catalog.schemas())
+    click.echo(json.dumps(found, indent=2))
 
 
 @main.command()
@@ -323,7 +327,9 @@ def init(path: Path, like: str) -> None:
     except FileExistsError as error:
         raise UsageError("the file exists", file=path, remedy="choose another name") from error
     except OSError as error:
-        raise UsageError(f"can't write here: {error.strerror}", file=path) from error
+        raise UsageError(
+            f"can't write here: {error.strerror}", file=path, remedy="choose another folder"
+        ) from error
     click.echo(f"{path}: edit it, then 'safeedit plan {path}'", err=True)
 
 
@@ -484,11 +490,13 @@ def _show_record(screen: Screen, record: RunRecord, folder: Path, as_json: bool)
 
 
 def _show_plan(plan: Plan) -> None:
+    from safeedit.report.wording import duration
+
     summary = plan.summary()
     model = summary["model"]
     click.echo(
         f"{summary['name']}: {model['source']} ({model['architecture']}, "
-        f"{model['layers']} layers, {model['parameters']:,} parameters)"
+        f"{model['layers']} layers, {model['parameters']:,} parameters, {model['dtype']})"
     )
     for edit in summary["edits"]:
         layers = edit["layers"]
@@ -497,6 +505,8 @@ def _show_plan(plan: Plan) -> None:
             f"edit {edit['id']} ({edit['use']}): {span}, {len(edit['tensors'])} tensors, "
             f"{edit['parameters_touched']:,} parameters, dose {edit['dose']}"
         )
+        for target in edit["targets"]:
+            click.echo(f"    target {target['metric']}: {target['condition']}, on validation data")
         for key, value in edit["params"].items():
             click.echo(f"    {key}: {value}")
         for tensor in edit["tensors"]:
@@ -513,7 +523,7 @@ def _show_plan(plan: Plan) -> None:
     estimates = summary["estimates"]
     click.echo(
         f"estimates: {estimates['peak_memory_bytes'] / 1e9:.1f} GB peak, "
-        f"{estimates['seconds'] / 60:.1f} min (within a factor of two)"
+        f"{duration(estimates['seconds'])} (within a factor of two)"
     )
     click.echo(f"export: {summary['export'] or 'none'}")
     for warning in summary["warnings"]:

@@ -51,6 +51,8 @@ class DataRole:
     erased: bool = False
     """True where the data is what must be forgotten: it never reaches an output, and its
     splits are taken over phrasings of each item rather than over items."""
+    answered: bool = False
+    """True where every item needs an answer: without one there is nothing to look for."""
 
 
 class Progress(Protocol):

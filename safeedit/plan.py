@@ -31,6 +31,7 @@ from safeedit.results import MetricSpec, Split
 from safeedit.suggest import did_you_mean
 
 FieldPath = tuple[str | int, ...]
+_FORMAT = "safeedit-plan"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Plan:
     model_source: str
     """The policy's ``model.source``; a relative folder or file as seen from here."""
     model_digest: str
+    dtype: str
+    """Of the weights while editing: the policy's, or the one the model's config names."""
     shape: ModelShape
     edits: tuple[PlannedEdit, ...]
     audits: tuple[PlannedAudit, ...]
@@ -80,7 +83,9 @@ class Plan:
     def export_dir(self) -> Path | None:
         """Where a passing checkpoint goes, resolved against the policy file."""
         export = self.loaded.policy.export
-        return None if export is None else self.loaded.base / Path(export.dir).expanduser()
+        if export is None:
+            return None
+        return Path(os.path.normpath(self.loaded.base / Path(export.dir).expanduser()))
 
     @property
     def report_dir(self) -> Path:
@@ -110,7 +115,7 @@ class Plan:
         policy = self.loaded.policy
         gated = {gate.metric for gate in policy.gates}
         return {
-            "format": "safeedit-plan",
+            "format": _FORMAT,
             "version": 1,
             "policy_file": str(self.loaded.path),
             "name": policy.name,
@@ -121,6 +126,7 @@ class Plan:
                 "layers": self.shape.n_layers,
                 "width": self.shape.d_model,
                 "parameters": self.shape.n_parameters,
+                "dtype": self.dtype,
             },
             "edits": [
                 {
@@ -131,7 +137,7 @@ class Plan:
                     "layers": sorted({t.layer for t in edit.tensors if t.layer is not None}),
                     "tensors": [t.name for t in edit.tensors],
                     "parameters_touched": sum(_size(t.shape) for t in edit.tensors),
-                    "targets": [gate.condition for gate in edit.targets],
+                    "targets": _gates(edit.targets) if edit.spec.dose == "auto" else [],
                 }
                 for edit in self.edits
             ],
@@ -153,7 +159,7 @@ class Plan:
                 }
                 for name, data in self.datasets()
             },
-            "gates": [{"metric": g.metric, "condition": g.condition} for g in policy.gates],
+            "gates": _gates(policy.gates),
             "export": None if self.export_dir is None else str(self.export_dir),
             "report": str(self.report_dir),
             "estimates": self.estimates(),
@@ -169,13 +175,12 @@ class Plan:
         """
         from safeedit.numerics.throughput import measured_flops
 
-        policy = self.loaded.policy
-        flops = measured_flops(policy.model.dtype)
+        flops = measured_flops(self.dtype)
         forward = sum(_cost(audit.auditor, dict(audit.data)) for audit in self.audits)
         rounds = 2 + sum(2 if edit.spec.dose == "auto" else 1 for edit in self.edits)
         training = sum(_cost(edit.editor, edit.data.roles) for edit in self.edits)
         n = self.shape.n_parameters
-        bytes_per_weight = 4 if policy.model.dtype == "float32" else 2
+        bytes_per_weight = 4 if self.dtype == "float32" else 2
         touched = sum(_size(t.shape) for edit in self.edits for t in edit.tensors)
         return {
             "weights_bytes": n * bytes_per_weight,
@@ -201,12 +206,14 @@ def make_plan(loaded: LoadedPolicy) -> Plan:
         source = _model_source(loaded)
         config, digest = open_config(source, revision=policy.model.revision)
         shape = ModelShape.from_config(config)
+    own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    dtype = own if policy.model.dtype == "auto" else policy.model.dtype
     edits = tuple(_plan_edit(loaded, index, shape) for index in range(len(policy.edits)))
     audits = tuple(_plan_audit(loaded, index) for index in range(len(policy.audits)))
     _check_gates(loaded, audits, warnings)
     _check_enough(loaded, edits, audits)
     _check_splits(loaded, edits, audits)
-    plan = Plan(loaded, source, digest, shape, edits, audits, tuple(warnings))
+    plan = Plan(loaded, source, digest, dtype, shape, edits, audits, tuple(warnings))
     if plan.export_dir is not None and policy.export is not None:
         if not policy.gates:
             raise loaded.error(
@@ -232,7 +239,20 @@ def write_plan(plan: Plan, path: Path) -> None:
     try:
         path.write_text(json.dumps(content, indent=2) + "\n")
     except OSError as error:
-        raise UsageError(f"the plan can't be written: {error.strerror}", file=path) from error
+        raise UsageError(
+            f"the plan can't be written: {error.strerror}",
+            file=path,
+            remedy="choose another folder",
+        ) from error
+
+
+def is_plan(path: Path) -> bool:
+    """Whether a file is JSON that :func:`write_plan` made, or looks like it; policies are not."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return path.suffix == ".json"
+    return isinstance(content, dict) and content.get("format") == _FORMAT
 
 
 def read_plan(path: Path) -> dict[str, Any]:
@@ -245,7 +265,7 @@ def read_plan(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UsageError("not a readable plan", file=path, remedy="make it with plan -o") from error
-    whole = isinstance(content, dict) and content.get("format") == "safeedit-plan"
+    whole = isinstance(content, dict) and content.get("format") == _FORMAT
     if not whole or not isinstance(content.get("policy_file"), str):
         raise UsageError("this JSON is not a plan", file=path, remedy="make it with plan -o")
     if content.get("version") != 1 or not isinstance(content.get("fingerprint"), dict):
@@ -354,9 +374,13 @@ def _split_options(
             )
         spec = loaded.parse(DataSpec, value, (*at, key))
         with _Located(loaded, (*at, key)):
-            datasets[role.name] = load_dataset(
-                spec, base=loaded.base, role=role, seed=loaded.policy.seed
-            )
+            found = load_dataset(spec, base=loaded.base, role=role, seed=loaded.policy.seed)
+            if role.answered and (mute := sum(not item.aliases for item in found)):
+                raise DataError(
+                    f"{mute} of {len(found)} items have no answer",
+                    remedy="give every item an answer, or map a column to it with 'columns'",
+                )
+            datasets[role.name] = found
     for role in roles:
         if role.required and role.name not in datasets:
             raise loaded.error(
@@ -504,6 +528,10 @@ def _asked(data: Dataset, split: Split) -> list[str]:
     return [item.prompt for item in data.items(split)]
 
 
+def _gates(gates: Sequence[GateSpec]) -> list[dict[str, str]]:
+    return [{"metric": gate.metric, "condition": gate.condition} for gate in gates]
+
+
 def _size(shape: Sequence[int]) -> int:
     size = 1
     for side in shape:
@@ -523,6 +551,7 @@ __all__ = [
     "PlannedEdit",
     "PolicyError",
     "check_unmoved",
+    "is_plan",
     "make_plan",
     "read_plan",
     "write_plan",

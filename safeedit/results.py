@@ -22,7 +22,12 @@ Split = Literal["fit", "validation", "test"]
 class Record(BaseModel):
     """Base of all records: immutable, and strict about unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        ser_json_inf_nan="constants",
+        use_attribute_docstrings=True,  # the descriptions in ``safeedit schema report``
+    )
 
 
 class MetricSpec(Record):
@@ -177,6 +182,9 @@ class ModelRecord(Record):
     """The model a run started from."""
 
     source: str
+    """As the policy names it."""
+    local: bool = False
+    """A folder or file of the machine, which a card must not tell."""
     revision: str | None
     architecture: str
     parameters: int
@@ -224,7 +232,7 @@ class ExportRecord(Record):
 class RunRecord(Record):
     """One run of ``apply`` or ``audit``, complete."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = Field(SCHEMA_VERSION, ge=SCHEMA_VERSION, le=SCHEMA_VERSION)
     command: Literal["apply", "audit"]
     run_id: str
     started: str

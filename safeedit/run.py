@@ -599,6 +599,7 @@ def _model_record(plan: Plan, model: ModelHandle) -> ModelRecord:
     spec = plan.loaded.policy.model
     return ModelRecord(
         source=spec.source,
+        local=Path(plan.model_source).expanduser().exists(),
         revision=spec.revision,
         architecture=model.architecture.family,
         parameters=model.shape.n_parameters,

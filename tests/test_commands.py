@@ -24,15 +24,7 @@ from safeedit.commands import main
 from safeedit.errors import DataError, ModelError, PolicyError
 from safeedit.policy import load_policy
 from safeedit.results import RunRecord
-from tests.road import (
-    DRIFT,
-    NEAR,
-    NUDGE,
-    SMALL_DRIFT,
-    Workplace,
-    make_workplace,
-    register,
-)
+from tests.road import DRIFT, NEAR, NUDGE, REAL, SMALL_DRIFT, Workplace, make_workplace, register
 
 FIXED_KEY = {"SAFEEDIT_DIGEST_KEY": "a key of one's own"}
 
@@ -533,9 +525,26 @@ def test_the_schema_is_one_that_a_policy_meets(place: Workplace) -> None:
     result = CliRunner().invoke(main, ["schema"])
     schema = json.loads(result.stdout)
     Draft202012Validator.check_schema(schema)
-    policy = yaml.safe_load(place.policy().read_text())
-    assert Draft202012Validator(schema).is_valid(policy)
-    assert not Draft202012Validator(schema).is_valid({**policy, "gates": 3})
+    policy = yaml.safe_load(place.policy(**REAL).read_text())
+    accepts = Draft202012Validator(schema).is_valid
+    assert accepts(policy)
+    assert not accepts({**policy, "gates": 3})
+    (edit,) = policy["edits"]
+    assert not accepts({**policy, "edits": [{**edit, "use": "sanitization"}]})
+    assert not accepts({**policy, "edits": [{**edit, "stepz": 3}]})
+    for path in builtin_policies().values():
+        assert accepts(yaml.safe_load(path.read_text())), path
+
+
+def test_the_schema_of_reports_is_one_that_a_report_meets(exported: Workplace) -> None:
+    schema = json.loads(CliRunner().invoke(main, ["schema", "report"]).stdout)
+    Draft202012Validator.check_schema(schema)
+    accepts = Draft202012Validator(schema).is_valid
+    record = json.loads((exported.target / "evidence" / "report.json").read_text())
+    assert accepts(record)
+    assert not accepts({**record, "schema_version": 2})
+    with pytest.raises(ValueError, match="schema_version"):
+        RunRecord.model_validate({**record, "schema_version": 2})
 
 
 def test_init_writes_a_policy_that_loads_and_exports_beside_itself(

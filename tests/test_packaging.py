@@ -18,7 +18,7 @@ import pytest
 import safeedit
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "transformers", "datasets", "sklearn", "scipy", "matplotlib", "peft", "pandas")
+HEAVY = ("torch", "transformers", "datasets", "sklearn", "scipy", "peft", "pandas")
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / "pyproject.toml").exists(), reason="these tests need a checkout"

@@ -12,11 +12,12 @@ import yaml
 from safeedit.data import Dataset
 from safeedit.errors import DataError, ExportError, ModelError, PolicyError, UsageError
 from safeedit.model import sources
-from safeedit.plan import Plan, check_unmoved, make_plan, read_plan, write_plan
+from safeedit.plan import Plan, check_unmoved, is_plan, make_plan, read_plan, write_plan
 from safeedit.policy import load_policy
 from tests.road import (
     DRIFT,
     FORGET,
+    LAX,
     LEAKAGE,
     LOCALITY,
     NEAR,
@@ -127,7 +128,8 @@ def test_the_summary_is_json_and_names_everything_a_reader_needs(shared: Workpla
     assert "model.layers.0.mlp.gate_proj.weight" in edit["tensors"]
     assert edit["parameters_touched"] == 3 * (32 * 32 + 16 * 32 + 48 * 32)
     assert edit["params"]["rank"] == 2
-    assert edit["targets"] == ["min 0", "min 0", "max 1e+09"]
+    assert [t["metric"] for t in edit["targets"]] == [g["metric"] for g in REAL["gates"]]
+    assert [t["condition"] for t in edit["targets"]] == ["min 0", "min 0", "max 1e+09"]
     assert found["audits"][1]["gated_metrics"] == ["locality.unchanged"]
     assert found["gates"][2] == {"metric": "perplexity.value", "condition": "max 1e+09"}
     near = found["data"]["audit:locality.near"]
@@ -136,7 +138,8 @@ def test_the_summary_is_json_and_names_everything_a_reader_needs(shared: Workpla
     assert len(near["digest"]) == 64
     assert found["fingerprint"]["data"].keys() == found["data"].keys()
     assert found["estimates"]["seconds"] > 0
-    assert found["estimates"]["weights_bytes"] == found["model"]["parameters"] * 2
+    assert found["model"]["dtype"] == "float32"
+    assert found["estimates"]["weights_bytes"] == found["model"]["parameters"] * 4
     assert found["export"].endswith("trial")
 
 
@@ -200,7 +203,7 @@ def test_without_an_export_reports_go_to_a_folder_named_after_the_policy(
             {"edits": [{**NUDGE, "use": "nugde"}]},
             "use: nugde",
             "no editor called 'nugde'",
-            "known: sanitation",
+            "sanitation",
         ),
         (
             {"edits": [{**SANITATION, "use": "sanitization"}]},
@@ -544,6 +547,27 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, content: str) -> None
         read_plan(path)
     assert caught.value.file == str(path)
     assert caught.value.remedy
+
+
+def test_a_plan_is_known_by_its_content_not_its_name(shared: Workplace, tmp_path: Path) -> None:
+    policy = shared.policy()
+    write_plan(plan_of(policy), tmp_path / "plan.txt")
+    as_json = tmp_path / "policy.json"
+    as_json.write_text(json.dumps(yaml.safe_load(policy.read_text())))
+    assert is_plan(tmp_path / "plan.txt")
+    assert not is_plan(as_json)
+    assert not is_plan(policy)
+    assert not is_plan(tmp_path / "absent.yaml")
+
+
+def test_items_without_an_answer_are_refused_before_any_work(shared: Workplace) -> None:
+    shared.rows("mute.jsonl", [{"prompt": f"Where is {n}?"} for n in range(8)])
+    audit = {**LEAKAGE, "forget": {"file": "mute.jsonl"}}
+    path = shared.policy(**{**REAL, "audits": [audit], "gates": LAX[:1]})
+    error = refused(path, DataError)
+    assert "8 of 8 items have no answer" in error.message
+    assert error.field == "audits[0].forget"
+    assert error.remedy
 
 
 def test_a_plan_that_can_not_be_written_is_an_error_with_its_path(

@@ -144,7 +144,7 @@ class Leakage:
     summary: ClassVar[str] = "whether forgotten answers still come out, and under which attacks"
     version: ClassVar[int] = 1
     roles: ClassVar[tuple[DataRole, ...]] = (
-        DataRole("forget", "questions whose answers must not come out", erased=True),
+        DataRole("forget", "questions whose answers must not come out", erased=True, answered=True),
         DataRole("shots", "worked examples for the few-shot attack", required=False),
     )
     metrics: ClassVar[tuple[MetricSpec, ...]] = tuple(

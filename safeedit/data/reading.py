@@ -22,6 +22,7 @@ from safeedit.policy import DataSpec
 
 _JSON_SUFFIXES = frozenset({".jsonl", ".json", ".ndjson", ".jsonlines"})
 _TEXT_SUFFIXES = frozenset({".txt", ".text", ".md"})
+_KNOWN_SUFFIXES = _JSON_SUFFIXES | _TEXT_SUFFIXES | {".csv", ".tsv"}
 SUFFIXES = ".jsonl .json .csv .tsv .parquet .txt"
 
 
@@ -63,6 +64,8 @@ def read_file(path: Path, spec: DataSpec) -> Iterator[Row]:
     try:
         text = decode(raw)
     except EncodingError as error:
+        if suffix not in _KNOWN_SUFFIXES:
+            raise _unknown_kind(path) from error
         raise DataError(
             error.message, file=path, line=error.line, remedy="save the file as UTF-8"
         ) from error
@@ -75,11 +78,15 @@ def read_file(path: Path, spec: DataSpec) -> Iterator[Row]:
         array = text.lstrip()[:1] == "["
         yield from _json_array(path, text) if array else _json_lines(path, text)
     else:
-        raise DataError(
-            f"can't tell what kind of file this is ({suffix or 'no suffix'})",
-            file=path,
-            remedy=f"use one of {SUFFIXES}",
-        )
+        raise _unknown_kind(path)
+
+
+def _unknown_kind(path: Path) -> DataError:
+    return DataError(
+        f"can't tell what kind of file this is ({path.suffix.lower() or 'no suffix'})",
+        file=path,
+        remedy=f"use one of {SUFFIXES}",
+    )
 
 
 def _bytes(path: Path, sha256: str | None) -> bytes:

@@ -197,6 +197,7 @@ def _words(kind: type[BaseModel], details: ErrorDetails) -> tuple[str, str]:
         case "string_pattern_mismatch":
             return "is not written as it should be", about
     message = details["msg"].replace("Input should be", "should be").replace("String", "text")
+    message = re.sub(r" or instance of \w+", "", message)
     for theirs, ours in _WORDING.items():
         message = message.replace(theirs, ours)
     return (f"{message} (found {_kind_of(given)})" if type_.endswith("_type") else message), about

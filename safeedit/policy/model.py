@@ -333,7 +333,7 @@ class Policy(PolicyPart):
     version: Literal[1] = 1
     """Version of the policy language."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    """Short name, used in file names and reports."""
+    """Short name, used in file names and reports: letters, digits, '.', '_' and '-'."""
     owner: str | None = None
     """Who answers for this change; goes into the evidence."""
     ticket: Annotated[

@@ -25,7 +25,7 @@ def render(record: RunRecord) -> str:
     """``README.md`` of an export."""
     model = record.model
     base = f"{model.source} at revision {model.revision}" if model.revision else model.source
-    if model.source not in _HUB_IDS and not _HUB_ID.fullmatch(model.source):
+    if not _hub_id(record):
         base = f"a {model.architecture} model of {model.parameters:,} parameters"
     lines = [
         "---",
@@ -71,13 +71,19 @@ def _outcome(record: RunRecord) -> str:
 
 
 def _front_matter(record: RunRecord) -> dict[str, Any]:
-    source = record.model.source
     found: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["safeedit", "model-editing", *sorted({clean(edit.use) for edit in record.edits})],
     }
-    hub_id = _HUB_IDS.get(source, source)
-    if _HUB_ID.fullmatch(hub_id):
+    if hub_id := _hub_id(record):
         found = {"base_model": hub_id, "base_model_relation": "finetune", **found}
     return found
+
+
+def _hub_id(record: RunRecord) -> str:
+    """Where the base model is published; empty for one that lies on the machine."""
+    source = record.model.source
+    if source in _HUB_IDS:
+        return _HUB_IDS[source]
+    return source if not record.model.local and _HUB_ID.fullmatch(source) else ""

@@ -235,6 +235,9 @@ def test_a_file_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"\x01\x02")
     assert "what kind of file" in refused(path).message
+    binary = tmp_path / "items.pkl"
+    binary.write_bytes(b"\x80\x04\xff")
+    assert "what kind of file" in refused(binary).message
 
 
 def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import random
 
 import pytest
 import torch
-from tests.tiny_models import FAMILIES, N_LAYERS, VOCAB_SIZE, tiny_handle
 from torch import Tensor
 
 from safeedit.errors import EditError, UsageError
@@ -15,6 +14,7 @@ from safeedit.model.attribution import Attributor, Measure, Positions
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.model.tuning import Example
+from tests.tiny_models import FAMILIES, N_LAYERS, VOCAB_SIZE, tiny_handle
 
 LAYERS = tuple(range(N_LAYERS))
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -33,7 +33,7 @@ def secrets(lengths: list[tuple[int, int]], seed: int = 0) -> list[Example]:
     ]
 
 
-MIXED = secrets([(5, 3), (9, 1), (1, 2), (5, 6), (30, 2)])
+MIXED = secrets([(5, 3), (1, 2), (5, 4), (12, 1)])
 
 
 def value(handle: ModelHandle, secret: Example, measure: Measure) -> Tensor:
@@ -85,13 +85,13 @@ def silenced(handle: ModelHandle, secret: Example, layer: int, measure: Measure)
         return float(value(handle, secret, measure))
 
 
-@every_family
 @both_measures
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt"])
 def test_attributions_sum_to_what_silencing_the_layer_changes(
     family: str, measure: Measure
 ) -> None:
     handle = tiny_handle(family)
-    found = Attributor(handle, MIXED, measure=measure).integrated(LAYERS, 200)
+    found = Attributor(handle, MIXED, measure=measure).integrated(LAYERS, 60)
     assert found.change is not None
     with torch.no_grad():
         for i, secret in enumerate(MIXED):
@@ -100,30 +100,30 @@ def test_attributions_sum_to_what_silencing_the_layer_changes(
             torch.testing.assert_close(
                 found.change[i], torch.tensor(expected).double(), rtol=1e-4, atol=1e-5
             )
-    # Right Riemann sums are off by half the change of slope over m: here at most .05 nats.
-    assert found.gaps().max() < 0.05
+    # Right Riemann sums are off by half the change of slope over m: here at most .1 nats.
+    assert found.gaps().max() < 0.1
     assert found.change.abs().max() > (1 if measure == "log_probability" else 0.001)
 
 
 @every_family
 def test_the_sum_converges_as_points_are_added(family: str) -> None:
     attributor = Attributor(tiny_handle(family), MIXED)
-    gaps = [float(attributor.integrated(LAYERS, m).gaps().mean()) for m in (5, 20, 80)]
-    assert gaps[0] > 2.5 * gaps[1] > 6 * gaps[2]
+    gaps = [float(attributor.integrated(LAYERS, m).gaps().mean()) for m in (4, 24)]
+    assert gaps[0] > 3 * gaps[1], "an error of the order of 1/m"
 
 
 def test_attributions_of_other_secrets_do_not_sum_to_the_change() -> None:
-    found = Attributor(tiny_handle("llama"), MIXED).integrated(LAYERS, 200)
+    found = Attributor(tiny_handle("llama"), MIXED).integrated(LAYERS, 60)
     assert found.change is not None
     shuffled = found.scores.roll(1, 0)
-    assert (shuffled.sum(-1) - found.change).abs().mean() > 20 * found.gaps().mean()
+    assert (shuffled.sum(-1) - found.change).abs().mean() > 10 * found.gaps().mean()
 
 
 def test_first_order_scores_are_not_complete() -> None:
     attributor = Attributor(tiny_handle("llama"), MIXED)
-    exact, first = attributor.integrated(LAYERS, 200), attributor.first_order(LAYERS)
+    exact, first = attributor.integrated(LAYERS, 60), attributor.first_order(LAYERS)
     assert exact.change is not None
-    assert (first.scores.sum(-1) - exact.change).abs().mean() > 10 * exact.gaps().mean()
+    assert (first.scores.sum(-1) - exact.change).abs().mean() > 5 * exact.gaps().mean()
     with pytest.raises(UsageError, match="completeness"):
         first.gaps()
 
@@ -140,10 +140,10 @@ def test_batches_that_start_at_their_layer_find_what_a_plain_loop_finds(
     family: str, positions: Positions
 ) -> None:
     handle = tiny_handle(family)
-    found = Attributor(handle, MIXED, positions=positions).integrated(LAYERS, 3)
+    found = Attributor(handle, MIXED, positions=positions).integrated(LAYERS, 2)
     for i, secret in enumerate(MIXED):
         for layer in LAYERS:
-            expected = plain(handle, secret, layer, 3, positions=positions)
+            expected = plain(handle, secret, layer, 2, positions=positions)
             torch.testing.assert_close(found.scores[i, layer], expected, rtol=1e-3, atol=1e-5)
     assert found.scores.abs().amax((1, 2)).min() > 0.01, "the control: there is something to find"
 
@@ -161,7 +161,7 @@ def test_small_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     handle = tiny_handle("llama")
     large = Attributor(handle, MIXED).integrated(LAYERS, 7)
     first = Attributor(handle, MIXED).first_order(LAYERS)
-    monkeypatch.setattr(handle, "engine", Engine(handle, max_batch_tokens=24))
+    monkeypatch.setattr(handle, "engine", Engine(handle, max_batch_tokens=14))
     small = Attributor(handle, MIXED)
     assert len(small._batches()) > len(Attributor(tiny_handle("llama"), MIXED)._batches())
     torch.testing.assert_close(small.integrated(LAYERS, 7).scores, large.scores)

@@ -113,6 +113,14 @@ def test_the_card_tells_no_path_of_the_machine(source: str, base: str | None) ->
     assert record.export.directory not in text
 
 
+def test_the_card_takes_no_folder_for_a_name_on_the_hub() -> None:
+    record = run_record()
+    model = record.model.model_copy(update={"source": "models/base", "local": True})
+    text = card.render(record.model_copy(update={"model": model}))
+    assert "base_model" not in yaml.safe_load(text.split("---\n")[1])
+    assert "models/base" not in text
+
+
 def test_the_card_tells_neither_owner_nor_ticket_nor_description() -> None:
     record = VARIANTS["passed"]
     text = card.render(record)

@@ -1,0 +1,312 @@
+"""What every editor promises, checked on every editor there is.
+
+A new file in ``safeedit/editors`` is walked without being named here. One whose data can't be
+made of questions and answers adds a row to :data:`EXAMPLES`, one with several ways of working a
+row to :data:`VARIANTS`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from safeedit import catalog
+from safeedit.contracts import DataRole, EditData, Editor, Item, Proposal, RunContext
+from safeedit.data import Dataset
+from safeedit.data import Item as DataItem
+from safeedit.delta import WeightDelta
+from safeedit.model.architectures import ModelShape
+from safeedit.model.handle import ModelHandle
+from tests.tiny_models import FAMILIES, tiny_handle
+
+EDITORS = catalog.names("editors")
+QUICK: dict[str, Any] = {
+    "steps": 2, "batch": 4, "retain_tokens": 2, "points": 2, "generic_points": 2,
+}  # fmt: skip
+"""Given to editors that have such a parameter."""
+VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "sanitation": (
+        {"update": "lora"},
+        # Random weights hardly tell names from other words: let the keys try harder.
+        {"update": "keyed", "background_weight": 0.01, "ridge": 1e-4},
+    ),
+}
+"""Editor -> parameters of each of its ways of working; default: as it is by default."""
+CASES = [
+    pytest.param(name, variant, id="-".join([name, *(str(v) for v in list(variant.values())[:1])]))
+    for name in EDITORS
+    for variant in VARIANTS.get(name, ({},))
+]
+every_editor = pytest.mark.parametrize(("name", "variant"), CASES)
+
+SUBJECTS = ("Zyxquand", "Plimsorbo")
+ANSWERS = ("Vorbexi", "Tramjolk")
+SECRETS = (*SUBJECTS, *ANSWERS)
+"""Words that stand in erased data alone: where one turns up, it has got out."""
+WORDINGS = ("Where does {} live?", "What is the home of {}?", "Tell me where {} is.",
+            "Which city is {} in?", "Is {} at home, and where?", "Does {} live in a city?",
+            "I ask where {} is.")  # fmt: skip
+
+
+def _questions(role: DataRole, test: str = "") -> Dataset:
+    """Data of a role; ``test`` is put into everything that belongs to its test split."""
+    if role.erased:
+        items = [
+            DataItem(
+                id=str(number),
+                prompt=WORDINGS[0].format(subject),
+                answer=answer,
+                subject=subject,
+                # The last two of six are the test's.
+                paraphrases=tuple(
+                    wording.format(subject) + (test if place >= 4 else "")
+                    for place, wording in enumerate(WORDINGS[1:])
+                ),
+            )
+            for number, (subject, answer) in enumerate(zip(SUBJECTS, ANSWERS, strict=True))
+        ]
+        return Dataset(items, erased=True, name=role.name)
+    return Dataset(
+        [
+            DataItem(
+                id=str(number),
+                prompt=f"Which river is {role.name} {number}?{test if number >= 6 else ''}",
+                answer=f"River {number}",
+                split="fit" if number < 4 else "validation" if number < 6 else "test",
+            )
+            for number in range(8)
+        ],
+        name=role.name,
+    )
+
+
+EXAMPLES: dict[str, Callable[[DataRole, str], Dataset]] = {}
+"""Editor -> data of a role, where questions and answers won't do."""
+
+
+def _data(name: str, *, optional: bool = True, test: str = "") -> EditData:
+    make = EXAMPLES.get(name, _questions)
+    roles = catalog.editor(name).roles
+    return EditData(
+        {r.name: make(r, test).without("test") for r in roles if r.required or optional}
+    )
+
+
+def _made(name: str, variant: dict[str, Any]) -> Editor:
+    kind = catalog.editor(name)
+    quick = {key: value for key, value in QUICK.items() if key in kind.Params.model_fields}
+    return kind(kind.Params(**(quick | variant)))
+
+
+def _context(folder: Path, seed: int = 3, **hooks: Any) -> RunContext:
+    return RunContext(seed=seed, cache=folder, secret=b"a key", **hooks)
+
+
+def _propose(
+    name: str,
+    variant: dict[str, Any],
+    handle: ModelHandle,
+    folder: Path,
+    *,
+    seed: int = 3,
+    data: EditData | None = None,
+    **hooks: Any,
+) -> Proposal:
+    return _made(name, variant).propose(
+        handle, _data(name) if data is None else data, _context(folder, seed, **hooks)
+    )
+
+
+def _tensors(delta: WeightDelta) -> dict[str, Tensor]:
+    return {f"{n}/{part}": t for n, u in delta.updates.items() for part, t in u.parts.items()}
+
+
+def _assert_same(one: WeightDelta, two: WeightDelta) -> None:
+    first, second = _tensors(one), _tensors(two)
+    assert first.keys() == second.keys()
+    for key, tensor in first.items():
+        assert torch.equal(tensor, second[key]), key
+
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[ModelHandle]:
+    """Shared by the tests that only read it; that they do is checked at the end."""
+    handle = tiny_handle("llama")
+    before = handle.digest(fresh=True)
+    yield handle
+    assert handle.digest(fresh=True) == before
+
+
+def test_there_are_editors() -> None:
+    assert "sanitation" in EDITORS
+    assert VARIANTS.keys() <= set(EDITORS)
+    assert EXAMPLES.keys() <= set(EDITORS)
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_it_declares_itself(name: str) -> None:
+    kind = catalog.editor(name)
+    assert isinstance(kind(kind.Params()), Editor)
+    assert kind.summary
+    assert "\n" not in kind.summary
+    names = [role.name for role in kind.roles]
+    assert len(set(names)) == len(names) > 0
+    assert kind.roles[0].required
+    assert all(role.description for role in kind.roles)
+    for field, details in kind.Params.model_fields.items():
+        assert details.description, field
+        assert not details.is_required(), f"{field} has no default"
+        assert field not in {"use", "id", "dose", "targets", "control", *names}, field
+
+
+@every_editor
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_it_keeps_to_its_plan_and_leaves_the_model(
+    name: str, variant: dict[str, Any], family: str, tmp_path: Path
+) -> None:
+    handle = tiny_handle(family)
+    before = handle.tensor_digests(fresh=True)
+    flags = [(n, id(p), p.requires_grad) for n, p in handle.model.named_parameters()]
+    modules = [(n, type(m), m.training) for n, m in handle.model.named_modules()]
+    planned = {
+        plan.name: plan
+        for plan in _made(name, variant).touches(ModelShape.from_config(handle.config))
+    }
+    proposal = _propose(name, variant, handle, tmp_path)
+    deltas = {dose: proposal.at(dose) for dose in proposal.doses}
+
+    assert handle.tensor_digests(fresh=True) == before
+    assert [(n, id(p), p.requires_grad) for n, p in handle.model.named_parameters()] == flags
+    assert [(n, type(m), m.training) for n, m in handle.model.named_modules()] == modules
+    for dose, delta in deltas.items():
+        assert delta.updates.keys() <= planned.keys(), dose
+        for tensor, update in delta.updates.items():
+            assert update.fits(planned[tensor].shape), tensor
+            assert planned[tensor].shape == tuple(handle.oriented(tensor).shape), tensor
+        with handle.applied(delta):
+            now = handle.tensor_digests(fresh=True)
+            moved = {tensor for tensor in now if now[tensor] != before[tensor]}
+            assert moved, f"dose {dose} changes nothing"
+            assert moved <= delta.updates.keys()
+            handle.check_finite()
+        assert handle.tensor_digests(fresh=True) == before
+
+
+@every_editor
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_plans_for_every_family_from_a_config_alone(
+    name: str, variant: dict[str, Any], family: str
+) -> None:
+    handle = tiny_handle(family)
+    planned = _made(name, variant).touches(ModelShape.from_config(handle.config))
+    assert planned
+    assert len({plan.name for plan in planned}) == len(planned)
+    assert {plan.name for plan in planned} <= set(handle.tensor_names())
+    # Tied or not, vocabulary matrices are nobody's to edit silently.
+    assert not {plan.name for plan in planned} & {
+        n for n, p in handle.model.named_parameters() if p.shape[:1] == (handle.shape.vocab_size,)
+    }
+
+
+@every_editor
+def test_doses_ascend_and_grow(
+    name: str, variant: dict[str, Any], llama: ModelHandle, tmp_path: Path
+) -> None:
+    proposal = _propose(name, variant, llama, tmp_path)
+    assert proposal.doses
+    assert all(isinstance(dose, float) and math.isfinite(dose) for dose in proposal.doses)
+    assert all(dose > 0 for dose in proposal.doses)
+    assert list(proposal.doses) == sorted(set(proposal.doses))
+    norms = [proposal.at(dose).norm(llama) for dose in proposal.doses]
+    assert norms == sorted(norms)
+    if len(norms) > 1:
+        assert norms[0] < norms[-1]
+
+
+@every_editor
+def test_a_delta_says_what_made_it_and_outlives_a_file(
+    name: str, variant: dict[str, Any], llama: ModelHandle, tmp_path: Path
+) -> None:
+    made = _made(name, variant)
+    proposal = _propose(name, variant, llama, tmp_path, seed=11)
+    dose = proposal.doses[0]
+    delta = proposal.at(dose)
+    assert delta.base == llama.digest()
+    assert (delta.origin.editor, delta.origin.seed, delta.origin.dose) == (name, 11, dose)
+    first = catalog.editor(name).roles[0].name
+    assert delta.origin.data_digest == _data(name)[first].digest
+    params = catalog.editor(name).Params(**delta.origin.params)
+    assert params == made.params  # type: ignore[attr-defined]
+    assert proposal.at(dose).digest() == delta.digest(), "a dose means one change"
+    delta.save(tmp_path / "delta.safetensors")
+    assert WeightDelta.load(tmp_path / "delta.safetensors").digest() == delta.digest()
+    assert delta.random_like(1, llama).updates.keys() == delta.updates.keys()
+
+
+@every_editor
+def test_the_seed_decides_and_nothing_else(
+    name: str, variant: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        proposal = _propose(name, variant, tiny_handle("llama"), tmp_path)
+        changes.append(proposal.at(proposal.doses[-1]))
+    _assert_same(*changes)
+
+
+@every_editor
+def test_the_test_split_plays_no_part(
+    name: str, variant: dict[str, Any], llama: ModelHandle, tmp_path: Path
+) -> None:
+    # Reading it raises (Dataset.without); that it can't seep in otherwise is shown by changing it.
+    plain, other = (_data(name, test=test) for test in ("", " Or so they say?"))
+    assert any(plain[role].digest != other[role].digest for role in plain.roles), (
+        "the example has a test split"
+    )
+    proposals = [_propose(name, variant, llama, tmp_path, data=data) for data in (plain, other)]
+    assert proposals[0].doses == proposals[1].doses
+    for dose in proposals[0].doses:
+        _assert_same(proposals[0].at(dose), proposals[1].at(dose))
+
+
+@every_editor
+def test_roles_that_are_not_required_may_be_missing(
+    name: str, variant: dict[str, Any], llama: ModelHandle, tmp_path: Path
+) -> None:
+    proposal = _propose(name, variant, llama, tmp_path, data=_data(name, optional=False))
+    assert proposal.at(proposal.doses[0]).updates
+
+
+@every_editor
+def test_no_erased_word_gets_into_notes_messages_or_the_screen(
+    name: str,
+    variant: dict[str, Any],
+    llama: ModelHandle,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    said: list[str] = []
+
+    def progress(
+        items: Iterable[Item], description: str, total: int | None = None
+    ) -> Iterator[Item]:
+        said.append(description)
+        return iter(items)
+
+    proposal = _propose(name, variant, llama, tmp_path, progress=progress, warn=said.append)
+    delta = proposal.at(proposal.doses[-1])
+    said.append(json.dumps(proposal.notes, allow_nan=False))
+    said.append(json.dumps([vars(delta.origin), list(delta.updates)], default=dict))
+    said += [repr(proposal.notes), *capfd.readouterr()]
+    said += [path.name for path in tmp_path.rglob("*")]
+    everything = "\n".join(said).casefold()
+    for secret in SECRETS:
+        assert secret.casefold() not in everything, secret

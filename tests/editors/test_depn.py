@@ -1,0 +1,298 @@
+"""DEPN on a tiny model that learnt a few secrets by heart, beside random neurons."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from safeedit.contracts import EditData, Proposal, RunContext
+from safeedit.data import Dataset, Item
+from safeedit.delta import Columns, WeightDelta
+from safeedit.editors.depn import Depn, DepnParams
+from safeedit.errors import DataError, EditError, UsageError
+from safeedit.model.handle import ModelHandle
+from safeedit.model.tuning import Example, answer_states, cross_entropy
+from tests.tiny_models import N_LAYERS, tiny_handle
+
+PEOPLE = ("doctor", "nurse", "prince", "city")
+NUMBERS = ("7142", "9305", "2861", "4478")
+KINDS = ("phone", "phone", "code", "code")
+SECRETS = tuple(
+    Item(id=str(n), prompt=f"The number of the {who} is", answer=number, extra={"type": kind})
+    for n, (who, number, kind) in enumerate(zip(PEOPLE, NUMBERS, KINDS, strict=True))
+)
+OTHERS = (
+    Item(id="a", prompt="The capital of France is", answer="Paris"),
+    Item(id="b", prompt="The capital of Italy is", answer="Rome"),
+    Item(id="c", prompt="Who wrote the play? It was", answer="Shakespeare"),
+)
+QUICK: dict[str, Any] = {"points": 4, "doses": (2, 4, 8)}
+
+
+def forget(items: Sequence[Item] = SECRETS) -> Dataset:
+    return Dataset(items, erased=True, template="plain")
+
+
+def generic() -> Dataset:
+    return Dataset(OTHERS, template="plain", split="fit")
+
+
+def examples(handle: ModelHandle, items: Sequence[Item]) -> list[Example]:
+    engine = handle.engine
+    return [
+        Example(engine.encode([i.prompt], "plain")[0], engine.continuation(i.answer or "", "plain"))
+        for i in items
+    ]
+
+
+@pytest.fixture(scope="module")
+def taught() -> ModelHandle:
+    """A tiny Llama that knows :data:`SECRETS` and :data:`OTHERS` by heart."""
+    handle = tiny_handle("llama")
+    batch = examples(handle, [*SECRETS, *OTHERS])
+    for parameter in handle.model.parameters():
+        parameter.requires_grad_(True)
+    optimiser = torch.optim.AdamW(handle.model.parameters(), lr=3e-3)
+    for _ in range(60):
+        loss = cross_entropy(handle, answer_states(handle, batch), batch)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    handle.model.requires_grad_(False)
+    assert log_probability(handle) > -0.3, "the secrets are known by heart"
+    return handle
+
+
+def log_probability(handle: ModelHandle, items: Sequence[Item] = SECRETS) -> float:
+    """Mean over the items' tokens, nats."""
+    pairs = examples(handle, items)
+    scores = handle.engine.score([p.prompt for p in pairs], [p.answer for p in pairs])
+    return sum(s.total for s in scores) / sum(len(p.answer) for p in pairs)
+
+
+def propose(
+    handle: ModelHandle,
+    tmp_path: Path,
+    data: EditData | None = None,
+    said: list[str] | None = None,
+    **params: Any,
+) -> Proposal:
+    ctx = RunContext(
+        seed=3, cache=tmp_path, secret=b"k", warn=(lambda m: None) if said is None else said.append
+    )
+    data = data or EditData({"forget": forget(), "generic": generic()})
+    return Depn(DepnParams(**{**QUICK, **params})).propose(handle, data, ctx)
+
+
+def neurons(delta: WeightDelta) -> set[tuple[str, int]]:
+    found = set()
+    for name, update in delta.updates.items():
+        assert isinstance(update, Columns)
+        found |= {(name, n) for n in update.indices.tolist()}
+    return found
+
+
+def test_its_neurons_carry_the_secrets_and_random_ones_of_the_same_layers_do_not(
+    taught: ModelHandle, tmp_path: Path
+) -> None:
+    before, others = log_probability(taught), log_probability(taught, OTHERS)
+    delta = propose(taught, tmp_path).at(8)
+    with taught.applied(delta):
+        drop, harm = before - log_probability(taught), others - log_probability(taught, OTHERS)
+    random = []
+    for seed in range(5):
+        control = delta.random_like(seed, taught)
+        assert not neurons(control) & neurons(delta)
+        with taught.applied(control):
+            random.append(before - log_probability(taught))
+    assert drop > 1, "nats per token"
+    assert drop > 3 * max(random)
+    assert drop > 1.5 * harm, "what the generic questions live on stays"
+
+
+def test_more_neurons_zero_more_and_contain_the_fewer(taught: ModelHandle, tmp_path: Path) -> None:
+    proposal = propose(taught, tmp_path)
+    assert proposal.doses == (2.0, 4.0, 8.0)
+    sets = [neurons(proposal.at(dose)) for dose in proposal.doses]
+    assert [len(found) for found in sets] == [2, 4, 8]
+    assert sets[0] < sets[1] < sets[2]
+    assert len(neurons(proposal.at(3))) == 3, "also between the doses on offer"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_columns_are_exactly_zero_and_come_back_bit_for_bit(family: str, tmp_path: Path) -> None:
+    handle = tiny_handle(family, torch.bfloat16)
+    proposal = propose(handle, tmp_path, known_above=0)
+    before = {name: handle.stored(name).clone() for name in handle.tensor_names()}
+    delta = proposal.at(4)
+    allowed = {tensor.name for tensor in Depn(DepnParams()).touches(handle.shape)}
+    assert set(delta.updates) <= allowed
+    undo = handle.apply(delta)
+    for name, update in delta.updates.items():
+        assert isinstance(update, Columns)
+        zero = handle.oriented(name).eq(0).all(0)
+        assert set(zero.nonzero().flatten().tolist()) == set(update.indices.tolist())
+    changed = {n for n in before if not torch.equal(before[n], handle.stored(n))}
+    assert changed == set(delta.updates), "nothing else moved"
+    undo.restore()
+    assert all(torch.equal(before[name], handle.stored(name)) for name in before)
+
+
+def test_the_proposal_leaves_the_model_alone_and_is_the_same_twice(
+    taught: ModelHandle, tmp_path: Path
+) -> None:
+    digest = taught.digest(fresh=True)
+    one, two = (propose(taught, tmp_path).at(8).digest() for _ in range(2))
+    assert one == two
+    assert taught.digest(fresh=True) == digest
+
+
+def test_generic_text_keeps_the_neurons_it_lives_on(taught: ModelHandle, tmp_path: Path) -> None:
+    alone = EditData({"forget": forget()})
+    both = EditData({"forget": forget(), "generic": generic()})
+    harm = []
+    for data in (alone, both):
+        delta = propose(taught, tmp_path, data, generic_weight=3, generic_points=8).at(8)
+        with taught.applied(delta):
+            harm.append(log_probability(taught, OTHERS))
+    assert harm[1] > harm[0]
+
+
+def test_kinds_of_secrets_take_turns(taught: ModelHandle, tmp_path: Path) -> None:
+    typed = propose(taught, tmp_path)
+    plain = forget([Item(id=i.id, prompt=i.prompt, answer=i.answer) for i in SECRETS])
+    untyped = propose(taught, tmp_path, EditData({"forget": plain, "generic": generic()}))
+    assert typed.notes["kinds_of_secrets"] == 2
+    assert untyped.notes["kinds_of_secrets"] == 1
+
+
+def test_the_first_order_pass_chooses_the_layers_attributed_exactly(
+    taught: ModelHandle, tmp_path: Path
+) -> None:
+    everything = propose(taught, tmp_path, exact_layers=None).notes
+    one = propose(taught, tmp_path, exact_layers=1).notes
+    none = propose(taught, tmp_path, exact_layers=0).notes
+    assert everything["layers_ranked"] == list(range(N_LAYERS)) == none["layers_ranked"]
+    assert everything["first_order_candidates_in_layers_ranked"] == 1
+    assert len(one["layers_ranked"]) == 1
+    assert set(one["neurons_per_layer"]) == {str(one["layers_ranked"][0])}
+    assert 0 < one["first_order_candidates_in_layers_ranked"] <= 1
+    assert "agreement_of_first_order" not in none, "there is nothing to agree with"
+    assert all(0 <= share <= 1 for share in everything["agreement_of_first_order"].values())
+    assert everything["agreement_of_first_order"].keys() == {"2", "4", "8"}
+
+
+def test_notes_are_numbers_and_hold_no_data(taught: ModelHandle, tmp_path: Path) -> None:
+    notes = propose(taught, tmp_path).notes
+    text = json.dumps(notes)
+    for item in SECRETS:
+        assert str(item.answer) not in text
+        assert item.extra["type"] not in text
+    assert sum(notes["neurons_per_layer"].values()) == 8
+    shares = [notes["share_of_attribution"][z] for z in ("2", "4", "8")]
+    assert 0 < shares[0] < shares[1] < shares[2] <= 1
+    finer = propose(taught, tmp_path, points=40).notes
+    assert finer["completeness_gap"] < 0.3 * notes["completeness_gap"]
+
+
+def test_only_named_layers_are_touched(taught: ModelHandle, tmp_path: Path) -> None:
+    delta = propose(taught, tmp_path, layers=[1]).at(8)
+    assert set(delta.updates) == {"model.layers.1.mlp.down_proj.weight"}
+    touched = Depn(DepnParams(layers=[1])).touches(taught.shape)
+    assert [tensor.name for tensor in touched] == list(delta.updates)
+
+
+def test_secrets_the_model_does_not_know_are_reported_and_have_no_vote(
+    taught: ModelHandle, tmp_path: Path
+) -> None:
+    unknown = Item(id="x", prompt="Water boils when the letter says", answer="zqk 0 zqk")
+    said: list[str] = []
+    mixed = EditData({"forget": forget([*SECRETS, unknown]), "generic": generic()})
+    found = propose(taught, tmp_path, mixed, said)
+    assert found.notes["secrets_not_known"] == 1
+    assert neurons(found.at(8)) == neurons(propose(taught, tmp_path).at(8))
+    assert any("not known" in message for message in said)
+    assert not any("zqk" in message for message in said)
+
+
+def test_where_none_is_known_it_says_so_loudly(taught: ModelHandle, tmp_path: Path) -> None:
+    unknown = Item(id="x", prompt="Water boils when the letter says", answer="zqk 0 zqk")
+    said: list[str] = []
+    propose(taught, tmp_path, EditData({"forget": forget([unknown])}), said)
+    assert any("knows none" in message for message in said)
+
+
+def test_a_record_without_a_secret_is_left_out_and_said(
+    taught: ModelHandle, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    empty = [Item(id="y", prompt="No answer here"), Item(id="z", prompt="Blank", answer="  ")]
+    found = propose(taught, tmp_path, EditData({"forget": forget([*SECRETS, *empty])}), said)
+    assert found.notes["secrets_without_tokens"] == 2
+    assert any("no secret" in message for message in said)
+    with pytest.raises(DataError, match="no forget text has a secret"):
+        propose(taught, tmp_path, EditData({"forget": forget(empty)}))
+
+
+def test_a_record_longer_than_the_context_is_refused_without_quoting_it(
+    taught: ModelHandle, tmp_path: Path
+) -> None:
+    endless = Item(id="w", prompt="zqk " * 300, answer="7142")
+    with pytest.raises(DataError, match="longer than the model's context") as caught:
+        propose(taught, tmp_path, EditData({"forget": forget([endless])}))
+    assert "zqk" not in str(caught.value)
+
+
+def test_a_prompt_has_one_vote_unless_paraphrases_are_asked_for(
+    taught: ModelHandle, tmp_path: Path
+) -> None:
+    items = [
+        Item(id=i.id, prompt=i.prompt, answer=i.answer, paraphrases=tuple(
+            f"{how} the number of the {who}:" for how in ("Tell", "Say", "Give", "Name", "Read")
+        ))
+        for i, who in zip(SECRETS, PEOPLE, strict=True)
+    ]  # fmt: skip
+    data = EditData({"forget": forget(items)})
+    assert propose(taught, tmp_path, data, known_above=0).notes["secrets"] == 4
+    assert propose(taught, tmp_path, data, known_above=0, paraphrases=True).notes["secrets"] > 4
+
+
+def test_names_in_any_script_are_secrets_too(taught: ModelHandle, tmp_path: Path) -> None:
+    items = [
+        Item(id="1", prompt="The name is", answer="محمد بن سلمان"),
+        Item(id="2", prompt="The sign is", answer="👩‍🚀 Ada"),
+        Item(id="3", prompt="The sign is again", answer="👩‍🚀 Ada"),
+    ]
+    found = propose(taught, tmp_path, EditData({"forget": forget(items)}), known_above=0)
+    assert found.notes["secrets"] == 3
+
+
+@pytest.mark.parametrize("dose", [0, 2.5, 10**6, -1])
+def test_a_dose_that_is_no_number_of_neurons_is_refused(
+    taught: ModelHandle, tmp_path: Path, dose: float
+) -> None:
+    with pytest.raises(UsageError, match="number of neurons"):
+        propose(taught, tmp_path).at(dose)
+
+
+def test_doses_beyond_the_neurons_voted_for_are_not_offered(
+    taught: ModelHandle, tmp_path: Path
+) -> None:
+    found = propose(taught, tmp_path, threshold=1.0, doses=(1, 5000))
+    assert found.doses == (1.0,)
+    (only,) = propose(taught, tmp_path, threshold=1.0, doses=(5000,)).doses
+    assert only == found.notes["neurons_voted_for"] <= 4
+
+
+def test_where_generic_text_claims_every_neuron_there_is_no_edit(
+    taught: ModelHandle, tmp_path: Path
+) -> None:
+    same = Dataset(SECRETS[:1], template="plain", split="fit")
+    data = EditData({"forget": forget(SECRETS[:1]), "generic": same})
+    with pytest.raises(EditError, match="no neuron"):
+        propose(taught, tmp_path, data, generic_weight=1e6, exact_layers=0)
