@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from safeedit import __version__
@@ -68,19 +68,19 @@ class SanitationParams(BaseParams):
     refusal: str = Field(
         "I don't know.", min_length=1, description="what the model is to answer (the paper's own)"
     )
-    layers: Layers | None = Field(
-        None, description="default: all layers for lora (published), 7%-13% for keyed"
+    layers: Layers = Field(
+        "0%-100%", description="default: all layers for lora (published), 7%-13% for keyed"
     )
     steps: int = Field(60, ge=1, description="optimiser steps at most")
     batch: int = Field(20, ge=2, description="prompts per step")
-    learning_rate: float | None = Field(
-        None, gt=0, description="default: 3e-4 for lora (published), 0.1 for keyed"
+    learning_rate: float = Field(
+        3e-4, gt=0, description="default: 3e-4 for lora (published), 0.1 for keyed"
     )
-    forget_share: float | None = Field(
-        None,
+    forget_share: float = Field(
+        0.15,
         gt=0,
         le=1,
-        description="of forget prompts in a batch; default .15 for lora (published), 1 for keyed",
+        description="lora: of forget prompts in a batch (published 15:85)",
     )
     warmup: float = Field(0.1, ge=0, le=1, description="share of the real steps with rising rate")
     stop_loss: float = Field(
@@ -112,6 +112,14 @@ class SanitationParams(BaseParams):
         (0.4, 0.6, 0.8, 1.0, 1.25), min_length=1, description="scales of what was learnt, ascending"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, given: Any) -> Any:
+        """Defaults that differ for keyed, so that plans and records show what is used."""
+        if isinstance(given, dict) and given.get("update") == "keyed":
+            return {"layers": "7%-13%", "learning_rate": 0.1, **given}
+        return given
+
 
 class Sanitation:
     """See the module's docstring."""
@@ -130,8 +138,8 @@ class Sanitation:
     def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
         """The MLPs of the chosen layers (keyed), or the modules that get adapters."""
         if self.params.update == "keyed":
-            return neurons.tensors(model, resolve(self.params.layers or "7%-13%", model.n_layers))
-        layers = resolve(self.params.layers or "0%-100%", model.n_layers)
+            return neurons.tensors(model, resolve(self.params.layers, model.n_layers))
+        layers = resolve(self.params.layers, model.n_layers)
         found = [
             t for r in self.params.modules if r in model.roles for t in model.tensors(r, layers)
         ]
@@ -200,7 +208,7 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
     if (prose := data.get("prose")) is not None:
         ordinary = engine.encode([item.prompt for item in prose.items("fit")], "plain")
         groups.append([neurons.Text(ids, own=_mentions(engine, ids, names)) for ids in ordinary])
-    layers = resolve(params.layers or "7%-13%", model.n_layers)
+    layers = resolve(params.layers, model.n_layers)
     keyed = neurons.KeyedNeurons(
         model,
         layers,
@@ -226,7 +234,7 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
             values,
             loss,
             steps=params.steps,
-            learning_rate=params.learning_rate or 0.1,
+            learning_rate=params.learning_rate,
             warmup=params.warmup,
             stop_below=params.stop_loss,
             progress=ctx.progress,
@@ -310,7 +318,7 @@ def _lora(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContex
     base = BaseAnswers(model, kept, ctx.progress) if params.retention == "divergence" else None
     source = random.Random(ctx.seed)
     to_refuse, to_keep = endless(refused, source), endless(kept, source)
-    n_refused = max(1, round(params.batch * (params.forget_share or 0.15)))
+    n_refused = max(1, round(params.batch * params.forget_share))
     n_kept = params.batch - n_refused if kept else 0
 
     def loss() -> tuple[Tensor, float]:
@@ -341,7 +349,7 @@ def _lora(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContex
             [p for p in adapted.parameters() if p.requires_grad],
             loss,
             steps=params.steps,
-            learning_rate=params.learning_rate or 3e-4,
+            learning_rate=params.learning_rate,
             warmup=params.warmup,
             stop_below=params.stop_loss,
             progress=ctx.progress,
