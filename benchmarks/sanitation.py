@@ -93,12 +93,15 @@ def main() -> None:
     rows = []
     for split in map(int, arguments.splits.split(",")):
         path = arguments.out / f"split-{split}.yaml"
-        path.write_text(yaml.safe_dump(policy(split, arguments.data, arguments.seed)))
         report = arguments.out / f"split-{split}.report"
-        command = [sys.executable, "-m", "safeedit.commands", "-q", "apply", str(path)]
-        code = subprocess.run([*command, "--report", str(report)], check=False).returncode
-        if code not in (0, 1, 4):
-            raise SystemExit(f"split {split} failed with exit code {code}")
+        text = yaml.safe_dump(policy(split, arguments.data, arguments.seed))
+        done = path.exists() and path.read_text() == text and (report / "report.json").exists()
+        if not done:  # a table that was interrupted goes on where it stopped
+            path.write_text(text)
+            command = [sys.executable, "-m", "safeedit.commands", "-q", "apply", str(path)]
+            code = subprocess.run([*command, "--report", str(report)], check=False).returncode
+            if code not in (0, 1, 4):
+                raise SystemExit(f"split {split} failed with exit code {code}")
         record = json.loads((report / "report.json").read_text())
         cells = [figure(record, metric, when) for _, metric, when in COLUMNS]
         rows.append([str(split), *cells, f"{record['resources']['wall_seconds']:.0f}"])

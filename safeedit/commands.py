@@ -133,7 +133,7 @@ report_option = click.option(
 @click.pass_obj
 def validate(screen: Screen, policy: Path, as_json: bool) -> None:
     """Check a policy, its names, parameters, data and gates. Loads no weights."""
-    plan = _plan(policy)
+    plan = _plan(policy, exporting=False)
     if as_json:
         click.echo(json.dumps({"valid": True, "warnings": list(plan.warnings)}))
     else:
@@ -155,7 +155,7 @@ def plan(policy: Path, as_json: bool, output: Path | None) -> None:
     """Show what a run would touch: layers, tensors, data, gates, memory, time."""
     from safeedit.plan import write_plan
 
-    made = _plan(policy)
+    made = _plan(policy, exporting=False)
     if output is not None:
         write_plan(made, output)
     if as_json:
@@ -336,7 +336,9 @@ def init(path: Path, like: str) -> None:
 # ----------------------------------------------------------------------------------------------
 
 
-def _plan(path: Path, source: str | None = None, editing: bool = True) -> Plan:
+def _plan(
+    path: Path, source: str | None = None, *, editing: bool = True, exporting: bool = True
+) -> Plan:
     from safeedit.plan import make_plan
     from safeedit.policy import load_policy
 
@@ -347,7 +349,7 @@ def _plan(path: Path, source: str | None = None, editing: bool = True) -> Plan:
         loaded = loaded.with_model_source(str(here.absolute()) if here.exists() else source)
     if not editing:
         loaded = loaded.without_edits()
-    return make_plan(loaded)
+    return make_plan(loaded, exporting=exporting)
 
 
 class _Context:

@@ -15,14 +15,14 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safeedit import catalog
 from safeedit.contracts import Auditor, BaseParams, DataRole, EditData, Editor, TensorPlan
 from safeedit.data import Dataset, check_disjoint, load_dataset
-from safeedit.errors import DataError, PolicyError, SafeeditError, UsageError
+from safeedit.errors import DataError, ExportError, PolicyError, SafeeditError, UsageError
 from safeedit.export.staging import check_target
 from safeedit.model.architectures import ModelShape
 from safeedit.model.sources import open_config
@@ -191,8 +191,13 @@ class Plan:
         }
 
 
-def make_plan(loaded: LoadedPolicy) -> Plan:
+def make_plan(loaded: LoadedPolicy, *, exporting: bool = True) -> Plan:
     """Resolve a policy.
+
+    Args:
+        loaded: The policy.
+        exporting: Refuse if the export could not be written where it is to go; otherwise only
+            warn.
 
     Raises:
         PolicyError: an unknown name, a bad parameter, a gate on a metric nobody measures, a
@@ -221,8 +226,14 @@ def make_plan(loaded: LoadedPolicy) -> Plan:
                 "a policy that exports must have at least one gate",
                 "add gates, or remove 'export' to only measure",
             )
-        with _Located(loaded, ("export", "dir")):
-            check_target(plan.export_dir, overwrite=policy.export.overwrite)
+        try:
+            with _Located(loaded, ("export", "dir")):
+                check_target(plan.export_dir, overwrite=policy.export.overwrite)
+        except ExportError as error:
+            if exporting:
+                raise
+            told = f"apply would refuse this: {error.message}"
+            return replace(plan, warnings=(*plan.warnings, told))
     return plan
 
 

@@ -306,7 +306,7 @@ def test_plan_shows_what_a_run_would_touch(place: Workplace) -> None:
     result = place.run("plan", place.policy(gates=gates))
     assert result.exit_code == 0
     for text in (
-        "trial: model (Llama, 3 layers, 48,864 parameters)",
+        "trial: model (Llama, 3 layers, 48,864 parameters, float32)",
         "edit nudge (nudge): layers 0-0, 1 tensors, 1,536 parameters, dose 1.0",
         "    model.layers.0.mlp.down_proj.weight",
         "    size: 0.01",
@@ -336,6 +336,15 @@ def test_a_plan_can_be_written_and_applied_as_long_as_nothing_moves(place: Workp
     assert place.target.exists()
 
 
+def test_an_export_that_exists_is_a_warning_until_it_is_applied(place: Workplace) -> None:
+    place.target.mkdir(parents=True)
+    for command in ("validate", "plan"):
+        result = place.run(command, place.policy())
+        assert result.exit_code == 0
+        assert "apply would refuse this" in result.stderr
+    assert place.run("apply", place.policy()).exit_code == 3
+
+
 def test_a_plan_that_can_not_be_written_exits_2(place: Workplace) -> None:
     result = place.run("plan", place.policy(), "-o", place.folder / "no" / "plan.json")
     assert result.exit_code == 2
@@ -343,7 +352,7 @@ def test_a_plan_that_can_not_be_written_exits_2(place: Workplace) -> None:
 
 
 def test_what_is_no_plan_is_refused_by_apply(place: Workplace) -> None:
-    result = place.run("apply", place.text("other.json", "{}"))
+    result = place.run("apply", place.text("other.json", '{"format": "safeedit-plan"}'))
     assert result.exit_code == 2
     assert "other.json: this JSON is not a plan" in result.stderr
     assert "remedy: make it with plan -o" in result.stderr
