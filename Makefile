@@ -51,6 +51,7 @@ check: $(INSTALLED)
 
 # One thread per worker: two of them with two threads each would stand in each other's way.
 test: export OMP_NUM_THREADS = 1
+test: export PYTHONHASHSEED = 0
 test: $(MODEL) check
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
