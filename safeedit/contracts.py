@@ -1,4 +1,4 @@
-"""The protocols that every editor, auditor and scorer keeps.
+"""The protocols that every editor and auditor keeps.
 
 An **editor** proposes a change; it never makes one. An **auditor** measures one property
 of one model on one split. The runner (:mod:`safeedit.run`) is the only place where a

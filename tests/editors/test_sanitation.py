@@ -38,7 +38,13 @@ from tests.editors.toy import (
 )
 from tests.tiny_models import FAMILIES, family_tokenizer, tiny_handle, tiny_model
 
-KEYED: dict[str, Any] = {"update": "keyed", "batch": 10, "steps": 40, "learning_rate": 0.2}
+KEYED: dict[str, Any] = {
+    "update": "keyed",
+    "batch": 10,
+    "steps": 120,
+    "learning_rate": 0.2,
+    "stop_loss": 0.01,
+}
 LORA: dict[str, Any] = {"update": "lora", "learning_rate": 5e-3, "forget_share": 0.4, "steps": 30}
 QUICK: dict[str, Any] = {"steps": 2, "batch": 4, "retain_tokens": 2}
 both = pytest.mark.parametrize("update", ["keyed", "lora"])
@@ -62,7 +68,21 @@ def test_the_defaults_are_the_published_ones_where_there_are_such() -> None:
     assert (params.update, params.refusal) == ("lora", "I don't know.")
     assert (params.rank, params.alpha) == (8, 16)
     assert {"attn_q", "attn_v", "mlp_gate"} < set(params.modules)
+    assert params.learning_rate == 3e-4
+    assert params.forget_share == 0.15
+    assert params.layers == "0%-100%"
     assert list(params.doses) == sorted(params.doses)
+
+
+def test_keys_have_defaults_of_their_own_that_records_show_and_policies_can_set() -> None:
+    params = SanitationParams(update="keyed")
+    assert params.learning_rate > SanitationParams().learning_rate
+    assert params.layers != SanitationParams().layers
+    assert params.model_dump()["layers"] == params.layers
+    chosen = SanitationParams(update="keyed", layers="1-2", learning_rate=0.5)
+    assert (chosen.layers, chosen.learning_rate) == ("1-2", 0.5)
+    for every in (params, chosen, SanitationParams()):
+        assert SanitationParams(**every.model_dump(mode="json")) == every
 
 
 def test_every_parameter_says_what_it_is() -> None:
@@ -335,7 +355,7 @@ def test_leaving_the_template_off_does_not_help_against_keys(
 
 
 @both
-def test_a_random_change_of_the_same_size_suppresses_nothing(
+def test_a_random_change_of_the_same_size_makes_nothing_refused(
     model: ModelHandle, learnt: dict[str, Proposal], update: str
 ) -> None:
     delta = learnt[update].at(1.0)
@@ -345,10 +365,10 @@ def test_a_random_change_of_the_same_size_suppresses_nothing(
     }
     with model.applied(control):
         for name in FORGOTTEN:
-            assert answers(model, name).count(FACTS[name]) >= len(WORDINGS) - 1
+            assert REFUSAL not in answers(model, name)
 
 
-def test_keys_without_values_suppress_nothing(
+def test_keys_that_write_nothing_make_nothing_refused(
     model: ModelHandle, learnt: dict[str, Proposal]
 ) -> None:
     # The replaced neuron is gone, the key is there: it is what is written that refuses.
@@ -358,8 +378,10 @@ def test_keys_without_values_suppress_nothing(
         for name, u in delta.updates.items()
     }
     with model.applied(WeightDelta(delta.base, updates, delta.origin)):
-        for name in FACTS:
-            assert answers(model, name) == [FACTS[name]] * len(WORDINGS)
+        for name in FORGOTTEN:
+            assert REFUSAL not in answers(model, name)
+        for name in KEPT:
+            assert answers(model, name).count(FACTS[name]) >= len(WORDINGS) - 1
 
 
 def test_a_small_dose_does_little(model: ModelHandle, tmp_path: Path) -> None:

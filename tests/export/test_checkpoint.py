@@ -230,7 +230,9 @@ def test_a_full_disk_is_an_export_error_and_leaves_nothing(
 
 
 EXPORTER = """
-import sys, time
+import signal, sys, time
+# A test run in the background inherits "ignore".
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 import torch
 torch.set_num_threads(1)

@@ -18,7 +18,9 @@ from safeedit.export import staging as module
 from safeedit.export.staging import EVIDENCE, Staging, check_target, writing
 
 MAKER = """
-import shutil, sys, time
+import shutil, signal, sys, time
+# A test run in the background inherits "ignore".
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from safeedit.export import staging as module
 
