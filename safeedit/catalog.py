@@ -1,9 +1,10 @@
 """Names to editors, auditors and scorers.
 
 A name is a file's stem: ``safeedit/editors/sanitation.py`` is the editor ``sanitation``; a file
-in a sub-package gets a dotted name. Other distributions add theirs through the entry-point
-groups ``safeedit.editors`` and ``safeedit.auditors``. Nothing else resolves: a policy is data
-and can never name code.
+in a sub-package gets a dotted name (``auditors/leakage/exposure.py`` is ``leakage.exposure``), but
+for the one that is called like its package, whose name is that of the package. Other
+distributions add theirs through the entry-point groups ``safeedit.editors`` and
+``safeedit.auditors``. Nothing else resolves: a policy is data and can never name code.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def auditor(name: str) -> type[Auditor]:
 
 def names(kind: Kind) -> tuple[str, ...]:
     """All names of a kind, sorted; imports none of them."""
-    return tuple(sorted(_builtin(kind) | set(_plugins(kind))))
+    return tuple(sorted(_modules(kind).keys() | _plugins(kind).keys()))
 
 
 def schemas() -> tuple[list[StageSchema], list[StageSchema]]:
@@ -62,14 +63,15 @@ def _schema(name: str, kind: type[Editor] | type[Auditor]) -> StageSchema:
 
 
 @cache
-def _builtin(kind: Kind) -> frozenset[str]:
+def _modules(kind: Kind) -> dict[str, str]:
+    """Name in a policy -> module."""
     package = importlib.import_module(f"safeedit.{kind}")
-    prefix = f"{package.__name__}."
-    return frozenset(
-        module.name.removeprefix(prefix)
-        for module in pkgutil.walk_packages(package.__path__, prefix)
-        if not module.ispkg and not module.name.rpartition(".")[2].startswith("_")
-    )
+    found: dict[str, str] = {}
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        *above, stem = module.name.removeprefix(f"{package.__name__}.").split(".")
+        if not module.ispkg and not stem.startswith("_"):
+            found[".".join(above if above[-1:] == [stem] else [*above, stem])] = module.name
+    return found
 
 
 @cache
@@ -79,8 +81,8 @@ def _plugins(kind: Kind) -> dict[str, Any]:
 
 @cache
 def _resolve(kind: Kind, name: str) -> Any:
-    if name in _builtin(kind):
-        module = importlib.import_module(f"safeedit.{kind}.{name}")
+    if name in _modules(kind):
+        module = importlib.import_module(_modules(kind)[name])
         candidates = [
             value
             for value in vars(module).values()

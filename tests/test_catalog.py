@@ -27,7 +27,7 @@ def forgetful() -> Iterator[None]:
     """The catalog remembers what it found; tests must not see each other's."""
 
     def forget() -> None:
-        for remembered in (catalog._builtin, catalog._plugins, catalog._resolve):
+        for remembered in (catalog._modules, catalog._plugins, catalog._resolve):
             remembered.cache_clear()
 
     forget()
@@ -47,11 +47,11 @@ def plug_in(monkeypatch: pytest.MonkeyPatch, name: str, load: Any) -> None:
 
 def test_every_file_among_the_editors_and_auditors_has_its_name() -> None:
     for kind in ("editors", "auditors"):
-        files = {
-            ".".join(path.relative_to(PACKAGE / kind).with_suffix("").parts)
-            for path in (PACKAGE / kind).rglob("*.py")
-            if not path.name.startswith("_")
-        }
+        files = set()
+        for path in (PACKAGE / kind).rglob("*.py"):
+            *folders, stem = path.relative_to(PACKAGE / kind).with_suffix("").parts
+            if not stem.startswith("_"):
+                files.add(".".join(folders if folders[-1:] == [stem] else [*folders, stem]))
         assert files
         assert files <= set(catalog.names(kind))  # type: ignore[arg-type]
 
@@ -163,7 +163,7 @@ def test_listing_the_names_imports_none_of_them() -> None:
     code = (
         "import sys; from safeedit import catalog; catalog.names('editors');"
         "catalog.names('auditors'); print(sorted(m for m in sys.modules if m in"
-        " ('torch', 'safeedit.editors.sanitation', 'safeedit.auditors.leakage')))"
+        " ('torch', 'safeedit.editors.sanitation', 'safeedit.auditors.leakage.leakage')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -177,7 +177,7 @@ def test_a_file_with_two_editors_is_a_mistake_that_is_found(
     for title in ("One", "Two"):
         setattr(module, title, type(title, (Nudge,), {"__module__": name}))
     monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(catalog, "_builtin", lambda kind: frozenset({"double"}))
+    monkeypatch.setattr(catalog, "_modules", lambda kind: {"double": name})
     with pytest.raises(AssertionError, match="must define one class"):
         catalog._resolve.__wrapped__("editors", "double")
     del module.Two  # type: ignore[attr-defined]

@@ -30,7 +30,8 @@ Template = Literal["auto", "chat", "plain"]
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
-STAGE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
+STAGE_NAME = rf"^{_NAME}(\.{_NAME})*$"
 _PERCENT = re.compile(r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*%\s*$")
 
 
@@ -190,8 +191,8 @@ Limit = Annotated[float, BeforeValidator(_absolute)]
 class GateSpec(PolicyPart):
     """A condition that the edited checkpoint must meet to be exported."""
 
-    metric: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*\.\S+$")]
-    """<audit id>.<metric>, e.g. leakage.extraction_rate."""
+    metric: Annotated[str, Field(pattern=rf"^{_NAME}(\.{_NAME})+$")]
+    """<audit id>.<metric>, e.g. leakage.extraction_rate; an id may hold dots, a metric none."""
     min: Limit | None = None
     """The metric must be at least this."""
     max: Limit | None = None
@@ -213,12 +214,12 @@ class GateSpec(PolicyPart):
     @property
     def audit(self) -> str:
         """Id of the audit the metric comes from."""
-        return self.metric.split(".", 1)[0]
+        return self.metric.rpartition(".")[0]
 
     @property
     def name(self) -> str:
         """Name of the metric within its audit."""
-        return self.metric.split(".", 1)[1]
+        return self.metric.rpartition(".")[2]
 
     @property
     def kind(self) -> Literal["min", "max", "max_increase", "max_decrease"]:

@@ -124,7 +124,7 @@ def audits(record: RunRecord) -> tuple[Audit, ...]:
     rows: dict[str, list[Row]] = {audit: [] for audit in uses}
     unmeasured: dict[str, list[tuple[str, str]]] = {audit: [] for audit in uses}
     for comparison in record.comparisons:
-        audit, _, name = comparison.name.partition(".")
+        audit, _, name = comparison.name.rpartition(".")
         if comparison.after.value is None:
             unmeasured.setdefault(audit, []).append((name, comparison.after.note))
             continue

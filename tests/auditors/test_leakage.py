@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from safeedit.auditors.leakage import GENERIC_SHOTS, Leakage, Params
+from safeedit.auditors.leakage.leakage import GENERIC_SHOTS, Leakage, Params
 from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError

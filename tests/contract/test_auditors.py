@@ -134,6 +134,7 @@ def test_it_keeps_the_protocol(name: str) -> None:
     assert kind.version >= 1
     assert kind.roles[0].required
     assert len({spec.name for spec in kind.metrics}) == len(kind.metrics)
+    assert not any("." in spec.name for spec in kind.metrics)  # a gate's last dot parts the two
     assert all(spec.description and spec.unit for spec in kind.metrics)
     assert all(field.description for field in kind.Params.model_fields.values())
     assert not {role.name for role in kind.roles} & kind.Params.model_fields.keys()

@@ -195,7 +195,7 @@ def test_a_wrong_type_is_refused_and_both_types_named(
         ("dtype: auto", "device: gpu", "model.device"),
         ("name: forget-customer-records", "name: ../escape", "name"),
         ("metric: prose.value", "metric: value", "gates[1].metric"),
-        ("id: prose", "id: a.b", "audits[1].id"),
+        ("id: prose", "id: a..b", "audits[1].id"),
     ],
 )
 def test_a_value_out_of_range_is_refused_at_its_place(

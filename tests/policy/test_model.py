@@ -46,9 +46,9 @@ def test_a_gate_says_its_condition(
     assert (made.kind, made.condition, made.needs_before) == (kind, condition, needs_before)
 
 
-def test_a_gate_parts_audit_and_metric_at_the_first_dot() -> None:
-    made = GateSpec(metric="leakage.attack.few-shot", max=0)
-    assert (made.audit, made.name) == ("leakage", "attack.few-shot")
+def test_a_gate_parts_audit_and_metric_at_the_last_dot() -> None:
+    made = GateSpec(metric="leakage.exposure.few-shot", max=0)
+    assert (made.audit, made.name) == ("leakage.exposure", "few-shot")
 
 
 @pytest.mark.parametrize(
