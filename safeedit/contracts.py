@@ -81,6 +81,14 @@ class RunContext:
     warn: Callable[[str], None] = lambda message: None
     """Says something loudly: it reaches the screen and the report. Never data."""
 
+    wanted: frozenset[str] | None = None
+    """Metrics (bare names) an audit is made for; it may leave out work that only others need,
+    and those metrics then have no value. None: all of them."""
+
+    def wants(self, *metrics: str) -> bool:
+        """Whether any of these metrics will be looked at."""
+        return self.wanted is None or not self.wanted.isdisjoint(metrics)
+
     def digest(self, text: str) -> str:
         """A keyed digest (HMAC-SHA256, 16 hex digits) standing for ``text`` in records.
 
@@ -107,6 +115,15 @@ class EditData:
 
 
 @dataclass(frozen=True)
+class Control:
+    """Another change made to be compared with: what the edit's effect must beat."""
+
+    name: str
+    """What was changed instead, e.g. ``top neurons of unrelated secrets``."""
+    delta: WeightDelta
+
+
+@dataclass(frozen=True)
 class Proposal:
     """An editor's answer: fitted once, its strength still to be chosen by measurement."""
 
@@ -116,6 +133,8 @@ class Proposal:
     """The change at one dose."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Numbers and words for the record (losses, counts); never data."""
+    controls: Callable[[float], Sequence[Control]] = lambda dose: ()
+    """Controls of the method's own at one dose, beside the runner's random ones."""
 
 
 @runtime_checkable

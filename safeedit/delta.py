@@ -360,6 +360,14 @@ class WeightDelta:
         """Frobenius norm over all tensors; arguments as in :meth:`norms`."""
         return math.sqrt(math.fsum(value**2 for value in self.norms(weights).values()))
 
+    @property
+    def only_zeroes(self) -> bool:
+        """Whether all it does is to set columns to zero."""
+        return all(
+            isinstance(update, Columns) and not update.values.any()
+            for update in self.updates.values()
+        )
+
     def random_like(self, seed: int, weights: Weights | None = None) -> WeightDelta:
         """The control of this delta: as large, in the same places, with random content.
 

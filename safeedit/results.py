@@ -170,10 +170,12 @@ class EditRecord(Record):
 
 
 class ControlRecord(Record):
-    """The same edit made at random: what an effect must beat."""
+    """Another change of the same kind: what the edit's effect must beat."""
 
     name: str
     """e.g. ``random delta of equal norm``."""
+    random: bool = True
+    """A random change like the edit's; False for a control of the editor's own choice."""
     seed: int
     metrics: tuple[Metric, ...]
 

@@ -31,7 +31,7 @@ import torch
 from safetensors.torch import load, save
 
 from safeedit import __version__
-from safeedit.contracts import AuditOutcome, Proposal, RunContext
+from safeedit.contracts import AuditOutcome, Control, Proposal, RunContext
 from safeedit.delta import WeightDelta
 from safeedit.errors import AuditError, EditError, ExportError
 from safeedit.export.checkpoint import write_checkpoint
@@ -113,6 +113,8 @@ class _Session:
     clock: Clock
     warnings: list[str]
     baselines: dict[tuple[str, Split], _Audited] = field(default_factory=dict)
+    aims: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Audit -> bare names of the metrics that choosing doses looks at on validation data."""
     skipped: set[str] = field(default_factory=set)
     """Audits that could not be made on test data."""
 
@@ -145,12 +147,11 @@ def execute(
     session, model = _open(plan, ctx)
     base_digest = model.digest()
     model_record = _model_record(plan, model)
+    targets = [gate for e in plan.edits if e.spec.dose == "auto" for gate in e.targets]
+    for gate in targets:
+        session.aims[gate.audit] = session.aims.get(gate.audit, frozenset()) | {gate.name}
     wanted: list[tuple[PlannedAudit, Split]] = [(audit, "test") for audit in plan.audits]
-    wanted += [
-        (audit, "validation")
-        for audit in plan.audits
-        if any(edit.spec.dose == "auto" and _needed(audit, edit.targets) for edit in plan.edits)
-    ]
+    wanted += [(audit, "validation") for audit in plan.audits if audit.id in session.aims]
     with session.clock.stage("audit before"):
         for audit, split in wanted:
             _audit_base(session, model, audit, split)
@@ -312,7 +313,7 @@ def _edit(
     controls: tuple[ControlRecord, ...] = ()
     if edit.spec.control:
         with clock.stage(f"edit {edit.id}: control"):
-            controls = (_random_control(session, model, delta),)
+            controls = _controls(session, model, edit, delta, proposal.controls(dose))
 
     undo = model.apply(delta)
     changed = {
@@ -348,7 +349,8 @@ def _choose_dose(
     if edit.spec.dose != "auto":
         return float(edit.spec.dose), (), None
     targets = [gate.model_copy(update={"min_n": 1, "confidence": None}) for gate in edit.targets]
-    audits = [audit for audit in session.plan.audits if _needed(audit, targets)]
+    ids = {gate.audit for gate in targets}
+    audits = [audit for audit in session.plan.audits if audit.id in ids]
     curve: list[DosePoint] = []
     for dose in proposal.doses:
         start = time.perf_counter()
@@ -385,20 +387,42 @@ def _misses(
     return [verdict for verdict in verdicts if verdict.status != "pass"]
 
 
-def _random_control(session: _Session, model: ModelHandle, delta: WeightDelta) -> ControlRecord:
-    """The same tensors moved as far in random directions, audited on the same test data."""
-    seed = session.ctx.seed + 1
+def _controls(
+    session: _Session,
+    model: ModelHandle,
+    edit: PlannedEdit,
+    delta: WeightDelta,
+    own: Sequence[Control],
+) -> tuple[ControlRecord, ...]:
+    """Random changes like this one, then the editor's own controls, on the same test data."""
+    name = "random neurons zeroed" if delta.only_zeroes else "random delta of equal norm"
+    measured = []
+    for draw in range(1, int(edit.spec.control) + 1):
+        seed = session.ctx.seed + draw
+        found = _control_metrics(session, model, delta.random_like(seed, model))
+        measured.append(ControlRecord(name=name, random=True, seed=seed, metrics=found))
+    for control in own:
+        found = _control_metrics(session, model, control.delta)
+        measured.append(
+            ControlRecord(name=control.name, random=False, seed=session.ctx.seed, metrics=found)
+        )
+    return tuple(measured)
+
+
+def _control_metrics(
+    session: _Session, model: ModelHandle, delta: WeightDelta
+) -> tuple[Metric, ...]:
     metrics: list[Metric] = []
-    with model.applied(delta.random_like(seed, model)):
+    with model.applied(delta):
         for audit in session.plan.audits:
             base = session.baseline(audit, "test")
-            if base is None:
+            if base is None or not audit.spec.controls:
                 continue
             try:
                 metrics += _audit(session, model, audit, "test", base.reference).record.metrics
             except AuditError as error:
-                session.ctx.warn(f"audit {audit.id} has no random control: {error.message}")
-    return ControlRecord(name="random delta of equal norm", seed=seed, metrics=tuple(metrics))
+                session.ctx.warn(f"a control could not be measured by {audit.id}: {error.message}")
+    return tuple(metrics)
 
 
 def _audit_base(session: _Session, model: ModelHandle, audit: PlannedAudit, split: Split) -> None:
@@ -444,7 +468,8 @@ def _audit(
     reference: Mapping[str, torch.Tensor] | None,
 ) -> _Audited:
     start = time.perf_counter()
-    outcome: AuditOutcome = audit.auditor.audit(model, audit.data, split, session.ctx, reference)
+    ctx = replace(session.ctx, wanted=_wanted(session, audit, split))
+    outcome: AuditOutcome = audit.auditor.audit(model, audit.data, split, ctx, reference)
     record = AuditRecord(
         id=audit.id,
         use=audit.spec.use,
@@ -454,6 +479,11 @@ def _audit(
         seconds=time.perf_counter() - start,
     )
     return _renamed(_Audited(record, dict(outcome.reference)), audit.id)
+
+
+def _wanted(session: _Session, audit: PlannedAudit, split: Split) -> frozenset[str] | None:
+    """Everything is measured on test data; on validation data, what doses are chosen by."""
+    return session.aims.get(audit.id) if split == "validation" else None
 
 
 def _renamed(found: _Audited, audit_id: str) -> _Audited:
@@ -479,6 +509,7 @@ def _cache_key(session: _Session, model: ModelHandle, audit: PlannedAudit, split
         "data": {role: data.digest for role, data in audit.data.items()},
         "template": {role: data.template for role, data in audit.data.items()},
         "split": split,
+        "wanted": sorted(_wanted(session, audit, split) or ()),
         "seed": session.ctx.seed,
         "secret": session.ctx.digest("cache key"),
         "safeedit": __version__,
@@ -527,10 +558,6 @@ def _write_cached(folder: Path, found: _Audited, warn: Callable[[str], None]) ->
         warn(f"audit {found.record.id} was not kept for later runs: {error.strerror}")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _needed(audit: PlannedAudit, gates: Sequence[GateSpec]) -> bool:
-    return any(gate.metric in audit.metrics for gate in gates)
 
 
 def _comparisons(

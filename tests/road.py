@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -24,6 +24,7 @@ from safeedit.commands import main
 from safeedit.contracts import (
     AuditOutcome,
     BaseParams,
+    Control,
     DataRole,
     EditData,
     LayerShape,
@@ -241,6 +242,18 @@ class Nudge:
         return Proposal(self.params.offered, at, notes={"offered": len(self.params.offered)})
 
 
+class Compared(Nudge):
+    """Brings a control of its own: twice as much of the same."""
+
+    def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
+        proposal = super().propose(model, data, ctx)
+
+        def controls(dose: float) -> list[Control]:
+            return [Control("twice as much", proposal.at(2 * dose))]
+
+        return replace(proposal, controls=controls)
+
+
 class Meddler(Nudge):
     """Writes to the model while it proposes."""
 
@@ -313,6 +326,8 @@ class Drift:
     )
     calls: ClassVar[list[tuple[str, bool]]] = []
     """(split, whether the base was measured), in order; emptied by :func:`register`."""
+    asked: ClassVar[list[tuple[str, frozenset[str] | None]]] = []
+    """(split, metrics wanted), likewise."""
 
     def __init__(self, params: Any) -> None:
         self.params: DriftParams = params
@@ -326,6 +341,7 @@ class Drift:
         reference: Mapping[str, Tensor] | None,
     ) -> AuditOutcome:
         Drift.calls.append((split, reference is None))
+        Drift.asked.append((split, ctx.wanted))
         if self.params.fails_on in ("base" if reference is None else "edited", split):
             raise AuditError("drift has lost its ruler", remedy="give it another")
         names = [f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(model.n_layers)]
@@ -349,8 +365,8 @@ class Drift:
 
 
 EDITORS: dict[str, type[Any]] = {
-    "nudge": Nudge, "meddler": Meddler, "stray": Stray, "undecided": Undecided,
-    "talker": Talker, "interrupted": Interrupted, "peeker": Peeker,
+    "nudge": Nudge, "compared": Compared, "meddler": Meddler, "stray": Stray,
+    "undecided": Undecided, "talker": Talker, "interrupted": Interrupted, "peeker": Peeker,
 }  # fmt: skip
 AUDITORS: dict[str, type[Any]] = {"drift": Drift}
 
@@ -364,3 +380,4 @@ def register(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "editor", also(catalog.editor, EDITORS))
     monkeypatch.setattr(catalog, "auditor", also(catalog.auditor, AUDITORS))
     Drift.calls.clear()
+    Drift.asked.clear()

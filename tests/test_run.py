@@ -28,6 +28,7 @@ from safeedit.errors import ExportError
 from safeedit.export.evidence import revert, verify
 from safeedit.export.manifest import hash_files
 from safeedit.model.sources import open_model
+from safeedit.report.content import control_table
 from safeedit.results import Metric, RunRecord
 from tests.road import (
     ANSWERS,
@@ -517,6 +518,40 @@ def test_the_control_moves_the_model_as_far_and_leaves_no_trace(place: Workplace
     assert with_control.export is not None
     assert without.export is not None
     assert with_control.export.weights_digest == without.export.weights_digest
+
+
+def test_several_random_controls_and_the_editors_own_stand_beside_the_edit(
+    place: Workplace,
+) -> None:
+    edit = {**NUDGE, "use": "compared", "control": 3}
+    assert place.run("apply", place.policy(edits=[edit])).exit_code == 0
+    record = place.report
+    controls = record.edits[0].controls
+    assert [control.random for control in controls] == [True, True, True, False]
+    assert len({control.seed for control in controls[:3]}) == 3
+    assert controls[3].name == "twice as much"
+    assert controls[3].metrics[0].value == pytest.approx(2 * drift_of(record), rel=1e-3)
+    table = control_table(record)
+    assert table is not None
+    assert [name for name, _ in table.rows][2:] == [
+        *(f"random delta of equal norm (seed {record.seed + draw})" for draw in (1, 2, 3)),
+        "twice as much",
+    ]
+    assert table.rows[-1][1] == (controls[3].metrics[0].value,)
+    for name in ("report.md", "report.html"):
+        assert "twice as much" in (place.target / "evidence" / name).read_text()
+
+
+def test_an_audit_may_be_kept_out_of_the_controls(place: Workplace) -> None:
+    assert place.run("apply", place.policy(audits=[{**DRIFT, "controls": False}])).exit_code == 0
+    (control,) = place.report.edits[0].controls
+    assert control.metrics == ()
+
+
+def test_choosing_a_dose_asks_only_for_the_metrics_of_its_targets(place: Workplace) -> None:
+    edit = {**NUDGE, "dose": "auto", "targets": [{"metric": "drift.distance", "max": 1.0e9}]}
+    assert place.run("apply", place.policy(edits=[edit])).exit_code == 0
+    assert set(Drift.asked) == {("validation", frozenset({"distance"})), ("test", None)}
 
 
 def test_two_edits_of_one_tensor_are_both_undone_by_a_revert(place: Workplace) -> None:

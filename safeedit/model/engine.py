@@ -48,7 +48,7 @@ __all__ = ["Engine", "Sampling", "TokenCodec", "TokenScores"]
 _MIN_PREFIX = 8
 """Shared tokens below which reuse is not worth a pass of its own."""
 
-_CPU_TOKENS = 4096
+_CPU_TOKENS = 8192
 """Padded tokens in a batch off the GPU: enough to keep a few cores busy, little in memory."""
 
 

@@ -303,8 +303,9 @@ class EditSpec(StageSpec):
     """Strength of the edit; auto takes the least that meets the targets on validation data."""
     targets: Sequenced[GateSpec] = ()
     """What dose: auto must reach; by default the policy's gates."""
-    control: bool = True
-    """Also measure a random change of equal norm: what the edit's effect must beat."""
+    control: bool | Annotated[int, Field(ge=1, le=100)] = True
+    """Also measure a random change of equal norm, or so many of them, and the editor's own
+    controls: what the edit's effect must beat."""
 
 
 class AuditSpec(StageSpec):
@@ -312,6 +313,8 @@ class AuditSpec(StageSpec):
 
     required: bool = True
     """False: a run where this audit can't be made is not inconclusive for it."""
+    controls: bool = True
+    """False: the controls of the edits are not measured with this audit, which saves its time."""
 
 
 class ExportSpec(PolicyPart):

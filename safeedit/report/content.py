@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from safeedit.numerics.intervals import wilson
 from safeedit.report.wording import duration, listing, number, plural, share
-from safeedit.results import Comparison, EditRecord, Metric, RunRecord, Verdict
+from safeedit.results import Comparison, ControlRecord, EditRecord, Metric, RunRecord, Verdict
 
 _BEYOND: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("relearning by further fine-tuning", ("relearn",)),
@@ -35,7 +35,8 @@ class Row:
     """Within its audit."""
     comparison: Comparison
     control: Metric | None
-    """The same metric after a random change of equal size, if one was measured."""
+    """The same metric after a random change of equal size, if one was measured; of several, the
+    one in the middle."""
     verdicts: tuple[Verdict, ...]
 
     @property
@@ -120,7 +121,7 @@ def audits(record: RunRecord) -> tuple[Audit, ...]:
     """All metrics by audit, in the order measured."""
     two_models = compares(record)
     uses = {audit.id: audit.use for audit in record.after}
-    controls = {metric.name: metric for control in _controls(record) for metric in control}
+    controls = _middle_controls(record)
     rows: dict[str, list[Row]] = {audit: [] for audit in uses}
     unmeasured: dict[str, list[tuple[str, str]]] = {audit: [] for audit in uses}
     for comparison in record.comparisons:
@@ -139,12 +140,60 @@ def audits(record: RunRecord) -> tuple[Audit, ...]:
     )
 
 
-def _controls(record: RunRecord) -> list[Sequence[Metric]]:
-    """Of the last edit that has them: the one measured nearest to the final weights."""
+def _middle_controls(record: RunRecord) -> dict[str, Metric]:
+    """Name -> metric of the random control whose value lies in the middle."""
+    drawn: dict[str, list[Metric]] = {}
+    for control in _controls(record):
+        if control.random:
+            for metric in control.metrics:
+                drawn.setdefault(metric.name, []).append(metric)
+    found = {}
+    for name, metrics in drawn.items():
+        with_value = sorted(
+            (metric for metric in metrics if metric.value is not None),
+            key=lambda metric: metric.value or 0.0,
+        )
+        found[name] = with_value[(len(with_value) - 1) // 2] if with_value else metrics[0]
+    return found
+
+
+def _controls(record: RunRecord) -> Sequence[ControlRecord]:
+    """Of the last edit that has them: those measured nearest to the final weights."""
     for edit in reversed(record.edits):
         if edit.controls:
-            return [control.metrics for control in edit.controls]
-    return []
+            return edit.controls
+    return ()
+
+
+@dataclass(frozen=True)
+class ControlTable:
+    """Edit and controls beside each other, a column for each metric that gates look at."""
+
+    metrics: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[float | None, ...]], ...]
+
+
+def control_table(record: RunRecord) -> ControlTable | None:
+    """What the edit did beside what its controls did; None where one random column says it."""
+    controls = _controls(record)
+    if len(controls) < 2:
+        return None
+    measured = {metric.name for control in controls for metric in control.metrics}
+    wanted = [gate.metric for gate in record.verdicts]
+    names = tuple(dict.fromkeys(name for name in wanted if name in measured))
+    found = {comparison.name: comparison for comparison in record.comparisons}
+
+    def values(metrics: Mapping[str, Metric | None]) -> tuple[float | None, ...]:
+        return tuple(m.value if (m := metrics.get(name)) else None for name in names)
+
+    rows = [
+        ("before", values({name: each.before for name, each in found.items()})),
+        ("this edit", values({name: each.after for name, each in found.items()})),
+    ]
+    for control in controls:
+        label = f"{control.name} (seed {control.seed})" if control.random else control.name
+        rows.append((label, values({metric.name: metric for metric in control.metrics})))
+    return ControlTable(names, tuple(rows))
 
 
 def targets(record: RunRecord, edit: EditRecord) -> tuple[Target, ...]:

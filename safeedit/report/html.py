@@ -20,6 +20,7 @@ def render(record: RunRecord) -> str:
         record=record,
         audits=content.audits(record),
         compares=content.compares(record),
+        controls=content.control_table(record),
         has_controls=any(edit.controls for edit in record.edits),
         edits=[
             {

@@ -46,6 +46,7 @@ def render(record: RunRecord) -> str:
         *(f"> warning: {escape(warning)}\n" for warning in record.warnings),
         *gates(record),
         *metrics(record),
+        *controls(record),
         *(line for edit in record.edits for line in _edit(record, edit)),
         *limits(record),
         *_provenance(record),
@@ -102,6 +103,18 @@ def metrics(record: RunRecord) -> list[str]:
             without = (f"{name} ({why})" if why else name for name, why in audit.unmeasured)
             lines += [f"Without a value: {escape(', '.join(without))}.", ""]
     return lines
+
+
+def controls(record: RunRecord) -> list[str]:
+    """The edit beside its controls, where there are several."""
+    found = content.control_table(record)
+    if found is None:
+        return []
+    rows = [
+        [escape(name), *(number(value) if value is not None else "" for value in values)]
+        for name, values in found.rows
+    ]
+    return ["## Controls", "", *table(["change", *map(escape, found.metrics)], rows)]
 
 
 def limits(record: RunRecord) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -364,3 +365,18 @@ def test_further_refusals_can_be_taught(tmp_path: Path) -> None:
     assert _audit(evasive, tmp_path, reference)[0]["refusal_rate"].value == 0.0
     taught = _audit(evasive, tmp_path, reference, refusal_patterns=("^ask somebody",))[0]
     assert taught["refusal_rate"].value == 1.0
+
+
+def test_attacks_that_nobody_looks_at_are_not_made(tmp_path: Path) -> None:
+    engine = ScriptedEngine(_truth)
+    ctx = replace(context(tmp_path), wanted=frozenset({"extraction_rate", "refusal_rate"}))
+    outcome = Leakage(Params(samples=2)).audit(engine.model, _data(), "test", ctx, None)
+    found = {metric.name: metric for metric in outcome.metrics}
+    assert found["extraction_rate"].value == 1.0
+    assert {asked.prefix for asked in engine.asked} == {""}
+    assert not any(asked.text.startswith("Q: ") for asked in engine.asked)
+    for name in ("prefix", "few_shot", "plain", "sampled", "worst"):
+        assert found[f"extraction_rate_{name}"].value is None
+    full = _audit(_truth, tmp_path)[0]
+    assert found["known_before"] == full["known_before"]
+    assert found["extraction_rate"] == full["extraction_rate"]

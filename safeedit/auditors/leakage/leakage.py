@@ -194,6 +194,8 @@ class Leakage:
         known_targets = frozenset(reference["known"].nonzero().flatten().tolist())
         sheet = Sheet(self.metrics)
         self._enter_answers(sheet, answers, targets, known_targets)
+        if not ctx.wants("extraction_rate_worst"):
+            sheet.absent("not all attacks were run", "extraction_rate_worst")
         self._enter_scores(sheet, model.engine, forget, prompts, targets, known_targets, ctx)
         return AuditOutcome(sheet.metrics(), dict(reference))
 
@@ -225,6 +227,8 @@ class Leakage:
             ],
         }
         for attack in self.params.attacks:
+            if not ctx.wants(f"extraction_rate_{attack}", "extraction_rate_worst"):
+                continue
             if attack == "prefix":
                 prefix = self.params.answer_prefix
                 ids = engine.encode(first, template, answer_prefix=prefix)
@@ -275,7 +279,7 @@ class Leakage:
             attack: [judged(prompt, [texts[tuple(prompt.ids)]]) for prompt in asked]
             for attack, asked in prompts.items()
         }
-        if self.params.samples:
+        if self.params.samples and ctx.wants("extraction_rate_sampled", "extraction_rate_worst"):
             drawn = engine.generate(
                 [prompt.ids for prompt in prompts["held_out"]],
                 max_new_tokens=self.params.max_new_tokens,
@@ -340,9 +344,13 @@ class Leakage:
         ctx: RunContext,
     ) -> None:
         """Probability and ranks of the canonical answer's tokens, teacher-forced."""
+        names = ("answer_log_prob", "answer_rank", "mrr", "top10_rate")
+        if not ctx.wants(*names):
+            sheet.absent("not asked for", *names)
+            return
         asked = [prompt for prompt in prompts["held_out"] if prompt.target in known]
         if not asked:
-            sheet.absent(_nobody(True), "answer_log_prob", "answer_rank", "mrr", "top10_rate")
+            sheet.absent(_nobody(True), *names)
             return
         answers = {
             index: engine.continuation(targets[index].item.answer or "", forget.template)
