@@ -9,8 +9,9 @@ attributed exactly. What neurons do for generic text, where some is given, is su
 those it lives on stay.
 
 Zeroing a neuron is felt by every text that uses it: audit untouched secrets beside the named ones,
-for protecting some may expose others. Judge it against the runner's control, which zeroes as many
-random neurons in the same layers.
+for protecting some may expose others. Judge it against the runner's controls, which zero as many
+random neurons in the same layers, and against zeroing the top neurons of ``others``, secrets that
+are not named.
 
 Fails with :class:`~safeedit.errors.DataError` where there is no secret to find or one is longer
 than the context, and with :class:`~safeedit.errors.EditError` where no neuron supports any.
@@ -25,6 +26,7 @@ kind of secret.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -36,6 +38,7 @@ from torch import Tensor
 from safeedit import __version__
 from safeedit.contracts import (
     BaseParams,
+    Control,
     DataRole,
     EditData,
     LayerShape,
@@ -95,6 +98,9 @@ class DepnParams(BaseParams):
     generic_texts: int = Field(16, ge=1, description="generic texts used at most")
     generic_tokens: int = Field(32, ge=1, description="tokens of each that are attributed")
     generic_points: int = Field(4, ge=1, description="'points' for generic text, which is not sure")
+    others_texts: int = Field(
+        24, ge=1, description="of 'others', so many are attributed for the control, at most"
+    )
     doses: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (5, 10, 20, 50, 100), min_length=1, description="numbers of neurons (published: 10 to 500)"
     )
@@ -108,6 +114,12 @@ class Depn:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "secrets: what comes before one, and the secret as answer", erased=True),
         DataRole("generic", "ordinary text or questions whose neurons stay", required=False),
+        DataRole(
+            "others",
+            "secrets that are not named: zeroing their neurons instead is a control",
+            required=False,
+            erased=True,
+        ),
     )
 
     def __init__(self, params: Any) -> None:
@@ -156,8 +168,22 @@ class Depn:
             )
             return WeightDelta(base, neurons.zeroed(int(dose)), origin)
 
+        def controls(dose: float) -> tuple[Control, ...]:
+            if data.get("others") is None:
+                ctx.warn("depn: without 'others' there is no control with another set's neurons")
+                return ()
+            unrelated = _Neurons(params, model, _others(params, model, data, ctx), generic, ctx)
+            count = int(dose)
+            shared = len(unrelated.top(count) & neurons.top(count))
+            if not unrelated.ranking.order.numel():
+                ctx.warn("depn: no neuron makes the other secrets likelier: no control with them")
+                return ()
+            delta = WeightDelta(base, unrelated.zeroed(count), Origin(editor="depn", seed=ctx.seed))
+            name = f"top {count} neurons of other secrets ({shared} of them the same)"
+            return (Control(name, delta),)
+
         notes |= {"generic_texts": len(generic)} | neurons.notes(doses)
-        return Proposal(doses=tuple(map(float, doses)), at=at, notes=notes)
+        return Proposal(tuple(map(float, doses)), at, notes, controls)
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +245,17 @@ def _secrets(
         "kinds_of_secrets": len({kind for _, kind in used}),
     }
     return _Secrets(tuple(text for text, _ in used), tuple(kind for _, kind in used)), notes
+
+
+def _others(params: DepnParams, model: ModelHandle, data: EditData, ctx: RunContext) -> _Secrets:
+    """A seeded choice of the secrets that are not named, each once."""
+    found, _ = _secrets(
+        params.model_copy(update={"paraphrases": False}), model, data["others"], ctx
+    )
+    places = list(range(len(found.texts)))
+    random.Random(ctx.seed).shuffle(places)
+    chosen = sorted(places[: params.others_texts])
+    return _Secrets(tuple(found.texts[i] for i in chosen), tuple(found.kinds[i] for i in chosen))
 
 
 def _kind(item: Item) -> str | None:
@@ -318,6 +355,14 @@ class _Neurons:
             (site,) = self.model.sites("mlp_out", [layer])
             found[site.weight] = Columns.zeroed(neurons.sort().values, self.model.d_model)
         return found
+
+    def top(self, count: int) -> frozenset[tuple[int, int]]:
+        """The first ``count`` neurons, as (layer, neuron)."""
+        return frozenset(
+            (layer, neuron)
+            for layer, neurons in self._by_layer(count).items()
+            for neuron in neurons.tolist()
+        )
 
     def _by_layer(self, count: int) -> dict[int, Tensor]:
         best, width = self.ranking.order[:count], self.model.shape.d_mlp

@@ -115,6 +115,39 @@ def test_its_neurons_carry_the_secrets_and_random_ones_of_the_same_layers_do_not
     assert drop > 1.5 * harm, "what the generic questions live on stays"
 
 
+def test_the_neurons_of_other_secrets_are_a_control(taught: ModelHandle, tmp_path: Path) -> None:
+    data = EditData(
+        {
+            "forget": forget(SECRETS[:2]),
+            "others": forget(SECRETS[2:]),
+            "generic": generic(),
+        }
+    )
+    proposal = propose(taught, tmp_path, data)
+    (control,) = proposal.controls(8)
+    own, others = neurons(proposal.at(8)), neurons(control.delta)
+    assert len(others) == 8
+    assert others != own
+    assert control.name == f"top 8 neurons of other secrets ({len(own & others)} of them the same)"
+
+    def lost(delta: WeightDelta, items: Sequence[Item]) -> float:
+        before = log_probability(taught, items)
+        with taught.applied(delta):
+            return before - log_probability(taught, items)
+
+    assert lost(proposal.at(8), SECRETS[:2]) > lost(control.delta, SECRETS[:2])
+    assert lost(control.delta, SECRETS[2:]) > lost(proposal.at(8), SECRETS[2:])
+
+
+def test_without_other_secrets_their_control_is_missing_and_that_is_said(
+    taught: ModelHandle, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    proposal = propose(taught, tmp_path, said=said)
+    assert proposal.controls(2) == ()
+    assert any("without 'others'" in text for text in said)
+
+
 def test_more_neurons_zero_more_and_contain_the_fewer(taught: ModelHandle, tmp_path: Path) -> None:
     proposal = propose(taught, tmp_path)
     assert proposal.doses == (2.0, 4.0, 8.0)
