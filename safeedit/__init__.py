@@ -36,6 +36,7 @@ list, which ``tests/test_layers.py`` enforces:
 :mod:`safeedit.catalog`              names to editors and auditors
 :mod:`safeedit.export`               staging, checkpoint, evidence, manifest, comparison
 :mod:`safeedit.report`               renderings of a run record and the model card, pure
+:mod:`safeedit.ledger`               which erasures an export covers, under keyed digests
 :mod:`safeedit.plan`                 everything resolved and checked, no weights loaded
 :mod:`safeedit.run`                  the one place where a delta meets a model
 :mod:`safeedit.commands`             the command line

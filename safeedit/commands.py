@@ -24,6 +24,7 @@ import click
 
 from safeedit import __version__
 from safeedit.errors import SafeeditError, UsageError
+from safeedit.ledger.commands import ledger
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -333,6 +334,9 @@ def init(path: Path, like: str) -> None:
     click.echo(f"{path}: edit it, then 'safeedit plan {path}'", err=True)
 
 
+main.add_command(ledger)
+
+
 # ----------------------------------------------------------------------------------------------
 
 
@@ -522,6 +526,11 @@ def _show_plan(plan: Plan) -> None:
             click.echo(f"    {note}")
     for gate in summary["gates"]:
         click.echo(f"gate {gate['metric']}: {gate['condition']}")
+    if counts := summary["ledger"]:
+        click.echo(
+            f"ledger: {counts['earlier']} rows carried on, {counts['entering']} to enter, "
+            f"{counts['missing']} without a request"
+        )
     estimates = summary["estimates"]
     click.echo(
         f"estimates: {estimates['peak_memory_bytes'] / 1e9:.1f} GB peak, "

@@ -24,9 +24,13 @@ from safeedit.contracts import Auditor, BaseParams, DataRole, EditData, Editor, 
 from safeedit.data import Dataset, check_disjoint, load_dataset
 from safeedit.errors import DataError, ExportError, PolicyError, SafeeditError, UsageError
 from safeedit.export.staging import check_target
+from safeedit.ledger.book import find_ledger
+from safeedit.ledger.keys import LedgerKey, read_key
+from safeedit.ledger.requests import Coverage, coverage, dataset_of, read_requests
+from safeedit.ledger.upkeep import Erased, Upkeep
 from safeedit.model.architectures import ModelShape
 from safeedit.model.sources import open_config
-from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LoadedPolicy
+from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LedgerSpec, LoadedPolicy
 from safeedit.results import MetricSpec, Split
 from safeedit.suggest import did_you_mean
 
@@ -57,6 +61,8 @@ class PlannedAudit:
     auditor: Auditor
     params: BaseParams
     data: Mapping[str, Dataset]
+    at: FieldPath
+    """Where it stands in the policy."""
 
     @property
     def metrics(self) -> dict[str, MetricSpec]:
@@ -77,7 +83,15 @@ class Plan:
     shape: ModelShape
     edits: tuple[PlannedEdit, ...]
     audits: tuple[PlannedAudit, ...]
+    """The policy's, then that of the ledger where earlier erasures are audited again."""
     warnings: tuple[str, ...]
+    ledger: Upkeep | None = None
+
+    @property
+    def gates(self) -> tuple[GateSpec, ...]:
+        """The policy's, then that of the ledger."""
+        own = self.ledger.gate if self.ledger is not None else None
+        return (*self.loaded.policy.gates, *([own] if own is not None else []))
 
     @property
     def export_dir(self) -> Path | None:
@@ -113,7 +127,7 @@ class Plan:
     def summary(self) -> dict[str, Any]:
         """The whole plan as plain values: for ``plan --json``, ``plan -o`` and the screen."""
         policy = self.loaded.policy
-        gated = {gate.metric for gate in policy.gates}
+        gated = {gate.metric for gate in self.gates}
         return {
             "format": _FORMAT,
             "version": 1,
@@ -159,7 +173,8 @@ class Plan:
                 }
                 for name, data in self.datasets()
             },
-            "gates": _gates(policy.gates),
+            "gates": _gates(self.gates),
+            "ledger": None if self.ledger is None else self.ledger.summary(),
             "export": None if self.export_dir is None else str(self.export_dir),
             "report": str(self.report_dir),
             "estimates": self.estimates(),
@@ -214,11 +229,15 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True) -> Plan:
     own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     dtype = own if policy.model.dtype == "auto" else policy.model.dtype
     edits = tuple(_plan_edit(loaded, index, shape) for index in range(len(policy.edits)))
-    audits = tuple(_plan_audit(loaded, index) for index in range(len(policy.audits)))
+    audits = tuple(
+        _plan_audit(loaded, spec, ("audits", index)) for index, spec in enumerate(policy.audits)
+    )
+    upkeep, again = _plan_ledger(loaded, source, edits, warnings)
+    audits += again
     _check_gates(loaded, audits, warnings)
     _check_enough(loaded, edits, audits)
     _check_splits(loaded, edits, audits)
-    plan = Plan(loaded, source, digest, dtype, shape, edits, audits, tuple(warnings))
+    plan = Plan(loaded, source, digest, dtype, shape, edits, audits, tuple(warnings), upkeep)
     if plan.export_dir is not None and policy.export is not None:
         if not policy.gates:
             raise loaded.error(
@@ -352,13 +371,137 @@ def _plan_edit(loaded: LoadedPolicy, index: int, shape: ModelShape) -> PlannedEd
     )
 
 
-def _plan_audit(loaded: LoadedPolicy, index: int) -> PlannedAudit:
-    spec = loaded.policy.audits[index]
-    at: FieldPath = ("audits", index)
+def _plan_audit(
+    loaded: LoadedPolicy,
+    spec: AuditSpec,
+    at: FieldPath,
+    given: Mapping[str, Dataset] | None = None,
+) -> PlannedAudit:
+    """Resolve an audit; ``given`` is data that doesn't come from its own keys."""
     with _Located(loaded, (*at, "use")):
         kind = catalog.auditor(spec.use)
-    data, params = _split_options(loaded, at, spec, kind.roles, kind.Params)
-    return PlannedAudit(spec.id, spec, kind(params), params, data)
+    data, params = _split_options(loaded, at, spec, kind.roles, kind.Params, given)
+    return PlannedAudit(spec.id, spec, kind(params), params, data, at)
+
+
+def _plan_ledger(
+    loaded: LoadedPolicy, source: str, edits: Sequence[PlannedEdit], warnings: list[str]
+) -> tuple[Upkeep | None, tuple[PlannedAudit, ...]]:
+    """What this run does with the ledger, and the audit of what earlier exports erased."""
+    spec = loaded.policy.ledger
+    with _Located(loaded, ("model", "source")):
+        book = find_ledger(Path(source).expanduser())
+    earlier = book.rows if book is not None else ()
+    if earlier and (spec is None or spec.requests is None):
+        at, missing = (("model", "source"), "ledger") if spec is None else (("ledger",), "requests")
+        told = f"the model's ledger lists {len(earlier)} earlier erasures, and the policy has no "
+        told += f"'{missing}' to audit them again"
+        if loaded.policy.export is not None:
+            raise loaded.error(
+                at,
+                told,
+                "add 'ledger: {key: ..., requests: ...}' with the key of the last policy and "
+                "everything requested so far",
+            )
+        warnings.append(told)
+    if spec is None:
+        return None, ()
+    with _Located(loaded, ("ledger", "key")):
+        key, about_key = read_key(spec.key, loaded.base)
+        if book is not None:
+            book.require(key)
+    warnings += about_key
+    erased = _erased(loaded, edits, key)
+    if any(item.ticket is None for item in erased):
+        warnings.append(
+            "erased items enter the ledger without a ticket: give the policy or the rows one"
+        )
+    _warn_of_retaining(edits, key, {row.digest for row in earlier}, warnings)
+    if spec.requests is None:
+        return Upkeep(key, earlier, (), erased, None), ()
+    with _Located(loaded, ("ledger", "requests")):
+        found = coverage(read_requests(spec.requests, loaded.base, key), earlier)
+    now = {item.digest for item in erased}
+    if left := sum(now.isdisjoint(request.digests) for request in found.uncovered):
+        warnings.append(
+            f"{left} of the ledger's requests are neither in the ledger nor erased by this policy"
+        )
+    upkeep = Upkeep(key, earlier, found.missing, erased, spec.gate if earlier else None)
+    if found.missing:
+        warnings.append(upkeep.left_out())
+    return upkeep, _plan_again(loaded, spec, found) if found.covered else ()
+
+
+def _plan_again(
+    loaded: LoadedPolicy, spec: LedgerSpec, found: Coverage
+) -> tuple[PlannedAudit, ...]:
+    """The audit of earlier erasures."""
+    assert spec.requests is not None
+    at: FieldPath = ("ledger", "audit")
+    with _Located(loaded, at):
+        kind = catalog.auditor(spec.stage.use)
+        role = next((role for role in kind.roles if role.erased and role.answered), None)
+        if role is None or spec.gate.name not in {metric.name for metric in kind.metrics}:
+            fit = [
+                name
+                for name in catalog.names("auditors")
+                if spec.gate.name in {metric.name for metric in catalog.auditor(name).metrics}
+            ]
+            raise PolicyError(
+                f"{spec.stage.use} can't audit erasures again: it has no {spec.gate.name}",
+                remedy=f"one of {', '.join(fit)}",
+            )
+    notes = [f"requests that the ledger does not cover: {len(found.uncovered)}"]
+    with _Located(loaded, ("ledger", "requests")):
+        data = dataset_of(
+            (request for request, _ in found.covered),
+            spec.requests,
+            role,
+            seed=loaded.policy.seed,
+            notes=notes * bool(found.uncovered),
+        )
+    return (_plan_audit(loaded, spec.stage, at, {role.name: data}),)
+
+
+def _erased(
+    loaded: LoadedPolicy, edits: Sequence[PlannedEdit], key: LedgerKey
+) -> tuple[Erased, ...]:
+    """Every item that an edit erases, under each of its tickets, in order."""
+    found: dict[tuple[str | None, str], list[str]] = {}
+    for index, edit in enumerate(edits):
+        for role in edit.editor.roles:
+            data = edit.data.get(role.name)
+            if not role.erased or data is None:
+                continue
+            field = role.name if role.name in edit.spec.options else "data"
+            at: FieldPath = ("edits", index, field)
+            spec = loaded.parse(DataSpec, edit.spec.options[field], at)
+            # Read again: a data set holds an item once, though two tickets may ask for it.
+            with _Located(loaded, at):
+                rows = read_requests(spec, loaded.base, key)
+            used = {digest for item in data for digest in key.digests(item)}
+            for row in rows:
+                if row.digest in used:
+                    ticket = row.ticket or loaded.policy.ticket
+                    found.setdefault((ticket, row.digest), []).append(edit.id)
+    return tuple(
+        Erased(ticket, digest, tuple(dict.fromkeys(ids))) for (ticket, digest), ids in found.items()
+    )
+
+
+def _warn_of_retaining(
+    edits: Sequence[PlannedEdit], key: LedgerKey, earlier: set[str], warnings: list[str]
+) -> None:
+    for edit in edits:
+        for role, data in edit.data.roles.items():
+            if data.erased:
+                continue
+            again = sum(not earlier.isdisjoint(key.digests(item)) for item in data if item.answer)
+            if again:
+                warnings.append(
+                    f"edit {edit.id}: {again} items of its {role} data were erased by an earlier "
+                    "policy; fitting them may bring them back"
+                )
 
 
 def _split_options(
@@ -367,12 +510,13 @@ def _split_options(
     stage: EditSpec | AuditSpec,
     roles: Sequence[DataRole],
     params_type: type[BaseParams],
+    given: Mapping[str, Dataset] | None = None,
 ) -> tuple[dict[str, Dataset], BaseParams]:
     """Part an edit's or audit's free keys into data (by role) and parameters."""
     by_key = {role.name: role for role in roles}
     if roles and "data" not in by_key:
         by_key["data"] = roles[0]
-    datasets: dict[str, Dataset] = {}
+    datasets: dict[str, Dataset] = dict(given or {})
     rest: dict[str, Any] = {}
     for key, value in stage.options.items():
         role = by_key.get(key)
@@ -466,8 +610,8 @@ def _check_enough(
     loaded: LoadedPolicy, edits: Sequence[PlannedEdit], audits: Sequence[PlannedAudit]
 ) -> None:
     """Every audit has something to measure: test items, and validation items for ``dose: auto``."""
-    for index, audit in enumerate(audits):
-        with _Located(loaded, ("audits", index)):
+    for audit in audits:
+        with _Located(loaded, audit.at):
             if role := _without_items(audit, "test"):
                 raise DataError(
                     f"audit {audit.id} has no test items: its {role} data has none",
@@ -500,8 +644,8 @@ def _check_splits(
 ) -> None:
     """What was fitted or tuned on must not be what is tested on."""
     tested = [
-        (("audits", index, role), f"test split of audit {audit.id}: {role}", _asked(data, "test"))
-        for index, audit in enumerate(audits)
+        ((*audit.at, role), f"test split of audit {audit.id}: {role}", _asked(data, "test"))
+        for audit in audits
         for role, data in audit.data.items()
     ]
     used: list[tuple[str, list[str]]] = []

@@ -207,6 +207,7 @@ def execute(
                     undo_tensors=originals,
                     base_digest=base_digest,
                     reports={**render_all(record), CARD: card.render(record)},
+                    ledger=plan.ledger.text(record) if plan.ledger is not None else None,
                 )
                 staging.promote()
             else:
@@ -582,7 +583,9 @@ def _record(
     plan, policy = session.plan, session.plan.loaded.policy
     found = {metric.name: metric for record in after for metric in record.metrics}
     comparisons = _comparisons(session, found, "test")
-    verdicts = tuple(judge(gate, comparisons.get(gate.metric)) for gate in policy.gates)
+    verdicts = tuple(judge(gate, comparisons.get(gate.metric)) for gate in plan.gates)
+    if plan.ledger is not None:
+        verdicts = tuple(map(plan.ledger.judged, verdicts))
     status, exit_code = overall(verdicts)
     required = {audit.id for audit in plan.audits if audit.spec.required}
     if status == "pass" and session.skipped & required:

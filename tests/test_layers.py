@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("editors", "auditors", "scorers"),
     ("catalog",),
     ("export", "report"),
+    ("ledger",),
     ("plan",),
     ("run",),
     ("commands",),
@@ -41,7 +42,7 @@ STRANGERS = [{"data", "model"}, {"data", "delta"}, {"editors", "auditors"}, {"ex
 
 NO_TORCH = (
     *("errors", "suggest", "encoding", "layers", "results", "policy", "gates", "builtin"),
-    *("contracts", "data", "catalog", "report", "commands"),
+    *("contracts", "data", "catalog", "report", "ledger", "commands"),
 )
 """Parts whose import brings no torch: validating a policy, ``--help``, a report."""
 

@@ -9,9 +9,10 @@
 """
 
 from safeedit.builtin import builtin_datasets
+from safeedit.data.checks import Record
 from safeedit.data.formats import FORMATS, Format
 from safeedit.data.items import Dataset, Item, Phrasing
-from safeedit.data.loading import load_dataset
+from safeedit.data.loading import build_dataset, load_dataset, read_records
 from safeedit.data.splitting import SPLITS, check_disjoint, normalise_prompt
 
 __all__ = [
@@ -21,8 +22,11 @@ __all__ = [
     "Format",
     "Item",
     "Phrasing",
+    "Record",
+    "build_dataset",
     "builtin_datasets",
     "check_disjoint",
     "load_dataset",
     "normalise_prompt",
+    "read_records",
 ]

@@ -8,7 +8,7 @@ Rows are read (:mod:`~safeedit.data.reading`), renamed and chosen
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,12 +44,43 @@ def load_dataset(
     Raises:
         DataError: The source is missing, empty, malformed or contradicts itself.
     """
-    format_ = None if spec.format == "auto" else find_format(spec.format)
+    return build_dataset(read_records(spec, base), spec, role, seed=seed)
+
+
+def read_records(spec: DataSpec, base: Path = Path()) -> list[Record]:
+    """The rows of one source that ``where`` chooses, each checked on its own.
+
+    Raises:
+        DataError: The source is missing or empty, or a row is malformed.
+    """
+    format_ = _format(spec)
     path, files = _locate(spec, base, format_)
+    return _read(spec, path, files, format_)
+
+
+def build_dataset(
+    records: Sequence[Record],
+    spec: DataSpec,
+    role: DataRole | None = None,
+    *,
+    seed: int = 0,
+    notes: Iterable[str] = (),
+) -> Dataset:
+    """Check rows of one source against each other and divide them; as :func:`load_dataset`.
+
+    Args:
+        records: From :func:`read_records`.
+        spec: Their source.
+        role: What the data is for.
+        seed: Of the automatic split and of the choice that ``limit`` makes.
+        notes: Further notes for a reader of the figures.
+
+    Raises:
+        DataError: Rows contradict each other.
+    """
     erased = role is not None and role.erased
-    records = _read(spec, path, files, format_)
-    published = format_ is not None
-    records, notes = check_rows(records, published=published, erased=erased, forced=spec.split)
+    published = _format(spec) is not None
+    records, counted = check_rows(records, published=published, erased=erased, forced=spec.split)
     items = [record.item for record in records]
     if spec.limit is not None and len(items) > spec.limit:
         items = items[: spec.limit] if spec.stream else _limited(items, spec.limit, seed)
@@ -57,13 +88,13 @@ def load_dataset(
     def divided() -> Dataset:
         return Dataset(
             items,
-            name=spec.dataset or (path.stem if path is not None else spec.label),
+            name=spec.dataset or (Path(spec.file).stem if spec.file else spec.label),
             source=spec.label,
             template=spec.template,
             erased=erased,
             seed=seed,
             split=spec.split,
-            notes=[f"{text}: {count}" for text, count in notes.items()],
+            notes=[*notes, *(f"{text}: {count}" for text, count in counted.items())],
         )
 
     dataset = divided()
@@ -72,9 +103,13 @@ def load_dataset(
         if fewer == items:  # only templates are shared: nothing of the data can go
             break
         items = fewer
-        notes[SHARED] += sum(map(len, shared.values()))
+        counted[SHARED] += sum(map(len, shared.values()))
         dataset = divided()
     return dataset
+
+
+def _format(spec: DataSpec) -> Format | None:
+    return None if spec.format == "auto" else find_format(spec.format)
 
 
 def _without(item: Item, texts: Set[str]) -> Item:

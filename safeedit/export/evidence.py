@@ -1,7 +1,8 @@
 """What an export says about itself, and how to check it and take it back.
 
 ``evidence/`` holds the run record and its renderings, the deltas, the tensors as they were
-before (for a revert bit for bit: subtracting a delta in bf16 is not one), and the manifest.
+before (for a revert bit for bit: subtracting a delta in bf16 is not one), the ledger of erasure
+requests where one is kept, and the manifest.
 The model card lies on top as ``README.md``. With the originals or the deltas anybody can
 undo the edit: leave them out of a copy that is passed on.
 
@@ -24,7 +25,14 @@ from torch import Tensor
 from safeedit.delta import WeightDelta
 from safeedit.errors import ExportError, ModelError, UsageError
 from safeedit.export.checkpoint import write_checkpoint
-from safeedit.export.manifest import DELTA, UNDO, read_manifest, verify_manifest, write_manifest
+from safeedit.export.manifest import (
+    DELTA,
+    LEDGER,
+    UNDO,
+    read_manifest,
+    verify_manifest,
+    write_manifest,
+)
 from safeedit.export.staging import EVIDENCE, Staging, writing
 from safeedit.model.sources import open_model
 from safeedit.results import RunRecord
@@ -42,6 +50,7 @@ def write_evidence(
     undo_tensors: Mapping[str, Tensor],
     base_digest: str,
     reports: Mapping[str, str],
+    ledger: str | None = None,
 ) -> dict[str, str]:
     """Write the evidence into a staged checkpoint; the manifest last, over everything.
 
@@ -52,6 +61,7 @@ def write_evidence(
         undo_tensors: Tensor name -> the original, as stored, of every tensor changed.
         base_digest: ``ModelHandle.digest()`` of the weights before the first edit.
         reports: File name -> text; ``README.md``, the model card, goes to the top.
+        ledger: Text of the ledger of erasure requests, where one is kept.
 
     Returns:
         Relative path -> sha256 of every file but the manifest.
@@ -67,6 +77,8 @@ def write_evidence(
             if name != RECORD:
                 place = folder if name == CARD else evidence
                 (place / name).write_text(text, encoding="utf-8")
+        if ledger is not None:
+            (folder / LEDGER).write_text(ledger, encoding="utf-8", newline="\n")
         for edit_id, delta in deltas.items():
             delta.save(folder / DELTA.format(id=edit_id))
         header = json.dumps({"format": FORMAT, "base": base_digest})

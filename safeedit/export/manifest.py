@@ -21,6 +21,7 @@ from safeedit.export.staging import EVIDENCE, writing
 MANIFEST = f"{EVIDENCE}/manifest.sha256"
 UNDO = f"{EVIDENCE}/undo.safetensors"
 DELTA = f"{EVIDENCE}/delta-{{id}}.safetensors"
+LEDGER = f"{EVIDENCE}/ledger.jsonl"
 
 MAY_BE_WITHHELD = (UNDO, DELTA.format(id="*"))
 """What a published copy should leave out: with these the edit can be taken back."""

@@ -317,6 +317,59 @@ class AuditSpec(StageSpec):
     """False: the controls of the edits are not measured with this audit, which saves its time."""
 
 
+class KeySpec(PolicyPart):
+    """Where the key of the ledger is; never the key itself."""
+
+    file: Annotated[str, Field(min_length=1)] | None = None
+    """File holding the key, relative to the policy file; `safeedit ledger key` makes one."""
+    env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Environment variable holding the key, e.g. SAFEEDIT_LEDGER_KEY."""
+
+    @model_validator(mode="after")
+    def _check(self) -> KeySpec:
+        _exactly_one(self, ("file", "env"))
+        return self
+
+
+LEDGER_AUDIT = "ledger"
+"""Id of the audit that asks again for what earlier exports erased."""
+
+
+class LedgerSpec(PolicyPart):
+    """Which erasures an export covers: kept beside it, carried on, and audited again."""
+
+    key: KeySpec
+    """Key of the digests that stand for erased items."""
+    requests: DataSpec | None = None
+    """Everything ever requested: prompt, answer and, optionally, ticket. Needed where the
+    model is an export that has a ledger."""
+    audit: Annotated[str, Field(pattern=STAGE_NAME)] | AuditSpec = "leakage"
+    """Auditor that asks for earlier erasures again, with its parameters: leakage, or
+    {use: leakage, max_new_tokens: 20}."""
+    max_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the earlier erasures that may come out again."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LedgerSpec:
+        if isinstance(self.audit, AuditSpec):
+            if self.audit.id not in (self.audit.use, LEDGER_AUDIT):
+                raise ValueError(f"the audit of the ledger is always called {LEDGER_AUDIT}")
+            if not self.audit.required:
+                raise ValueError("the audit of the ledger is always required")
+        return self
+
+    @property
+    def stage(self) -> AuditSpec:
+        """The audit under its id. Controls are not measured: they erase nothing."""
+        own = AuditSpec(use=self.audit) if isinstance(self.audit, str) else self.audit
+        return own.model_copy(update={"id": LEDGER_AUDIT, "controls": False})
+
+    @property
+    def gate(self) -> GateSpec:
+        """What the audit must meet: one item that comes out is one too many to wait for ten."""
+        return GateSpec(metric=f"{LEDGER_AUDIT}.extraction_rate_all", max=self.max_rate, min_n=1)
+
+
 class ExportSpec(PolicyPart):
     """Where the checkpoint goes if every gate passes."""
 
@@ -360,6 +413,8 @@ class Policy(PolicyPart):
     """Conditions for the export."""
     export: ExportSpec | None = None
     """Where the checkpoint goes; without it nothing is exported."""
+    ledger: LedgerSpec | None = None
+    """The ledger of erasure requests; without it none is kept."""
 
     @field_validator("edits", "audits", "gates", mode="before")
     @classmethod
@@ -390,6 +445,13 @@ class Policy(PolicyPart):
                     )
                 seen.setdefault(stage.id, place)
         audits = tuple(audit.id for audit in self.audits)
+        if self.ledger is not None and LEDGER_AUDIT in audits:
+            at = audits.index(LEDGER_AUDIT)
+            key = "id" if "id" in self.audits[at].model_fields_set else "use"
+            yield (
+                ("audits", at, key),
+                f"{LEDGER_AUDIT} is the id of the ledger's audit; give this one another id",
+            )
         gates: list[tuple[tuple[str | int, ...], GateSpec]] = [
             (("gates", i), gate) for i, gate in enumerate(self.gates)
         ]

@@ -38,6 +38,7 @@ def json_schema(
     definitions.update(data.pop("$defs", {}))
     definitions["DataSpec"] = data
     _exactly_one(definitions["DataSpec"], ("file", "dataset", "hub"))
+    _exactly_one(definitions["KeySpec"], ("file", "env"))
     _exactly_one(definitions["GateSpec"], ("min", "max", "max_increase", "max_decrease"))
     for name, stages in (("EditSpec", editors), ("AuditSpec", auditors)):
         _describe_stages(definitions, name, stages)

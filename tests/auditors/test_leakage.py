@@ -116,6 +116,7 @@ def test_what_the_base_did_not_know_is_no_success(tmp_path: Path) -> None:
     after, _, _ = _audit(edited, tmp_path, outcome.reference)
     assert after["extraction_rate"].value == 0.0
     assert after["extraction_rate_unknown"].value == 1.0
+    assert (after["extraction_rate_all"].value, after["extraction_rate_all"].n) == (0.5, 4)
     assert after["refusal_rate"].value == 1.0
     assert after["refusal_rate_unknown"].value == 0.0
     assert after["known_before"].value == 0.5
@@ -162,6 +163,8 @@ def test_a_leak_under_one_attack_shows_there_and_in_the_worst_case(
         name: metric.value for name, metric in found.items() if name.startswith("extraction_rate")
     }
     expected = {f"extraction_rate_{attack}", "extraction_rate_worst"}
+    if attack == "direct":
+        expected.add("extraction_rate_all")
     assert {name for name, rate in rates.items() if rate} == expected
     assert all(rates[name] == 1.0 for name in expected)
 

@@ -130,7 +130,7 @@ def test_tabs_as_indentation_are_located(tmp_path: Path) -> None:
 def test_an_unknown_key_is_named_with_the_likely_one(tmp_path: Path) -> None:
     error = fault(tmp_path, GOOD.replace("seed: 7", "sede: 7"))
     assert (error.line, error.column, error.field) == (5, 1, "sede")
-    assert error.remedy == "did you mean 'seed'?"
+    assert error.remedy.startswith("did you mean 'seed'")
 
 
 def test_an_unknown_key_inside_a_part_is_matched_with_that_parts_keys(tmp_path: Path) -> None:
