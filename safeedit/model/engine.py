@@ -94,6 +94,11 @@ class Engine:
         :meth:`~safeedit.model.tokens.TokenCodec.continuation`."""
         return self.codec.continuation(text, template)
 
+    def continuations(self, texts: Sequence[str], template: Template = "auto") -> list[list[int]]:
+        """Token ids of many answers, see
+        :meth:`~safeedit.model.tokens.TokenCodec.continuations`."""
+        return self.codec.continuations(texts, template)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
         return self.codec.decode(ids)
@@ -128,7 +133,7 @@ class Engine:
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         sampling: Sampling | None = None,
         samples: int = 1,
         seed: int = 0,
@@ -140,7 +145,7 @@ class Engine:
 
         Args:
             prompts: Token ids, see :meth:`encode`.
-            max_new_tokens: Tokens at most; fewer where the context ends.
+            max_new_tokens: Tokens at most, of all or of each; fewer where the context ends.
             sampling: None takes the likeliest token each time.
             samples: Answers per prompt; more than one only makes sense with ``sampling``.
             seed: An answer depends on it, its prompt's index and its own number alone.
@@ -153,14 +158,23 @@ class Engine:
 
         Raises:
             AuditError: See the module.
+            UsageError: As many numbers of tokens as prompts were needed.
         """
         self._check(prompts)
+        if isinstance(max_new_tokens, int):
+            max_new_tokens = [max_new_tokens] * len(prompts)
+        if len(max_new_tokens) != len(prompts):
+            raise UsageError("prompts and max_new_tokens must be equally many")
+        longest = max(max_new_tokens, default=0)
         greedy = sampling is None or sampling.temperature == 0
         distinct = 1 if greedy else samples  # greedy samples are all the same
         jobs = [(i, sample) for i in range(len(prompts)) for sample in range(distinct)]
         stop = frozenset(self.stop_ids if stop_ids is None else stop_ids)
         prefix = self._prefix(prompts)
-        limits = [min(max_new_tokens, self.context - len(prompt)) for prompt in prompts]
+        limits = [
+            min(most, self.context - len(prompt))
+            for most, prompt in zip(max_new_tokens, prompts, strict=True)
+        ]
 
         def run(batch: list[int]) -> list[list[int]]:
             owners = list(dict.fromkeys(jobs[job][0] for job in batch))
@@ -169,7 +183,7 @@ class Engine:
             logits = self._forward(own, cache, [[len(row) - 1] for row in own])
             draws = None
             if not greedy:
-                numbers = [uniforms(seed, *jobs[job], max_new_tokens) for job in batch]
+                numbers = [uniforms(seed, *jobs[job], longest) for job in batch]
                 draws = torch.stack(numbers).to(logits.device)
             return generate_batch(
                 self.handle.model,
@@ -189,7 +203,7 @@ class Engine:
             [len(prompts[i]) + limits[i] for i, _ in jobs],
             torch.no_grad()(run),
             logits=[self.handle.shape.vocab_size] * len(jobs),
-            together=self._same_length([len(prompts[i]) for i, _ in jobs], max_new_tokens),
+            together=self._same_length([len(prompts[i]) for i, _ in jobs], longest),
         )
         for job, answer in progress(found, description, len(jobs)):
             i, sample = jobs[job]
@@ -224,13 +238,84 @@ class Engine:
         """
         scores = [NO_SCORES] * len(prompts)
 
-        def read(logits: Tensor, targets: Tensor) -> TokenScores:
+        def read(index: int, logits: Tensor, targets: Tensor) -> TokenScores:
             return token_scores(logits, targets, ranks)
 
         found = self._teacher_forced(prompts, continuations, read)
         for index, score in progress(found, description, len(prompts)):
             scores[index] = score
         return scores
+
+    def totals(
+        self,
+        prompts: Sequence[Sequence[int]],
+        continuations: Sequence[Sequence[Sequence[int]]],
+        *,
+        progress: Progress = silent,
+        description: str = "scoring",
+    ) -> list[Tensor]:
+        """Log-probabilities of many whole continuations of each prompt.
+
+        Equal to the totals of :meth:`score`, for a fraction of the work: a prompt and what all
+        its continuations begin with are run twice, however many there are, and continuations
+        that differ in their last token alone are run as one.
+
+        Args:
+            prompts: Token ids, see :meth:`encode`.
+            continuations: Per prompt, token ids of each; an empty one has probability 1.
+            progress: Counts continuations.
+            description: For ``progress``.
+
+        Returns:
+            Per prompt, ``(its continuations,)`` nats, float64, on the CPU.
+
+        Raises:
+            AuditError: See the module.
+            UsageError: There are more prompts than lists of continuations, or fewer.
+        """
+        if len(prompts) != len(continuations):
+            raise UsageError("prompts and continuations must be equally many")
+        starts = [list(each[0][: common_prefix(each)]) if each else [] for each in continuations]
+        begun = self.score(prompts, starts)
+
+        def parts() -> Iterator[tuple[int, int, float]]:
+            for index, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
+                tails = [list(ids[len(start) :]) for ids in continuations[index]]
+                for place, nats in self._tails([*prompt, *start], tails):
+                    yield index, place, nats
+
+        found = [
+            torch.full((len(some),), score.total, dtype=torch.float64)
+            for some, score in zip(continuations, begun, strict=True)
+        ]
+        for index, place, nats in progress(parts(), description, sum(map(len, continuations))):
+            found[index][place] += nats
+        return found
+
+    def _tails(
+        self, prompt: list[int], tails: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, float]]:
+        """``(index, log-probability)`` of continuations of one prompt, in any order."""
+        sharing: dict[tuple[int, ...], list[int]] = {}
+        for index, tail in enumerate(tails):
+            if tail:
+                sharing.setdefault(tuple(tail[:-1]), []).append(index)
+            else:
+                yield index, 0.0
+        groups = list(sharing.values())
+
+        def read(group: int, logits: Tensor, targets: Tensor) -> list[float]:
+            logits = logits.float()
+            scale = logits.logsumexp(-1)
+            own = logits[:-1].gather(-1, targets[:-1, None])[:, 0] - scale[:-1]
+            last = torch.tensor([tails[index][-1] for index in groups[group]])
+            ends = logits[-1, last.to(logits.device)] - scale[-1]
+            nats: list[float] = (own.double().sum() + ends.double()).tolist()
+            return nats
+
+        rows = [tails[group[0]] for group in groups]
+        for group, nats in self._teacher_forced([prompt] * len(rows), rows, read):
+            yield from zip(groups[group], nats, strict=True)
 
     def log_probs(
         self,
@@ -252,7 +337,7 @@ class Engine:
         """
         shortened = [list(continuation)[:max_positions] for continuation in continuations]
 
-        def read(logits: Tensor, targets: Tensor) -> Tensor:
+        def read(index: int, logits: Tensor, targets: Tensor) -> Tensor:
             return torch.log_softmax(logits.float(), -1).cpu()
 
         found = self._teacher_forced(prompts, shortened, read)
@@ -444,9 +529,9 @@ class Engine:
         self,
         prompts: Sequence[Sequence[int]],
         continuations: Sequence[Sequence[int]],
-        read: Callable[[Tensor, Tensor], Any],
+        read: Callable[[int, Tensor, Tensor], Any],
     ) -> Iterator[tuple[int, Any]]:
-        """``read(logits (t, vocab), targets (t,))`` of each continuation, in any order."""
+        """``read(index, logits (t, vocab), targets (t,))`` of each continuation, in any order."""
         if len(prompts) != len(continuations):
             raise UsageError("prompts and continuations must be equally many")
         # The last token of a continuation is predicted, never read.
@@ -463,7 +548,7 @@ class Engine:
             logits = self._forward(own, cache, asked)
             targets = torch.tensor([t for i in batch for t in continuations[i]], dtype=torch.long)
             parts = zip(logits.split(counts), targets.to(logits.device).split(counts), strict=True)
-            return [read(*part) for part in parts]
+            return [read(i, *part) for i, part in zip(batch, parts, strict=True)]
 
         vocab = self.handle.shape.vocab_size
         yield from self._batcher.each(

@@ -72,12 +72,18 @@ class TokenCodec:
         Plain text gets the space that parts it from the prompt. In chat it gets what the
         template puts between prompt and answer, mostly nothing.
         """
+        return self.continuations([text], template)[0]
+
+    def continuations(self, texts: Sequence[str], template: Template = "auto") -> list[list[int]]:
+        """:meth:`continuation` of many answers, far faster than one by one."""
         before, lead = self._lead(self.resolve(template))
         # In context, since tokenizers treat the start of a text specially.
-        start, whole = self._ids([before, before + lead + text])
-        if whole[: len(start)] == start:
-            return whole[len(start) :]
-        return self._ids([lead + text])[0]
+        start, *wholes = self._ids([before, *(before + lead + text for text in texts)])
+        alone = [
+            text for text, whole in zip(texts, wholes, strict=True) if not _begins(whole, start)
+        ]
+        apart = iter(self._ids([lead + text for text in alone]))
+        return [w[len(start) :] if _begins(w, start) else next(apart) for w in wholes]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
@@ -137,3 +143,7 @@ class TokenCodec:
             return self._render("Q?"), ""
         between = whole.removeprefix(prompt).partition(answer)[0]
         return prompt, between if whole.startswith(prompt) else ""
+
+
+def _begins(ids: list[int], start: list[int]) -> bool:
+    return ids[: len(start)] == start

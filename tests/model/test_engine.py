@@ -254,6 +254,52 @@ def test_an_empty_continuation_has_no_scores(llama: ModelHandle) -> None:
     assert llama.engine.score([], []) == []
 
 
+def candidates_of(prompts: list[list[int]]) -> list[list[list[int]]]:
+    """Per prompt, continuations that share their beginning, or all but their last token."""
+    begun = [4, 9, 17, 30, 31]
+    return [
+        [*([*begun, *tail] for tail in token_rows(6, 1, 4, seed=seed)), [*begun, 7], [*begun, 8]]
+        for seed in range(len(prompts) - 3)
+    ] + [[[5, 6, 7]], [[], [5], [6, 8], [6, 8]], []]
+
+
+@pytest.mark.parametrize("shared", [0, 12], ids=["nothing shared", "shared prefix"])
+def test_totals_of_many_continuations_equal_those_scored_one_by_one(
+    handle: ModelHandle, shared: int
+) -> None:
+    prompts = token_rows(6, 1, 20, shared=shared)
+    candidates = candidates_of(prompts)
+
+    found = handle.engine.totals(prompts, candidates)
+
+    for prompt, some, totals in zip(prompts, candidates, found, strict=True):
+        expected = [score.total for score in handle.engine.score([prompt] * len(some), some)]
+        assert totals.dtype == torch.float64
+        assert totals.tolist() == pytest.approx(expected, abs=TOLERANCE * 10)
+    assert handle.engine.totals([], []) == []
+
+
+def test_what_continuations_of_a_prompt_share_is_run_for_all_of_them(llama: ModelHandle) -> None:
+    prompt, begun = token_rows(1, 20, 20)[0], token_rows(1, 6, 6, seed=1)[0]
+    candidates = [[*begun, first, last] for first in (5, 6) for last in range(10, 60)]
+    seen: list[int] = []
+    hook = llama.model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+
+    llama.engine.totals([prompt], [candidates])
+    hook.remove()
+
+    # Prompt and beginning, less the last token, for their own scores and for their keys and
+    # values; then for each of 5 and 6 what stands before it, and it.
+    assert sum(seen) == 2 * (20 + 6 - 1) + 2 * 2
+
+
+def test_totals_go_with_their_prompts(llama: ModelHandle) -> None:
+    with pytest.raises(UsageError, match="equally many"):
+        llama.engine.totals([[5], [6]], [[[7]]])
+
+
 def test_scores_are_chunked_without_changing(
     llama: ModelHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,6 +402,17 @@ def test_generation_ends_where_the_context_does(family: str) -> None:
 
     assert [len(answer) for (answer,) in answers] == [3, 6, 0]
     assert answers[1][0] == expected_greedy(handle, prompts[1], 6)
+
+
+def test_every_prompt_may_have_its_own_number_of_new_tokens(llama: ModelHandle) -> None:
+    prompts = token_rows(4, 1, 20)
+    longest = llama.engine.generate(prompts, max_new_tokens=9, stop_ids=[])
+
+    answers = llama.engine.generate(prompts, max_new_tokens=[3, 0, 9, 5], stop_ids=[])
+
+    assert answers == [[whole[:n]] for (whole,), n in zip(longest, [3, 0, 9, 5], strict=True)]
+    with pytest.raises(UsageError, match="equally many"):
+        llama.engine.generate(prompts, max_new_tokens=[3, 4])
 
 
 def test_no_new_tokens_means_no_answer(llama: ModelHandle) -> None:

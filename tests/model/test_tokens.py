@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from safeedit.contracts import Template
 from safeedit.errors import AuditError, UsageError
 from safeedit.model.tokens import TokenCodec
 from tests.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
@@ -108,6 +109,33 @@ def test_chat_answers_get_the_space_their_template_puts_before_them() -> None:
     )
 
     assert text_of(chat, chat.continuation("Paris")) == " Paris"
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_many_answers_are_tokenised_as_one_by_one(template: Template) -> None:
+    codec = TokenCodec(tiny_tokenizer())
+    texts = ["Paris", "", "(212) 555-0143", "\u05d3\u05e0\u05d4 \U0001f98a", "Paris"]
+    together = codec.continuations(texts, template)
+    assert together == [codec.continuation(text, template) for text in texts]
+    assert codec.continuations([], template) == []
+
+
+def test_an_answer_that_merges_with_its_context_does_not_change_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codec = TokenCodec(tiny_tokenizer())
+    expected = codec.continuations(["Rome", "Paris"], "plain")
+    tokenise = codec._ids
+
+    def merging(texts: list[str]) -> list[list[int]]:
+        """Whatever ends on Rome begins with another token when it has something before it."""
+        return [
+            [3, *ids[1:]] if text.endswith("Rome") and text != " Rome" else ids
+            for text, ids in zip(texts, tokenise(texts), strict=True)
+        ]
+
+    monkeypatch.setattr(codec, "_ids", merging)
+    assert codec.continuations(["Rome", "Paris"], "plain") == expected
 
 
 def test_thinking_aloud_is_switched_off_and_the_date_stands_still() -> None:
