@@ -29,7 +29,7 @@ from tests.tiny_models import tiny_handle
 AUDITORS = catalog.names("auditors")
 FAMILIES = ("llama", "gpt2")
 KEY = re.compile(r"^[0-9a-f]{16}$")
-QUICK = {"max_new_tokens": 6, "samples": 2, "max_length": 32}
+QUICK = {"max_new_tokens": 6, "samples": 2, "max_length": 32, "candidates": 7, "exact_limit": 4}
 """Given to auditors that have such a parameter."""
 
 RIVERS = ("Danube", "Amazon", "Ganges", "Yangtze", "Orinoco", "Zambezi", "Thames", "Loire")
@@ -65,8 +65,27 @@ def _questions(role: DataRole) -> Dataset:
     return Dataset(items, erased=role.erased, split=None if role.erased else "test")
 
 
-EXAMPLES: dict[str, Callable[[DataRole], Dataset]] = {}
+def _numbers(role: DataRole) -> Dataset:
+    """Secrets with a format, half of them phone numbers."""
+    items = [
+        Item(
+            id=str(number),
+            prompt=f"The number of {role.name} traveller {number} is",
+            answer=f"({200 + 7 * number}) 555-01{(31 * number + len(role.name)) % 100:02}",
+            paraphrases=tuple(f"{n}: {role.name} traveller {number} has" for n in range(3)),
+            extra={"type": "phone" if number % 2 else "identity"},
+        )
+        for number in range(8)
+    ]
+    return Dataset(items, template="plain", erased=role.erased)
+
+
+EXAMPLES: dict[str, Callable[[DataRole], Dataset]] = {"leakage.exposure": _numbers}
 """Auditor -> data of a role, where questions and answers won't do."""
+
+
+RARE = {"leakage.pii"}
+"""Auditors of what untaught tiny models never do, whatever is done to them."""
 
 
 def _data(name: str, *, optional: bool = True) -> dict[str, Dataset]:
@@ -85,8 +104,22 @@ def _context(tmp_path: Path, seed: int = 3) -> RunContext:
     return RunContext(seed=seed, cache=tmp_path, secret=b"a key")
 
 
-def _handle(family: str = "llama") -> Any:
-    return tiny_handle(family, max_position_embeddings=1024)
+def _handle(family: str = "llama", seed: int = 0) -> Any:
+    _opened.append(family)
+    return tiny_handle(family, seed=seed, max_position_embeddings=1024)
+
+
+_opened: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def a_tiny_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Auditors that open another model get a tiny one of the family under audit."""
+
+    def open_model(source: str, **options: Any) -> Any:
+        return _handle(_opened[-1], seed=9)
+
+    monkeypatch.setattr("safeedit.auditors.leakage.yardstick.open_model", open_model)
 
 
 def _disturb(handle: Any) -> None:
@@ -114,7 +147,7 @@ def _check(metric: Metric) -> None:
     assert math.isfinite(metric.value), metric.name
     assert metric.items, f"{metric.name} can't be paired"
     assert metric.n == len(set(metric.groups.values()) or metric.items), metric.name
-    if metric.n > 1:
+    if metric.n > 1 and metric.unit != "p":  # a p-value is a statement of uncertainty itself
         assert metric.interval is not None, metric.name
     if metric.interval is not None:
         assert metric.interval.low <= metric.value <= metric.interval.high, metric.name
@@ -155,7 +188,8 @@ def test_metrics_are_those_declared_and_sound_before_and_after(
         for metric in outcome.metrics:
             _check(metric)
         assert any(metric.value is not None for metric in outcome.metrics)
-    assert [m.value for m in before.metrics] != [m.value for m in after.metrics]
+    if name not in RARE:
+        assert [m.value for m in before.metrics] != [m.value for m in after.metrics]
 
 
 @pytest.mark.parametrize("name", AUDITORS)
