@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from safeedit.policy import Template as Template  # part of the contract; one definition
 from safeedit.results import Metric, MetricSpec, Split
@@ -36,6 +36,16 @@ class BaseParams(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelRef(BaseModel):
+    """Another model, as a parameter of an editor or auditor; the plan finds it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field(min_length=1, description="As ``model.source`` of a policy")
+    revision: str | None = Field(None, description="Of a hub model")
+    digest: str = Field("", description="Identity of its weights; filled in by the plan")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from safeedit import catalog
-from safeedit.contracts import Auditor, BaseParams, DataRole, EditData, Editor, TensorPlan
+from safeedit.contracts import (
+    Auditor,
+    BaseParams,
+    DataRole,
+    EditData,
+    Editor,
+    ModelRef,
+    TensorPlan,
+)
 from safeedit.data import Dataset, check_disjoint, load_dataset
 from safeedit.errors import DataError, ExportError, PolicyError, SafeeditError, UsageError
 from safeedit.export.staging import check_target
@@ -223,7 +231,7 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True) -> Plan:
     policy = loaded.policy
     warnings: list[str] = []
     with _Located(loaded, ("model", "source")):
-        source = _model_source(loaded)
+        source = _model_source(loaded, policy.model.source)
         config, digest = open_config(source, revision=policy.model.revision)
         shape = ModelShape.from_config(config)
     own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
@@ -326,9 +334,8 @@ def check_unmoved(plan: Plan, written: Mapping[str, Any]) -> None:
         )
 
 
-def _model_source(loaded: LoadedPolicy) -> str:
-    """``model.source``, with a relative path read from the policy's folder like all others."""
-    source = loaded.policy.model.source
+def _model_source(loaded: LoadedPolicy, source: str) -> str:
+    """A model's source, with a relative path read from the policy's folder like all others."""
     path = Path(source).expanduser()
     if path.is_absolute() or source.startswith("builtin:"):
         return source
@@ -549,7 +556,19 @@ def _split_options(
             error = loaded.error((*at, key), f"unknown key {key!r}", did_you_mean(key, known))
             error.line, error.column = loaded.positions[(*at, key)].key
             raise error
-    return datasets, loaded.parse(params_type, rest, at)
+    return datasets, _with_models(loaded, loaded.parse(params_type, rest, at), at)
+
+
+def _with_models(loaded: LoadedPolicy, params: BaseParams, at: FieldPath) -> BaseParams:
+    """Parameters that name other models, with these found and told by their weights."""
+    found: dict[str, ModelRef] = {}
+    for name, value in params:
+        if isinstance(value, ModelRef):
+            with _Located(loaded, (*at, name, "source")):
+                source = _model_source(loaded, value.source)
+                _, digest = open_config(source, revision=value.revision)
+            found[name] = value.model_copy(update={"source": source, "digest": digest})
+    return params.model_copy(update=found)
 
 
 class _Located:

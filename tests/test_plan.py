@@ -215,7 +215,7 @@ def test_without_an_export_reports_go_to_a_folder_named_after_the_policy(
             {"audits": [DRIFT, {**LEAKAGE, "use": "leekage"}]},
             "use: leekage",
             "no auditor called 'leekage'",
-            "did you mean 'leakage'?",
+            "did you mean 'leakage'",
         ),
         (
             {"edits": [{**NUDGE, "sise": 1.0}]},
@@ -584,3 +584,27 @@ def test_data_names_its_notes_to_the_plan(shared: Workplace) -> None:
     assert all(isinstance(data, Dataset) for _, data in plan.datasets())
     assert [name for name, _ in plan.datasets()] == ["edit:nudge.kept", "audit:drift.asked"]
     assert SMALL_DRIFT["metric"] in plan.audits[0].metrics
+
+
+# Parameters that name other models -------------------------------------------------------
+
+
+def test_a_models_place_is_read_from_the_policys_folder_and_its_weights_are_told(
+    shared: Workplace,
+) -> None:
+    audit = {"use": "leakage.yardstick", "forget": LEAKAGE["forget"], "model": {"source": "model"}}
+    parts = {**REAL, "audits": [*REAL["audits"], audit]}
+    params = plan_of(shared.policy(**parts)).audits[-1].params.model_dump()
+    assert params["model"]["source"] == str(shared.folder / "model")
+    assert params["model"]["digest"].startswith("sha256:")
+
+
+def test_a_model_that_is_not_there_is_refused_at_its_place(shared: Workplace) -> None:
+    audit = {
+        "use": "leakage.yardstick",
+        "forget": LEAKAGE["forget"],
+        "model": {"source": "modle/x"},
+    }
+    path = shared.policy(**{**REAL, "audits": [*REAL["audits"], audit]})
+    error = refused(path, ModelError)
+    assert error.field == "audits[3].model.source"
