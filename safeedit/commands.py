@@ -16,6 +16,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from safeedit import __version__
+from safeedit.canaries.commands import canary
 from safeedit.errors import SafeeditError, UsageError
 from safeedit.ledger.commands import ledger
 
@@ -56,6 +58,10 @@ class Screen:
 
     def warn(self, message: str) -> None:
         click.echo(f"warning: {message}", err=True)
+
+    def context(self, seed: int) -> AbstractContextManager[RunContext]:
+        """What work on a model may know of its surroundings, progress bars included."""
+        return _Context(self, seed)
 
     def beside(self, bars: RichProgress, message: str) -> None:
         """A warning while bars are drawn: above them, never read as markup, never wrapped."""
@@ -180,7 +186,7 @@ def apply(screen: Screen, policy: Path, as_json: bool, report_dir: Path | None) 
     if written:
         check_unmoved(made, written)
     folder = report_dir or made.report_dir
-    with _Context(screen, made) as ctx:
+    with screen.context(made.loaded.policy.seed) as ctx:
         record = execute(made, ctx, write_reports=lambda record: _write_reports(record, folder))
     _show_record(screen, record, folder, as_json)
     return record.exit_code
@@ -206,7 +212,7 @@ def audit(
 
     made = _plan(policy, source=source, editing=False)
     folder = report_dir or made.report_dir.with_name(made.report_dir.stem + ".audit")
-    with _Context(screen, made) as ctx:
+    with screen.context(made.loaded.policy.seed) as ctx:
         record = measure(
             made, ctx, base=base, write_reports=lambda record: _write_reports(record, folder)
         )
@@ -337,6 +343,8 @@ def init(path: Path, like: str) -> None:
 main.add_command(ledger)
 
 
+main.add_command(canary)
+
 # ----------------------------------------------------------------------------------------------
 
 
@@ -359,8 +367,8 @@ def _plan(
 class _Context:
     """A run context whose progress bars live as long as the ``with`` block."""
 
-    def __init__(self, screen: Screen, plan: Plan) -> None:
-        self.screen, self.plan = screen, plan
+    def __init__(self, screen: Screen, seed: int) -> None:
+        self.screen, self.seed = screen, seed
 
     def __enter__(self) -> RunContext:
         from rich.progress import (
@@ -388,7 +396,7 @@ class _Context:
         )
         self.bars.start()
         return RunContext(
-            seed=self.plan.loaded.policy.seed,
+            seed=self.seed,
             cache=cache,
             secret=secret,
             progress=self._progress(),

@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("catalog",),
     ("export", "report"),
     ("ledger",),
-    ("plan",),
+    ("plan", "canaries"),
     ("run",),
     ("commands",),
 )

@@ -107,7 +107,7 @@ def fetch_builtin(name: str = DEFAULT) -> Path:
     builtin = BUILTIN.get(name)
     if builtin is None:
         raise ModelError(f"there is no built-in model '{name}'", remedy=did_you_mean(name, BUILTIN))
-    with _entry(f"{name}-{builtin.sha256[:12]}-{_CONVERSION}") as (folder, scratch):
+    with entry(f"{name}-{builtin.sha256[:12]}-{_CONVERSION}") as (folder, scratch):
         if scratch is not None:
             gguf = scratch / "model.gguf"
             with (
@@ -126,7 +126,7 @@ def gguf_model(path: Path) -> Path:
     Raises:
         ModelError: The file is no GGUF model that transformers can read.
     """
-    with _entry(f"gguf-{file_sha256(path)[:24]}-{_CONVERSION}") as (folder, scratch):
+    with entry(f"gguf-{file_sha256(path)[:24]}-{_CONVERSION}") as (folder, scratch):
         if scratch is not None:
             _convert(path, scratch / "whole", path.stem)
     return folder
@@ -155,7 +155,7 @@ def file_sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _entry(name: str) -> Iterator[tuple[Path, Path | None]]:
+def entry(name: str) -> Iterator[tuple[Path, Path | None]]:
     """An entry of the cache: its folder, and scratch space where it is still to be made.
 
     Whoever gets scratch space leaves the finished folder in ``scratch / "whole"``.
