@@ -269,8 +269,12 @@ def recalling(place: Workplace) -> dict[str, Any]:
     return {"use": "rewrite", "dose": 1.0, "control": False, "original": folder}
 
 
-def test_an_edit_that_brings_an_erased_answer_back_fails_the_gate(place: Workplace) -> None:
-    result = place.run("apply", second(place, edits=[recalling(place)]), "--json")
+@pytest.mark.parametrize("asking", [ASKING, "leakage.memorization"])
+def test_an_edit_that_brings_an_erased_answer_back_fails_the_gate(
+    place: Workplace, asking: Any
+) -> None:
+    policy = second(place, edits=[recalling(place)], ledger={**LEDGER_PART, "audit": asking})
+    result = place.run("apply", policy, "--json")
     assert result.exit_code == 1, result.stderr
     assert not place.target.exists()
     record = RunRecord.model_validate_json(result.stdout)
