@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import yaml
 from click.testing import Result
+from jsonschema import Draft202012Validator
 from safetensors.torch import load_file
 
 from safeedit.contracts import (
@@ -28,11 +30,12 @@ from safeedit.data import Item
 from safeedit.delta import Dense, Origin, Update, WeightDelta
 from safeedit.errors import DataError, UsageError
 from safeedit.export.evidence import revert, verify
+from safeedit.export.manifest import write_manifest
 from safeedit.ledger.book import LEDGER, Entry, Ledger, find_ledger, read_ledger, render
 from safeedit.ledger.keys import LedgerKey, make_key, read_key
 from safeedit.ledger.requests import coverage, read_requests
 from safeedit.model.handle import ModelHandle
-from safeedit.policy import DataSpec, KeySpec
+from safeedit.policy import DataSpec, KeySpec, json_schema
 from safeedit.results import RunRecord
 from tests import road
 from tests.road import (
@@ -470,6 +473,26 @@ def test_verify_notices_a_ledger_that_was_changed(place: Workplace, tmp_path: Pa
     assert verify(export) == [f"{LEDGER}: missing"]
     with pytest.raises(DataError, match="names its ledger, but it is gone"):
         find_ledger(export)
+
+
+def test_verify_notices_that_ledger_and_manifest_were_both_cleaned(
+    place: Workplace, tmp_path: Path
+) -> None:
+    export = shutil.copytree(place.folder / "first", tmp_path / "copy")
+    (export / LEDGER).unlink()
+    write_manifest(export)
+    assert verify(export) == [f"{LEDGER}: not in the manifest, though the policy keeps a ledger"]
+
+
+def test_the_published_schema_knows_the_ledger(place: Workplace) -> None:
+    schema = Draft202012Validator(json_schema())
+    for ledger in (LEDGER_PART, {"key": {"env": "A_KEY"}, "audit": "leakage.memorization"}):
+        written = yaml.safe_load(second(place, ledger=ledger).read_text())
+        schema.validate(written)
+    both = {"key": {"env": "A", "file": "a"}}
+    faults: list[dict[str, Any]] = [{}, {"key": {}}, both, {**LEDGER_PART, "kee": 1}]
+    for wrong in faults:
+        assert not schema.is_valid({**written, "ledger": wrong})
 
 
 @pytest.mark.parametrize("change", ["a ticket", "a row less", "two rows swapped"])

@@ -108,6 +108,8 @@ def verify(export: Path) -> list[str]:
             for name, digest in sorted(record.export.files.items())
             if digests.get(name) != digest
         ]
+    if record.policy.get("ledger") is not None and LEDGER not in read_manifest(export)[0]:
+        problems.append(f"{LEDGER}: not in the manifest, though the policy keeps a ledger")
     for edit in record.edits:
         name = DELTA.format(id=edit.id)
         if (export / name).exists() and _delta_digest(export / name) != edit.delta_digest:
