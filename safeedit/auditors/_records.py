@@ -10,6 +10,7 @@ or does not fit into the model's context.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from safeedit.contracts import RunContext
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
-from safeedit.numerics.text import contains_alias, normalise, straighten
+from safeedit.numerics.text import contains_alias, straighten
 from safeedit.results import Split
 
 TYPES = ("name", "phone", "email", "address", "identity")
@@ -118,15 +119,23 @@ def refuse_shared(one: Iterable[Secret], other: Iterable[Secret], what: str) -> 
 def tells(text: str, aliases: Iterable[str]) -> bool:
     """Whether a secret stands in a text.
 
-    As :func:`~safeedit.numerics.text.contains_alias`, which reads letters and digits; what has
-    none (emoji) is looked for as it is, but for case and spacing.
+    Either as :func:`~safeedit.numerics.text.contains_alias` finds it, letters and digits alone,
+    or as it is but for case and spacing, as no part of a longer word or number. The latter finds
+    what has no letters (emoji), and numbers that a full stop and more digits follow.
     """
     spellings = list(aliases)
     if contains_alias(text, spellings):
         return True
     plain = straighten(text).casefold()
-    wordless = (straighten(each).casefold() for each in spellings if not normalise(each))
-    return any(each in plain for each in wordless if each)
+    return any(_stands(straighten(each).casefold(), plain) for each in spellings)
+
+
+def _stands(secret: str, text: str) -> bool:
+    if not secret:
+        return False
+    before = r"(?<!\w)" if re.match(r"\w", secret[0]) else ""
+    after = r"(?!\w)" if re.match(r"\w", secret[-1]) else ""
+    return re.search(before + re.escape(secret) + after, text) is not None
 
 
 def _refuse(secrets: Iterable[Secret], what: str, remedy: str) -> None:

@@ -18,7 +18,8 @@ What R is depends on the secret (:mod:`safeedit.numerics.candidates`):
 
 ``controls`` are records of the same making that were never taught: their own exposure
 (``exposure_control``) is the yardstick, and ``exposure_excess`` what is left above it, type by
-type. The figures count all secrets, known to the base or not.
+type. The figures count all secrets, known to the base or not. ``exposure`` averages over all that
+are measured, whatever their format; choose ``types`` where lists and numbers should not be mixed.
 
 Not comparable with DEPN's exposure, which adds up ranks digit by digit.
 
