@@ -417,7 +417,7 @@ def _control_metrics(
     with model.applied(delta):
         for audit in session.plan.audits:
             base = session.baseline(audit, "test")
-            if base is None or not audit.spec.controls:
+            if base is None or not audit.spec.control:
                 continue
             try:
                 metrics += _audit(session, model, audit, "test", base.reference).record.metrics

@@ -543,7 +543,7 @@ def test_several_random_controls_and_the_editors_own_stand_beside_the_edit(
 
 
 def test_an_audit_may_be_kept_out_of_the_controls(place: Workplace) -> None:
-    assert place.run("apply", place.policy(audits=[{**DRIFT, "controls": False}])).exit_code == 0
+    assert place.run("apply", place.policy(audits=[{**DRIFT, "control": False}])).exit_code == 0
     (control,) = place.report.edits[0].controls
     assert control.metrics == ()
 

@@ -313,7 +313,7 @@ class AuditSpec(StageSpec):
 
     required: bool = True
     """False: a run where this audit can't be made is not inconclusive for it."""
-    controls: bool = True
+    control: bool = True
     """False: the controls of the edits are not measured with this audit, which saves its time."""
 
 
@@ -362,7 +362,7 @@ class LedgerSpec(PolicyPart):
     def stage(self) -> AuditSpec:
         """The audit under its id. Controls are not measured: they erase nothing."""
         own = AuditSpec(use=self.audit) if isinstance(self.audit, str) else self.audit
-        return own.model_copy(update={"id": LEDGER_AUDIT, "controls": False})
+        return own.model_copy(update={"id": LEDGER_AUDIT, "control": False})
 
     @property
     def gate(self) -> GateSpec:
