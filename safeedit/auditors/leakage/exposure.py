@@ -73,7 +73,8 @@ class Params(BaseParams):
         255,
         ge=1,
         description="Strings drawn from a format too large to score whole; caps exposure at "
-        "log2(candidates + 1) bits",
+        "log2(candidates + 1) bits, and what this audit costs grows with it (63 give 6 bits for a "
+        "quarter of the time of 255)",
     )
     exact_limit: int = Field(
         1000, ge=1, description="Strings of a format up to which all of them are scored"
@@ -142,7 +143,7 @@ class Exposure:
             if self.params.types is None or item.extra.get("type") in self.params.types
         ]
         length = sum(len(item.answer or "") for item in chosen if is_numeric(item.answer or ""))
-        return length * self.params.candidates * 2 // 3
+        return length * self.params.candidates
 
     def audit(
         self,

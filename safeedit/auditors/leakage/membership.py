@@ -57,9 +57,9 @@ from safeedit.numerics.two_samples import (
 from safeedit.results import Direction, Interval, Metric, MetricSpec, Split
 
 _SCORES = {
-    "loss": "mean log-probability of a token",
-    "min_k": "mean over the least likely tokens",
-    "min_k_plus": "likewise, standardised over the vocabulary",
+    "loss": "the mean log-probability of their tokens",
+    "min_k": "that of their least likely tokens",
+    "min_k_plus": "that of their least likely tokens, standardised over the vocabulary",
 }
 """Attack -> what it scores a record by."""
 
