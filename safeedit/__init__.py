@@ -39,6 +39,7 @@ list, which ``tests/test_layers.py`` enforces:
 :mod:`safeedit.ledger`               which erasures an export covers, under keyed digests
 :mod:`safeedit.plan`                 everything resolved and checked, no weights loaded
 :mod:`safeedit.run`                  the one place where a delta meets a model
+:mod:`safeedit.canaries`             invented records, and models that learnt them by heart
 :mod:`safeedit.commands`             the command line
 ===================================  ========================================================
 

@@ -227,7 +227,8 @@ def _exists(target: Path) -> ExportError:
     return ExportError(
         "the export's folder exists",
         file=target,
-        remedy="choose another export.dir, remove the folder, or set export.overwrite: true",
+        remedy="choose another folder, remove it, or allow it to be replaced: in a policy "
+        "export.overwrite: true, in canary plant --overwrite",
     )
 
 
@@ -237,7 +238,7 @@ def _check_replaceable(target: Path) -> None:
         raise ExportError(
             "there is something here that safeedit did not export, so it is not overwritten",
             file=target,
-            remedy="choose another export.dir, or move away what is there",
+            remedy="choose another folder, or move away what is there",
         )
 
 
