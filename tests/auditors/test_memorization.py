@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -324,3 +324,16 @@ def test_records_of_one_split_alone_are_asked_by_their_true_openings(tmp_path: P
     ]
     found, _ = _audit(taught(), tmp_path, Dataset(bare, template="plain", erased=True))
     assert found["extraction_rate"].value == 1
+
+
+def test_scores_that_nobody_looks_at_are_not_computed(tmp_path: Path) -> None:
+    answers = {item.prompt: item.answer or "" for item in records()}
+    engine = Reciter(lambda asked, prefix: answers.get(asked.text, "nothing"))
+    ctx = replace(context(tmp_path), wanted=frozenset({"extraction_rate"}))
+    data = {"forget": records()}
+    outcome = Memorization(Params()).audit(engine.model, data, "test", ctx, None)
+    assert "score" not in engine.calls
+    found = {metric.name: metric for metric in outcome.metrics}
+    assert found["known_before"].value == 1
+    assert found["extraction_rate"].value == 1
+    assert found["el_n"].value is None

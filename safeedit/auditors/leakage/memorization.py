@@ -179,8 +179,9 @@ class Memorization:
         ctx: RunContext,
     ) -> None:
         """Accuracy, extraction likelihood, ranks and perplexity of known secrets."""
-        if not secrets:
-            sheet.absent(_NOBODY, "ma", "el_n", "name_mrr", "log_perplexity")
+        names = ("ma", "el_n", "name_mrr", "log_perplexity")
+        if not secrets or not ctx.wants(*names):
+            sheet.absent("not asked for" if secrets else _NOBODY, *names)
             return
         scores = engine.score(
             [secret.prompt for secret in secrets],
@@ -195,12 +196,12 @@ class Memorization:
         short = len(secrets) - len(likelihood)
         note = f"{short} of {len(secrets)} secrets have fewer than n tokens" if short else ""
         sheet.rate("el_n", likelihood, note=note)
-        names = {
+        ranked = {
             secret.key: float((1 / score.ranks).mean())
             for secret, score in scored
             if secret.type == "name" and score.ranks is not None
         }
-        sheet.mean("name_mrr", names, note="" if names else "no known secret is of type name")
+        sheet.mean("name_mrr", ranked, note="" if ranked else "no known secret is of type name")
         sheet.mean(
             "log_perplexity",
             {s.key: -score.total / len(s.tokens) for s, score in scored},
