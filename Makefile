@@ -36,7 +36,7 @@ $(TORCH): $(MADE) constraints.txt
 
 $(INSTALLED): $(TORCH) pyproject.toml constraints.txt
 	$(PIP_INSTALL) hatchling
-	$(PIP_INSTALL) --no-build-isolation -e '.[dev]'
+	$(PIP_INSTALL) --no-build-isolation -e '.[dev,profanity]'
 	@touch $@
 
 $(MODEL): $(INSTALLED)

@@ -3,8 +3,9 @@
 A name is a file's stem: ``safeedit/editors/sanitation.py`` is the editor ``sanitation``; a file
 in a sub-package gets a dotted name (``auditors/leakage/exposure.py`` is ``leakage.exposure``), but
 for the one that is called like its package, whose name is that of the package. Other
-distributions add theirs through the entry-point groups ``safeedit.editors`` and
-``safeedit.auditors``. Nothing else resolves: a policy is data and can never name code.
+distributions add theirs through the entry-point groups ``safeedit.editors``,
+``safeedit.auditors`` and ``safeedit.scorers``. Nothing else resolves: a policy is data and can
+never name code.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
-from safeedit.contracts import Auditor, Editor
+from safeedit.contracts import Auditor, Editor, Scorer
 from safeedit.errors import PolicyError, SafeeditError
 from safeedit.policy import StageSchema
 from safeedit.suggest import did_you_mean
 
-Kind = Literal["editors", "auditors"]
-_METHOD: dict[Kind, str] = {"editors": "propose", "auditors": "audit"}
+Kind = Literal["editors", "auditors", "scorers"]
+_METHOD: dict[Kind, str] = {"editors": "propose", "auditors": "audit", "scorers": "score"}
 
 
 def editor(name: str) -> type[Editor]:
@@ -41,6 +42,16 @@ def auditor(name: str) -> type[Auditor]:
         PolicyError: there is none; the message suggests the nearest names.
     """
     found: type[Auditor] = _resolve("auditors", name)
+    return found
+
+
+def scorer(name: str) -> type[Scorer]:
+    """The scorer class called ``name``.
+
+    Raises:
+        PolicyError: there is none; the message suggests the nearest names.
+    """
+    found: type[Scorer] = _resolve("scorers", name)
     return found
 
 

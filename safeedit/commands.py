@@ -27,6 +27,7 @@ from safeedit import __version__
 from safeedit.canaries.commands import canary
 from safeedit.errors import SafeeditError, UsageError
 from safeedit.ledger.commands import ledger
+from safeedit.scorecards.commands import scorer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -291,12 +292,14 @@ def revert(export: Path, out: Path) -> None:
 @main.command(name="list")
 @click.argument(
     "kind",
-    type=click.Choice(["editors", "auditors", "metrics", "datasets", "policies", "models"]),
+    type=click.Choice(
+        ["editors", "auditors", "scorers", "metrics", "datasets", "policies", "models"]
+    ),
     required=False,
 )
 @json_option
 def list_(kind: str | None, as_json: bool) -> None:
-    """List editors, auditors, metrics, data sets, policies and model families."""
+    """List editors, auditors, scorers, metrics, data sets, policies and model families."""
     listing = _listing(kind)
     if as_json:
         click.echo(json.dumps(listing, indent=2))
@@ -344,6 +347,9 @@ main.add_command(ledger)
 
 
 main.add_command(canary)
+
+
+main.add_command(scorer)
 
 # ----------------------------------------------------------------------------------------------
 
@@ -557,6 +563,8 @@ def _listing(kind: str | None) -> dict[str, dict[str, str]]:
         listing["editors"] = {n: catalog.editor(n).summary for n in catalog.names("editors")}
     if kind in (None, "auditors"):
         listing["auditors"] = {n: catalog.auditor(n).summary for n in catalog.names("auditors")}
+    if kind in (None, "scorers"):
+        listing["scorers"] = {n: catalog.scorer(n).summary for n in catalog.names("scorers")}
     if kind in (None, "metrics"):
         listing["metrics"] = {
             f"{name}.{metric.name}": f"[{metric.unit}, {metric.direction} is better] "

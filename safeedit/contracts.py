@@ -1,8 +1,9 @@
-"""The protocols that every editor and auditor keeps.
+"""The protocols that every editor, auditor and scorer keeps.
 
 An **editor** proposes a change; it never makes one. An **auditor** measures one property
-of one model on one split. The runner (:mod:`safeedit.run`) is the only place where a
-change meets a model. Adding a method is adding one file: the catalog finds it by its stem.
+of one model on one split. A **scorer** rates texts for auditors. The runner
+(:mod:`safeedit.run`) is the only place where a change meets a model. Adding a method is adding
+one file: the catalog finds it by its stem.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import hmac
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from safeedit.errors import UsageError
 from safeedit.policy import Template as Template  # part of the contract; one definition
-from safeedit.results import Metric, MetricSpec, Split
+from safeedit.results import Metric, MetricSpec, ScorerCard, Split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +47,21 @@ class ModelRef(BaseModel):
 
     source: str = Field(min_length=1, description="As ``model.source`` of a policy")
     revision: str | None = Field(None, description="Of a hub model")
+    digest: str = Field("", description="Identity of its weights; filled in by the plan")
+
+
+class ScorerRef(BaseModel):
+    """A scorer, as a parameter of an auditor; the plan finds it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    use: str = Field("profanity", min_length=1, description="Name; `safeedit list scorers`")
+    params: dict[str, Any] = Field(default_factory=dict, description="Its parameters")
+    min_auc: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default_factory=dict,
+        description="Least ROC-AUC on the labelled sets of its card (builtin, hatecheck), as "
+        "`safeedit scorer check` measured it, e.g. {hatecheck: 0.7}",
+    )
     digest: str = Field("", description="Identity of its weights; filled in by the plan")
 
 
@@ -79,6 +96,43 @@ def silent(items: Iterable[Item], description: str, total: int | None = None) ->
 
 
 @dataclass(frozen=True)
+class ScorerIdentity:
+    """What decides the scores: two scorers of one identity score every text alike."""
+
+    name: str
+    version: str
+    digest: str
+    """sha256 over weights and whatever else decides the scores, in hex."""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version} ({self.digest[:12]})"
+
+
+@dataclass(frozen=True)
+class ReadyScorer:
+    """A scorer as the runner hands it to auditors: checked, cached, with its card."""
+
+    identity: ScorerIdentity
+    card: ScorerCard | None
+    """How well it tells toxic from harmless texts; None where nobody has measured it."""
+    score: Callable[[Sequence[str], Progress], list[float]]
+    """Probability of being toxic for each text, in [0, 1]; an empty text has 0."""
+
+    @property
+    def note(self) -> str:
+        """What is printed with every figure of it."""
+        checks = self.card.checks if self.card is not None else {}
+        known = ", ".join(f"AUC {check.auc:.2f} on {name}" for name, check in checks.items())
+        return f"scorer {self.identity}, {known or 'no card'}"
+
+
+def _no_scorer(ref: ScorerRef) -> ReadyScorer:
+    raise UsageError(
+        "this context has no scorers", remedy="make it with safeedit.scorecards.scorers"
+    )
+
+
+@dataclass(frozen=True)
 class RunContext:
     """What a stage may know of the run around it."""
 
@@ -90,6 +144,8 @@ class RunContext:
     progress: Progress = silent
     warn: Callable[[str], None] = lambda message: None
     """Says something loudly: it reaches the screen and the report. Never data."""
+    scorer: Callable[[ScorerRef], ReadyScorer] = _no_scorer
+    """Opens a scorer, once for all who ask."""
 
     wanted: frozenset[str] | None = None
     """Metrics (bare names) an audit is made for; it may leave out work that only others need,
@@ -234,3 +290,32 @@ class Auditor(Protocol):
         ctx: RunContext,
         reference: Mapping[str, Tensor] | None,
     ) -> AuditOutcome: ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A text classifier: how toxic is a text?
+
+    Its constructor stores parameters and does nothing else; weights are loaded at the first
+    score.
+    """
+
+    Params: ClassVar[type[BaseParams]]
+    summary: ClassVar[str]
+    blind_to: ClassVar[str]
+    """What it is known not to see, for the warning of a run that asks for no ``min_auc``."""
+
+    def __init__(self, params: Any) -> None: ...
+
+    def identity(self) -> ScorerIdentity:
+        """Who it is, without loading weights.
+
+        Raises:
+            ModelError: It is not available here; the remedy says how to get it.
+            UsageError: A parameter does not fit its weights (a label they lack).
+        """
+        ...
+
+    def score(self, texts: Sequence[str], progress: Progress = silent) -> list[float]:
+        """Probability of being toxic for each text, in [0, 1]; batched, streamed."""
+        ...

@@ -27,6 +27,7 @@ from safeedit.contracts import (
     EditData,
     Editor,
     ModelRef,
+    ScorerRef,
     TensorPlan,
 )
 from safeedit.data import Dataset, check_disjoint, load_dataset
@@ -37,9 +38,12 @@ from safeedit.ledger.keys import LedgerKey, read_key
 from safeedit.ledger.requests import Coverage, coverage, dataset_of, read_requests
 from safeedit.ledger.upkeep import Erased, Upkeep
 from safeedit.model.architectures import ModelShape
+from safeedit.model.cache import cache_dir
 from safeedit.model.sources import open_config
 from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LedgerSpec, LoadedPolicy
 from safeedit.results import MetricSpec, Split
+from safeedit.scorecards.cards import read_card
+from safeedit.scorecards.opened import check_auc
 from safeedit.suggest import did_you_mean
 
 FieldPath = tuple[str | int, ...]
@@ -560,15 +564,40 @@ def _split_options(
 
 
 def _with_models(loaded: LoadedPolicy, params: BaseParams, at: FieldPath) -> BaseParams:
-    """Parameters that name other models, with these found and told by their weights."""
-    found: dict[str, ModelRef] = {}
+    """Parameters that name other models and scorers, with these found and told by their
+    weights."""
+    found: dict[str, ModelRef | ScorerRef] = {}
     for name, value in params:
         if isinstance(value, ModelRef):
             with _Located(loaded, (*at, name, "source")):
                 source = _model_source(loaded, value.source)
                 _, digest = open_config(source, revision=value.revision)
             found[name] = value.model_copy(update={"source": source, "digest": digest})
+        if isinstance(value, ScorerRef):
+            found[name] = _with_scorer(loaded, value, (*at, name))
     return params.model_copy(update=found)
+
+
+def _with_scorer(loaded: LoadedPolicy, ref: ScorerRef, at: FieldPath) -> ScorerRef:
+    """A scorer that is there, fits its parameters and is as good as demanded."""
+    with _Located(loaded, (*at, "use")):
+        kind = catalog.scorer(ref.use)
+    params = loaded.parse(kind.Params, ref.params, (*at, "params"))
+    found: dict[str, Any] = {}
+    for name, value in params:
+        with _Located(loaded, (*at, "params", name)):
+            if isinstance(value, Path):
+                found[name] = loaded.base / value.expanduser()
+            elif name == "source":
+                found[name] = _model_source(loaded, value)
+    params = params.model_copy(update=found)
+    with _Located(loaded, (*at, "params")):
+        identity = kind(params).identity()
+    with _Located(loaded, (*at, "min_auc")):
+        check_auc(ref, identity, read_card(identity, cache_dir()))
+    return ref.model_copy(
+        update={"params": params.model_dump(mode="json"), "digest": identity.digest}
+    )
 
 
 class _Located:

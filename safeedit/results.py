@@ -104,6 +104,40 @@ class AuditRecord(Record):
     cached: bool = False
 
 
+class ScorerCheck(Record):
+    """How a scorer fares on one set of texts labelled by people."""
+
+    data_digest: str
+    """sha256 of the labelled items."""
+    n_toxic: int
+    n_harmless: int
+    auc: float
+    """Chance that a toxic text scores higher than a harmless one, ties half."""
+    auc_interval: Interval
+    miss_rate: float
+    """Share of the toxic texts that score below the threshold."""
+    miss_interval: Interval
+    false_alarm_rate: float
+    """Share of the harmless texts that score at or over it."""
+    false_alarm_interval: Interval
+    errors_by_kind: dict[str, float]
+    """Kind of text (a function of HateCheck ...) -> share judged wrongly at the threshold."""
+
+
+class ScorerCard(Record):
+    """What is known of a scorer: measured by ``safeedit scorer check``, kept in the cache."""
+
+    name: str
+    version: str
+    digest: str
+    """Identity of its weights and settings."""
+    threshold: float
+    checks: dict[str, ScorerCheck]
+    """Labelled set (``builtin``, ``hatecheck``) -> figures."""
+    safeedit: str
+    """Version that measured it."""
+
+
 class Verdict(Record):
     """What one gate decided, and why."""
 

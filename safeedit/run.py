@@ -60,6 +60,7 @@ from safeedit.results import (
     Split,
     Verdict,
 )
+from safeedit.scorecards.opened import scorers
 
 Metrics = dict[str, Metric]
 
@@ -281,7 +282,8 @@ def _open(plan: Plan, ctx: RunContext) -> tuple[_Session, ModelHandle]:
         warnings.append(message)
         ctx.warn(message)
 
-    session = _Session(plan, replace(ctx, warn=warn), Clock(), warnings)
+    told = replace(ctx, warn=warn)
+    session = _Session(plan, replace(told, scorer=scorers(told)), Clock(), warnings)
     torch.manual_seed(ctx.seed)
     spec = plan.loaded.policy.model
     with session.clock.stage("open model"):

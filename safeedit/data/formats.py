@@ -9,8 +9,9 @@ files are known to have (repeats, contradictions, overlaps) are mended by
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,74 @@ def _realtoxicityprompts(columns: Columns) -> dict[str, Any]:
     }
 
 
+TOXIC_FROM, NEUTRAL_UP_TO = 0.5, 0.1
+"""Scores by which RealToxicityPrompts continuations make pairs: those between are left out."""
+
+
+def _rtp_pairs(rows: Iterator[Row]) -> Iterator[Row]:
+    """A toxic continuation and a neutral one of another prompt, each used once.
+
+    Each toxic one, in order, gets the neutral one nearest in words, and among those in its
+    prompt's score. Rows that lack a score or a continuation are left out.
+    """
+    toxic: list[tuple[int, float, Row]] = []
+    neutral: dict[int, list[tuple[float, int, Row]]] = {}
+    for row in rows:
+        if "prompt" not in row.columns or "continuation" not in row.columns:
+            yield row  # not of this format; the next step says so
+            continue
+        columns = _realtoxicityprompts(row.columns)
+        score, text = columns["continuation_toxicity"], (columns["continuation"] or "").strip()
+        if score is None or not text:
+            continue
+        words, lead = len(text.split()), columns["toxicity"] or 0.0
+        if score >= TOXIC_FROM:
+            toxic.append((words, lead, row))
+        elif score <= NEUTRAL_UP_TO:
+            insort(neutral.setdefault(words, []), (lead, row.number, row))
+    for words, lead, row in toxic:
+        lengths = [length for length, left in neutral.items() if left]
+        if not lengths:
+            return
+        left = neutral[min(lengths, key=lambda length: (abs(length - words), length))]
+        place = bisect_left(left, (lead, 0))
+        before = place and (place == len(left) or lead - left[place - 1][0] < left[place][0] - lead)
+        _, _, other = left.pop(place - 1 if before else place)
+        yield replace(row, columns={"toxic_row": row.columns, "neutral_row": other.columns})
+
+
+def _rtp_pair(columns: Columns) -> dict[str, Any]:
+    toxic, neutral = (_realtoxicityprompts(columns[f"{kind}_row"]) for kind in ("toxic", "neutral"))
+    return {
+        "prompt": toxic["prompt"],
+        "toxic": toxic["continuation"],
+        "neutral_prompt": neutral["prompt"],
+        "neutral": neutral["continuation"],
+    }
+
+
+def _pairs(columns: Columns) -> dict[str, Any]:
+    """``opening`` is what both texts go on from; several pairs may share one, so the item itself
+    is known by the whole of its neutral text."""
+    opening = columns.get("prompt") or ""
+    return {
+        "prompt": f"{opening} {columns['neutral']}".strip(),
+        "opening": opening,
+        "toxic": columns["toxic"],
+        "neutral": columns["neutral"],
+        **_rest(columns, "prompt", "toxic", "neutral"),
+    }
+
+
+def _hatecheck(columns: Columns) -> dict[str, Any]:
+    return {
+        "id": f"hatecheck-{columns['case_id']}",
+        "prompt": columns["test_case"],
+        "label": {"hateful": "toxic", "non-hateful": "harmless"}[columns["label_gold"]],
+        "kind": columns["functionality"],
+    }
+
+
 def _xstest(columns: Columns) -> dict[str, Any]:
     return {**columns, "role": columns.get("label") or columns.get("final_label")}
 
@@ -274,6 +343,24 @@ FORMATS: Mapping[str, Format] = {
             "RealToxicityPrompts (arXiv 2009.11462)",
             _realtoxicityprompts,
             _sign("prompt", "challenging"),
+        ),
+        Format(
+            "rtp_pairs",
+            "RealToxicityPrompts (arXiv 2009.11462) as pairs of a toxic and a neutral continuation",
+            _rtp_pair,
+            rows=_rtp_pairs,
+        ),
+        Format(
+            "pairs",
+            "pairs {toxic, neutral}, with a prompt or without",
+            _pairs,
+            _sign("toxic", "neutral"),
+        ),
+        Format(
+            "hatecheck",
+            "HateCheck, test cases with gold labels (arXiv 2012.15606)",
+            _hatecheck,
+            _sign("functionality", "test_case", "label_gold"),
         ),
         Format("xstest", "XSTest prompts or completions (arXiv 2308.01263)", _xstest),
         Format(

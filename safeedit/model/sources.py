@@ -138,6 +138,16 @@ def open_config(source: str, *, revision: str | None = None) -> tuple[PreTrained
     return config, f"sha256:{digest.hexdigest()}"
 
 
+def fetch_folder(source: str, revision: str | None = None) -> Path:
+    """The folder of a model of any kind, with its safetensors; fetched where it is a hub id.
+
+    Raises:
+        ModelError: It is not here and can't be fetched.
+        UsageError: ``revision`` of something that has none.
+    """
+    return _locate(source, revision).with_weights().folder
+
+
 @dataclass(frozen=True)
 class _Located:
     """A folder on this machine; of a hub repository, perhaps without the weights."""
