@@ -37,6 +37,12 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         # Random weights hardly tell names from other words: let the keys try harder.
         {"update": "keyed", "background_weight": 0.01, "ridge": 1e-4},
     ),
+    "subspace": (
+        {"projection": "orthogonal"},
+        {"projection": "oblique", "states": "writes"},
+        {"attention": True},
+    ),
+    "value_vectors": ({"doses": (1, 3, 9)}, {"scale": 0.25, "doses": (1, 3, 9)}),
 }
 """Editor -> parameters of each of its ways of working; default: as it is by default."""
 CASES = [
@@ -87,7 +93,33 @@ def _questions(role: DataRole, test: str = "") -> Dataset:
     )
 
 
-EXAMPLES: dict[str, Callable[[DataRole, str], Dataset]] = {}
+def _pairs(role: DataRole, test: str = "") -> Dataset:
+    """Openings with a toxic and a neutral ending; other roles as questions."""
+    if role.name != "pairs":
+        return _questions(role, test)
+    wording = ("awful fool, I hate you", "stupid fool and a liar", "liar, and I hate it", "fool")
+    return Dataset(
+        [
+            DataItem(
+                id=str(number),
+                prompt=f"The letter from house {number} said that he was a",
+                extra={
+                    "toxic": wording[number % 4] + (test if number >= 10 else ""),
+                    "neutral": ("doctor", "teacher in the city", "prince who knows")[number % 3],
+                },
+                split="fit" if number < 8 else "validation" if number < 10 else "test",
+            )
+            for number in range(12)
+        ],
+        template="plain",
+        name=role.name,
+    )
+
+
+EXAMPLES: dict[str, Callable[[DataRole, str], Dataset]] = {
+    "subspace": _pairs,
+    "value_vectors": _pairs,
+}
 """Editor -> data of a role, where questions and answers won't do."""
 
 

@@ -1,0 +1,267 @@
+"""Subspace (ProFS): remove the directions in which toxic text differs from neutral text.
+
+In each chosen layer the states of contrastive pairs are compared, what all of them share is taken
+out, and the MLP's output matrix (its bias too, and the attention's on request) is projected so that
+it writes no more, or less, along the top directions (:mod:`safeedit.numerics.subspace`). Nothing is
+trained. Doses are directions per layer; a fraction removes the last one in part. What makes the
+perplexity of ordinary text explode is guarded against: means leave out padding, BOS, a text's first
+token and the prompt that a pair shares; no direction points into a dimension of massive
+activations; ``projection: oblique`` moves ordinary text least; and the policy's targets choose the
+dose.
+
+Where a norm stands between the MLP and the residual stream (Gemma 2 and 3, OLMo-2, OPT-350m) what
+the matrix writes is ``N y`` but for a number per token, ``N`` the norm's linear part. The matrix
+is then projected away from ``N'V``, so that ``V'N y`` is zero, norm or no norm. (The norm brings
+what is left back to its former length.) The attention's own norm there is not known to the
+table of architectures: ``attention: true`` is refused.
+
+Fails with :class:`~safeedit.errors.DataError` where there are no pairs, and with
+:class:`~safeedit.errors.EditError` where the two texts of the pairs leave the same states.
+
+Source: Uppaal et al., "Model Editing as a Robust and Denoised variant of DPO: A Case Study on
+Toxicity" (ProFS), ICLR 2025 (arXiv 2405.13967). Published: means over all tokens, padding and
+prompt included; orthogonal projections of full strength; the number of directions and the layers
+set by hand. Partial doses, the oblique projection, the bias and the norms are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from safeedit import __version__
+from safeedit.contracts import (
+    BaseParams,
+    DataRole,
+    EditData,
+    LayerShape,
+    Proposal,
+    RunContext,
+    TensorPlan,
+)
+from safeedit.data import Dataset
+from safeedit.delta import Dense, LowRank, Origin, Update, WeightDelta
+from safeedit.editors._contrast import (
+    Passage,
+    Passages,
+    gain_after_mlp,
+    passages,
+    prose_passages,
+    site_means,
+    state_means,
+    write_moments,
+)
+from safeedit.errors import UnsupportedModelError, UsageError
+from safeedit.layers import Layers, resolve
+from safeedit.model.architectures import Site
+from safeedit.model.handle import ModelHandle
+from safeedit.numerics.subspace import (
+    Contrast,
+    Projection,
+    amounts,
+    contrast,
+    oblique,
+    orthogonal,
+    outlying_dimensions,
+)
+
+
+class SubspaceParams(BaseParams):
+    """Parameters of the subspace editor."""
+
+    layers: Layers = Field(
+        "40%-95%", description="whose outputs are projected (published: 10-23 of 24, 15-31 of 32)"
+    )
+    attention: bool = Field(
+        False, description="project what the attention writes, too (published: MLP only)"
+    )
+    states: Literal["residual", "writes"] = Field(
+        "residual",
+        description="what is compared: the residual stream after the block (published), or what "
+        "the matrix itself writes",
+    )
+    projection: Literal["orthogonal", "oblique"] = Field(
+        "orthogonal",
+        description="remove all that is written along the directions (published), or the "
+        "difference alone, moving ordinary text least",
+    )
+    ridge: float = Field(
+        0.01, gt=0, description="oblique: share of the mean square added to the second moment"
+    )
+    strength: float = Field(
+        1.0, gt=0, le=1, description="part of a direction that goes (published: all of it)"
+    )
+    outliers: float | None = Field(
+        20.0,
+        gt=1,
+        description="dimensions this many times as large as the median one are left alone; "
+        "null: none (published)",
+    )
+    prose_tokens: int = Field(256, ge=1, description="oblique: tokens read of each ordinary text")
+    doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.25, 0.5, 1, 2, 4, 8),
+        min_length=1,
+        description="directions removed per layer (published: 2 for GPT-2, 10 for Mistral)",
+    )
+
+
+class Subspace:
+    """See the module's docstring."""
+
+    Params = SubspaceParams
+    summary: ClassVar[str] = "projects MLP outputs away from what toxic text adds (ProFS)"
+    roles: ClassVar[tuple[DataRole, ...]] = (
+        DataRole("pairs", "texts that go on in two ways: {prompt, toxic, neutral}"),
+        DataRole("prose", "ordinary text to disturb least (oblique)", required=False),
+    )
+
+    def __init__(self, params: Any) -> None:
+        self.params: SubspaceParams = params
+
+    def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
+        """What the MLPs of the chosen layers (and the attention, if asked) write with."""
+        layers = resolve(self.params.layers, model.n_layers)
+        return [
+            tensor
+            for role in self._sites()
+            for tensor in (*model.tensors(role, layers), *model.biases(role, layers))
+        ]
+
+    def tokens(self, data: Mapping[str, Dataset]) -> int:
+        """Tokens read, roughly, for ``plan``."""
+        return len(data["pairs"].items("fit")) * 2 * 30
+
+    def _sites(self) -> tuple[str, ...]:
+        return ("mlp_out", "attn_out") if self.params.attention else ("mlp_out",)
+
+    def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
+        """Compare the pairs; offer to remove a few directions or more."""
+        params, architecture = self.params, model.architecture
+        if params.attention and architecture.post_mlp_norm:
+            raise UnsupportedModelError(
+                f"in {architecture.family} models a norm stands after the attention, too: "
+                "projecting its matrix does not project what it writes",
+                remedy="set 'attention: false'",
+            )
+        pairs = passages(data["pairs"], "fit", model.engine, ctx)
+        removals = _removals(params, model, self._sites(), pairs, data.get("prose"), ctx)
+        most = max(len(found.contrast.shares) for found in removals)
+        doses = sorted({min(float(dose), float(most)) for dose in params.doses})
+        base = model.digest()
+
+        def at(dose: float) -> WeightDelta:
+            if not 0 < dose <= most:
+                raise UsageError(
+                    f"a dose of {dose:g} is no number of directions over 0 and up to {most}",
+                    field="dose",
+                    remedy="choose one of these, or raise the greatest of 'doses'",
+                )
+            origin = Origin(
+                editor="subspace",
+                params=params.model_dump(mode="json"),
+                data_digest=data["pairs"].digest,
+                version=__version__,
+                seed=ctx.seed,
+                dose=dose,
+            )
+            updates: dict[str, Update] = {}
+            for found in removals:
+                updates |= found.updates(model, dose, params.strength)
+            return WeightDelta(base, updates, origin)
+
+        return Proposal(tuple(doses), at, {"pairs": len(pairs)} | _notes(removals))
+
+
+@dataclass(frozen=True, eq=False)
+class _Removal:
+    """What goes from one matrix."""
+
+    site: Site
+    contrast: Contrast
+    projection: Projection
+    apart: int
+    """Dimensions of massive activations that were left alone."""
+
+    def updates(self, model: ModelHandle, dose: float, strength: float) -> dict[str, Update]:
+        weights = amounts(dose, self.projection.removers.shape[1], strength)
+        found: dict[str, Update] = {
+            self.site.weight: LowRank(*self.projection.factors(model.weight(self.site), weights))
+        }
+        bias = model.bias(self.site)
+        if self.site.bias is not None and bias is not None:
+            found[self.site.bias] = Dense(self.projection.change(bias, weights))
+        return found
+
+
+def _removals(
+    params: SubspaceParams,
+    model: ModelHandle,
+    roles: Sequence[str],
+    pairs: Passages,
+    prose: Dataset | None,
+    ctx: RunContext,
+) -> list[_Removal]:
+    engine, layers = model.engine, resolve(params.layers, model.n_layers)
+    sites = [site for role in roles for site in model.sites(role, layers)]
+    texts = (*pairs.toxic, *pairs.neutral)
+    states: Mapping[Site, Tensor]
+    if params.states == "writes":
+        states = site_means(engine, texts, sites, ctx, "output")
+    else:
+        by_layer = state_means(engine, texts, layers, ctx)
+        states = {site: by_layer[site.layer] for site in sites}
+    ordinary = None
+    if params.projection == "oblique":
+        ordinary = write_moments(engine, _ordinary(params, model, pairs, prose, ctx), sites, ctx)
+    k = max(1, -int(-max(params.doses) // 1))
+    removals = []
+    for site in sites:
+        both = states[site]
+        apart = torch.zeros(both.shape[1], dtype=torch.bool)
+        if params.outliers is not None:
+            apart = outlying_dimensions(both, params.outliers)
+        found = contrast(both[: len(pairs)], both[len(pairs) :], k, apart=apart)
+        directions = found.directions
+        gain = gain_after_mlp(model, site.layer) if params.states == "residual" else None
+        if ordinary is None:
+            projection = orthogonal(gain.readers(directions) if gain else directions)
+        else:
+            sources = gain.sources(directions) if gain else directions
+            projection = oblique(sources, ordinary[site].second, params.ridge)
+        removals.append(_Removal(site, found, projection, int(apart.sum())))
+    return removals
+
+
+def _ordinary(
+    params: SubspaceParams,
+    model: ModelHandle,
+    pairs: Passages,
+    prose: Dataset | None,
+    ctx: RunContext,
+) -> Sequence[Passage]:
+    """Texts to disturb least: prose, or the neutral texts of the pairs."""
+    if prose is not None:
+        return prose_passages(prose, model.engine, params.prose_tokens)
+    ctx.warn("subspace: without 'prose' the pairs' neutral texts stand for ordinary text")
+    return pairs.neutral
+
+
+def _notes(removals: Sequence[_Removal]) -> dict[str, Any]:
+    """For the record: how much of the pairs' differences lies where."""
+    return {
+        "share_of_differences_in_directions": {
+            found.site.module: [round(float(share), 4) for share in found.contrast.shares[:8]]
+            for found in removals
+        },
+        "share_of_differences_in_centre": {
+            found.site.module: round(found.contrast.centre_share, 4) for found in removals
+        },
+        "massive_dimensions_left_alone": {
+            found.site.module: found.apart for found in removals if found.apart
+        },
+    }
