@@ -21,25 +21,27 @@ FINGERPRINT = "fingerprint"
 _PAD = -1
 
 
-def fingerprint(data: Mapping[str, Dataset], split: Split) -> Tensor:
-    """Eight bytes (uint8) that stand for the data sets and the split."""
+def fingerprint(data: Mapping[str, Dataset], split: Split, *more: str) -> Tensor:
+    """Eight bytes (uint8) that stand for the data sets, the split, and whatever else made it."""
     parts = [f"{role}={data[role].digest}" for role in sorted(data)]
-    found = hashlib.sha256("\n".join([split, *parts]).encode()).digest()[:8]
+    found = hashlib.sha256("\n".join([split, *parts, *more]).encode()).digest()[:8]
     return torch.tensor(list(found), dtype=torch.uint8)
 
 
 def check_reference(
-    reference: Mapping[str, Tensor], data: Mapping[str, Dataset], split: Split
+    reference: Mapping[str, Tensor], data: Mapping[str, Dataset], split: Split, *more: str
 ) -> None:
     """See that a reference was made on this data.
 
     Raises:
-        AuditError: It was made on other data, or by another auditor.
+        AuditError: It was made on other data, by another auditor, or with something else of what
+            ``more`` names (a scorer).
     """
     own = reference.get(FINGERPRINT)
-    if own is None or not torch.equal(own.cpu(), fingerprint(data, split)):
+    if own is None or not torch.equal(own.cpu(), fingerprint(data, split, *more)):
+        other = " or in another way" if more else ""
         raise AuditError(
-            "the reference of the base run was made on other data",
+            f"the reference of the base run was made on other data{other}",
             remedy="audit the base again with the same auditor, data and split",
         )
 

@@ -9,7 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from safeedit.numerics.intervals import Floats
-from safeedit.numerics.statistics import mean_metric, rate_metric, statistic_metric
+from safeedit.numerics.statistics import (
+    exponential_metric,
+    mean_metric,
+    rate_metric,
+    statistic_metric,
+)
 from safeedit.results import Metric, MetricSpec
 
 
@@ -65,6 +70,15 @@ class Sheet:
             statistic_metric(
                 name, items, statistic, spec.unit, spec.direction, groups=groups, note=note
             )
+        )
+
+    def exponential(
+        self, name: str, items: Mapping[str, float], weights: Mapping[str, float], note: str = ""
+    ) -> None:
+        """Enter ``exp`` of a weighted mean, e.g. a perplexity."""
+        spec = self._specs[name]
+        self.put(
+            exponential_metric(name, items, spec.unit, spec.direction, weights=weights, note=note)
         )
 
     def put(self, metric: Metric) -> None:

@@ -13,11 +13,9 @@ other. Fails with :class:`~safeedit.errors.AuditError` where there is no passage
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -28,8 +26,7 @@ from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
-from safeedit.numerics.intervals import Floats, bootstrap_totals
-from safeedit.results import Metric, MetricSpec, Split
+from safeedit.results import MetricSpec, Split
 
 
 class Params(BaseParams):
@@ -121,39 +118,6 @@ class Perplexity:
 
         sheet = Sheet(self.metrics)
         sheet.mean("nats_per_token", per_token(now), weights=weights)
-        sheet.put(_exponential(self.metrics[0], per_token(now), weights))
-        sheet.put(_exponential(self.metrics[2], per_token(now - base), weights))
+        sheet.exponential("value", per_token(now), weights)
+        sheet.exponential("ratio", per_token(now - base), weights)
         return AuditOutcome(sheet.metrics(), dict(reference))
-
-
-def _exponential(
-    spec: MetricSpec, items: Mapping[str, float], weights: Mapping[str, float]
-) -> Metric:
-    """``exp`` of the token-weighted mean, with a bootstrap interval over passages.
-
-    Its items are each passage's own perplexity (or ratio), ``exp`` of its mean.
-    """
-    keys = sorted(items)
-    w = np.array([weights[key] for key in keys])
-    totals = np.stack([np.array([items[key] for key in keys]) * w, w], axis=1)
-    if not np.isfinite(totals).all():
-        return Metric(
-            name=spec.name, value=None, interval=None, n=0, unit=spec.unit,
-            direction=spec.direction, note="some values are not finite",
-        )  # fmt: skip
-
-    def exponential(sums: Floats) -> Floats:
-        # Capped: a ruined model reads at 1e304, which no gate mistakes for a good one.
-        return np.exp(np.minimum(sums[..., 0] / sums[..., 1], 700.0))
-
-    interval = bootstrap_totals(totals, exponential) if len(keys) > 1 else None
-    return Metric(
-        name=spec.name,
-        value=float(exponential(totals.sum(axis=0))),
-        interval=interval,
-        n=len(keys),
-        unit=spec.unit,
-        direction=spec.direction,
-        items={key: math.exp(min(items[key], 700.0)) for key in keys},
-        weights=dict(weights),
-    )

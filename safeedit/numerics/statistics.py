@@ -131,6 +131,54 @@ def statistic_metric(
     return metric.model_copy(update={"value": float(statistic(values)), "interval": interval})
 
 
+def exponential_metric(
+    name: str,
+    items: Mapping[str, float],
+    unit: str,
+    direction: Direction,
+    *,
+    weights: Mapping[str, float],
+    note: str = "",
+) -> Metric:
+    """``exp`` of a weighted mean (perplexity, of nats per token), with a bootstrap interval.
+
+    Its items are the exponentials of each item's own value.
+
+    Args:
+        name: Name of the metric.
+        items: Digest of the item -> mean of its logarithms.
+        unit: ``perplexity``, ``ratio`` ...
+        direction: Which way is better.
+        weights: Digest of the item -> weight, e.g. tokens.
+        note: Kept in the metric.
+    """
+    if not all(map(math.isfinite, items.values())):
+        return Metric(
+            name=name, value=None, interval=None, n=0, unit=unit, direction=direction,
+            note="; ".join(filter(None, (note, "some values are not finite"))),
+        )  # fmt: skip
+    keys = sorted(items)
+    w = np.array([weights[key] for key in keys])
+    totals = np.stack([np.array([items[key] for key in keys]) * w, w], axis=1)
+
+    def exponential(sums: Floats) -> Floats:
+        # Capped: a ruined model reads at 1e304, which no gate mistakes for a good one.
+        return np.exp(np.minimum(sums[..., 0] / sums[..., 1], 700.0))
+
+    interval = bootstrap_totals(totals, exponential) if len(keys) > 1 else None
+    return Metric(
+        name=name,
+        value=float(exponential(totals.sum(axis=0))),
+        interval=interval,
+        n=len(keys),
+        unit=unit,
+        direction=direction,
+        items={key: math.exp(min(items[key], 700.0)) for key in keys},
+        weights=dict(weights),
+        note=note,
+    )
+
+
 def rate_interval_of(metric: Metric, level: float) -> Interval | None:
     """Wilson's interval of a rate at any level; from value and n where it has no items."""
     if not metric.items:

@@ -25,9 +25,11 @@ class Asked:
     prefix: str
 
 
-def context(tmp_path: Path, warnings: list[str] | None = None, seed: int = 0) -> RunContext:
+def context(
+    tmp_path: Path, warnings: list[str] | None = None, seed: int = 0, **more: Any
+) -> RunContext:
     warn: Callable[[str], None] = (lambda message: None) if warnings is None else warnings.append
-    return RunContext(seed=seed, cache=tmp_path, secret=b"secret", warn=warn)
+    return RunContext(seed=seed, cache=tmp_path, secret=b"secret", warn=warn, **more)
 
 
 @dataclass
@@ -41,6 +43,7 @@ class ScriptedEngine:
     ).log()
     asked: list[Asked] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
+    context: int = 1 << 30
 
     def encode(
         self, texts: Sequence[str], template: str = "auto", *, answer_prefix: str = ""
@@ -55,6 +58,9 @@ class ScriptedEngine:
 
     def continuation(self, text: str, template: str = "auto") -> list[int]:
         return [ord(c) for c in text]
+
+    def continuations(self, texts: Sequence[str], template: str = "auto") -> list[list[int]]:
+        return [self.continuation(text, template) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))

@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from safeedit import catalog
-from safeedit.contracts import Auditor, AuditOutcome, DataRole, RunContext
+from safeedit.contracts import (
+    Auditor,
+    AuditOutcome,
+    DataRole,
+    ReadyScorer,
+    RunContext,
+    ScorerIdentity,
+    ScorerRef,
+)
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.numerics.text import normalise
@@ -80,7 +89,25 @@ def _numbers(role: DataRole) -> Dataset:
     return Dataset(items, template="plain", erased=role.erased)
 
 
-EXAMPLES: dict[str, Callable[[DataRole], Dataset]] = {"leakage.exposure": _numbers}
+def _continued(role: DataRole) -> Dataset:
+    """Openings, half of them toxic, and pairs of continuations."""
+    rows: list[dict[str, Any]] = [
+        {"toxic": bool(number % 2), "challenging": number == 1}
+        if role.name == "prompts"
+        else {"toxic": f"no {river}", "neutral": f"the {river} of number {number}"}
+        for number, river in enumerate(RIVERS)
+    ]
+    items = [
+        Item(id=str(n), prompt=f"The {role.name} traveller {n} said that the", extra=row)
+        for n, row in enumerate(rows)
+    ]
+    return Dataset(items, split="test")
+
+
+EXAMPLES: dict[str, Callable[[DataRole], Dataset]] = {
+    "leakage.exposure": _numbers,
+    "toxicity": _continued,
+}
 """Auditor -> data of a role, where questions and answers won't do."""
 
 
@@ -101,7 +128,16 @@ def _made(name: str, **params: Any) -> Auditor:
 
 
 def _context(tmp_path: Path, seed: int = 3) -> RunContext:
-    return RunContext(seed=seed, cache=tmp_path, secret=b"a key")
+    return RunContext(seed=seed, cache=tmp_path, secret=b"a key", scorer=_by_letters)
+
+
+def _by_letters(ref: ScorerRef) -> ReadyScorer:
+    """A scorer that takes every e for an insult."""
+
+    def score(texts: Any, progress: Any) -> list[float]:
+        return [text.count("e") / max(1, len(text)) for text in texts]
+
+    return ReadyScorer(ScorerIdentity("letters", "1", "0" * 64), None, score)
 
 
 def _handle(family: str = "llama", seed: int = 0) -> Any:
@@ -215,7 +251,7 @@ def test_no_text_of_the_data_is_in_its_metrics(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", AUDITORS)
 def test_keys_depend_on_the_secret(name: str, tmp_path: Path) -> None:
     handle, data = _handle(), _data(name)
-    other = RunContext(seed=3, cache=tmp_path, secret=b"another key")
+    other = replace(_context(tmp_path), secret=b"another key")
     one = _made(name).audit(handle, data, "test", _context(tmp_path), None)
     two = _made(name).audit(handle, data, "test", other, None)
     for a, b in zip(one.metrics, two.metrics, strict=True):
