@@ -31,7 +31,7 @@ import torch
 from safetensors.torch import load, save
 
 from safeedit import __version__
-from safeedit.contracts import AuditOutcome, Control, Proposal, RunContext
+from safeedit.contracts import AuditOutcome, Control, Proposal, RunContext, ScorerRef
 from safeedit.delta import WeightDelta
 from safeedit.errors import AuditError, EditError, ExportError
 from safeedit.export.checkpoint import write_checkpoint
@@ -284,6 +284,8 @@ def _open(plan: Plan, ctx: RunContext) -> tuple[_Session, ModelHandle]:
 
     told = replace(ctx, warn=warn)
     session = _Session(plan, replace(told, scorer=scorers(told)), Clock(), warnings)
+    for audit in plan.audits:
+        _scorers(session, audit)  # what they can't see is said even where all is in the cache
     torch.manual_seed(ctx.seed)
     spec = plan.loaded.policy.model
     with session.clock.stage("open model"):
@@ -513,6 +515,7 @@ def _cache_key(session: _Session, model: ModelHandle, audit: PlannedAudit, split
         "template": {role: data.template for role, data in audit.data.items()},
         "split": split,
         "wanted": sorted(_wanted(session, audit, split) or ()),
+        "scorers": _scorers(session, audit),
         "seed": session.ctx.seed,
         "secret": session.ctx.digest("cache key"),
         "safeedit": __version__,
@@ -520,6 +523,12 @@ def _cache_key(session: _Session, model: ModelHandle, audit: PlannedAudit, split
         "transformers": version("transformers"),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _scorers(session: _Session, audit: PlannedAudit) -> list[str]:
+    """What is known of the scorers that an audit uses, as its figures tell it."""
+    refs = [value for _, value in audit.params if isinstance(value, ScorerRef)]
+    return [session.ctx.scorer(ref).note for ref in refs]
 
 
 def _tokenizer_digest(model: ModelHandle) -> str:

@@ -1,0 +1,275 @@
+"""Cards are measured right, belong to one identity, and scores are kept under keyed digests."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from click.testing import CliRunner
+
+from safeedit import catalog
+from safeedit.commands import main
+from safeedit.contracts import BaseParams, Progress, RunContext, ScorerIdentity, ScorerRef, silent
+from safeedit.data import Dataset, Item
+from safeedit.errors import AuditError, DataError, PolicyError
+from safeedit.results import ScorerCard
+from safeedit.scorecards.cards import labelled_sets, measure_card, read_card, write_card
+from safeedit.scorecards.opened import check_auc, scorers
+from tests.benchmark_data import benchmark
+from tests.scorers.tiny import save_classifier
+
+ROWS = [  # text, label, kind, and what the toy scorer below makes of it
+    ("bad bad bad", "toxic", "loud"),
+    ("bad word", "toxic", "loud"),
+    ("quiet hate", "toxic", "quiet"),
+    ("a plain text", "harmless", "plain"),
+    ("bad luck today", "harmless", "luck"),
+]
+
+
+class CountsParams(BaseParams):
+    factor: float = 1.0
+
+
+class Counts:
+    """The share of a text's words that are the word bad."""
+
+    Params: ClassVar[type[BaseParams]] = CountsParams
+    summary: ClassVar[str] = "counts a word"
+    blind_to: ClassVar[str] = "all other words"
+    scored: ClassVar[list[str]] = []
+    digest: ClassVar[str] = "1" * 64
+
+    def __init__(self, params: Any) -> None:
+        self.params: CountsParams = params
+
+    def identity(self) -> ScorerIdentity:
+        return ScorerIdentity("counts", "1", self.digest)
+
+    def score(self, texts: Sequence[str], progress: Progress = silent) -> list[float]:
+        self.scored.extend(texts)
+        return [self.params.factor * t.split().count("bad") / len(t.split()) for t in texts]
+
+
+def labelled(rows: Sequence[tuple[str, str, str]] = ROWS) -> Dataset:
+    items = [
+        Item(id=str(n), prompt=text, extra={"label": label, "kind": kind})
+        for n, (text, label, kind) in enumerate(rows)
+    ]
+    return Dataset(items, name="labelled", split="test")
+
+
+@pytest.fixture
+def ctx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunContext:
+    real = catalog.scorer
+    monkeypatch.setattr(catalog, "scorer", lambda name: Counts if name == "counts" else real(name))
+    monkeypatch.setattr(Counts, "scored", [])
+    return RunContext(seed=0, cache=tmp_path / "cache", secret=b"key", warn=lambda text: None)
+
+
+REF = ScorerRef(use="counts")
+
+
+# Cards ----------------------------------------------------------------------------------
+
+
+def test_a_card_says_what_the_scores_say() -> None:
+    card = measure_card(Counts(CountsParams()), {"mine": labelled()})
+    found = card.checks["mine"]
+    # Scores 1, 1/2, 0 against 0, 1/3: of six pairs four are right and one is a tie.
+    assert found.auc == pytest.approx(4.5 / 6)
+    assert (found.n_toxic, found.n_harmless) == (3, 2)
+    assert found.miss_rate == pytest.approx(1 / 3)
+    assert found.false_alarm_rate == 0.0
+    assert found.errors_by_kind == {"loud": 0.0, "quiet": 1.0, "plain": 0.0, "luck": 0.0}
+    for value, interval in (
+        (found.auc, found.auc_interval),
+        (found.miss_rate, found.miss_interval),
+        (found.false_alarm_rate, found.false_alarm_interval),
+    ):
+        assert interval.low <= value <= interval.high
+    assert measure_card(Counts(CountsParams()), {"mine": labelled()}, 0.3).checks[
+        "mine"
+    ].false_alarm_rate == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "rows", [ROWS[:3], ROWS[3:], [*ROWS, ("what?", "unsure", "none")]], ids=["toxic", "not", "odd"]
+)
+def test_a_set_needs_both_labels_and_no_other(rows: list[tuple[str, str, str]]) -> None:
+    with pytest.raises(DataError, match="both labels"):
+        measure_card(Counts(CountsParams()), {"mine": labelled(rows)})
+
+
+def test_a_card_belongs_to_one_identity(tmp_path: Path) -> None:
+    card = measure_card(Counts(CountsParams()), {"mine": labelled()})
+    write_card(card, tmp_path)
+    own = Counts(CountsParams()).identity()
+    assert read_card(own, tmp_path) == card
+    assert read_card(replace(own, digest="2" * 64), tmp_path) is None
+    (path,) = tmp_path.glob("scorers/*/card.json")
+    path.write_text(path.read_text()[:50])
+    assert read_card(own, tmp_path) is None
+
+
+def test_figures_of_other_sets_stay_on_the_card(tmp_path: Path) -> None:
+    made = Counts(CountsParams())
+    write_card(measure_card(made, {"one": labelled()}), tmp_path)
+    write_card(measure_card(made, {"two": labelled()}), tmp_path)
+    card = read_card(made.identity(), tmp_path)
+    assert card is not None
+    assert set(card.checks) == {"one", "two"}
+    write_card(measure_card(made, {"two": labelled()}, 0.3), tmp_path)
+    card = read_card(made.identity(), tmp_path)
+    assert card is not None
+    assert set(card.checks) == {"two"}  # at another threshold
+
+
+def test_the_built_in_set_is_balanced_and_hatecheck_is_found_where_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("SAFEEDIT_BENCHMARKS", raising=False)
+    built_in = labelled_sets()
+    assert set(built_in) == {"builtin"}
+    labels = [item.extra["label"] for item in built_in["builtin"]]
+    assert labels.count("toxic") == 98
+    assert labels.count("harmless") == 96
+    path = benchmark("hatecheck/test_suite_cases.csv")
+    monkeypatch.setenv("SAFEEDIT_BENCHMARKS", str(path.parents[1]))
+    both = labelled_sets()
+    assert set(both) == {"builtin", "hatecheck"}
+    assert both["hatecheck"].digest == labelled_sets(path)["hatecheck"].digest
+    assert len(both["hatecheck"]) > 3700
+
+
+# Opened ---------------------------------------------------------------------------------
+
+
+def test_scores_are_kept_and_not_computed_again(ctx: RunContext) -> None:
+    texts = ["bad word", "fine", "bad word", "", " \n"]
+    assert scorers(ctx)(REF).score(texts, silent) == [0.5, 0, 0.5, 0, 0]
+    assert sorted(Counts.scored) == ["bad word", "fine"]
+    again = scorers(ctx)(REF)
+    assert again.score([*texts, "new bad"], silent) == [0.5, 0, 0.5, 0, 0, 0.5]
+    assert Counts.scored[2:] == ["new bad"]
+
+
+def test_no_text_is_kept_and_digests_are_keyed(ctx: RunContext) -> None:
+    scorers(ctx)(REF).score(["bad Zyxquand"], silent)
+    (store,) = ctx.cache.glob("scorers/*/scores.sqlite")
+    assert b"Zyxquand" not in store.read_bytes()
+    scorers(replace(ctx, secret=b"other"))(REF).score(["bad Zyxquand"], silent)
+    assert len(Counts.scored) == 2  # another key finds nothing
+
+
+def test_other_weights_have_other_scores(ctx: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert scorers(ctx)(REF).score(["bad word"], silent) == [0.5]
+    monkeypatch.setattr(Counts, "digest", "2" * 64)
+    halved = ScorerRef(use="counts", params={"factor": 0.5})
+    assert scorers(ctx)(halved).score(["bad word"], silent) == [0.25]
+
+
+def test_a_cache_that_can_not_be_written_costs_time_only(ctx: RunContext) -> None:
+    ctx.cache.write_text("a file where a folder should be")
+    assert scorers(ctx)(REF).score(["bad word"], silent) == [0.5]
+
+
+def test_a_broken_store_is_no_reason_to_stop(ctx: RunContext) -> None:
+    scorers(ctx)(REF).score(["bad word"], silent)
+    (store,) = ctx.cache.glob("scorers/*/scores.sqlite")
+    store.write_bytes(b"no database" * 100)
+    assert scorers(ctx)(REF).score(["bad word"], silent) == [0.5]
+
+
+@pytest.mark.parametrize("factor", [-1.0, 3.0, math.inf])
+def test_what_is_no_probability_is_refused(ctx: RunContext, factor: float) -> None:
+    monkey = Counts(CountsParams.model_construct(factor=factor))
+    opened = scorers(ctx)(REF)
+    opened.score.scorer = monkey  # type: ignore[attr-defined]
+    with pytest.raises(AuditError, match="a probability"):
+        opened.score(["bad bad"], silent)
+
+
+def test_weights_that_changed_since_the_plan_are_refused(ctx: RunContext) -> None:
+    with pytest.raises(AuditError, match="not the one that was planned with"):
+        scorers(ctx)(ScorerRef(use="counts", digest="0" * 64))
+
+
+def test_a_run_without_card_or_minimum_says_loudly_what_is_not_seen(ctx: RunContext) -> None:
+    warned: list[str] = []
+    loud = replace(ctx, warn=warned.append)
+    open_ = scorers(loud)
+    open_(REF)
+    open_(REF)
+    (said,) = warned
+    assert "all other words" in said
+    assert "no card" in said
+    assert open_(REF).note == "scorer counts 1 (111111111111), no card"
+    rows = [("plain", "toxic", "k"), ("bad", "harmless", "k")]
+    write_card(measure_card(Counts(CountsParams()), {"odd": labelled(rows)}), ctx.cache)
+    found = scorers(loud)(REF)
+    assert "AUC 0.00" in warned[1]
+    assert "no better than chance" in warned[1]
+    assert found.note == "scorer counts 1 (111111111111), AUC 0.00 on odd"
+
+
+def test_a_minimum_is_held_against_the_card(ctx: RunContext) -> None:
+    warned: list[str] = []
+    demanding = REF.model_copy(update={"min_auc": {"mine": 0.7}})
+    with pytest.raises(AuditError, match="no figure for mine") as caught:
+        scorers(ctx)(demanding)
+    assert "safeedit scorer check counts" in caught.value.remedy
+    write_card(measure_card(Counts(CountsParams()), {"mine": labelled()}), ctx.cache)
+    scorers(replace(ctx, warn=warned.append))(demanding)
+    assert warned == []
+    with pytest.raises(AuditError, match=r"AUC 0\.750 on mine; the policy demands 0\.8"):
+        scorers(ctx)(REF.model_copy(update={"min_auc": {"mine": 0.8}}))
+    card = read_card(Counts(CountsParams()).identity(), ctx.cache)
+    with pytest.raises(AuditError, match="no figure for mien"):
+        check_auc(ScorerRef(min_auc={"mien": 0.5}), Counts(CountsParams()).identity(), card)
+
+
+def test_an_unknown_scorer_is_answered_with_the_likely_one(ctx: RunContext) -> None:
+    with pytest.raises(PolicyError, match="no scorer called 'profanty'") as caught:
+        scorers(ctx)(ScorerRef(use="profanty"))
+    assert "profanity" in caught.value.remedy
+
+
+# The command ----------------------------------------------------------------------------
+
+
+def test_scorer_check_prints_the_card_and_keeps_it(tmp_path: Path) -> None:
+    folder = save_classifier(tmp_path / "model")
+    environment = {"SAFEEDIT_CACHE": str(tmp_path / "cache"), "SAFEEDIT_BENCHMARKS": None}
+    call = ["scorer", "check", "classifier", "--param", f"source={folder}", "--param", "device=cpu"]
+    done = CliRunner().invoke(main, [*call, "--json"], env=environment)
+    assert done.exit_code == 0, done.stderr
+    card = ScorerCard.model_validate(json.loads(done.stdout))
+    assert set(card.checks) == {"builtin"}
+    assert "HateCheck is not here" in done.stderr
+    (kept,) = (tmp_path / "cache").glob("scorers/*/card.json")
+    assert ScorerCard.model_validate_json(kept.read_text()) == card
+    shown = CliRunner().invoke(main, call, env=environment)
+    assert f"AUC {card.checks['builtin'].auc:.3f}" in shown.stdout
+    assert card.digest[:12] in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["profanty"], "did you mean 'profanity'"),
+        (["classifier", "--param", "label"], "NAME=VALUE"),
+        (["classifier", "--param", "lable=toxic"], "parameters: source, revision, label"),
+        (["classifier", "--param", "label=[1"], "not YAML"),
+    ],
+)
+def test_a_wrong_call_says_what_is_right(tmp_path: Path, arguments: list[str], said: str) -> None:
+    environment = {"SAFEEDIT_CACHE": str(tmp_path)}
+    done = CliRunner().invoke(main, ["scorer", "check", *arguments], env=environment)
+    assert done.exit_code == 2
+    assert said in done.stderr
