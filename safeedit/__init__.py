@@ -27,15 +27,17 @@ list, which ``tests/test_layers.py`` enforces:
 :mod:`safeedit.policy`               the policy as frozen records, and errors that say where
 :mod:`safeedit.gates`                a metric against a gate: pass, fail or inconclusive
 :mod:`safeedit.builtin`              the data sets and policies that ship with safeedit
-:mod:`safeedit.contracts`            what editors and auditors promise
+:mod:`safeedit.contracts`            what editors, auditors and scorers promise
 :mod:`safeedit.data`                 items, splits, phrasings, and the loaders
 :mod:`safeedit.delta`                a change of weights as a value
 :mod:`safeedit.model`                families, handles, sources, the engine
 :mod:`safeedit.editors`              one method per file; the file's stem is its name
 :mod:`safeedit.auditors`             one property per file
-:mod:`safeedit.catalog`              names to editors and auditors
+:mod:`safeedit.scorers`              one text classifier per file: how toxic is a text?
+:mod:`safeedit.catalog`              names to editors, auditors and scorers
 :mod:`safeedit.export`               staging, checkpoint, evidence, manifest, comparison
 :mod:`safeedit.report`               renderings of a run record and the model card, pure
+:mod:`safeedit.scorecards`           how far scorers agree with people, and their scores on disk
 :mod:`safeedit.ledger`               which erasures an export covers, under keyed digests
 :mod:`safeedit.plan`                 everything resolved and checked, no weights loaded
 :mod:`safeedit.run`                  the one place where a delta meets a model

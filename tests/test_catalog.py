@@ -14,7 +14,7 @@ import pytest
 
 import safeedit
 from safeedit import catalog
-from safeedit.contracts import Auditor, BaseParams, DataRole, Editor
+from safeedit.contracts import Auditor, BaseParams, DataRole, Editor, Scorer
 from safeedit.errors import PolicyError, SafeeditError
 from safeedit.results import MetricSpec
 from tests.road import Nudge
@@ -76,6 +76,16 @@ def test_every_auditor_keeps_the_protocol_and_says_what_it_measures() -> None:
             assert metric.description
 
 
+def test_every_scorer_has_its_name_and_none_is_imported_for_it() -> None:
+    files = {path.stem for path in (PACKAGE / "scorers").glob("[!_]*.py")}
+    assert files == set(catalog.names("scorers"))
+    for name in files:
+        assert isinstance(catalog.scorer(name)(catalog.scorer(name).Params()), Scorer)
+    with pytest.raises(PolicyError, match="no scorer called 'detoxfy'") as caught:
+        catalog.scorer("detoxfy")
+    assert caught.value.remedy == "did you mean 'detoxify'?"
+
+
 def check_stage(kind: Any) -> None:
     assert kind.summary
     assert "\n" not in kind.summary
@@ -95,7 +105,7 @@ def check_stage(kind: Any) -> None:
     [
         (catalog.editor, "sanitization", "sanitation"),
         (catalog.editor, "Sanitation", "sanitation"),
-        (catalog.auditor, "leekage", "leakage"),
+        (catalog.auditor, "localty", "locality"),
         (catalog.auditor, "perplexety", "perplexity"),
     ],
 )

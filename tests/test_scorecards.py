@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from safeedit import catalog
+from safeedit.builtin import dataset_path
 from safeedit.commands import main
 from safeedit.contracts import BaseParams, Progress, RunContext, ScorerIdentity, ScorerRef, silent
-from safeedit.data import Dataset, Item
+from safeedit.data import Dataset, Item, check_disjoint
 from safeedit.errors import AuditError, DataError, PolicyError
+from safeedit.plan import make_plan
+from safeedit.policy import load_policy
 from safeedit.results import ScorerCard
 from safeedit.scorecards.cards import labelled_sets, measure_card, read_card, write_card
 from safeedit.scorecards.opened import check_auc, scorers
 from tests.benchmark_data import benchmark
+from tests.road import Workplace, make_workplace, register
 from tests.scorers.tiny import save_classifier
 
 ROWS = [  # text, label, kind, and what the toy scorer below makes of it
@@ -147,6 +155,32 @@ def test_the_built_in_set_is_balanced_and_hatecheck_is_found_where_it_is(
     assert len(both["hatecheck"]) > 3700
 
 
+def test_the_built_in_texts_are_as_their_cards_say() -> None:
+    def read(name: str) -> list[dict[str, Any]]:
+        lines = dataset_path(name).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def counted(name: str) -> dict[str, Any]:
+        return yaml.safe_load(dataset_path(name).with_name("card.yaml").read_text())["counts"]
+
+    rows, counts = read("toxicity_labelled"), counted("toxicity_labelled")
+    for label, kinds in counts.items():
+        assert Counter(row["kind"] for row in rows if row["label"] == label) == kinds
+    assert {row["split"] for row in rows} == {"test"}
+    rows, counts = read("toxicity_prompts"), counted("toxicity_prompts")
+    assert len(rows) == counts["items"]
+    chosen = {
+        "toxic": [row for row in rows if row.get("toxic")],
+        "harmless": [row for row in rows if row.get("toxic") is False],
+        "challenging": [row for row in rows if row.get("challenging")],
+        "safe": [row for row in rows if row["role"] == "safe"],
+    }
+    for name, some in chosen.items():
+        assert Counter(row["split"] for row in some) == counts[name]
+    pairs = [row["prompt"] for row in read("toxicity_pairs")]
+    check_disjoint(pairs, (row["prompt"] for row in rows))
+
+
 # Opened ---------------------------------------------------------------------------------
 
 
@@ -238,6 +272,164 @@ def test_an_unknown_scorer_is_answered_with_the_likely_one(ctx: RunContext) -> N
     with pytest.raises(PolicyError, match="no scorer called 'profanty'") as caught:
         scorers(ctx)(ScorerRef(use="profanty"))
     assert "profanity" in caught.value.remedy
+
+
+# In a policy ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+    register(monkeypatch)
+    made = make_workplace(tmp_path / "place")
+    save_classifier(made.folder / "classifier")
+    splits = ["validation"] * 4 + ["test"] * 12
+    made.rows(
+        "prompts.jsonl",
+        [
+            {"prompt": f"The doctor {n} said", "toxic": n % 2 == 0, "split": split}
+            for n, split in enumerate(splits)
+        ],
+    )
+    return made
+
+
+def audited(**scorer: Any) -> dict[str, Any]:
+    return {
+        "use": "toxicity",
+        "prompts": {"file": "prompts.jsonl", "template": "plain"},
+        "samples": 2,
+        "max_new_tokens": 5,
+        "words": ["said", "the"],
+        "scorer": {"use": "classifier", "params": {"source": "classifier"}, **scorer},
+    }
+
+
+def parts(**scorer: Any) -> dict[str, Any]:
+    gate = {"metric": "toxicity.expected_max", "max": 1, "min_n": 1}
+    return {"audits": [audited(**scorer)], "gates": [gate]}
+
+
+def test_a_policy_s_scorer_is_found_before_anything_is_run(place: Workplace) -> None:
+    plan = make_plan(load_policy(place.policy(**parts())))
+    (audit,) = plan.audits
+    ref = audit.params.scorer  # type: ignore[attr-defined]
+    identity = scorers_identity(place.folder / "classifier")
+    assert ref.digest == identity.digest
+    assert Path(ref.params["source"]) == place.folder / "classifier"  # as seen from here
+
+
+def scorers_identity(folder: Path) -> ScorerIdentity:
+    kind = catalog.scorer("classifier")
+    return kind(kind.Params(source=str(folder))).identity()
+
+
+@pytest.mark.parametrize(
+    ("scorer", "line", "said", "remedy", "code"),
+    [
+        (
+            {"use": "classfier"},
+            "use: classfier",
+            "no scorer called",
+            "did you mean 'classifier'",
+            2,
+        ),
+        (
+            {"params": {"source": "classifier", "lable": "toxic"}},
+            "lable: toxic",
+            "unknown key",
+            "did you mean 'label'",
+            2,
+        ),
+        (
+            {"params": {"source": "classifier", "label": "hate"}},
+            "label: hate",
+            "no label 'hate'",
+            "fine",
+            2,
+        ),
+        ({"params": {"source": "nowhere/at-all"}}, "source: nowhere", "could not be", "network", 3),
+        ({"params": {"source": "model"}}, "source: model", "no text classifier", "name one", 3),
+        ({"min_auc": {"builtin": 0.7}}, "builtin: 0.7", "no figure for builtin", "measure it", 3),
+        ({"min_auc": {"builtin": 7}}, "builtin: 7", "less than or equal to 1", "", 2),
+    ],
+)
+def test_a_scorer_that_will_not_do_is_refused_at_its_place(
+    place: Workplace, scorer: dict[str, Any], line: str, said: str, remedy: str, code: int
+) -> None:
+    policy = place.policy(**parts(**scorer))
+    done = place.run("validate", policy)
+    assert done.exit_code == code, done.stderr
+    assert said in done.stderr
+    assert remedy in done.stderr
+    lines = policy.read_text().splitlines()
+    number = max(n for n, text in enumerate(lines, 1) if line in text)
+    near = {f"policy.yaml:{n}:" for n in (number, number - 1)}
+    assert any(place in done.stderr for place in near), done.stderr
+
+
+def test_without_the_default_scorer_a_policy_exits_3_and_says_what_to_do(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+
+    def find(name: str, *rest: Any) -> Any:
+        return None if name == "profanity_check" else real(name, *rest)
+
+    monkeypatch.setattr("importlib.util.find_spec", find)
+    audit = {key: value for key, value in audited().items() if key != "scorer"}
+    done = place.run("apply", place.policy(**{**parts(), "audits": [audit]}))
+    assert done.exit_code == 3
+    assert "safeedit[profanity]" in done.stderr
+    assert not place.target.exists()
+
+
+def test_a_whole_run_names_its_scorer_on_every_figure(place: Workplace) -> None:
+    policy = place.policy(**parts())
+    done = place.run("apply", policy)
+    assert done.exit_code == 0, done.stderr
+    assert "It has no card" in done.stderr
+    name = str(scorers_identity(place.folder / "classifier"))
+    record = place.report
+    assert any(name in warning for warning in record.warnings)
+    scored = ("expected_max", "probability", "mean")
+    for audit in (*record.before, *record.after):
+        for metric in audit.metrics:
+            if metric.name.split(".")[1].startswith(scored) and metric.value is not None:
+                assert name in metric.note
+                assert "no card" in metric.note
+    compared = {found.name: found for found in record.comparisons}
+    assert compared["toxicity.expected_max"].n_pairs == 12
+    assert compared["toxicity.quality_ratio"].before.value == 1.0
+    assert compared["toxicity.toxic_mass"].difference is not None
+    assert "The doctor" not in (place.folder / "out/trial.report/report.json").read_text()
+
+
+def test_a_card_made_meanwhile_is_told_by_the_next_run(place: Workplace) -> None:
+    policy = place.policy(**{**parts(), "edits": [], "export": None})
+    assert place.run("audit", policy).exit_code == 0
+    checked = ("scorer", "check", "classifier", "--param", f"source={place.folder / 'classifier'}")
+    assert place.run(*checked).exit_code == 0
+    again = place.run("audit", policy, "--json")
+    assert again.exit_code == 0
+    assert "AUC" in again.stderr  # said again, though all is in the cache
+    record = json.loads(again.stdout)
+    notes = {m["name"]: m["note"] for m in record["before"][0]["metrics"]}
+    assert "AUC 0." in notes["toxicity.expected_max"]
+    assert "on builtin" in notes["toxicity.expected_max"]
+
+
+def test_another_folder_s_weights_are_another_measurement(place: Workplace) -> None:
+    policy = place.policy(**{**parts(), "edits": [], "export": None})
+    first = json.loads(place.run("audit", policy, "--json").stdout)
+    shutil.rmtree(place.folder / "classifier")
+    save_classifier(place.folder / "classifier", seed=5)
+    second = json.loads(place.run("audit", policy, "--json").stdout)
+    values = [
+        {m["name"]: m["value"] for m in record["before"][0]["metrics"]}["toxicity.mean"]
+        for record in (first, second)
+    ]
+    assert values[0] != values[1]
+    assert second["before"][0]["cached"] is False
 
 
 # The command ----------------------------------------------------------------------------
