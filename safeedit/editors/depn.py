@@ -50,7 +50,7 @@ from safeedit.data import Dataset, Item
 from safeedit.delta import Columns, Origin, Update, WeightDelta
 from safeedit.errors import DataError, EditError, UsageError
 from safeedit.layers import Layers, resolve
-from safeedit.model.attribution import Attribution, Attributor
+from safeedit.model.attribution import Attribution, Attributor, Measure
 from safeedit.model.handle import ModelHandle
 from safeedit.model.tuning import Example
 from safeedit.numerics.votes import Ranking, rank
@@ -64,14 +64,16 @@ class DepnParams(BaseParams):
 
     layers: Layers = Field("0%-100%", description="where neurons are looked for (published: all)")
     exact_layers: int | None = Field(
-        8,
+        0,
         ge=0,
-        description="layers attributed exactly, chosen by the first-order pass; null: all of "
-        "'layers' (published), 0: none, first-order scores decide",
+        description="layers attributed by integrated gradients, chosen by the first-order pass; "
+        "null: all of 'layers' (published), 0: none, first-order scores decide",
     )
     points: int = Field(20, ge=1, description="points of the Riemann sum (published)")
-    measure: Literal["log_probability", "probability"] = Field(
-        "log_probability", description="what is attributed (published: probability)"
+    measure: Measure = Field(
+        "log_odds",
+        description="what is attributed (published: probability); the odds of a token keep their "
+        "gradient where it is almost certain, as in a secret known by heart",
     )
     positions: Literal["predicting", "all"] = Field(
         "predicting", description="where neurons are attributed (published code: predicting)"
@@ -95,6 +97,25 @@ class DepnParams(BaseParams):
     generic_weight: float = Field(
         1.0, ge=0, description="of what neurons do for generic text, subtracted per token"
     )
+    spare: float | None = Field(
+        1.0,
+        gt=0,
+        description="attributions are divided by the mean square of what a neuron does per generic "
+        "token (see Attribution.damage), plus so many times its mean over neurons; null: not",
+    )
+    round: int | None = Field(
+        100,
+        ge=1,
+        description="neurons taken before the rest is attributed anew, on the model without them "
+        "and to the secrets it still knows; null: all by one attribution (published)",
+    )
+    until: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="mean probability per token (geometric) below which a secret counts as gone "
+        "and has no vote in later rounds",
+    )
     generic_texts: int = Field(16, ge=1, description="generic texts used at most")
     generic_tokens: int = Field(32, ge=1, description="tokens of each that are attributed")
     generic_points: int = Field(4, ge=1, description="'points' for generic text, which is not sure")
@@ -102,7 +123,9 @@ class DepnParams(BaseParams):
         24, ge=1, description="of 'others', so many are attributed for the control, at most"
     )
     doses: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (5, 10, 20, 50, 100), min_length=1, description="numbers of neurons (published: 10 to 500)"
+        (25, 50, 100, 200, 400, 800),
+        min_length=1,
+        description="numbers of neurons (published: 10 to 500)",
     )
 
 
@@ -140,20 +163,20 @@ class Depn:
         secrets, notes = _secrets(params, model, data["forget"], ctx)
         generic = _generic(params, model, data.get("generic"))
         neurons = _Neurons(params, model, secrets, generic, ctx)
-        ranking = neurons.ranking
-        if not len(ranking.order):
+        known = len(neurons.order)
+        if not known:
             raise EditError(
                 "no neuron makes any of the secrets likelier",
                 remedy="choose other 'layers', or lower 'generic_weight'",
             )
-        offered = sorted({z for z in params.doses if z <= len(ranking.order)})
-        doses = offered or [len(ranking.order)]
+        offered = sorted({z for z in params.doses if z <= known})
+        doses = offered or [known]
         base = model.digest()
 
         def at(dose: float) -> WeightDelta:
-            if dose != int(dose) or not 1 <= dose <= len(ranking.order):
+            if dose != int(dose) or not 1 <= dose <= known:
                 raise UsageError(
-                    f"a dose of {dose:g} is no number of neurons from 1 to {len(ranking.order)}, "
+                    f"a dose of {dose:g} is no number of neurons from 1 to {known}, "
                     "which is how many the secrets vote for",
                     field="dose",
                     remedy="choose one of these, or lower 'threshold' for more",
@@ -175,7 +198,7 @@ class Depn:
             unrelated = _Neurons(params, model, _others(params, model, data, ctx), generic, ctx)
             count = int(dose)
             shared = len(unrelated.top(count) & neurons.top(count))
-            if not unrelated.ranking.order.numel():
+            if not len(unrelated.order):
                 ctx.warn("depn: no neuron makes the other secrets likelier: no control with them")
                 return ()
             delta = WeightDelta(base, unrelated.zeroed(count), Origin(editor="depn", seed=ctx.seed))
@@ -284,8 +307,24 @@ def _generic(params: DepnParams, model: ModelHandle, data: Dataset | None) -> tu
     return tuple(found)
 
 
+@dataclass(frozen=True, eq=False)
+class _Round:
+    """One attribution of some secrets, and the vote that came of it."""
+
+    texts: tuple[Example, ...]
+    kinds: tuple[str | None, ...]
+    first: Attribution
+    """First order, over all layers looked at."""
+    everywhere: Ranking
+    """... and its vote."""
+    exact: Attribution | None
+    layers: tuple[int, ...]
+    """Layers whose neurons ``ranking`` numbers."""
+    ranking: Ranking
+
+
 class _Neurons:
-    """The ranking, and how it came about."""
+    """The neurons in the order in which to zero them, and how it came about."""
 
     def __init__(
         self,
@@ -295,118 +334,180 @@ class _Neurons:
         generic: Sequence[Example],
         ctx: RunContext,
     ) -> None:
-        self.params, self.model, self.kinds = params, model, secrets.kinds
+        self.params, self.model, self.progress = params, model, ctx.progress
+        self.width = model.shape.d_mlp
         self.layers = resolve(params.layers, model.n_layers)
-        self._texts, self._generic_texts = secrets.texts, generic
-        self._secrets = self._attributor(secrets.texts)
-        self._generic = self._attributor(generic) if generic and params.generic_weight else None
-        self.first = self._secrets.first_order(self.layers, ctx.progress)
-        self.first_generic: Attribution | None = None
+        self._generic_texts = generic
+        # Of generic text, its loss: most of its tokens are uncertain, where odds say the same.
+        loss: Measure = "probability" if params.measure == "probability" else "log_probability"
+        used = generic and (params.generic_weight or params.spare)
+        self._generic = self._attributor(generic, loss) if used else None
+        self._first_generic: Attribution | None = None
+        self._exact_generic: dict[tuple[int, ...], Attribution] = {}
         if self._generic is not None:
-            self.first_generic = self._generic.first_order(
-                self.layers, ctx.progress, "gradients on generic text"
+            self._first_generic = self._generic.first_order(
+                self.layers, ctx.progress, "gradients on generic text", squares=True
             )
-        self.everywhere = self._rank(self.first, self.first_generic)
-        self.exact: Attribution | None = None
-        self.ranked_layers, self.ranking = self.layers, self.everywhere
-        if params.exact_layers != 0:
-            self._make_exact(ctx)
+        self.rounds: list[_Round] = []
+        self.order = self._ordered(secrets)
 
-    def _attributor(self, texts: Sequence[Example]) -> Attributor:
-        return Attributor(
-            self.model, texts, measure=self.params.measure, positions=self.params.positions
-        )
+    def _ordered(self, secrets: _Secrets) -> Tensor:
+        """``(k,)`` numbers of neurons over all :attr:`layers`, best first."""
+        wanted = max(self.params.doses)
+        size = self.params.round or wanted
+        chosen: list[int] = []
+        while secrets.texts and len(chosen) < wanted:
+            with self.model.applied(self._delta(torch.tensor(chosen, dtype=torch.long))):
+                found = self._attribute(secrets)
+            self.rounds.append(found)
+            taken = set(chosen)
+            fresh = [neuron for neuron in self._numbered(found) if neuron not in taken]
+            chosen += fresh[: min(size, wanted - len(chosen))]
+            if len(fresh) <= size:
+                break
+            with self.model.applied(self._delta(torch.tensor(chosen))):
+                secrets = _still_known(self.params.until, self.model, secrets)
+            if not secrets.texts:  # nothing is left to vote: as the last vote had it
+                chosen += fresh[size : size + wanted - len(chosen)]
+        return torch.tensor(chosen, dtype=torch.long)
 
-    def _make_exact(self, ctx: RunContext) -> None:
-        self.ranked_layers = self._promising()
-        self.exact = self._secrets.integrated(self.ranked_layers, self.params.points, ctx.progress)
-        generic: Attribution | None = None
-        if self._generic is not None:
-            generic = self._generic.integrated(
-                self.ranked_layers,
-                self.params.generic_points,
-                ctx.progress,
-                "attributing generic text",
+    def _attributor(self, texts: Sequence[Example], measure: Measure) -> Attributor:
+        return Attributor(self.model, texts, measure=measure, positions=self.params.positions)
+
+    def _attribute(self, secrets: _Secrets) -> _Round:
+        """Attribute secrets to the neurons that are there now."""
+        attributor = self._attributor(secrets.texts, self.params.measure)
+        first = attributor.first_order(self.layers, self.progress)
+        everywhere = self._rank(first, secrets, self._first_generic)
+        if self.params.exact_layers == 0:
+            return _Round(
+                secrets.texts, secrets.kinds, first, everywhere, None, self.layers, everywhere
             )
-        self.ranking = self._rank(self.exact, generic)
+        layers = self._promising(everywhere)
+        exact = attributor.integrated(layers, self.params.points, self.progress)
+        ranking = self._rank(exact, secrets, self._generic_of(layers))
+        return _Round(secrets.texts, secrets.kinds, first, everywhere, exact, layers, ranking)
 
-    def _rank(self, own: Attribution, generic: Attribution | None) -> Ranking:
-        scores = own.per_token(self._texts)
-        if generic is not None:
+    def _generic_of(self, layers: tuple[int, ...]) -> Attribution | None:
+        if self._generic is None or not self.params.generic_weight:
+            return self._first_generic
+        if layers not in self._exact_generic:
+            self._exact_generic[layers] = self._generic.integrated(
+                layers, self.params.generic_points, self.progress, "attributing generic text"
+            )
+        return self._exact_generic[layers]
+
+    def _rank(self, own: Attribution, secrets: _Secrets, generic: Attribution | None) -> Ranking:
+        scores = own.per_token(secrets.texts)
+        if generic is not None and self.params.generic_weight:
             # Only what helps generic text speaks for a neuron; what harms it is no reason to go.
             mean = generic.per_token(self._generic_texts).mean(0).clamp(min=0)
             scores -= self.params.generic_weight * mean
-        return rank(scores, threshold=self.params.threshold, kinds=self.kinds)
+        if self._first_generic is not None and self.params.spare is not None:
+            damage = self._first_generic.damage(self._generic_texts).view(len(self.layers), -1)
+            places = [self.layers.index(layer) for layer in own.layers]
+            scores /= (damage[places] + self.params.spare * damage.mean()).flatten()
+        return rank(scores, threshold=self.params.threshold, kinds=secrets.kinds)
 
-    def _promising(self) -> tuple[int, ...]:
+    def _promising(self, everywhere: Ranking) -> tuple[int, ...]:
         """The layers that hold most of what the first-order pass would zero at the top dose."""
         count = self.params.exact_layers
         if count is None or count >= len(self.layers):
             return self.layers
-        best = self.everywhere.order[: max(self.params.doses)]
+        best = everywhere.order[: max(self.params.doses)]
         held = torch.zeros(len(self.layers), dtype=torch.float64)
-        held.index_add_(0, best // self.model.shape.d_mlp, self.everywhere.shares[best])
+        held.index_add_(0, best // self.width, everywhere.shares[best])
         return tuple(sorted(self.layers[i] for i in held.argsort(descending=True)[:count].tolist()))
+
+    def _numbered(self, found: _Round) -> list[int]:
+        """A round's order with neurons numbered over all layers."""
+        places = torch.tensor([self.layers.index(layer) for layer in found.layers])
+        order = found.ranking.order
+        numbers: list[int] = (
+            places[order // self.width] * self.width + order % self.width
+        ).tolist()
+        return numbers
 
     def zeroed(self, count: int) -> dict[str, Update]:
         """Updates that silence the first ``count`` neurons."""
-        found: dict[str, Update] = {}
-        for layer, neurons in self._by_layer(count).items():
+        return dict(self._delta(self.order[:count]).updates)
+
+    def _delta(self, neurons: Tensor) -> WeightDelta:
+        updates: dict[str, Update] = {}
+        for layer, columns in self._by_layer(neurons).items():
             (site,) = self.model.sites("mlp_out", [layer])
-            found[site.weight] = Columns.zeroed(neurons.sort().values, self.model.d_model)
-        return found
+            updates[site.weight] = Columns.zeroed(columns.sort().values, self.model.d_model)
+        return WeightDelta(self.model.digest(), updates, Origin(editor="depn"))
 
-    def top(self, count: int) -> frozenset[tuple[int, int]]:
-        """The first ``count`` neurons, as (layer, neuron)."""
-        return frozenset(
-            (layer, neuron)
-            for layer, neurons in self._by_layer(count).items()
-            for neuron in neurons.tolist()
-        )
+    def top(self, count: int) -> frozenset[int]:
+        """The first ``count`` neurons."""
+        return frozenset(self.order[:count].tolist())
 
-    def _by_layer(self, count: int) -> dict[int, Tensor]:
-        best, width = self.ranking.order[:count], self.model.shape.d_mlp
-        places = best // width
+    def _by_layer(self, neurons: Tensor) -> dict[int, Tensor]:
+        places = neurons // self.width
         return {
-            self.ranked_layers[place]: best[places == place] % width
+            self.layers[place]: neurons[places == place] % self.width
             for place in places.unique().tolist()
         }
 
     def notes(self, doses: Sequence[int]) -> dict[str, Any]:
-        """For the record."""
-        best = self.ranking.order[: max(doses)]
+        """For the record; what is told of attributions and votes is the first round's."""
+        begun, most = self.rounds[0], max(doses)
+        best = begun.ranking.order[:most]
         found: dict[str, Any] = {
-            "neurons_voted_for": len(self.ranking.order),
-            "secrets_without_vote": self.ranking.abstained,
-            "layers_ranked": list(self.ranked_layers),
+            "neurons_voted_for": len(begun.ranking.order),
+            "secrets_without_vote": begun.ranking.abstained,
+            "secrets_voting_by_round": [len(each.texts) for each in self.rounds],
+            "layers_ranked": list(begun.layers),
             "neurons_per_layer": {
-                str(layer): len(neurons) for layer, neurons in self._by_layer(max(doses)).items()
+                str(layer): len(columns)
+                for layer, columns in self._by_layer(self.order[:most]).items()
             },
-            "votes_of_first_and_last": [int(self.ranking.votes[best[i]]) for i in (0, -1)],
             # Of what supports a secret in the layers ranked, how much sits in the neurons zeroed.
-            "share_of_attribution": {str(z): self._share(z) for z in doses},
+            "share_of_attribution": {str(z): _share(begun, z) for z in doses},
         }
-        if self.exact is not None and self.exact.change is not None:
-            places = [self.layers.index(layer) for layer in self.ranked_layers]
-            first = self._rank(
-                self._at(places, self.first),
-                None if self.first_generic is None else self._at(places, self.first_generic),
-            )
-            found["agreement_of_first_order"] = {
-                str(z): first.agreement(self.ranking, z) for z in doses
-            }
-            held = torch.isin(
-                self.everywhere.order[: max(doses)] // self.model.shape.d_mlp, torch.tensor(places)
-            )
-            found["first_order_candidates_in_layers_ranked"] = float(held.double().mean())
-            scale = self.exact.change.abs().sum()
-            found["completeness_gap"] = float(self.exact.gaps().sum() / scale) if scale else 0.0
+        if len(best):
+            found["votes_of_first_and_last"] = [int(begun.ranking.votes[best[i]]) for i in (0, -1)]
+        if begun.exact is not None and begun.exact.change is not None:
+            found |= self._agreement(begun, doses)
+            scale = begun.exact.change.abs().sum()
+            found["completeness_gap"] = float(begun.exact.gaps().sum() / scale) if scale else 0.0
         return found
 
-    def _at(self, places: Sequence[int], everywhere: Attribution) -> Attribution:
-        return Attribution(self.ranked_layers, everywhere.scores[:, list(places)])
+    def _agreement(self, begun: _Round, doses: Sequence[int]) -> dict[str, Any]:
+        """How far the first-order pass names the neurons that the exact one names."""
+        places = [self.layers.index(layer) for layer in begun.layers]
+        secrets = _Secrets(begun.texts, begun.kinds)
+        first = Attribution(begun.layers, begun.first.scores[:, places])
+        generic = self._first_generic
+        if generic is not None:
+            generic = Attribution(begun.layers, generic.scores[:, places])
+        ranking = self._rank(first, secrets, generic)
+        inside = torch.isin(
+            begun.everywhere.order[: max(doses)] // self.width, torch.tensor(places)
+        )
+        return {
+            "agreement_of_first_order": {
+                str(z): ranking.agreement(begun.ranking, z) for z in doses
+            },
+            "first_order_candidates_in_layers_ranked": float(inside.double().mean()),
+        }
 
-    def _share(self, count: int) -> float:
-        scores = (self.exact or self.first).per_token(self._texts).clamp(min=0).sum(0)
-        total = float(scores.sum())
-        return float(scores[self.ranking.order[:count]].sum()) / total if total else 0.0
+
+def _still_known(until: float, model: ModelHandle, secrets: _Secrets) -> _Secrets:
+    """The secrets that the model still knows: whose tokens are likelier than ``until``."""
+    scores = model.engine.score(
+        [text.prompt for text in secrets.texts], [text.answer for text in secrets.texts]
+    )
+    kept = [
+        (text, kind)
+        for text, kind, score in zip(secrets.texts, secrets.kinds, scores, strict=True)
+        if score.total / len(text.answer) >= math.log(until)
+    ]
+    return _Secrets(tuple(text for text, _ in kept), tuple(kind for _, kind in kept))
+
+
+def _share(found: _Round, count: int) -> float:
+    scores = (found.exact or found.first).per_token(found.texts).clamp(min=0).sum(0)
+    total = float(scores.sum())
+    return float(scores[found.ranking.order[:count]].sum()) / total if total else 0.0

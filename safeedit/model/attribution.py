@@ -30,6 +30,7 @@ Source: Wu et al., EMNLP 2023 (arXiv 2310.20138), equations 2 to 4, after Sundar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ from safeedit.model.tuning import Example
 if TYPE_CHECKING:
     from transformers import Cache
 
-Measure = Literal["log_probability", "probability"]
+Measure = Literal["log_odds", "log_probability", "probability"]
 Positions = Literal["predicting", "all"]
 
 _TAPE_SHARE = 4
@@ -69,16 +70,34 @@ class Attribution:
         scores: ``(secrets, layers, d_mlp)`` fp32, CPU; nats, or probability.
         change: ``(secrets, layers)`` ``F(a) - F(0)``, which the scores sum to; None where only
             the gradient at ``a`` is known.
+        squares: ``(secrets, layers, d_mlp)`` sum over positions of (gradient times activation)
+            squared, in squared units of ``F``; None where that was not asked for.
     """
 
     layers: tuple[int, ...]
     scores: Tensor
     change: Tensor | None = None
+    squares: Tensor | None = None
 
     def per_token(self, secrets: Sequence[Example]) -> Tensor:
         """Scores ``(secrets, layers * d_mlp)`` over the number of each secret's tokens."""
         lengths = torch.tensor([len(secret.answer) for secret in secrets])
         return self.scores.flatten(1) / lengths[:, None]
+
+    def damage(self, secrets: Sequence[Example]) -> Tensor:
+        """``(layers * d_mlp,)`` mean square of gradient times activation over the texts' tokens.
+
+        Twice the second-order estimate of what zeroing a neuron costs a token, with the Fisher
+        information in place of the Hessian (Molchanov et al. 2019, arXiv 1906.10771, after
+        LeCun's Optimal Brain Damage); where the model is well trained the first order is about 0.
+
+        Raises:
+            UsageError: Squares were not asked for.
+        """
+        if self.squares is None:
+            raise UsageError("these attributions came without squares")
+        tokens = sum(len(secret.answer) for secret in secrets)
+        return self.squares.flatten(1).sum(0) / tokens
 
     def gaps(self) -> Tensor:
         """``(secrets, layers)`` how far the scores' sums are from ``change``, absolute.
@@ -155,6 +174,8 @@ class Attributor:
         layers: Sequence[int],
         progress: Progress = silent,
         description: str = "gradients of all layers",
+        *,
+        squares: bool = False,
     ) -> Attribution:
         """Gradient times activation at the activations as they are, all layers in one pass.
 
@@ -164,11 +185,15 @@ class Attributor:
         """
         layers = tuple(sorted(set(self.model.shape.layers(layers))))
         scores = torch.zeros(len(self.secrets), len(layers), self.model.shape.d_mlp)
+        squared = torch.zeros_like(scores) if squares else None
         batches = self._batches()
         for members in progress(batches, description, len(batches)):
             run = _Run(self, members, layers)
-            scores[torch.tensor(members)] = run.gradient_times_activation()
-        return _finite(Attribution(layers, scores))
+            for row, total, square in run.gradient_times_activation():
+                scores[members[row]] = total
+                if squared is not None:
+                    squared[members[row]] = square
+        return _finite(Attribution(layers, scores, squares=squared))
 
     def _steps(self, layers: Sequence[int]) -> Iterator[tuple[_Run, int]]:
         for members in self._batches():
@@ -299,10 +324,12 @@ class _Run:
                 ends[int(j > 0), row] = value
         return scores, ends[1] - ends[0]
 
-    def gradient_times_activation(self) -> Tensor:
-        """Scores ``(secrets, layers, d_mlp)``."""
+    def gradient_times_activation(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Of each secret: its row; sums over positions of the products, and of their squares.
+
+        Both are ``(layers, d_mlp)``.
+        """
         sites = self.model.sites("mlp_out", self.layers)
-        scores = torch.zeros(len(self.members), len(sites), self.model.shape.d_mlp)
 
         def run(batch: list[int]) -> list[Tensor]:
             rows = torch.tensor(batch)
@@ -331,12 +358,12 @@ class _Run:
                 here = self.neurons[site.layer][rows.to(gradient.device)]
                 if self._norm(site.layer) is not None:
                     gradient = self._through_norm(site, rows, here, gradient)
-                parts.append((gradient.float() * here).sum(1).cpu())
-            return list(torch.stack(parts, 1))
+                product = gradient.float() * here
+                parts.append(torch.stack([product.sum(1), product.square().sum(1)], 1).cpu())
+            return list(torch.stack(parts, 2))
 
-        for row, part in self._batched(range(len(self.members)), run):
-            scores[row] = part
-        return scores
+        for row, (total, squared) in self._batched(range(len(self.members)), run):
+            yield row, total, squared
 
     def _norm(self, layer: int) -> nn.Module | None:
         """The RMS norm after the MLP, where there is one (OPT-350m's is a LayerNorm of the sum)."""
@@ -396,10 +423,7 @@ class _Run:
                 column.append(self.first[row] + offset)
                 wanted.append(token)
         logits = self.model.logits(hidden[which, column]).float()
-        loss = functional.cross_entropy(
-            logits, torch.tensor(wanted, device=logits.device), reduction="none"
-        )
-        each = -loss if self.measure == "log_probability" else (-loss).exp()
+        each = _measured(self.measure, logits, torch.tensor(wanted, device=logits.device))
         total = torch.zeros(len(rows), device=each.device)
         return total.index_add(0, torch.tensor(which, device=each.device), each)
 
@@ -447,6 +471,16 @@ class _Run:
                 vars(block).pop("forward", None)
                 if forward is not None:
                     vars(block)["forward"] = forward
+
+
+def _measured(measure: Measure, logits: Tensor, wanted: Tensor) -> Tensor:
+    """``(tokens,)`` what the model makes of the tokens ``wanted``, from fp32 logits."""
+    if measure == "log_odds":
+        own = logits.gather(1, wanted[:, None])
+        rest = logits.scatter(1, wanted[:, None], -math.inf)
+        return own[:, 0] - rest.logsumexp(1)
+    loss = functional.cross_entropy(logits, wanted, reduction="none")
+    return -loss if measure == "log_probability" else (-loss).exp()
 
 
 def _size(norm: nn.Module, entering: Tensor) -> Tensor:

@@ -32,6 +32,10 @@ OTHERS = (
     Item(id="c", prompt="Who wrote the play? It was", answer="Shakespeare"),
 )
 QUICK: dict[str, Any] = {"points": 4, "doses": (2, 4, 8)}
+PUBLISHED: dict[str, Any] = {
+    "measure": "log_probability", "exact_layers": 8, "spare": None, "round": None,
+}  # fmt: skip
+"""Integrated gradients and one vote; generic text is subtracted."""
 
 
 def forget(items: Sequence[Item] = SECRETS) -> Dataset:
@@ -86,7 +90,7 @@ def propose(
         seed=3, cache=tmp_path, secret=b"k", warn=(lambda m: None) if said is None else said.append
     )
     data = data or EditData({"forget": forget(), "generic": generic()})
-    return Depn(DepnParams(**{**QUICK, **params})).propose(handle, data, ctx)
+    return Depn(DepnParams(**{**QUICK, **PUBLISHED, **params})).propose(handle, data, ctx)
 
 
 def neurons(delta: WeightDelta) -> set[tuple[str, int]]:
@@ -146,6 +150,45 @@ def test_without_other_secrets_their_control_is_missing_and_that_is_said(
     proposal = propose(taught, tmp_path, said=said)
     assert proposal.controls(2) == ()
     assert any("without 'others'" in text for text in said)
+
+
+def test_neurons_that_generic_text_pays_for_are_spared(taught: ModelHandle, tmp_path: Path) -> None:
+    """For as much lost of the secrets, less is lost of generic text."""
+    before, others = log_probability(taught), log_probability(taught, OTHERS)
+
+    def harm(**params: Any) -> float:
+        proposal = propose(taught, tmp_path, doses=tuple(range(1, 60)), threshold=0.001, **params)
+        for dose in proposal.doses:
+            with taught.applied(proposal.at(dose)):
+                if before - log_probability(taught) > 1:
+                    return others - log_probability(taught, OTHERS)
+        raise AssertionError("no dose made the secrets unlikely")
+
+    blind = harm(exact_layers=0, generic_weight=0)
+    spared = harm(exact_layers=0, generic_weight=0, spare=1.0)
+    assert spared < 0.7 * blind
+
+
+def test_later_rounds_are_for_the_secrets_that_are_still_known(
+    taught: ModelHandle, tmp_path: Path
+) -> None:
+    rounds = propose(taught, tmp_path, exact_layers=0, round=4, doses=(16,), until=0.5).notes
+    voting = rounds["secrets_voting_by_round"]
+    assert voting[0] == 4
+    assert 1 < len(voting) <= 4
+    assert voting == sorted(voting, reverse=True)
+    assert voting[-1] < 4
+    once = propose(taught, tmp_path, exact_layers=0, doses=(16,)).notes
+    assert once["secrets_voting_by_round"] == [4]
+
+
+def test_in_rounds_too_the_lesser_dose_is_part_of_the_greater(
+    taught: ModelHandle, tmp_path: Path
+) -> None:
+    proposal = propose(taught, tmp_path, exact_layers=0, round=3, doses=(2, 5, 9))
+    sets = [neurons(proposal.at(dose)) for dose in proposal.doses]
+    assert [len(found) for found in sets] == [2, 5, 9]
+    assert sets[0] < sets[1] < sets[2]
 
 
 def test_more_neurons_zero_more_and_contain_the_fewer(taught: ModelHandle, tmp_path: Path) -> None:

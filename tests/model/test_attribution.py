@@ -18,7 +18,7 @@ from tests.tiny_models import FAMILIES, N_LAYERS, VOCAB_SIZE, tiny_handle
 
 LAYERS = tuple(range(N_LAYERS))
 every_family = pytest.mark.parametrize("family", FAMILIES)
-both_measures = pytest.mark.parametrize("measure", ["log_probability", "probability"])
+all_measures = pytest.mark.parametrize("measure", ["log_odds", "log_probability", "probability"])
 
 
 def secrets(lengths: list[tuple[int, int]], seed: int = 0) -> list[Example]:
@@ -42,6 +42,8 @@ def value(handle: ModelHandle, secret: Example, measure: Measure) -> Tensor:
     start = len(secret.prompt) - 1
     scores = logits[start:-1].log_softmax(-1)
     found = scores[range(len(secret.answer)), list(secret.answer)]
+    if measure == "log_odds":
+        return (found - torch.log1p(-found.exp())).sum()
     return found.sum() if measure == "log_probability" else found.exp().sum()
 
 
@@ -85,7 +87,7 @@ def silenced(handle: ModelHandle, secret: Example, layer: int, measure: Measure)
         return float(value(handle, secret, measure))
 
 
-@both_measures
+@all_measures
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt"])
 def test_attributions_sum_to_what_silencing_the_layer_changes(
     family: str, measure: Measure
@@ -102,7 +104,7 @@ def test_attributions_sum_to_what_silencing_the_layer_changes(
             )
     # Right Riemann sums are off by half the change of slope over m: here at most .1 nats.
     assert found.gaps().max() < 0.1
-    assert found.change.abs().max() > (1 if measure == "log_probability" else 0.001)
+    assert found.change.abs().max() > (0.001 if measure == "probability" else 1)
 
 
 @every_family
@@ -243,3 +245,20 @@ def test_a_model_whose_numbers_are_not_finite_is_refused() -> None:
 def test_no_secrets_make_no_attributions() -> None:
     found = Attributor(tiny_handle("llama"), []).integrated(LAYERS, 2)
     assert found.scores.shape[0] == 0
+
+
+def test_damage_is_the_mean_square_of_what_each_token_owes_a_neuron() -> None:
+    handle = tiny_handle("llama")
+    found = Attributor(handle, MIXED).first_order(LAYERS, squares=True)
+    assert found.squares is not None
+    # Of a text whose answer is one token there is one position: the square of the sum.
+    one = [Example(text.prompt, text.answer[:1]) for text in MIXED]
+    single = Attributor(handle, one).first_order(LAYERS, squares=True)
+    assert single.squares is not None
+    torch.testing.assert_close(single.squares, single.scores.square())
+    torch.testing.assert_close(single.damage(one), single.scores.square().mean(0).flatten())
+    # Of longer ones, no less than the square of the mean.
+    length = torch.tensor([len(text.answer) for text in MIXED])[:, None, None]
+    assert bool((found.squares * length >= found.scores.square() * (1 - 1e-4) - 1e-12).all())
+    with pytest.raises(UsageError, match="without squares"):
+        Attributor(handle, one).first_order(LAYERS).damage(one)
