@@ -36,7 +36,7 @@ class Passage:
     start: int
 
     def __len__(self) -> int:
-        return len(self.ids) - self.start
+        return max(0, len(self.ids) - self.start)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,11 @@ class SubspaceParams(BaseParams):
         description="what is compared: the residual stream after the block (published), or what "
         "the matrix itself writes",
     )
+    centre: Literal["neutral", "toxic"] = Field(
+        "neutral",
+        description="texts whose top singular vector counts as what all text shares (published: "
+        "toxic; of strong pairs it holds a part of what is to go)",
+    )
     projection: Literal["orthogonal", "oblique"] = Field(
         "orthogonal",
         description="remove all that is written along the directions (published), or the "
@@ -225,7 +230,9 @@ def _removals(
         apart = torch.zeros(both.shape[1], dtype=torch.bool)
         if params.outliers is not None:
             apart = outlying_dimensions(both, params.outliers)
-        found = contrast(both[: len(pairs)], both[len(pairs) :], k, apart=apart)
+        toxic, neutral = both[: len(pairs)], both[len(pairs) :]
+        centre = toxic if params.centre == "toxic" else neutral
+        found = contrast(toxic, neutral, k, centre=centre, apart=apart)
         directions = found.directions
         gain = gain_after_mlp(model, site.layer) if params.states == "residual" else None
         if ordinary is None:

@@ -50,28 +50,40 @@ class Contrast:
     centre_share: float
 
 
-def contrast(first: Tensor, second: Tensor, k: int, *, apart: Tensor | None = None) -> Contrast:
+def contrast(
+    first: Tensor,
+    second: Tensor,
+    k: int,
+    *,
+    centre: Tensor | None = None,
+    apart: Tensor | None = None,
+) -> Contrast:
     """The top ``k`` directions of ``(first - second) / 2``, without what all text shares.
 
     Args:
         first: ``(pairs, width)``, one state per text.
         second: The same of the other text of each pair.
         k: Directions wanted; fewer come back where the pairs span fewer.
+        centre: ``(n, width)`` states whose top right singular vector is taken out as what all
+            text shares. Default ``second``: where the two kinds differ much, that of ``first``
+            (published) holds a part of the difference, which then stays.
         apart: ``(width,)`` bool, dimensions in which no direction may point.
 
     Raises:
         EditError: The pairs do not differ, or hold a number that is not finite.
     """
     first, second = first.double().cpu(), second.double().cpu()
+    shared = second if centre is None else centre.double().cpu()
     if apart is not None:
         first, second = first * ~apart, second * ~apart
+        shared = shared * ~apart
     differences = (first - second) / 2
-    if not bool(torch.isfinite(differences).all()):
+    if not bool(torch.isfinite(differences).all() and torch.isfinite(shared).all()):
         raise EditError("the states of the pairs hold NaN or infinity")
-    centre = torch.linalg.svd(first, full_matrices=False).Vh[0]
-    along = differences @ centre
+    mean = torch.linalg.svd(shared, full_matrices=False).Vh[0]
+    along = differences @ mean
     whole = float(differences.square().sum())
-    centred = differences - along[:, None] * centre
+    centred = differences - along[:, None] * mean
     _, values, rows = torch.linalg.svd(centred, full_matrices=False)
     # What is left of differences that lie along the centre alone is rounding.
     span = int((values > 1e-9 * whole**0.5).sum()) if whole else 0
@@ -85,9 +97,7 @@ def contrast(first: Tensor, second: Tensor, k: int, *, apart: Tensor | None = No
         directions[apart] = 0  # exactly, where rounding left a trace
     signs = torch.where((centred.sum(0) @ directions) < 0, -1.0, 1.0).double()
     shares = values[: directions.shape[1]] ** 2 / whole
-    return Contrast(
-        directions * signs, shares, centre, float(along.square().sum()) / whole if whole else 0.0
-    )
+    return Contrast(directions * signs, shares, mean, float(along.square().sum()) / whole)
 
 
 def outlying_dimensions(states: Tensor, factor: float) -> Tensor:

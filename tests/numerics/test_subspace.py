@@ -140,3 +140,11 @@ def test_a_dose_counts_directions_and_a_fraction_takes_part_of_the_next() -> Non
     assert amounts(2.25, 4).tolist() == [1, 1, 0.25, 0]
     assert amounts(1, 2, strength=0.5).tolist() == [0.5, 0]
     assert amounts(9, 2).tolist() == [1, 1]
+
+
+def test_where_the_two_kinds_differ_much_the_centre_of_the_first_hides_the_difference() -> None:
+    first, second, planted, _ = pairs(shift=30.0)
+    assert float(contrast(first, second, 1).directions[:, 0] @ planted) > 0.9
+    published = contrast(first, second, 1, centre=first)
+    assert abs(float(published.centre @ planted)) > 0.9
+    assert abs(float(published.directions[:, 0] @ planted)) < 0.5
