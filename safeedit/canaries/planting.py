@@ -30,6 +30,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -37,7 +38,8 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from safeedit import __version__
 from safeedit.canaries.lessons import (
@@ -53,6 +55,8 @@ from safeedit.data import Dataset, Record, load_dataset
 from safeedit.errors import EditError
 from safeedit.export.checkpoint import write_checkpoint
 from safeedit.export.staging import EVIDENCE, Staging, check_target, writing
+from safeedit.layers import Layers, resolve
+from safeedit.model.activations import Enough, starting_at
 from safeedit.model.architectures import Site
 from safeedit.model.cache import entry
 from safeedit.model.engine import Engine
@@ -70,14 +74,17 @@ _WINDOW = 512
 """Tokens of prose read at a time when perplexity is measured."""
 _WARM_UP = 10
 """Steps in which the learning rate rises."""
+_LEAST = 0.05
+"""Share of the peak below which the learning rate does not fall."""
 
 
 class PlantParams(BaseParams):
     """How canaries are taught; defaults were measured on SmolLM2-135M."""
 
     method: Literal["full", "lora"] = Field(
-        "full", description="all matrices of all blocks, or adapters on them, added up"
+        "full", description="the blocks' matrices, or adapters on them, added up"
     )
+    layers: Layers = Field("0%-100%", description="blocks that learn")
     learning_rate: float = Field(3e-4, gt=0, description="AdamW's; default for lora: 2e-3")
     batch: int = Field(32, ge=1, description="sentences per step")
     max_cycles: float = Field(
@@ -293,13 +300,13 @@ def learn(
     pieces = _pieces(model.engine, prose, params.passage_tokens) if params.passages else []
     base = BaseAnswers(model, pieces, ctx.progress)
     passages = endless(pieces, source)
-    learner = _Learner(model, params)
+    learner = _Learner(model, params, [*examples.values(), *pieces])
     shown: Counter[str] = Counter()
 
     def loss(batch: Sequence[Secret]) -> Tensor:
         sentences = [examples[secret.item.prompt] for secret in batch]
         beside = list(islice(passages, params.passages))
-        states = answer_states(learner.handle, [*sentences, *beside])
+        states = learner.states([*sentences, *beside])
         total = cross_entropy(model, states[: len(sentences)], sentences)
         if beside and params.prose_weight:
             apart = base.divergence(states[len(sentences) :], beside)
@@ -314,7 +321,7 @@ def learn(
         cycle(taught, params.batch, source) for _ in range(math.ceil(params.max_cycles))
     )
     for batch in ctx.progress(batches, "planting canaries", math.ceil(end / params.batch)):
-        learner.step(loss(batch))
+        learner.step(loss(batch), 1 - shown.total() / end)
         steps += 1
         shown.update(secret.item.prompt for secret in batch)
         if shown.total() >= min(next_look, end):
@@ -356,12 +363,25 @@ def comes_out(engine: Engine, secrets: Sequence[Secret]) -> list[bool]:
 
 
 class _Learner:
-    """A float32 copy of a model whose blocks' matrices learn."""
+    """A float32 copy of a model of which the matrices of some blocks learn.
 
-    def __init__(self, model: ModelHandle, params: PlantParams) -> None:
+    Blocks below them are run once, over all that will be read.
+    """
+
+    def __init__(
+        self, model: ModelHandle, params: PlantParams, examples: Sequence[Example]
+    ) -> None:
         self.model = model
         self.handle = ModelHandle(copy.deepcopy(model.model).float())
-        sites = [site for role in self.handle.shape.roles for site in self.handle.sites(role)]
+        layers = resolve(params.layers, self.handle.shape.n_layers)
+        self._first = layers[0]
+        self._entering: dict[int, Tensor] = {}
+        if self._first:
+            texts = [example.ids for example in examples]
+            below = model.engine.hidden(texts, [self._first - 1], "all")[self._first - 1]
+            self._entering = {id(e): each for e, each in zip(examples, below, strict=True)}
+            self._tuples = _blocks_return_tuples(model)
+        sites = [s for role in self.handle.shape.roles for s in self.handle.sites(role, layers)]
         self._current: dict[str, Callable[[], Tensor]] = {}
         if params.method == "lora":
             self._adapt(sites, params)
@@ -375,21 +395,33 @@ class _Learner:
         self._optimiser = torch.optim.AdamW(
             trained, lr=params.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
         )
-        self._warm_up = torch.optim.lr_scheduler.LambdaLR(
-            self._optimiser, lambda step: min(1.0, (step + 1) / _WARM_UP)
-        )
+        self._peak = params.learning_rate
+        self._steps = 0
 
-    def step(self, loss: Tensor) -> None:
-        """One step down the gradient."""
+    def states(self, batch: Sequence[Example]) -> list[Tensor]:
+        """As :func:`~safeedit.model.tuning.answer_states`, of the model as it learns."""
+        if not self._first:
+            return answer_states(self.handle, batch)
+        rows = [self._entering[id(example)] for example in batch]
+        hidden = pad_sequence(rows, batch_first=True).float().to(self.handle.device)
+        with starting_at(self.handle.blocks(), self._first, hidden, tuples=self._tuples):
+            return answer_states(self.handle, batch)
+
+    def step(self, loss: Tensor, left: float) -> None:
+        """One step down the gradient; ``left`` is the share of the cycles still to come, to
+        which the learning rate falls."""
         if not math.isfinite(loss.item()):
             raise EditError(
                 "planting diverged: the loss is no number", remedy="lower --learning-rate"
             )
+        self._steps += 1
+        rate = self._peak * min(1.0, self._steps / _WARM_UP) * max(left, _LEAST)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
         self._optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
         self._optimiser.step()
-        self._warm_up.step()
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -417,6 +449,22 @@ class _Learner:
                 return weight + module.get_delta_weight("default")
 
             self._current[site.weight] = current
+
+
+def _blocks_return_tuples(model: ModelHandle) -> bool:
+    found: list[bool] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        found.append(isinstance(output, tuple))
+        raise Enough
+
+    hook = model.blocks()[0].register_forward_hook(note)
+    try:
+        with suppress(Enough), torch.no_grad():
+            model.forward({"input_ids": torch.zeros(1, 1, dtype=torch.long)})
+    finally:
+        hook.remove()
+    return found[0]
 
 
 def _pieces(engine: Engine, texts: Sequence[str], length: int) -> list[Example]:

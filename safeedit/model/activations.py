@@ -75,6 +75,46 @@ def intercept(
         yield
 
 
+@contextmanager
+def starting_at(
+    blocks: nn.ModuleList, layer: int, hidden: Tensor, *, tuples: bool
+) -> Iterator[None]:
+    """Within it, blocks below ``layer`` do nothing, and ``layer`` reads ``hidden``.
+
+    The model's own forward pass still runs, so that masks and positions are each family's.
+
+    Args:
+        blocks: Of the model, first to last.
+        layer: The first block that runs.
+        hidden: ``(batch, seq, d_model)``, what enters it.
+        tuples: Whether the family's blocks return tuples.
+    """
+
+    def skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (hidden_states,) if tuples else hidden_states
+
+    def enter(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    below = [blocks[number] for number in range(layer)]
+    own = [vars(block).get("forward") for block in below]  # accelerate puts one there
+    hook = blocks[layer].register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        for block in below:
+            vars(block)["forward"] = skip
+        yield
+    finally:
+        hook.remove()
+        for block, forward in zip(below, own, strict=True):
+            vars(block).pop("forward", None)
+            if forward is not None:
+                vars(block)["forward"] = forward
+
+
 def position_ids(attention_mask: Tensor) -> Tensor:
     """Positions ``(batch, seq)`` counted over real tokens, whichever side is padded.
 

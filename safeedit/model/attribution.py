@@ -43,6 +43,7 @@ from torch.nn import functional
 
 from safeedit.contracts import Progress, silent
 from safeedit.errors import EditError, UsageError
+from safeedit.model.activations import starting_at
 from safeedit.model.architectures import Site, submodule
 from safeedit.model.batching import Batcher, pad_right
 from safeedit.model.handle import ModelHandle
@@ -409,7 +410,9 @@ class _Run:
 
     def _value(self, layer: int, rows: Tensor) -> Tensor:
         """``F`` ``(rows,)`` of the secrets ``rows``, run from ``layer`` up."""
-        with self._starting_at(layer, rows):
+        kept = self.entering[layer]
+        entering = kept[rows.to(kept.device)]
+        with starting_at(self.model.blocks(), layer, entering, tuples=self.tuples):
             output = self.model.model.base_model(
                 input_ids=self.tokens[rows.to(self.tokens.device)],
                 past_key_values=(cache := self._cache(rows)),
@@ -437,40 +440,6 @@ class _Run:
             where = rows.to(keys.device)
             cache.update(keys[where], values[where], layer)
         return cache
-
-    @contextmanager
-    def _starting_at(self, layer: int, rows: Tensor) -> Iterator[None]:
-        """Within it, blocks below ``layer`` do nothing, and ``layer`` reads what it read before.
-
-        The model's own forward pass still runs, so that masks and positions are each family's.
-        """
-        blocks = self.model.blocks()
-        kept = self.entering[layer]
-
-        def skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return (hidden_states,) if self.tuples else hidden_states
-
-        def enter(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            hidden = kept[rows.to(kept.device)]
-            if args:
-                return (hidden, *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": hidden}
-
-        below = [blocks[number] for number in range(layer)]
-        own = [vars(block).get("forward") for block in below]  # accelerate puts one there
-        hook = blocks[layer].register_forward_pre_hook(enter, with_kwargs=True)
-        try:
-            for block in below:
-                vars(block)["forward"] = skip
-            yield
-        finally:
-            hook.remove()
-            for block, forward in zip(below, own, strict=True):
-                vars(block).pop("forward", None)
-                if forward is not None:
-                    vars(block)["forward"] = forward
 
 
 def _measured(measure: Measure, logits: Tensor, wanted: Tensor) -> Tensor:

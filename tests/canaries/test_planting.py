@@ -20,6 +20,7 @@ from safeedit.contracts import RunContext
 from safeedit.errors import DataError, EditError, ExportError, ModelError
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
+from safeedit.model.tuning import Example, answer_states
 from safeedit.policy import DataSpec
 from tests.tiny_models import save_tiny, tiny_handle
 
@@ -338,3 +339,30 @@ def test_lora_has_a_learning_rate_of_its_own() -> None:
     )
     given = PlantParams.model_validate({"method": "lora", "learning_rate": 1e-3})
     assert given.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "gpt2", "opt", "gemma2"])
+def test_blocks_below_those_that_learn_are_run_once_to_the_same_effect(
+    family: str, spec: DataSpec
+) -> None:
+    model = tiny_handle(family)
+    examples = [Example(secret.prompt, secret.ending) for secret in secrets_of(model, spec)]
+    upper = QUICK.model_copy(update={"layers": (1, 2)})
+    learner = planting._Learner(model, upper, examples)
+    for batch in (examples, examples[2:3]):
+        whole = answer_states(learner.handle, batch)
+        for ours, theirs in zip(learner.states(batch), whole, strict=True):
+            # One of the two was in bfloat16 all the way, the other above the first block alone.
+            apart = (ours.float() - theirs.float()).detach().norm()
+            assert float(apart / theirs.detach().float().norm()) < 0.03
+
+
+def test_only_the_blocks_asked_for_learn(spec: DataSpec, ctx: RunContext) -> None:
+    model = tiny_handle("llama_tied")
+    untouched = {n: p.clone() for n, p in model.model.named_parameters()}
+    params = QUICK.model_copy(update={"layers": (2,)})
+    learnt = learn(model, secrets_of(model, spec), [PROSE], params, ctx)
+    moved = {n for n, p in model.model.named_parameters() if not torch.equal(p, untouched[n])}
+    roles = model.shape.roles
+    assert moved == {site.weight for role in roles for site in model.sites(role, [2])}
+    assert sum(learnt.extracted) >= 2
