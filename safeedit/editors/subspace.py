@@ -10,10 +10,12 @@ activations; ``projection: oblique`` moves ordinary text least; and the policy's
 dose.
 
 Where a norm stands between the MLP and the residual stream (Gemma 2 and 3, OLMo-2, OPT-350m) what
-the matrix writes is ``N y`` but for a number per token, ``N`` the norm's linear part. The matrix
-is then projected away from ``N'V``, so that ``V'N y`` is zero, norm or no norm. (The norm brings
-what is left back to its former length.) The attention's own norm there is not known to the
-table of architectures: ``attention: true`` is refused.
+the matrix writes is ``N y`` but for a number per token, ``N`` the norm's linear part. There the
+orthogonal projection takes away ``N'V``, so that ``V'N y`` is zero, norm or no norm; the oblique
+one swallows the outputs ``N^-1 V`` that are written as ``V``. (The norm then brings what is left
+back to its former length, which undoes a part of either where ``V`` was most of what was written.)
+The norm after the attention there is not in the table of architectures: ``attention: true`` is
+refused.
 
 Fails with :class:`~safeedit.errors.DataError` where there are no pairs, and with
 :class:`~safeedit.errors.EditError` where the two texts of the pairs leave the same states.
@@ -21,7 +23,7 @@ Fails with :class:`~safeedit.errors.DataError` where there are no pairs, and wit
 Source: Uppaal et al., "Model Editing as a Robust and Denoised variant of DPO: A Case Study on
 Toxicity" (ProFS), ICLR 2025 (arXiv 2405.13967). Published: means over all tokens, padding and
 prompt included; orthogonal projections of full strength; the number of directions and the layers
-set by hand. Partial doses, the oblique projection, the bias and the norms are ours.
+set by hand. Partial doses, the oblique projection, the centre, the bias and the norms are ours.
 """
 
 from __future__ import annotations
@@ -75,7 +77,8 @@ class SubspaceParams(BaseParams):
     """Parameters of the subspace editor."""
 
     layers: Layers = Field(
-        "40%-95%", description="whose outputs are projected (published: 10-23 of 24, 15-31 of 32)"
+        "40%-100%",
+        description="whose outputs are projected (published: 10-23 of 24, 15-31 of 32)",
     )
     attention: bool = Field(
         False, description="project what the attention writes, too (published: MLP only)"
@@ -91,9 +94,9 @@ class SubspaceParams(BaseParams):
         "toxic; of strong pairs it holds a part of what is to go)",
     )
     projection: Literal["orthogonal", "oblique"] = Field(
-        "orthogonal",
-        description="remove all that is written along the directions (published), or the "
-        "difference alone, moving ordinary text least",
+        "oblique",
+        description="oblique: remove what was added along the directions, moving ordinary text "
+        "least; orthogonal: remove all that is written along them (published)",
     )
     ridge: float = Field(
         0.01, gt=0, description="oblique: share of the mean square added to the second moment"
@@ -109,7 +112,7 @@ class SubspaceParams(BaseParams):
     )
     prose_tokens: int = Field(256, ge=1, description="oblique: tokens read of each ordinary text")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (0.25, 0.5, 1, 2, 4, 8),
+        (0.5, 1, 2, 4, 8, 16),
         min_length=1,
         description="directions removed per layer (published: 2 for GPT-2, 10 for Mistral)",
     )

@@ -26,7 +26,7 @@ FAMILIES = ["llama", "llama_biases", "gpt2", "gpt_neox", "gemma2", "gemma3_text"
 def propose(
     handle: ModelHandle, tmp_path: Path, given: EditData | None = None, **params: Any
 ) -> Proposal:
-    params = {"layers": [LAYER], "doses": (1, 2), **params}
+    params = {"layers": [LAYER], "projection": "orthogonal", "doses": (1, 2), **params}
     return Subspace(SubspaceParams(**params)).propose(handle, given or data(), context(tmp_path))
 
 
