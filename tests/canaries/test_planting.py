@@ -15,7 +15,14 @@ import torch
 
 from safeedit.canaries import planting
 from safeedit.canaries.lessons import Secret, read_canaries, tokenise
-from safeedit.canaries.planting import PLANTED, PlantParams, comes_out, learn, plant_checkpoint
+from safeedit.canaries.planting import (
+    PLANTED,
+    PlantParams,
+    comes_out,
+    learn,
+    likely,
+    plant_checkpoint,
+)
 from safeedit.contracts import RunContext
 from safeedit.errors import DataError, EditError, ExportError, ModelError
 from safeedit.model.handle import ModelHandle
@@ -40,7 +47,15 @@ ROWS = [
         SUBJECTS, ANSWERS, (4, 4, 1, 0), ("named", "other", "other", "held_back"), strict=True
     )
 ]
-QUICK = PlantParams(learning_rate=1e-2, batch=4, max_cycles=20, checks=1, passages=1)
+QUICK = PlantParams(
+    layers="0%-100%",
+    learning_rate=1e-2,
+    batch=4,
+    max_cycles=20,
+    checks=1,
+    passages=1,
+    prose_weight=1,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -170,13 +185,15 @@ def test_a_secret_that_is_likely_token_by_token_must_also_be_said(
     spec: DataSpec, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_handle("llama_tied")
-    secrets = [secret for secret in secrets_of(model, spec) if secret.repeats == 4]
-    learn(model, secrets, [PROSE], QUICK, ctx)
-    assert comes_out(model.engine, secrets) == [True, True]
-    monkeypatch.setattr(
-        model.engine, "generate", lambda prompts, **options: [[[5, 6, 7]] for _ in prompts]
-    )
-    assert comes_out(model.engine, secrets) == [False, False]
+    secrets = secrets_of(model, spec)
+    foremost = [secret for secret in secrets if secret.repeats == 4]
+    early = learn(model, secrets, [PROSE], QUICK, ctx)
+    assert comes_out(model.engine, foremost) == likely(model.engine, foremost) == [True, True]
+    # As if what is generated differed from what is read, which only rounding can bring about.
+    monkeypatch.setattr(planting, "comes_out", lambda engine, asked: [False] * len(asked))
+    late = learn(tiny_handle("llama_tied"), secrets, [PROSE], QUICK, ctx)
+    assert late.cycles == QUICK.max_cycles > early.cycles
+    assert not any(late.extracted)
 
 
 def test_a_loss_that_is_no_number_is_an_error(spec: DataSpec, ctx: RunContext) -> None:
