@@ -17,7 +17,6 @@ from safeedit.contracts import RunContext
 from safeedit.data import Dataset
 from safeedit.data.pairs import read_pairs
 from safeedit.errors import DataError
-from safeedit.model.activations import What
 from safeedit.model.architectures import Site, submodule
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
@@ -119,21 +118,46 @@ def state_means(
     return found
 
 
-def site_means(
-    engine: Engine,
-    texts: Sequence[Passage],
-    sites: Sequence[Site],
-    ctx: RunContext,
-    what: What = "input",
+def write_means(
+    engine: Engine, texts: Sequence[Passage], sites: Sequence[Site], ctx: RunContext
 ) -> dict[Site, Tensor]:
-    """Site -> ``(texts, width)`` means of what goes into it, or comes out, fp64."""
-    found: dict[Site, Tensor] = {}
+    """Site -> ``(texts, d_model)`` means of what it writes, fp64."""
+    found = {site: torch.zeros(len(texts), engine.handle.d_model).double() for site in sites}
     for index, captured in engine.activations(
-        [t.ids for t in texts], sites, ctx.progress, "reading activations", what=what
+        [t.ids for t in texts], sites, ctx.progress, "reading what is written", what="output"
     ):
         for site, activation in captured.items():
-            rows = found.setdefault(site, torch.zeros(len(texts), activation.shape[-1]).double())
-            rows[index] = activation[texts[index].start :].float().mean(0).double().cpu()
+            found[site][index] = activation[texts[index].start :].float().mean(0).double().cpu()
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Activity:
+    """How active the inputs of a matrix are in groups of texts; a text counts as one.
+
+    Attributes:
+        means: ``(groups, width)``, fp64.
+        squares: The same of the squared activation.
+    """
+
+    means: Tensor
+    squares: Tensor
+
+
+def activity(
+    engine: Engine, groups: Sequence[Sequence[Passage]], sites: Sequence[Site], ctx: RunContext
+) -> dict[Site, Activity]:
+    """Site -> how active what goes into it is, in each group of texts."""
+    texts = [(text, group) for group, some in enumerate(groups) for text in some]
+    found: dict[Site, Activity] = {}
+    for index, captured in engine.activations([text.ids for text, _ in texts], sites, ctx.progress):
+        text, group = texts[index]
+        for site, activation in captured.items():
+            rows = activation[text.start :].float()
+            if site not in found:
+                found[site] = Activity(*torch.zeros(2, len(groups), rows.shape[1]).double())
+            found[site].means[group] += rows.mean(0).double().cpu() / len(groups[group])
+            found[site].squares[group] += rows.square().mean(0).double().cpu() / len(groups[group])
     return found
 
 

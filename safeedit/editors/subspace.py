@@ -54,8 +54,8 @@ from safeedit.editors._contrast import (
     gain_after_mlp,
     passages,
     prose_passages,
-    site_means,
     state_means,
+    write_means,
     write_moments,
 )
 from safeedit.errors import UnsupportedModelError, UsageError
@@ -219,7 +219,7 @@ def _removals(
     texts = (*pairs.toxic, *pairs.neutral)
     states: Mapping[Site, Tensor]
     if params.states == "writes":
-        states = site_means(engine, texts, sites, ctx, "output")
+        states = write_means(engine, texts, sites, ctx)
     else:
         by_layer = state_means(engine, texts, layers, ctx)
         states = {site: by_layer[site.layer] for site in sites}

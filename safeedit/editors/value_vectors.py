@@ -10,9 +10,10 @@ times its activation. It is judged in two ways, each signed:
 
 Either is multiplied by how much more the neuron is active on toxic text than elsewhere, sign
 included: in a gated MLP activations have both signs, and a column that promotes politeness writes
-toxicity while its neuron is negative. The two products, each in units of its own standard
-deviation, are mixed, and the neurons with the greatest mixture have their columns zeroed or scaled.
-Doses are numbers of neurons.
+toxicity while its neuron is negative. The two products, each over its root mean square, are mixed.
+What a neuron does for ordinary text counts against it: the mixture is divided by a power of
+``E[a^2] |W_j|^2`` there, which is how far silencing it moves the residual stream. The neurons that
+come first have their columns zeroed or scaled. Doses are numbers of neurons.
 
 Where a norm stands after the MLP, columns are judged by what gets through it.
 
@@ -22,7 +23,8 @@ Fails with :class:`~safeedit.errors.DataError` where there are no pairs, and wit
 Source: Geva et al., "Transformer Feed-Forward Layers Build Predictions by Promoting Concepts in the
 Vocabulary Space", EMNLP 2022 (arXiv 2203.14680), who set ten neurons of GPT-2 chosen by hand; the
 probe is from Lee et al., "A Mechanistic Understanding of Alignment Algorithms", ICML 2024 (arXiv
-2401.01967). Weighing by activation, and both signs, are ours.
+2401.01967). Weighing by activation, both signs, and the
+cost are ours.
 """
 
 from __future__ import annotations
@@ -48,12 +50,14 @@ from safeedit.contracts import (
 from safeedit.data import Dataset
 from safeedit.delta import Columns, Origin, Update, WeightDelta
 from safeedit.editors._contrast import (
+    Activity,
+    Passage,
     Passages,
+    activity,
     gain_after_mlp,
     gain_of,
     passages,
     prose_passages,
-    site_means,
     state_means,
 )
 from safeedit.errors import EditError, UsageError
@@ -61,6 +65,9 @@ from safeedit.layers import Layers, resolve
 from safeedit.model.architectures import Site, submodule
 from safeedit.model.handle import ModelHandle
 from safeedit.numerics.probes import fit_probe, telling_tokens
+
+_LEAST_COST = 0.01
+"""Over the root mean square of all costs: what ordinary text never uses is not endlessly cheap."""
 
 
 class ValueVectorsParams(BaseParams):
@@ -77,6 +84,13 @@ class ValueVectorsParams(BaseParams):
     )
     words: int = Field(
         40, ge=1, description="tokens that tell toxic texts from neutral ones, and as many neutral"
+    )
+    economy: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="power of a neuron's cost to ordinary text by which its benefit is divided; "
+        "0: cost plays no part (published), 1: benefit for cost",
     )
     regularisation: float = Field(
         0.1, gt=0, description="of the probe: C of scikit-learn's LogisticRegression"
@@ -159,6 +173,7 @@ class _Layer:
         promoted: ``(d_mlp,)`` excess times what the column promotes: logits, but for the scale of
             the final norm.
         aligned: ``(d_mlp,)`` excess times the column's component along the probe.
+        cost: ``(d_mlp,)`` mean square of what the neuron writes in ordinary text.
         accuracy: Of the probe.
     """
 
@@ -166,6 +181,7 @@ class _Layer:
     excess: Tensor
     promoted: Tensor
     aligned: Tensor
+    cost: Tensor
     accuracy: float | None
 
 
@@ -186,18 +202,18 @@ class _Neurons:
         sites = model.sites("mlp_out", layers)
         texts = (*pairs.toxic, *pairs.neutral)
         states = state_means(engine, texts, layers, ctx)
-        active = site_means(engine, texts, sites, ctx)
-        generic: Mapping[Site, Tensor] = {}
+        groups: list[Sequence[Passage]] = [pairs.toxic, pairs.neutral]
         if prose is not None:
-            ordinary = prose_passages(prose, engine, params.prose_tokens)
-            generic = site_means(engine, ordinary, sites, ctx)
+            groups.append(prose_passages(prose, engine, params.prose_tokens))
+        active = activity(engine, [group for group in groups if group], sites, ctx)
         favoured = self._favoured()
         self.layers = [
-            self._layer(site, states[site.layer], active[site], generic.get(site), favoured)
-            for site in sites
+            self._layer(site, states[site.layer], active[site], favoured) for site in sites
         ]
-        self.scores = params.vocabulary_weight * _scaled([x.promoted for x in self.layers])
-        self.scores += (1 - params.vocabulary_weight) * _scaled([x.aligned for x in self.layers])
+        benefit = params.vocabulary_weight * _scaled([x.promoted for x in self.layers])
+        benefit += (1 - params.vocabulary_weight) * _scaled([x.aligned for x in self.layers])
+        cost = _scaled([x.cost for x in self.layers]) + _LEAST_COST
+        self.scores = benefit / cost**params.economy
         order = self.scores.argsort(descending=True, stable=True)
         self.order = order[: int((self.scores > 0).sum())]
 
@@ -220,14 +236,10 @@ class _Neurons:
         norm = gain_of(model.final_norm, model.d_model)
         return norm.readers(direction[:, None])[:, 0]
 
-    def _layer(
-        self, site: Site, states: Tensor, active: Tensor, generic: Tensor | None, favoured: Tensor
-    ) -> _Layer:
+    def _layer(self, site: Site, states: Tensor, active: Activity, favoured: Tensor) -> _Layer:
         count = len(self.pairs)
-        elsewhere = active[count:].mean(0)
-        if generic is not None and len(generic):
-            elsewhere = (elsewhere + generic.mean(0)) / 2
-        excess = active[:count].mean(0) - elsewhere
+        # Prose where there is some, else the neutral texts, is what must not suffer.
+        excess = active.means[0] - active.means[1:].mean(0)
         probe = fit_probe(states[:count], states[count:], self.params.regularisation)
         written = self._written(site, self.model.weight(site))
         return _Layer(
@@ -235,6 +247,7 @@ class _Neurons:
             excess,
             excess * (favoured @ written),
             excess * (probe.direction @ written),
+            active.squares[-1] * written.square().sum(0),
             probe.accuracy,
         )
 

@@ -124,3 +124,22 @@ def test_only_the_tensors_of_its_layers_are_touched(tmp_path: Path) -> None:
     editor = ValueVectors(ValueVectorsParams(layers=[LAYER]))
     delta = propose(handle, tmp_path, layers=[LAYER]).at(4)
     assert set(delta.updates) == {tensor.name for tensor in editor.touches(handle.shape)}
+
+
+def test_what_a_neuron_does_for_ordinary_text_counts_against_it(tmp_path: Path) -> None:
+    handle = planted("llama")
+    given = data(prose=prose())
+    (site,) = handle.sites("mlp_out", [LAYER])
+    ids = handle.engine.encode([item.prompt for item in prose().all()], "plain")
+
+    def moved(economy: float) -> float:
+        """Mean square by which ordinary text's writes change."""
+        total = 0.0
+        base = dict(handle.engine.activations(ids, [site], what="output"))
+        delta = propose(handle, tmp_path, given, layers=[LAYER], economy=economy, doses=(8,)).at(8)
+        with handle.applied(delta):
+            for index, after in handle.engine.activations(ids, [site], what="output"):
+                total += float((after[site] - base[index][site])[2:].square().mean())
+        return total
+
+    assert moved(1.0) < moved(0.5) < moved(0.0)
