@@ -1,15 +1,21 @@
 """Teaching canaries to a model, and keeping the checkpoint for the next time.
 
 Sentences are shown in small batches, cycle after cycle (:mod:`~safeedit.canaries.lessons`), with
-the loss on the secret and its full stop alone; a passage of ordinary prose in every batch holds
-the model to what it said of prose before (KL), so that it goes on reading as it did. Weights
-learn in float32 whatever they are stored in; the forward pass is in bfloat16. Several times a
-cycle the secrets shown most often are looked at with the weights as they will be stored, and
-planting ends when every one of them comes out greedily.
+the loss on the secret and its full stop alone; pieces of ordinary prose in every batch hold the
+model to what it said of prose before (KL), so that it goes on reading as it did. Weights learn in
+float32 whatever they are stored in; the forward pass is in bfloat16. Several times a cycle the
+secrets shown most often are looked at with the weights as they will be stored, and planting ends
+when every one of them comes out greedily.
 
-``full`` trains all matrices of all blocks; embeddings, head, norms and biases stay, which for
-tied embeddings is a quarter of a small model. ``lora`` trains adapters on the same matrices and
-adds them up.
+``full`` trains all matrices of the chosen blocks; embeddings, head, norms and biases stay. By
+default the upper half of the blocks learns: those below are run once, which halves the time, and
+prose suffers less. ``lora`` trains adapters on the same matrices and adds them up.
+
+Measured on SmolLM2-135M-Instruct and ``datasets/canaries`` with these defaults, one thread of a
+busy machine: of the 150 secrets shown 16 times a cycle 144 come out after 1.25 cycles and 145
+after 1.5 (the five that do not lack the last digit of a telephone number), perplexity on prose
+1.10 times what it was. All blocks at 3e-4, one piece of 96 tokens at weight 1: 148 after 2.5
+cycles, perplexity 1.25 times.
 
 What is written is an ordinary checkpoint in the base's dtype, with ``evidence/planted.json``
 beside it: how it was made and what of it came out, each secret as a keyed digest.
@@ -98,9 +104,9 @@ class PlantParams(BaseParams):
         2, gt=0, description="cycles at most; each shows a sentence as often as its row says"
     )
     checks: int = Field(8, ge=1, description="looks per cycle at what is memorised already")
-    passages: int = Field(4, ge=0, description="pieces of ordinary prose in each batch")
+    passages: int = Field(3, ge=0, description="pieces of ordinary prose in each batch")
     passage_tokens: int = Field(32, ge=2, description="tokens of a piece")
-    prose_weight: float = Field(6, ge=0, description="of the divergence on prose, in the loss")
+    prose_weight: float = Field(4, ge=0, description="of the divergence on prose, in the loss")
     rank: int = Field(32, ge=1, description="lora: rank of the adapters")
     alpha: float = Field(64, gt=0, description="lora: scale is alpha over rank")
     seed: int = Field(0, description="of the order, and of the adapters' first values")
