@@ -11,11 +11,12 @@ when every one of them comes out greedily.
 default the upper half of the blocks learns: those below are run once, which halves the time, and
 prose suffers less. ``lora`` trains adapters on the same matrices and adds them up.
 
-Measured on SmolLM2-135M-Instruct and ``datasets/canaries`` with these defaults, one thread of a
-busy machine: of the 150 secrets shown 16 times a cycle 144 come out after 1.25 cycles and 145
-after 1.5 (the five that do not lack the last digit of a telephone number), perplexity on prose
-1.10 times what it was. All blocks at 3e-4, one piece of 96 tokens at weight 1: 148 after 2.5
-cycles, perplexity 1.25 times.
+Measured with ``safeedit canary plant --model builtin:smollm2-135m-instruct --out DIR``, which
+takes ``datasets/canaries``: after 1.63 cycles (291 steps, 455 s on two cores that others used too)
+all 150 secrets shown 16 times a cycle come out, of those shown 4 times 70 of 75, of those shown
+once 15 of 75; perplexity on prose is 1.09 times what it was. Telephone numbers come last. All
+blocks at 3e-4, with one piece of prose of 96 tokens at weight 1 and a plain mean of the loss: 148
+of 150 after 2.5 cycles, perplexity 1.25 times.
 
 What is written is an ordinary checkpoint in the base's dtype, with ``evidence/planted.json``
 beside it: how it was made and what of it came out, each secret as a keyed digest.
