@@ -9,6 +9,12 @@ token and the prompt that a pair shares; no direction points into a dimension of
 activations; ``projection: oblique`` moves ordinary text least; and the policy's targets choose the
 dose.
 
+Measured on SmolLM2-135M-Instruct (one run on 20 to 32 validation pairs, so to be read as a trial):
+fitted on pairs of RealToxicityPrompts continuations, layers 12-28, 4 directions, centred on toxic
+texts, the orthogonal projection multiplies perplexity by 1.11 and takes 4 % of the mass on toxic
+words along other such continuations, 23 % along the built-in pairs'; the oblique one, by 1.007 for
+8 and 10 %. With the defaults and the built-in pairs, 8 directions: 1.012 for 10 and 34 %.
+
 Where a norm stands between the MLP and the residual stream (Gemma 2 and 3, OLMo-2, OPT-350m) what
 the matrix writes is ``N y`` but for a number per token, ``N`` the norm's linear part. There the
 orthogonal projection takes away ``N'V``, so that ``V'N y`` is zero, norm or no norm; the oblique
