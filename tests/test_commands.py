@@ -505,6 +505,7 @@ def test_revert_writes_the_original_weights(exported: Workplace, tmp_path: Path)
         ("editors", ["sanitation"]),
         ("auditors", ["leakage", "locality", "perplexity"]),
         ("metrics", ["leakage.extraction_rate", "locality.near_f1", "perplexity.ratio"]),
+        ("scorers", ["classifier", "detoxify", "profanity"]),
         ("datasets", ["facts", "prose"]),
         ("policies", ["quickstart"]),
         ("models", ["llama", "gpt2", "gemma3_text"]),
@@ -525,7 +526,8 @@ def test_list_names_what_there_is_of_each_kind(kind: str, names: list[str]) -> N
 
 def test_list_without_a_kind_names_them_all() -> None:
     found = json.loads(CliRunner().invoke(main, ["list", "--json"]).stdout)
-    assert list(found) == ["editors", "auditors", "metrics", "datasets", "policies", "models"]
+    kinds = ["editors", "auditors", "scorers", "metrics", "datasets", "policies", "models"]
+    assert list(found) == kinds
     assert found["datasets"].keys() == builtin_datasets().keys()
     assert found["policies"].keys() == builtin_policies().keys()
 
