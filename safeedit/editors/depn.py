@@ -1,12 +1,22 @@
 """DEPN: find the MLP neurons that make secrets likely, and zero them.
 
-Neurons are attributed by integrated gradients (:mod:`safeedit.model.attribution`), every secret
-votes (:mod:`safeedit.numerics.votes`), and the columns of the neurons with most votes become zero:
-a vanilla checkpoint, whose old columns are all that undoing needs. Doses are numbers of neurons.
+Neurons are attributed to every secret (:mod:`safeedit.model.attribution`), every secret votes
+(:mod:`safeedit.numerics.votes`), and the columns of the neurons with most votes become zero: a
+vanilla checkpoint, whose old columns are all that undoing needs. Doses are numbers of neurons.
 
-A pass over all layers at once (gradient times activation) chooses the layers that are then
-attributed exactly. What neurons do for generic text, where some is given, is subtracted, so that
-those it lives on stay.
+What departs from the publication, and why:
+
+* The log-odds of a token are attributed: its probability, or the logarithm of that, has next to no
+  gradient where a secret is known by heart.
+* Attributions are divided by what a neuron is worth to ordinary text (``spare``); subtracting what
+  it does there (``generic_weight``) as well keeps those that text leans on in one direction.
+* Neurons are taken in rounds: after ``round`` of them the rest is attributed anew, on the model
+  without them, to the secrets it still knows. What one neuron lets go others hold.
+* Gradient times activation at the model as it is, all layers in one pass, decides; integrated
+  gradients layer by layer, as published, are ``exact_layers``. The first-order pass then chooses
+  the layers, and the record says how far the two agree.
+* The neuron's signed activation after the gate counts, at the positions that predict the secret;
+  points 1..m rather than 0..m-1; columns are zeroed whatever the kind of secret.
 
 Zeroing a neuron is felt by every text that uses it: audit untouched secrets beside the named ones,
 for protecting some may expose others. Judge it against the runner's controls, which zero as many
@@ -17,10 +27,7 @@ Fails with :class:`~safeedit.errors.DataError` where there is no secret to find 
 than the context, and with :class:`~safeedit.errors.EditError` where no neuron supports any.
 
 Source: Wu et al., "DEPN: Detecting and Editing Privacy Neurons in Pretrained Language Models",
-EMNLP 2023 (arXiv 2310.20138), for BERT. Here for decoders: the neuron's signed activation after the
-gate, at the positions that predict the secret; log-probabilities, since the probability of a rare
-token has no gradient to speak of; points 1..m rather than 0..m-1; columns zeroed whatever the
-kind of secret.
+EMNLP 2023 (arXiv 2310.20138), for BERT.
 """
 
 from __future__ import annotations
