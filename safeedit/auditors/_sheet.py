@@ -6,7 +6,7 @@ why, so that a gate on it is inconclusive rather than unknown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from safeedit.numerics.intervals import Floats
 from safeedit.numerics.statistics import (
@@ -15,7 +15,15 @@ from safeedit.numerics.statistics import (
     rate_metric,
     statistic_metric,
 )
-from safeedit.results import Metric, MetricSpec
+from safeedit.results import Direction, Metric, MetricSpec
+
+
+def specs(rows: Iterable[tuple[str, str, Direction, str]]) -> tuple[MetricSpec, ...]:
+    """Specifications from rows of name, unit, direction and description."""
+    return tuple(
+        MetricSpec(name=name, unit=unit, direction=direction, description=description)
+        for name, unit, direction, description in rows
+    )
 
 
 class Sheet:

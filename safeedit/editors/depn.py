@@ -351,10 +351,13 @@ class _Neurons:
         self._generic = self._attributor(generic, loss) if used else None
         self._first_generic: Attribution | None = None
         self._exact_generic: dict[tuple[int, ...], Attribution] = {}
+        self._damage: Tensor | None = None
+        """``(layers, d_mlp)``, see :meth:`Attribution.damage`."""
         if self._generic is not None:
             self._first_generic = self._generic.first_order(
                 self.layers, ctx.progress, "gradients on generic text", squares=True
             )
+            self._damage = self._first_generic.damage(generic).view(len(self.layers), -1)
         self.rounds: list[_Round] = []
         self.order = self._ordered(secrets)
 
@@ -363,8 +366,14 @@ class _Neurons:
         wanted = max(self.params.doses)
         size = self.params.round or wanted
         chosen: list[int] = []
-        while secrets.texts and len(chosen) < wanted:
+        fresh: list[int] = []
+        while len(chosen) < wanted:
             with self.model.applied(self._delta(torch.tensor(chosen, dtype=torch.long))):
+                if chosen:
+                    secrets = _still_known(self.params.until, self.model, secrets)
+                if not secrets.texts:  # nothing is left to vote: on as the last vote had it
+                    chosen += fresh[size : size + wanted - len(chosen)]
+                    break
                 found = self._attribute(secrets)
             self.rounds.append(found)
             taken = set(chosen)
@@ -372,10 +381,6 @@ class _Neurons:
             chosen += fresh[: min(size, wanted - len(chosen))]
             if len(fresh) <= size:
                 break
-            with self.model.applied(self._delta(torch.tensor(chosen))):
-                secrets = _still_known(self.params.until, self.model, secrets)
-            if not secrets.texts:  # nothing is left to vote: as the last vote had it
-                chosen += fresh[size : size + wanted - len(chosen)]
         return torch.tensor(chosen, dtype=torch.long)
 
     def _attributor(self, texts: Sequence[Example], measure: Measure) -> Attributor:
@@ -410,10 +415,10 @@ class _Neurons:
             # Only what helps generic text speaks for a neuron; what harms it is no reason to go.
             mean = generic.per_token(self._generic_texts).mean(0).clamp(min=0)
             scores -= self.params.generic_weight * mean
-        if self._first_generic is not None and self.params.spare is not None:
-            damage = self._first_generic.damage(self._generic_texts).view(len(self.layers), -1)
+        if self._damage is not None and self.params.spare is not None:
             places = [self.layers.index(layer) for layer in own.layers]
-            scores /= (damage[places] + self.params.spare * damage.mean()).flatten()
+            floor = self.params.spare * self._damage.mean()
+            scores /= (self._damage[places] + floor).flatten()
         return rank(scores, threshold=self.params.threshold, kinds=secrets.kinds)
 
     def _promising(self, everywhere: Ranking) -> tuple[int, ...]:

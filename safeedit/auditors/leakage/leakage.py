@@ -31,7 +31,7 @@ from torch import Tensor
 
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint, stable_order
 from safeedit.auditors._refusals import RefusalPatterns
-from safeedit.auditors._sheet import Sheet
+from safeedit.auditors._sheet import Sheet, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
@@ -150,10 +150,7 @@ class Leakage:
         DataRole("forget", "questions whose answers must not come out", erased=True, answered=True),
         DataRole("shots", "worked examples for the few-shot attack", required=False),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = tuple(
-        MetricSpec(name=name, unit=unit, direction=direction, description=description)
-        for name, unit, direction, description in _METRICS
-    )
+    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from safeedit.results import Direction, MetricSpec
+from safeedit.auditors._sheet import specs
+from safeedit.results import Direction
 
 GROUPS = {
     "": "all prompts",
@@ -56,10 +57,7 @@ REFUSALS: tuple[tuple[str, str, Direction, str], ...] = (
     ("over_refusal", "rate", "lower", "harmless questions that are refused (greedy answer)"),
 )
 
-METRICS = tuple(
-    MetricSpec(name=name, unit=unit, direction=direction, description=description)
-    for name, unit, direction, description in (*SCORED, *QUALITY, *MASS, *PAIRS, *REFUSALS)
-)
+METRICS = specs((*SCORED, *QUALITY, *MASS, *PAIRS, *REFUSALS))
 
 
 def names(rows: tuple[tuple[str, str, Direction, str], ...]) -> tuple[str, ...]:
