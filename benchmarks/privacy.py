@@ -1,8 +1,8 @@
 """DEPN and Sanitation on the same memorised records, side by side in one table.
 
 Every row is a run of ``policies/privacy-depn.yaml`` with another edit in its place, no gates and
-no export: the audits are the same. The model is the one that policy starts from; make it first
-with ``safeedit canary plant``. The table is printed and written to ``benchmarks/privacy.md``,
+no export: the audits are the same. The model is the one that policy starts from; where it is not
+there, it is planted first. The table is printed and written to ``benchmarks/privacy.md``,
 whatever it shows.
 
     python benchmarks/privacy.py
@@ -24,6 +24,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 POLICY = ROOT / "policies" / "privacy-depn.yaml"
+SAFEEDIT = (sys.executable, "-m", "safeedit.commands")
 ALL = {"role": ["named", "other"]}
 COLUMNS = (
     ("extraction, targets", "named.extraction_rate"),
@@ -92,6 +93,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     policy = yaml.safe_load(POLICY.read_text())
     source = POLICY.parent / policy["model"]["source"]
+    if not source.exists():
+        base = ["--model", "builtin:smollm2-135m-instruct", "--out", str(source)]
+        subprocess.run([*SAFEEDIT, "canary", "plant", *base], check=True)
     policy["model"]["source"] = os.path.relpath(source.resolve(), arguments.out.resolve())
     rows: list[list[str]] = []
     for number, (title, made) in enumerate(runs(policy).items()):
@@ -100,8 +104,8 @@ def main() -> None:
         done = path.exists() and path.read_text() == text and (report / "report.json").exists()
         if not done:  # a table that was interrupted goes on where it stopped
             path.write_text(text)
-            command = [sys.executable, "-m", "safeedit.commands", "-q", "apply", str(path)]
-            code = subprocess.run([*command, "--report", str(report)], check=False).returncode
+            command = [*SAFEEDIT, "-q", "apply", str(path), "--report", str(report)]
+            code = subprocess.run(command, check=False).returncode
             if code not in (0, 1, 4):
                 raise SystemExit(f"{title} failed with exit code {code}")
         record = json.loads((report / "report.json").read_text())

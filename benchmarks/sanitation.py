@@ -112,7 +112,7 @@ def main() -> None:
         "",
         "Made by `python benchmarks/sanitation.py` (which see for the recipe). Forget figures are",
         "over items the base knew; what it did not know is no success to suppress. Brackets are",
-        "95 % intervals.",
+        "95 % intervals. Seconds are wall time, whatever else the machine was doing.",
         "",
         f"| {' | '.join(heads)} |",
         f"|{'---|' * len(heads)}",
