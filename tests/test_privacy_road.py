@@ -38,6 +38,8 @@ def _spec(role: str) -> dict[str, Any]:
 
 POLICY: dict[str, Any] = {
     "model": {"source": "planted"},
+    "ticket": "DSR-1",
+    "ledger": {"key": {"file": "ledger.key"}},
     "edits": [
         {
             "use": "depn",
@@ -105,6 +107,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     rows = [*_rows("named", NAMED), *_rows("other", OTHERS), *_rows("held_back", HELD_BACK)]
     place.rows("records.jsonl", rows)
     place.rows("prose.jsonl", PROSE)
+    assert place.run("ledger", "key", "--out", folder / "ledger.key").exit_code == 0
     result = place.run("apply", place.policy(**POLICY))
     assert result.exit_code == 0, result.stderr
     return Ran(place, result, place.report)
@@ -132,6 +135,14 @@ def test_the_records_hold_their_three_controls(ran: Ran) -> None:
     assert "neurons of other secrets" in names[2]
     assert ran.value("others.extraction_rate", "before") > 0.9
     assert 0 <= ran.value("others.extraction_rate") <= 1
+
+
+def test_the_ledger_lists_the_named_records_and_not_those_of_the_control(ran: Ran) -> None:
+    shown = ran.place.run("ledger", "show", ran.place.target, "--json")
+    assert shown.exit_code == 0, shown.stderr
+    lines = (ran.place.target / "evidence" / "ledger.jsonl").read_text().splitlines()
+    assert len(lines) - 1 == len(items(NAMED))  # the first is the header
+    assert all(json.loads(line)["ticket"] == "DSR-1" for line in lines[1:])
 
 
 def test_the_edited_model_is_nearer_to_the_one_that_never_learnt(ran: Ran) -> None:
