@@ -162,6 +162,11 @@ class Subspace:
                 "projecting its matrix does not project what it writes",
                 remedy="set 'attention: false'",
             )
+        if params.projection == "oblique" and architecture.post_mlp_norm:
+            ctx.warn(
+                f"subspace: in {architecture.family} models a norm follows the MLP, after which "
+                "the oblique projection was seen to do next to nothing: 'projection: orthogonal'"
+            )
         pairs = passages(data["pairs"], "fit", model.engine, ctx)
         removals = _removals(params, model, self._sites(), pairs, data.get("prose"), ctx)
         most = max(len(found.contrast.shares) for found in removals)

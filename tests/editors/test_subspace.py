@@ -272,3 +272,13 @@ def test_notes_hold_no_text(tmp_path: Path) -> None:
     text = json.dumps(propose(planted("llama"), tmp_path).notes)
     assert "grumf" not in text
     assert "tulim" not in text
+
+
+@pytest.mark.parametrize(("family", "loud"), [("gemma2", True), ("llama", False)])
+def test_where_the_default_projection_does_little_that_is_said(
+    family: str, loud: bool, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    editor = Subspace(SubspaceParams())
+    editor.propose(planted(family), data(prose=prose()), context(tmp_path, said))
+    assert any("projection: orthogonal" in text for text in said) == loud
