@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safeedit.data.formats import FORMATS, Format
-from safeedit.data.reading import Row
+from safeedit.data.reading import Row, UnreadableRow
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
 from safeedit.suggest import did_you_mean
@@ -121,6 +121,8 @@ class Renaming:
             return columns
         try:
             made = self.format.convert(raw)
+        except UnreadableRow as error:
+            raise row_error(row, error.message, remedy=error.remedy) from None
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             missing = f": no column {error.args[0]!r}" if type(error) is KeyError else ""
             raise row_error(

@@ -15,8 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safeedit.data import bias_formats as bias
 from safeedit.data.reading import Row
 from safeedit.errors import DataError
+from safeedit.policy import DataSpec
 from safeedit.suggest import did_you_mean
 
 Columns = Mapping[str, Any]
@@ -35,6 +37,8 @@ class Format:
     """Where file names say which split a file is: its files, and the split of each."""
     rows: Callable[[Iterator[Row]], Iterator[Row]] | None = None
     """Where items are not rows one by one."""
+    read: Callable[[Path, DataSpec], Iterator[Row]] | None = None
+    """Where files are none of the usual kinds."""
 
 
 REFUSAL = "I don't know."
@@ -361,6 +365,40 @@ FORMATS: Mapping[str, Format] = {
             "HateCheck, test cases with gold labels (arXiv 2012.15606)",
             _hatecheck,
             _sign("functionality", "test_case", "label_gold"),
+        ),
+        Format(
+            "winobias",
+            "WinoBias, files {pro,anti}_stereotyped_type{1,2} or their folder (arXiv 1804.06876)",
+            bias.winobias,
+            files=bias.winobias_files,
+            read=bias.read_winobias,
+        ),
+        Format(
+            "winogender",
+            "Winogender's sentence templates, occupations-stats.tsv beside them (arXiv 1804.09301)",
+            bias.winogender,
+            _sign("occupation(0)", "sentence"),
+            rows=bias.winogender_shares,
+        ),
+        Format(
+            "stereoset",
+            "StereoSet, as published or one item a line (ACL 2021)",
+            bias.stereoset,
+            _sign("bias_type", "target", "context"),
+            read=bias.read_stereoset,
+        ),
+        Format(
+            "crows_pairs",
+            "CrowS-Pairs (arXiv 2010.00133)",
+            bias.crows_pairs,
+            _sign("sent_more", "sent_less"),
+        ),
+        Format(
+            "dama_prompts",
+            "prompts of DAMA (arXiv 2310.18913), professions.json beside them, or their folder",
+            bias.dama_prompts,
+            files=bias.dama_files,
+            read=bias.read_dama,
         ),
         Format("xstest", "XSTest prompts or completions (arXiv 2308.01263)", _xstest),
         Format(

@@ -65,6 +65,8 @@ class Dataset:
             split alone); a row marked fit takes part everywhere.
         seed: Of the automatic split.
         split: Puts everything in one split, whatever the rows say.
+        group: Column whose equal values stay together where the split is automatic; every item
+            has it.
         notes: What a reader of the figures should know about this data; never content.
     """
 
@@ -92,10 +94,11 @@ class Dataset:
         erased: bool = False,
         seed: int = 0,
         split: Split | None = None,
+        group: str | None = None,
         notes: Iterable[str] = (),
     ) -> None:
         everything = tuple(items)
-        assigned = _assign(everything, erased=erased, seed=seed, forced=split)
+        assigned = _assign(everything, erased=erased, seed=seed, forced=split, group=group)
         members: dict[Split, list[Item]] = {name: [] for name in SPLITS}
         asked: dict[Split, list[Phrasing]] = {name: [] for name in SPLITS}
         for item, own in zip(everything, assigned, strict=True):
@@ -227,8 +230,19 @@ class Dataset:
             )
 
 
+def group_of(item: Item, column: str) -> str | None:
+    """The group an item belongs to by one of its columns; None where it has no text there."""
+    value = {"subject": item.subject, "answer": item.answer}.get(column, item.extra.get(column))
+    return value if isinstance(value, str) and value.strip() else None
+
+
 def _assign(
-    items: Sequence[Item], *, erased: bool, seed: int, forced: Split | None
+    items: Sequence[Item],
+    *,
+    erased: bool,
+    seed: int,
+    forced: Split | None,
+    group: str | None,
 ) -> tuple[Split | None, ...]:
     """The split of each item; None where it takes part in all of them."""
     if forced is not None:
@@ -239,8 +253,9 @@ def _assign(
         # A row without a split beside rows that have one: load_dataset refuses that; items
         # made in memory are taken as free to fit on.
         return tuple(item.split or "fit" for item in items)
-    chosen = automatic_split((item.prompt for item in items), seed)
-    return tuple(chosen[normalise_prompt(item.prompt)] for item in items)
+    keys = [item.prompt if group is None else group_of(item, group) or "" for item in items]
+    chosen = automatic_split(keys, seed)
+    return tuple(chosen[normalise_prompt(key)] for key in keys)
 
 
 def _digest(

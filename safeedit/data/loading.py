@@ -8,22 +8,27 @@ Rows are read (:mod:`~safeedit.data.reading`), renamed and chosen
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safeedit.builtin import dataset_path
 from safeedit.data.checks import SHARED, Record, check_rows, read_item, shared_paraphrases
-from safeedit.data.columns import Renaming, Selection
+from safeedit.data.columns import Renaming, Selection, row_error
 from safeedit.data.formats import Format, find_format
 from safeedit.data.hub import read_hub
-from safeedit.data.items import Dataset, Item
-from safeedit.data.reading import read_file
+from safeedit.data.items import Dataset, Item, group_of
+from safeedit.data.reading import Row, read_file
+from safeedit.errors import DataError
 from safeedit.policy import DataSpec
 
 if TYPE_CHECKING:
     from safeedit.contracts import DataRole
+    from safeedit.results import Split
+
+UNREADABLE = "rows left out: they can't be read"
 
 
 def load_dataset(
@@ -44,18 +49,28 @@ def load_dataset(
     Raises:
         DataError: The source is missing, empty, malformed or contradicts itself.
     """
-    return build_dataset(read_records(spec, base), spec, role, seed=seed)
+    counted: Counter[str] = Counter()
+    records = read_records(spec, base, counted)
+    notes = [f"{text}: {count}" for text, count in counted.items()]
+    return build_dataset(records, spec, role, seed=seed, notes=notes)
 
 
-def read_records(spec: DataSpec, base: Path = Path()) -> list[Record]:
+def read_records(
+    spec: DataSpec, base: Path = Path(), counted: Counter[str] | None = None
+) -> list[Record]:
     """The rows of one source that ``where`` chooses, each checked on its own.
+
+    Args:
+        spec: The source.
+        base: The folder that a relative ``spec.file`` starts from.
+        counted: Is told how many rows ``on_error: drop`` left out; without it none may be.
 
     Raises:
         DataError: The source is missing or empty, or a row is malformed.
     """
     format_ = _format(spec)
     path, files = _locate(spec, base, format_)
-    return _read(spec, path, files, format_)
+    return _read(spec, path, files, format_, counted if spec.on_error == "drop" else None)
 
 
 def build_dataset(
@@ -82,6 +97,8 @@ def build_dataset(
     published = _format(spec) is not None
     records, counted = check_rows(records, published=published, erased=erased, forced=spec.split)
     items = [record.item for record in records]
+    if spec.group is not None:
+        _check_groups(records, spec.group, erased=erased, forced=spec.split)
     if spec.limit is not None and len(items) > spec.limit:
         items = items[: spec.limit] if spec.stream else _limited(items, spec.limit, seed)
 
@@ -94,6 +111,7 @@ def build_dataset(
             erased=erased,
             seed=seed,
             split=spec.split,
+            group=spec.group,
             notes=[*notes, *(f"{text}: {count}" for text, count in counted.items())],
         )
 
@@ -106,6 +124,33 @@ def build_dataset(
         counted[SHARED] += sum(map(len, shared.values()))
         dataset = divided()
     return dataset
+
+
+def _check_groups(
+    records: Sequence[Record], group: str, *, erased: bool, forced: Split | None
+) -> None:
+    """See that every row has a group, and that rows' own splits keep each group whole."""
+    if erased:
+        raise DataError(
+            "data to be erased is divided by phrasing: every item takes part everywhere",
+            field="group", remedy="leave 'group' out",
+        )  # fmt: skip
+    first: dict[str, Record] = {}
+    for record in records:
+        name = group_of(record.item, group)
+        if name is None:
+            raise row_error(
+                record.row, f"has no {group!r} to be grouped by", field="group",
+                remedy="name a column that every row has, with text in it",
+            )  # fmt: skip
+        other = first.setdefault(name, record)
+        if forced is None and other.item.split != record.item.split:
+            raise row_error(
+                record.row,
+                f"is in another split than {other.row.place}, and both are of one group",
+                field="split",
+                remedy="what is tested must not be fitted: keep a group in one split",
+            )
 
 
 def _format(spec: DataSpec) -> Format | None:
@@ -133,27 +178,41 @@ def _read(
     path: Path | None,
     files: Mapping[Path | None, str | None],
     format_: Format | None,
+    counted: Counter[str] | None,
 ) -> list[Record]:
-    """The chosen rows of all files, as items."""
+    """The chosen rows of all files, as items; unreadable ones are counted, if they may be."""
     renamed, selection = Renaming(spec, format_), Selection(spec, path)
     records: list[Record] = []
     for file, split in files.items():
-        rows = read_file(file, spec) if file is not None else read_hub(spec)
+        rows = _rows(spec, file, format_)
         if format_ is not None and format_.rows is not None:
             rows = format_.rows(rows)
         prefix = f"{file.stem}-" if file is not None and len(files) > 1 else ""
         for row in rows:
-            columns = renamed(row)
-            if split is not None:
-                columns.setdefault("split", split)
-            if selection.keeps(columns, row):
-                renamed.require_prompt(columns, row)
-                records.append(read_item(row, columns, prefix))
-                if spec.stream and spec.limit is not None and len(records) >= spec.limit:
-                    break
+            try:
+                columns = renamed(row)
+                if split is not None:
+                    columns.setdefault("split", split)
+                if selection.keeps(columns, row):
+                    renamed.require_prompt(columns, row)
+                    records.append(read_item(row, columns, prefix))
+                    if spec.stream and spec.limit is not None and len(records) >= spec.limit:
+                        break
+            except DataError:
+                if counted is None:
+                    raise
+                counted[UNREADABLE] += 1
     selection.check(len(records))
     renamed.check()
     return records
+
+
+def _rows(spec: DataSpec, file: Path | None, format_: Format | None) -> Iterator[Row]:
+    if file is None:
+        return read_hub(spec)
+    if format_ is not None and format_.read is not None:
+        return format_.read(file, spec)
+    return read_file(file, spec)
 
 
 def _limited(items: Sequence[Item], limit: int, seed: int) -> list[Item]:

@@ -43,6 +43,53 @@ class Row:
         return f"line {self.line}" if self.line is not None else f"row {self.number}"
 
 
+class UnreadableRow(Exception):  # noqa: N818 (becomes a DataError that says where)
+    """What a format raises at a row it can't read.
+
+    Args:
+        message: What is wrong, continuing "line 7 ..."; never content.
+        remedy: What to do about it.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+
+def read_lines(path: Path, spec: DataSpec) -> Iterator[Row]:
+    """The lines of a text file that are not blank, as rows with a ``text``; any suffix.
+
+    Raises:
+        DataError: It is missing or no text.
+    """
+    lines = _decoded(path, _bytes(path, spec.sha256)).splitlines()
+    filled = ((line, text) for line, text in enumerate(lines, start=1) if text.strip())
+    for number, (line, text) in enumerate(filled, start=1):
+        yield Row(number, line, {"text": text}, path)
+
+
+def read_json(path: Path, spec: DataSpec) -> Any:
+    """The one JSON value that a file holds.
+
+    Raises:
+        DataError: It is missing or not JSON.
+    """
+    try:
+        return _DECODER.decode(_decoded(path, _bytes(path, spec.sha256)).strip())
+    except (ValueError, RecursionError) as error:
+        raise _not_json(path, getattr(error, "lineno", 1), error) from None
+
+
+def _decoded(path: Path, raw: bytes) -> str:
+    try:
+        return decode(raw)
+    except EncodingError as error:
+        raise DataError(
+            error.message, file=path, line=error.line, remedy="save the file as UTF-8"
+        ) from error
+
+
 def read_file(path: Path, spec: DataSpec) -> Iterator[Row]:
     """The rows of a local file or saved folder.
 
@@ -62,13 +109,11 @@ def read_file(path: Path, spec: DataSpec) -> Iterator[Row]:
         yield from _parquet(path, raw)
         return
     try:
-        text = decode(raw)
-    except EncodingError as error:
+        text = _decoded(path, raw)
+    except DataError as error:
         if suffix not in _KNOWN_SUFFIXES:
             raise _unknown_kind(path) from error
-        raise DataError(
-            error.message, file=path, line=error.line, remedy="save the file as UTF-8"
-        ) from error
+        raise
     if suffix in (".csv", ".tsv"):
         yield from _csv(path, text, "\t" if suffix == ".tsv" else ",")
     elif suffix in _TEXT_SUFFIXES:

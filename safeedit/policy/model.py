@@ -92,6 +92,10 @@ class DataSpec(PolicyPart):
     """Keep rows whose column equals the value, or one of the values, e.g. {role: near}."""
     split: Split | None = None
     """Put every row in this split, whatever the rows say."""
+    group: Annotated[str, Field(min_length=1)] | None = None
+    """Rows equal in this column stay in one split, e.g. subject."""
+    on_error: Literal["stop", "drop"] = "stop"
+    """What an unreadable row does: stop with its line, or be left out and counted."""
     revision: str | None = None
     """Commit of the hub data set."""
     hub_config: str | None = None
