@@ -1,0 +1,583 @@
+"""Keyed edits in closed form: the road that ``rome``, ``memit`` and ``alphaedit`` share.
+
+For each fact a *key* is read (what the MLP's output matrix reads at the subject's last token, mean
+over the fit phrasings and a few contexts) and a *value* learnt (the shift of what the MLP writes
+there that meets the target; :mod:`safeedit.model.values`). One solve then moves all keys by their
+shifts while ordinary text, preserved facts and attention sinks are moved least
+(:mod:`safeedit.numerics.least_change`). With several layers the shift is spread over them, and keys
+and what is still missing are read anew on the partly edited model (MEMIT).
+
+A fact's key depends on the template, so each fact has a key and a value in each of ``templates``.
+Facts whose keys are one (same subject, same words before it) share one value, learnt for all of
+them. Preserved facts on the same subject are held by divergence while the value is learnt, and in
+the solve as well, where their keys differ from those that are to move.
+
+Doses scale the change, which for one layer is to scale the shifts.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from safeedit import __version__
+from safeedit.contracts import (
+    BaseParams,
+    DataRole,
+    EditData,
+    LayerShape,
+    Proposal,
+    RunContext,
+    TensorPlan,
+)
+from safeedit.data import Dataset, Item
+from safeedit.data.loading import load_dataset
+from safeedit.data.splitting import normalise_prompt
+from safeedit.delta import LowRank, Origin, Update, WeightDelta
+from safeedit.editors._subjects import shared_span
+from safeedit.errors import DataError, EditError, UnsupportedModelError, UsageError
+from safeedit.layers import Layers, resolve
+from safeedit.model.architectures import Site
+from safeedit.model.handle import ModelHandle
+from safeedit.model.keys import Ordinary, Spot, keys_at, second_moments, subject_spot
+from safeedit.model.values import Aim, Avoid, Keep, Row, Say, Spread, Unit, Values, learn_values
+from safeedit.numerics.least_change import Change, Metric, least_change, same_keys
+from safeedit.policy import DataSpec
+
+CONTEXTS = (
+    "{}",
+    "Yesterday I read about this. {}",
+    "Now to something else. {}",
+    "It was late, and they were still talking. {}",
+    "Let me think about that for a moment. {}",
+    "There is one more point on the list: {}",
+)
+"""What prompts are read after, beside nothing, for their keys; our own."""
+
+_ONE_KEY = 1e-3
+"""Relative distance within which two facts' keys are one."""
+
+_TELLING = 24
+"""Tokens of the model's own answer in which the forgotten one is looked for."""
+
+_KEPT_ROWS = 4
+"""Preserved facts on a unit's own subject that its value is held to, at most."""
+
+_MISSED = 0.5
+"""Share of the wanted shifts missed from which a solve is worth a warning."""
+
+
+class KeyedParams(BaseParams):
+    """Parameters that the keyed editors share."""
+
+    layers: Layers = Field("16%-16%", description="whose MLP outputs move")
+    target: Literal["refusal", "unlikely", "entropy", "replace"] = Field(
+        "refusal",
+        description="what is to follow: the refusal, anything but the forgotten answer, anyone's "
+        "guess, or the item's 'target_new' (an edit rather than an erasure)",
+    )
+    refusal: str = Field("I don't know.", min_length=1, description="what is to be answered")
+    floor: float | None = Field(
+        -8.0,
+        lt=0,
+        description="unlikely: log-probability to get below, nats; null: -log(1-p) instead "
+        "(arXiv 2309.17410)",
+    )
+    entropy: float = Field(
+        0.7, gt=0, le=1, description="entropy: share of the greatest possible entropy aimed at"
+    )
+    templates: tuple[Literal["data", "chat", "plain"], ...] = Field(
+        ("data",),
+        min_length=1,
+        description="how facts are put; a key differs between templates, so [chat, plain] edits "
+        "both in one solve; data: as the data says",
+    )
+    contexts: int = Field(
+        3, ge=1, le=len(CONTEXTS), description="openings a key is averaged over (published: 21)"
+    )
+    phrasings: int = Field(
+        3, ge=1, description="fit phrasings of each fact that its value is learnt from, at most"
+    )
+    steps: int = Field(25, ge=1, description="Adam steps at most for a value (published)")
+    learning_rate: float = Field(
+        0.1, gt=0, description="length of a first step, as a share of the MLP's output"
+    )
+    max_norm: float = Field(
+        1.5,
+        gt=0,
+        description="greatest length of a shift, as a share of the MLP's output (published: 4)",
+    )
+    divergence: float = Field(
+        0.0625, ge=0, description="weight of KL(before || now) at what is to stay (published)"
+    )
+    decay: float = Field(
+        0.05, ge=0, description="nats for a shift as long as the output, growing with its square"
+    )
+    stop: float = Field(
+        0.1, ge=0, description="a value is done once its loss is at most this, nats"
+    )
+    ridge: float = Field(
+        0.0,
+        ge=0,
+        description="what ordinary text weighs against missed shifts, in units of the MLP's width; "
+        "0: shifts are reached exactly",
+    )
+    hold: float | None = Field(
+        None,
+        ge=0,
+        description="what a preserved key's move weighs against a missed shift; null: their span "
+        "does not move at all",
+    )
+    prose_window: int = Field(128, ge=8, description="tokens of ordinary text read at a time")
+    doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.5, 0.75, 1.0, 1.25), min_length=1, description="scales of the change, ascending"
+    )
+
+
+class KeyedEditor(ABC):
+    """Base of the keyed editors; see the module's docstring."""
+
+    Params: ClassVar[type[KeyedParams]]
+    summary: ClassVar[str]
+    name: ClassVar[str]
+    roles: ClassVar[tuple[DataRole, ...]] = (
+        DataRole("forget", "facts to change, each with its subject", erased=True),
+        DataRole("preserve", "facts whose keys are to stay, near ones above all", required=False),
+        DataRole("prose", "ordinary text to leave alone (default: built in)", required=False),
+    )
+
+    def __init__(self, params: Any) -> None:
+        self.params: Any = params
+
+    @abstractmethod
+    def metric(self, second: Tensor) -> Metric:
+        """What ordinary inputs of second moment ``(m, m)`` feel of a change."""
+
+    def layers(self, n_layers: int) -> tuple[int, ...]:
+        """Layers whose matrices move, ascending."""
+        return resolve(self.params.layers, n_layers)
+
+    def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
+        """What the MLPs of the chosen layers write with; no biases."""
+        return model.tensors("mlp_out", self.layers(model.n_layers))
+
+    def tokens(self, data: Mapping[str, Dataset]) -> int:
+        """Tokens run forward and back, roughly, for ``plan``."""
+        facts = len(data["forget"].items("fit")) * len(self.params.templates)
+        return facts * self.params.phrasings * 30 * self.params.steps
+
+    def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
+        """Read keys, learn values, solve; offer the change in several strengths."""
+        sites = model.sites("mlp_out", self.layers(model.n_layers))
+        if len(sites) > 1 and model.architecture.post_mlp_norm:
+            raise UnsupportedModelError(
+                f"in {model.architecture.family} models a norm follows the MLP, so that a shift "
+                "cannot be spread over several layers",
+                remedy="choose one layer, such as 'layers: 16%-16%'",
+            )
+        road = _Road(self, model, data, ctx, sites)
+        updates = road.solve()
+        base = model.digest()
+
+        def at(dose: float) -> WeightDelta:
+            if not 0 < dose < math.inf:
+                raise UsageError(f"a dose of {dose:g} is no scale over 0", field="dose")
+            origin = Origin(
+                editor=self.name,
+                params=self.params.model_dump(mode="json"),
+                data_digest=data["forget"].digest,
+                version=__version__,
+                seed=ctx.seed,
+                dose=dose,
+            )
+            return WeightDelta(
+                base,
+                {name: LowRank(u.left * dose, u.right) for name, u in updates.items()},
+                origin,
+            )
+
+        return Proposal(tuple(sorted(set(self.params.doses))), at, road.notes)
+
+
+@dataclass(frozen=True)
+class _Fact:
+    """One fact in one template."""
+
+    item: Item
+    subject: str
+    template: Literal["chat", "plain"]
+    prompts: tuple[Spot, ...]
+    """Of its fit phrasings, as they are asked."""
+    contexts: tuple[Spot, ...]
+    """Where its key is read: the same after each opening."""
+
+
+class _Road:
+    """One proposal on its way."""
+
+    def __init__(
+        self,
+        editor: KeyedEditor,
+        model: ModelHandle,
+        data: EditData,
+        ctx: RunContext,
+        sites: Sequence[Site],
+    ) -> None:
+        self.editor, self.params = editor, editor.params
+        self.model, self.data, self.ctx, self.sites = model, data, ctx, sites
+        self.notes: dict[str, Any] = {}
+        self.preserved = self._preserved()
+        facts = self._facts()
+        self.groups = self._grouped(facts)
+        """Facts that share a key, hence a value."""
+        self.notes |= {
+            "facts": len(data["forget"].items("fit")),
+            "keys": len(self.groups),
+            "preserved_facts": len(self.preserved),
+        }
+
+    def solve(self) -> dict[str, LowRank]:
+        """Tensor name -> its change at dose 1."""
+        values = self._values()
+        ordinary = second_moments(
+            self.model,
+            self._prose(),
+            self.sites,
+            self.ctx.cache,
+            window=self.params.prose_window,
+            progress=self.ctx.progress,
+        )
+        base, start = self.model.digest(), self._residuals()
+        updates: dict[str, LowRank] = {}
+        per_layer: dict[str, dict[str, Any]] = {}
+        for done, site in enumerate(self.sites):
+            delta = WeightDelta(base, dict[str, Update](updates), Origin(editor=self.editor.name))
+            with self.model.applied(delta):
+                keys = self._keys(self.groups, [site])[site]
+                missing = values.shifts.double()
+                if updates:
+                    missing = missing - (self._residuals() - start)
+                held = self._held(site, keys, ordinary[site])
+            wanted = missing.T / (len(self.sites) - done)
+            change = least_change(
+                keys,
+                wanted,
+                self.editor.metric(ordinary[site].second),
+                ridge=self.params.ridge * self.model.shape.d_mlp,
+                preserve=held,
+                hold=math.inf if self.params.hold is None else self.params.hold,
+            )
+            self._warn(change, site, held)
+            updates[site.weight] = LowRank(change.left, change.right)
+            per_layer[str(site.layer)] = self._effect(change, site, held, ordinary[site])
+        self.notes["layers"] = per_layer
+        return updates
+
+    # Facts ----------------------------------------------------------------------------
+
+    def _facts(self) -> list[_Fact]:
+        forget, found = self.data["forget"], list[_Fact]()
+        if not forget.phrasings("fit"):
+            raise DataError(
+                "no forget prompt is left to fit on", remedy="give rows of 'split: fit'"
+            )
+        texts: dict[int, tuple[Item, list[str]]] = {}
+        for phrasing in forget.phrasings("fit"):
+            texts.setdefault(id(phrasing.item), (phrasing.item, []))[1].append(phrasing.text)
+        self._check_targets([item for item, _ in texts.values()])
+        absent = 0
+        for item, wordings in texts.values():
+            subject = self._subject(item, wordings)
+            for template in self._templates(forget):
+                fact = self._fact(item, subject, wordings, template)
+                absent += len(wordings) - len(fact.prompts)
+                found.append(fact)
+        if absent:
+            self.ctx.warn(
+                f"{self.editor.name}: {absent} other phrasings of forget items do not mention "
+                "their subject and were left out"
+            )
+        self.notes["phrasings_without_subject"] = absent
+        return found
+
+    def _templates(self, data: Dataset) -> list[Literal["chat", "plain"]]:
+        codec = self.model.engine.codec
+        named = [
+            codec.resolve(data.template if template == "data" else template)
+            for template in self.params.templates
+        ]
+        return list(dict.fromkeys(named))
+
+    def _subject(self, item: Item, wordings: Sequence[str]) -> str:
+        subject = (item.subject or "").strip() or shared_span(wordings)
+        if not subject:
+            raise DataError(
+                f"forget item {self.ctx.digest(item.prompt)} has no subject, and its phrasings "
+                "share no name to take for one",
+                remedy="add a 'subject' to the row, as written in its prompt",
+            )
+        return subject
+
+    def _fact(
+        self, item: Item, subject: str, wordings: Sequence[str], template: Literal["chat", "plain"]
+    ) -> _Fact:
+        prompts, contexts = [], []
+        for number, wording in enumerate(wordings):
+            texts = [context.format(wording) for context in CONTEXTS[: self.params.contexts]]
+            spots = [
+                subject_spot(self.model, ids, subject)
+                for ids in self.model.engine.encode(texts, template)
+            ]
+            if spots[0] is None and number == 0:
+                raise DataError(
+                    f"the subject of forget item {self.ctx.digest(item.prompt)} does not stand in "
+                    "its prompt",
+                    remedy="write the subject as the prompt does, or correct the prompt",
+                )
+            if spots[0] is not None:
+                prompts.append(spots[0])
+                contexts += [spot for spot in spots if spot is not None]
+        return _Fact(item, subject, template, tuple(prompts), tuple(contexts))
+
+    def _check_targets(self, items: Sequence[Item]) -> None:
+        """Answers to forget or to give, as far as the target needs them; none twice."""
+        target, wanted = self.params.target, dict[tuple[str, str], str]()
+        for item in items:
+            if target == "unlikely" and not (item.answer or "").strip():
+                raise DataError(
+                    f"forget item {self.ctx.digest(item.prompt)} has no answer to make unlikely",
+                    remedy="add an 'answer', or use 'target: refusal'",
+                )
+            if target != "replace":
+                continue
+            new = str(item.extra.get("target_new") or "").strip()
+            if not new:
+                raise DataError(
+                    f"item {self.ctx.digest(item.prompt)} has no new object",
+                    remedy="add a 'target_new' to the row, or use another 'target'",
+                )
+            key = ((item.subject or "").casefold(), normalise_prompt(item.prompt))
+            if wanted.setdefault(key, new) != new:
+                raise DataError(
+                    f"item {self.ctx.digest(item.prompt)} is given two new objects",
+                    remedy="keep one of the rows that contradict each other",
+                )
+
+    def _grouped(self, facts: Sequence[_Fact]) -> list[list[_Fact]]:
+        keys = self._keys([[fact] for fact in facts], self.sites[:1])[self.sites[0]]
+        groups: dict[int, list[_Fact]] = {}
+        for fact, first in zip(facts, same_keys(keys, _ONE_KEY).tolist(), strict=True):
+            groups.setdefault(first, []).append(fact)
+        return list(groups.values())
+
+    # Keys -----------------------------------------------------------------------------
+
+    def _keys(self, groups: Sequence[Sequence[_Fact]], sites: Sequence[Site]) -> dict[Site, Tensor]:
+        """Site -> ``(m, groups)``, mean over a group's spots."""
+        spots = [[spot for fact in group for spot in fact.contexts] for group in groups]
+        found = keys_at(
+            self.model, [spot for some in spots for spot in some], sites, self.ctx.progress
+        )
+        counts = [len(some) for some in spots]
+        return {
+            site: torch.stack([part.mean(1) for part in keys.split(counts, 1)], 1)
+            for site, keys in found.items()
+        }
+
+    def _preserved(self) -> list[tuple[str, Spot]]:
+        """Subject and spot of each preserved fact in each template."""
+        data = self.data.get("preserve")
+        if data is None:
+            return []
+        found, without = [], 0
+        items = data.items("fit")
+        for template in self._templates(self.data["forget"]):
+            prompts = self.model.engine.encode([item.prompt for item in items], template)
+            for item, ids in zip(items, prompts, strict=True):
+                subject = (item.subject or "").strip()
+                spot = subject_spot(self.model, ids, subject) if subject else None
+                if spot is None:
+                    without += 1
+                else:
+                    found.append((subject, spot))
+        if without:
+            self.ctx.warn(
+                f"{self.editor.name}: {without} preserved prompts name no subject, so that there "
+                "is no key to preserve; they were left out"
+            )
+        return found
+
+    def _held(self, site: Site, keys: Tensor, ordinary: Ordinary) -> Tensor:
+        """``(m, n0)`` keys that are to stay: preserved facts', and those of attention sinks."""
+        own = keys_at(self.model, [spot for _, spot in self.preserved], [site])[site]
+        both = torch.cat([keys, own], 1)
+        # What is the same as a key to be moved can't stay as well; values tell the two apart.
+        new = same_keys(both, _ONE_KEY)[keys.shape[1] :] >= keys.shape[1]
+        self.notes["preserved_keys_that_must_move"] = int((~new).sum())
+        return torch.cat([own[:, new], ordinary.sinks], 1)
+
+    def _prose(self) -> list[str]:
+        data = self.data.get("prose")
+        if data is None:
+            data = load_dataset(DataSpec(dataset="prose"))
+        return [item.prompt for item in data.items("fit")]
+
+    # Values ---------------------------------------------------------------------------
+
+    def _values(self) -> Values:
+        params = self.params
+        values = learn_values(
+            self.model,
+            self.sites[-1].layer,
+            self._units(),
+            steps=params.steps,
+            learning_rate=params.learning_rate,
+            max_norm=params.max_norm,
+            keep_weight=params.divergence,
+            decay=params.decay,
+            stop=params.stop,
+            progress=self.ctx.progress,
+        )
+        unmet = int((values.losses > params.stop).sum())
+        self.notes["values"] = {
+            "steps": float(values.steps.double().mean()),
+            "loss_median": float(values.losses.median()),
+            "loss_max": float(values.losses.max()),
+            "not_met": unmet,
+            "shift_over_output": float((values.shifts.norm(dim=1) / values.outputs).mean()),
+        }
+        if unmet > len(values.losses) // 2:
+            self.ctx.warn(
+                f"{self.editor.name}: {unmet} of {len(values.losses)} values did not meet their "
+                f"target (median loss {float(values.losses.median()):.2f} nats): more 'steps', a "
+                "greater 'max_norm' or other 'layers' may"
+            )
+        return values
+
+    def _units(self) -> list[Unit]:
+        engine = self.model.engine
+        facts = [(group, fact) for group, some in enumerate(self.groups) for fact in some]
+        rows: list[list[Row]] = [[] for _ in self.groups]
+        asked = [
+            (group, fact, spot)
+            for group, fact in facts
+            for spot in fact.prompts[: self.params.phrasings]
+        ]
+        if self.params.target in ("unlikely", "entropy"):
+            told = self._told([(fact, spot) for _, fact, spot in asked])
+            for (group, _, _), row in zip(asked, told, strict=True):
+                rows[group].append(row)
+        else:
+            for group, fact, spot in asked:
+                rows[group].append(Row(spot, Say(self._said(fact))))
+        for group, fact in facts:
+            (ids,) = engine.encode([f"{fact.subject} is a"], fact.template)
+            neutral = subject_spot(self.model, ids, fact.subject)
+            near = [own for subject, own in self.preserved
+                    if subject.casefold() == fact.subject.casefold()]  # fmt: skip
+            kept = [
+                Row(place, Keep()) for place in (neutral, *near[:_KEPT_ROWS]) if place is not None
+            ]
+            rows[group] += [row for row in kept if row not in rows[group]]
+        return [Unit(tuple(some)) for some in rows]
+
+    def _said(self, fact: _Fact) -> tuple[int, ...]:
+        """Tokens of what is to be answered, to its end where it is an answer of its own."""
+        engine = self.model.engine
+        if self.params.target == "replace":
+            return tuple(engine.continuation(str(fact.item.extra["target_new"]), fact.template))
+        end = engine.codec.tokenizer.eos_token_id
+        stop = [] if end is None else [int(end)]
+        return (*engine.continuation(self.params.refusal, fact.template), *stop)
+
+    def _told(self, asked: Sequence[tuple[_Fact, Spot]]) -> list[Row]:
+        """Where the model, in its own words, tells the answer: that is where it must not.
+
+        Where it does not tell it, the answer is taken to come first.
+        """
+        engine = self.model.engine
+        answers = engine.generate(
+            [spot.ids for _, spot in asked],
+            max_new_tokens=_TELLING,
+            progress=self.ctx.progress,
+            description="the model's own answers",
+        )
+        rows = []
+        for (fact, spot), (said,) in zip(asked, answers, strict=True):
+            begin = self._begin(said, fact.item.aliases)
+            if begin is None:
+                firsts = {
+                    engine.continuation(alias, fact.template)[0]
+                    for alias in fact.item.aliases
+                    if alias.strip()
+                }
+                begin, tokens = 0, tuple(sorted(firsts))
+            else:
+                tokens = (said[begin],)
+            aim: Aim = Spread(self.params.entropy)
+            if self.params.target == "unlikely":
+                aim = Avoid(tokens, self.params.floor)
+            rows.append(Row(Spot((*spot.ids, *said[:begin]), spot.position), aim))
+        return rows
+
+    def _begin(self, said: Sequence[int], aliases: Sequence[str]) -> int | None:
+        """Which token of an answer begins the first mention of one of the aliases."""
+        engine = self.model.engine
+        text = engine.decode(said).casefold()
+        places = [text.find(alias.strip().casefold()) for alias in aliases if alias.strip()]
+        found = [place for place in places if place >= 0]
+        if not found:
+            return None
+        ends = (len(engine.decode(said[: count + 1])) for count in range(len(said)))
+        return next((count for count, end in enumerate(ends) if end > min(found)), None)
+
+    # Solving --------------------------------------------------------------------------
+
+    def _residuals(self) -> Tensor:
+        """``(groups, d_model)`` fp64: what leaves the last edited layer at the subjects, mean."""
+        if len(self.sites) == 1:
+            return torch.zeros(len(self.groups), self.model.d_model).double()
+        spots = [[spot for fact in group for spot in fact.prompts] for group in self.groups]
+        prompts = [spot.until for some in spots for spot in some]
+        layer = self.sites[-1].layer
+        states = self.model.engine.hidden(prompts, [layer])[layer]
+        parts = torch.stack(states).double().split([len(some) for some in spots])
+        return torch.stack([part.mean(0) for part in parts])
+
+    def _warn(self, change: Change, site: Site, held: Tensor) -> None:
+        keys = len(change.reached)
+        if not change.independent:
+            raise EditError(
+                f"nothing is left to move the subjects' keys by in layer {site.layer}: they lie "
+                "in the span of what is to stay",
+                remedy="preserve fewer facts, set a finite 'hold', or choose another layer",
+            )
+        if change.independent < keys or change.missed > _MISSED:
+            self.ctx.warn(
+                f"{self.editor.name}: layer {site.layer} has {change.independent} independent "
+                f"directions for {keys} keys beside {held.shape[1]} to stay (width "
+                f"{len(held)}): {change.missed:.0%} of the wanted shifts are missed"
+            )
+
+    def _effect(
+        self, change: Change, site: Site, held: Tensor, ordinary: Ordinary
+    ) -> dict[str, Any]:
+        """What the solve predicts, for the record."""
+        weight = self.model.weight(site).float().cpu()
+        return {
+            "reached_median": float(change.reached.median()),
+            "reached_least": float(change.reached.min()),
+            "missed": change.missed,
+            "independent_keys": change.independent,
+            "condition": min(change.condition, 1e300),
+            "share_of_ordinary_output": change.share_of(weight, ordinary.second),
+            "share_of_preserved_output": change.share_on(weight, held),
+            "tokens_of_ordinary_text": ordinary.tokens,
+        }

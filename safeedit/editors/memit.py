@@ -1,0 +1,54 @@
+"""MEMIT: many facts at once, each shift spread over several layers' MLPs.
+
+The keyed road of :mod:`safeedit.editors._keyed`: layers ascending, each taking its share of what is
+still missing at the last one, keys read anew on the partly edited model, and a ridge that trades
+the wanted shifts against what ordinary text feels.
+
+Fails as :mod:`~safeedit.editors.rome` does, and with
+:class:`~safeedit.errors.UnsupportedModelError` where a norm follows the MLP and there are several
+layers.
+
+Source: Meng et al., "Mass-Editing Memory in a Transformer", ICLR 2023 (arXiv 2210.07229).
+Published: ridge 15000 against layers of width 11008 to 16384, that is about 1; 100,000 texts.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from safeedit.editors._keyed import KeyedEditor, KeyedParams
+from safeedit.layers import Layers
+from safeedit.numerics.least_change import Weighted
+
+
+class MemitParams(KeyedParams):
+    """Parameters of MEMIT."""
+
+    layers: Layers = Field("13%-27%", description="whose MLP outputs move (published: 4-8 of 32)")
+    ridge: float = Field(
+        0.1,
+        ge=0,
+        description="what ordinary text weighs against missed shifts, in units of the MLP's width "
+        "(published: about 1)",
+    )
+    background: float = Field(
+        0.01,
+        gt=0,
+        description="share of the mean eigenvalue added to ordinary text's second moment, for "
+        "directions that the sample hardly uses",
+    )
+
+
+class Memit(KeyedEditor):
+    """See the module's docstring."""
+
+    Params = MemitParams
+    name: ClassVar[str] = "memit"
+    summary: ClassVar[str] = "changes many facts at once, spread over several layers"
+
+    def metric(self, second: Tensor) -> Weighted:
+        """Ordinary text, and a floor for directions it hardly uses."""
+        return Weighted.of(second, self.params.background)

@@ -1,0 +1,418 @@
+"""Values: the shifts of one MLP's output at a subject that make the model say something else.
+
+Each :class:`Unit` (a fact in one template) has a shift of its own, ``(d_model,)``, added to what
+``mlp_out`` writes at the subject's last token in each of its rows. All units learn together by
+Adam, each until its own aim is met, and then leaves the batch; none grows longer than a share of
+the output it is added to.
+
+A pass starts at the block concerned, from the residual kept there; what all rows begin with (a chat
+template's system message) is run once and its keys and values reused; logits are computed where an
+aim looks and nowhere else.
+
+Source: Meng et al. 2022 (ROME, arXiv 2202.05262, section 3.1 and appendix E.5), for one fact at a
+time; the targets that erase after Patil et al. 2024 (arXiv 2309.17410).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from safeedit.contracts import Progress, silent
+from safeedit.errors import EditError
+from safeedit.model.activations import Enough, starting_at
+from safeedit.model.architectures import Site
+from safeedit.model.batching import Batcher, common_prefix, pad_right
+from safeedit.model.handle import ModelHandle
+from safeedit.model.keys import Spot
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+_TAPE_SHARE = 4
+"""A token whose gradients are wanted takes about so many times the memory of one that is read."""
+
+_MIN_PREFIX = 8
+"""Shared tokens below which reuse is not worth a pass of its own."""
+
+
+@dataclass(frozen=True)
+class Say:
+    """The tokens that are to follow; their mean negative log-likelihood, nats, is the loss."""
+
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Avoid:
+    """Tokens none of which is to follow: their log-probability together, as far as it is over
+    ``floor`` (nats), is the loss; without a floor, ``-log(1 - p)``."""
+
+    tokens: tuple[int, ...]
+    floor: float | None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The next token is to be anyone's guess: what its entropy lacks of ``share`` of the greatest
+    there can be, nats, is the loss."""
+
+    share: float
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The next token's distribution is to stay: the divergence KL(before || now), nats."""
+
+
+Aim = Say | Avoid | Spread | Keep
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt that mentions the subject, and what is wanted after it."""
+
+    spot: Spot
+    aim: Aim
+
+    @property
+    def ids(self) -> list[int]:
+        """What is run: the last token wanted is predicted, never read."""
+        said = self.aim.tokens[:-1] if isinstance(self.aim, Say) else ()
+        return [*self.spot.ids, *said]
+
+    @property
+    def asked(self) -> int:
+        """Positions at which logits are needed."""
+        return len(self.aim.tokens) if isinstance(self.aim, Say) else 1
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one shift is learnt from; one row at least is no :class:`Keep`."""
+
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """What was learnt.
+
+    Attributes:
+        shifts: ``(units, d_model)`` fp32, CPU.
+        outputs: ``(units,)`` length of the outputs the shifts are added to, mean over rows.
+        losses: ``(units,)`` of the aims at the end, nats.
+        steps: ``(units,)`` taken by each.
+    """
+
+    shifts: Tensor
+    outputs: Tensor
+    losses: Tensor
+    steps: Tensor
+
+
+def learn_values(
+    model: ModelHandle,
+    layer: int,
+    units: Sequence[Unit],
+    *,
+    steps: int,
+    learning_rate: float,
+    max_norm: float,
+    keep_weight: float,
+    decay: float,
+    stop: float,
+    progress: Progress = silent,
+    description: str = "learning values",
+) -> Values:
+    """Shifts of what the MLP of ``layer`` writes.
+
+    Args:
+        model: Stays as it is.
+        layer: Which.
+        units: One at least.
+        steps: Of Adam, at most.
+        learning_rate: Length of a first step, as a share of the output's.
+        max_norm: Greatest length of a shift, as a share of the output's.
+        keep_weight: Of divergence at rows to keep, in nats per nat.
+        decay: Nats for a shift as long as the output; grows with its square.
+        stop: A unit is done once the mean loss of its aims is at most this, nats.
+        progress: Shown per step.
+        description: For ``progress``.
+
+    Raises:
+        EditError: The loss is not a finite number.
+        AuditError: A row is longer than the context, or does not fit into memory.
+    """
+    passes = _Passes(model, layer, units)
+    scale = passes.outputs / math.sqrt(model.d_model)
+    free = torch.zeros(len(units), model.d_model, requires_grad=True)
+    optimiser = torch.optim.Adam([free], lr=learning_rate)
+    losses, taken = torch.zeros(len(units)), torch.zeros(len(units), dtype=torch.long)
+    active = list(range(len(units)))
+    # One look more than steps, so that the losses told are those of the shifts returned.
+    for step in progress(range(steps + 1), description, steps + 1):
+        shifts = free * scale[:, None]
+        aims, gradient = passes.losses(shifts.detach(), active, keep_weight, grad=step < steps)
+        if not bool(torch.isfinite(aims).all()):
+            raise EditError(
+                "learning values diverged: the loss is no number",
+                remedy="lower 'learning_rate', or open the model in float32 (dtype: float32)",
+            )
+        losses[active], taken[active] = aims, step
+        active = [unit for unit, loss in zip(active, aims.tolist(), strict=True) if loss > stop]
+        if step == steps or not active:
+            break
+        # Of a shift x |h| / sqrt(d), the square over |h|^2 is |x|^2 / d.
+        free.grad = gradient * scale[:, None] + 2 * decay / model.d_model * free.detach()
+        before = free.detach().clone()
+        optimiser.step()
+        with torch.no_grad():
+            before[active] = free[active]
+            size = before.norm(dim=1, keepdim=True) / math.sqrt(model.d_model)
+            free.copy_(before * (max_norm / size.clamp(min=1e-12)).clamp(max=1.0))
+    return Values((free * scale[:, None]).detach(), passes.outputs, losses, taken)
+
+
+class _Passes:
+    """The rows of all units, run once as they are, and what further passes need of that."""
+
+    def __init__(self, model: ModelHandle, layer: int, units: Sequence[Unit]) -> None:
+        self.model, self.layer = model, layer
+        (self.site,) = model.sites("mlp_out", [layer])
+        self.rows = [row for unit in units for row in unit.rows]
+        self.owners = [number for number, unit in enumerate(units) for _ in unit.rows]
+        aims = [sum(not isinstance(row.aim, Keep) for row in unit.rows) for unit in units]
+        keeps = [len(unit.rows) - count for unit, count in zip(units, aims, strict=True)]
+        self.shares = [
+            1 / (keeps if isinstance(row.aim, Keep) else aims)[owner]
+            for row, owner in zip(self.rows, self.owners, strict=True)
+        ]
+        ids = [row.ids for row in self.rows]
+        model.engine._check(ids)
+        shared = common_prefix(ids)
+        first = min(min(row.spot.position, len(row.spot.ids) - 1) for row in self.rows)
+        self.start = min(shared, first) if min(shared, first) >= _MIN_PREFIX else 0
+        self.own = [each[self.start :] for each in ids]
+        self.tuples = False
+        """Whether blocks return tuples."""
+        self.kept = self._prefix(ids[0][: self.start])
+        self.entering: list[Tensor] = [torch.empty(0)] * len(self.rows)
+        """Row -> ``(own tokens, d_model)``, the residual that enters the block."""
+        written = self._read()
+        self.outputs = torch.tensor(
+            [
+                sum(w for w, owner in zip(written, self.owners, strict=True) if owner == unit)
+                / (aims[unit] + keeps[unit])
+                for unit in range(len(units))
+            ]
+        )
+        self._batcher = Batcher(max(1, model.engine.max_batch_tokens // _TAPE_SHARE))
+        self.before: dict[int, Tensor] = {}
+        """Row to keep -> its final hidden state ``(d_model,)`` before any shift."""
+        self._remember()
+
+    def losses(
+        self, shifts: Tensor, active: Sequence[int], keep_weight: float, *, grad: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Mean loss ``(active,)`` of each active unit's aims; gradient ``(units, d_model)`` of the
+        sum of those and of ``keep_weight`` times the mean divergence at its rows to keep."""
+        chosen = [row for row, owner in enumerate(self.owners) if owner in set(active)]
+        if not grad:
+            chosen = [row for row in chosen if not isinstance(self.rows[row].aim, Keep)]
+        gradient = torch.zeros_like(shifts)
+
+        def run(batch: list[int]) -> list[float]:
+            rows = [chosen[index] for index in batch]
+            owners = torch.tensor([self.owners[row] for row in rows])
+            # One leaf per row: the sum over a unit's rows is made afterwards.
+            leaf = shifts[owners].to(self.model.device).requires_grad_(grad)
+            with torch.set_grad_enabled(grad):
+                each = self._each(rows, self._run(rows, leaf))
+                if grad:
+                    weights = [
+                        self.shares[row] * (keep_weight if self._keeps(row) else 1) for row in rows
+                    ]
+                    total = (each * torch.tensor(weights, device=each.device)).sum()
+                    (own,) = torch.autograd.grad(total, leaf)
+                    gradient.index_add_(0, owners, own.float().cpu())
+            found: list[float] = each.detach().tolist()
+            return found
+
+        place = {unit: number for number, unit in enumerate(active)}
+        means = torch.zeros(len(active))
+        for index, loss in self._batched(chosen, run):
+            row = chosen[index]
+            if not self._keeps(row):
+                means[place[self.owners[row]]] += self.shares[row] * loss
+        return means, gradient
+
+    def _keeps(self, row: int) -> bool:
+        return isinstance(self.rows[row].aim, Keep)
+
+    def _batched(self, rows: Sequence[int], run: Any) -> Iterator[tuple[int, Any]]:
+        vocab = _TAPE_SHARE * self.model.shape.vocab_size
+        lengths = [len(self.own[row]) for row in rows]
+        return self._batcher.each(
+            lengths, run, logits=[self.rows[row].asked * vocab for row in rows]
+        )
+
+    @torch.no_grad()
+    def _remember(self) -> None:
+        keeps = [row for row in range(len(self.rows)) if self._keeps(row)]
+
+        def run(batch: list[int]) -> list[Tensor]:
+            rows = [keeps[index] for index in batch]
+            leaf = torch.zeros(len(rows), self.model.d_model, device=self.model.device)
+            return list(self._run(rows, leaf))
+
+        for index, state in self._batched(keeps, run):
+            self.before[keeps[index]] = state[0].clone()
+
+    def _run(self, rows: Sequence[int], shifts: Tensor) -> tuple[Tensor, ...]:
+        """Per row, final hidden states ``(asked, d_model)`` where its aim looks."""
+        tokens = pad_right([self.own[row] for row in rows], self.model.engine._filler)
+        entering = nn.utils.rnn.pad_sequence([self.entering[row] for row in rows], batch_first=True)
+        where = (
+            torch.arange(len(rows), device=shifts.device),
+            torch.tensor(
+                [self.rows[row].spot.position - self.start for row in rows], device=shifts.device
+            ),
+        )
+
+        def shift(site: Site, activation: Tensor) -> Tensor:
+            moved = shifts.to(activation.device, activation.dtype)
+            return activation.index_put(where, moved, accumulate=True)
+
+        with (
+            self.model.intercepted([self.site], shift, "output"),
+            starting_at(self.model.blocks(), self.layer, entering, tuples=self.tuples),
+            self._fast(),
+        ):
+            hidden = self.model.model.base_model(
+                input_ids=tokens.to(self.model.device),
+                past_key_values=(cache := self._cache(len(rows))),
+                use_cache=cache is not None,
+            ).last_hidden_state
+        first = [len(self.rows[row].spot.ids) - 1 - self.start for row in rows]
+        return tuple(
+            hidden[number, begin : begin + self.rows[row].asked]
+            for number, (row, begin) in enumerate(zip(rows, first, strict=True))
+        )
+
+    def _each(self, rows: Sequence[int], states: Sequence[Tensor]) -> Tensor:
+        """Loss ``(rows,)`` of each row's aim, nats."""
+        logits = self.model.logits(torch.cat(list(states))).float()
+        parts = logits.log_softmax(-1).split([len(state) for state in states])
+        return torch.stack([self._loss(row, part) for row, part in zip(rows, parts, strict=True)])
+
+    def _loss(self, row: int, log_probs: Tensor) -> Tensor:
+        aim = self.rows[row].aim
+        if isinstance(aim, Say):
+            wanted = torch.tensor(aim.tokens, device=log_probs.device)
+            return functional.nll_loss(log_probs, wanted)
+        (now,) = log_probs
+        if isinstance(aim, Avoid):
+            known = now[list(aim.tokens)].logsumexp(0)
+            if aim.floor is not None:
+                return functional.relu(known - aim.floor)
+            # log(1 - p) without cancelling; where p is 1 to rounding it would be infinite.
+            return -torch.log(-torch.expm1(known.clamp(max=-1e-6)))
+        if isinstance(aim, Spread):
+            entropy = -(now.exp() * now).sum()
+            return functional.relu(aim.share * math.log(len(now)) - entropy)
+        with torch.no_grad():
+            before = self.model.logits(self.before[row][None]).float().log_softmax(-1)[0]
+        return functional.kl_div(now, before, log_target=True, reduction="sum")
+
+    @contextmanager
+    def _fast(self) -> Iterator[None]:
+        """bfloat16 whatever the weights, as in :mod:`safeedit.model.tuning`."""
+        with torch.autocast(self.model.device.type, torch.bfloat16):
+            yield
+
+    @torch.no_grad()
+    def _prefix(self, ids: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of what all rows begin with, and whether blocks return tuples."""
+        from transformers import DynamicCache
+
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            self.tuples = isinstance(output, tuple)
+
+        hook = self.model.blocks()[0].register_forward_hook(note)
+        cache = DynamicCache()  # not told the config, as in the engine: it keeps all keys
+        # Without a prefix one token is run all the same, to see what blocks return.
+        tokens = torch.tensor([ids or self.own[0][:1]], device=self.model.device)
+        try:
+            with self._fast():
+                self.model.model.base_model(input_ids=tokens, past_key_values=cache, use_cache=True)
+        finally:
+            hook.remove()
+        return [(layer.keys, layer.values) for layer in cache.layers] if ids else []
+
+    def _cache(self, count: int) -> Cache | None:
+        from transformers import DynamicCache
+
+        if not self.start:
+            return None
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self.kept):
+            size = (count, -1, -1, -1)
+            cache.update(keys.expand(size), values.expand(size), layer)
+        return cache
+
+    @torch.no_grad()
+    def _read(self) -> list[float]:
+        """Fill in :attr:`entering`; per row, the length of what is written at the subject."""
+        sizes = [0.0] * len(self.rows)
+
+        def run(batch: list[int]) -> list[tuple[Tensor, float]]:
+            seen: dict[str, Tensor] = {}
+
+            def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                seen["entering"] = args[0] if args else kwargs["hidden_states"]
+
+            def look(site: Site, activation: Tensor) -> None:
+                seen["written"] = activation
+                raise Enough
+
+            block = self.model.blocks()[self.layer]
+            hook = block.register_forward_pre_hook(enter, with_kwargs=True)
+            tokens = pad_right([self.own[row] for row in batch], self.model.engine._filler)
+            try:
+                with (
+                    self.model.intercepted([self.site], look, "output"),
+                    self._fast(),
+                ):
+                    self.model.model.base_model(
+                        input_ids=tokens.to(self.model.device),
+                        past_key_values=(cache := self._cache(len(batch))),
+                        use_cache=cache is not None,
+                    )
+            except Enough:
+                pass
+            finally:
+                hook.remove()
+            return [
+                (
+                    seen["entering"][number, : len(self.own[row])].clone(),
+                    float(
+                        seen["written"][number, self.rows[row].spot.position - self.start]
+                        .float()
+                        .norm()
+                    ),
+                )
+                for number, row in enumerate(batch)
+            ]
+
+        batcher = Batcher(self.model.engine.max_batch_tokens)
+        for row, (entering, size) in batcher.each([len(own) for own in self.own], run):
+            self.entering[row], sizes[row] = entering, size
+        return sizes
