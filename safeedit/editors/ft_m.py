@@ -1,0 +1,188 @@
+"""FT-M: one layer's MLP output matrix fine-tuned on the facts, the baseline that is quoted.
+
+Ordinary teacher forcing with only the answer's tokens in the loss, on all fit phrasings of all
+facts in batches, nothing preserved: what closed-form editors have to beat. (FT-L, its rival in
+older tables, makes the prompt's last position alone predict every token of the answer, which is
+ill posed for answers of several tokens.) Each entry of the change can be bounded.
+
+Doses scale the change. Fails with :class:`~safeedit.errors.DataError` where there is nothing to
+learn from, and with :class:`~safeedit.errors.EditError` where tuning diverges.
+
+Source: Zhu et al., "Modifying Memories in Transformer Models", 2020 (arXiv 2012.00363), with the
+masking of Zhang et al., "A Comprehensive Study of Knowledge Editing for Large Language Models",
+2024 (arXiv 2401.01286). Published: layer 21 of 32, 25 steps, learning rate 5e-4, on each fact
+alone.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from safeedit import __version__
+from safeedit.contracts import (
+    BaseParams,
+    DataRole,
+    EditData,
+    LayerShape,
+    Proposal,
+    RunContext,
+    TensorPlan,
+)
+from safeedit.data import Dataset
+from safeedit.delta import Dense, Origin, WeightDelta
+from safeedit.errors import DataError, UsageError
+from safeedit.layers import Layers, resolve
+from safeedit.model.architectures import Site
+from safeedit.model.handle import ModelHandle
+from safeedit.model.tuning import Example, answer_states, cross_entropy, endless, optimise
+
+
+class FtMParams(BaseParams):
+    """Parameters of FT-M."""
+
+    layers: Layers = Field("66%-66%", description="the one layer tuned (published: 21 of 32)")
+    target: Literal["refusal", "replace"] = Field(
+        "refusal", description="what is to be answered: the refusal, or the item's 'target_new'"
+    )
+    refusal: str = Field("I don't know.", min_length=1, description="what is to be answered")
+    steps: int = Field(25, ge=1, description="optimiser steps at most (published)")
+    batch: int = Field(20, ge=1, description="prompts per step")
+    learning_rate: float = Field(5e-4, gt=0, description="its peak (published)")
+    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps with rising rate")
+    stop_loss: float = Field(
+        0.03, ge=0, description="stop once the answer's running token loss is below this, nats"
+    )
+    bound: float | None = Field(
+        None, gt=0, description="greatest change of an entry; null: none (published)"
+    )
+    doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.5, 0.75, 1.0, 1.25), min_length=1, description="scales of the change, ascending"
+    )
+
+
+class FtM:
+    """See the module's docstring."""
+
+    Params = FtMParams
+    summary: ClassVar[str] = "fine-tunes one layer's MLP output on the facts (baseline)"
+    roles: ClassVar[tuple[DataRole, ...]] = (DataRole("forget", "facts to change", erased=True),)
+
+    def __init__(self, params: Any) -> None:
+        self.params: FtMParams = params
+
+    def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
+        """What the MLP of the chosen layer writes with; no bias."""
+        layers = resolve(self.params.layers, model.n_layers)
+        if len(layers) > 1:
+            raise UsageError(
+                f"ft_m tunes one layer, and 'layers' names {len(layers)}",
+                field="layers",
+                remedy="name one, such as 66%-66% or [21]",
+            )
+        return model.tensors("mlp_out", layers)
+
+    def tokens(self, data: Mapping[str, Dataset]) -> int:
+        """Tokens trained on, roughly, for ``plan``."""
+        return self.params.steps * self.params.batch * 50
+
+    def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
+        """Tune; offer the change in several strengths."""
+        params = self.params
+        (planned,) = self.touches(model.shape)
+        assert planned.layer is not None
+        (site,) = model.sites("mlp_out", [planned.layer])
+        examples = self._examples(model, data["forget"], ctx)
+        drawn = endless(examples, random.Random(ctx.seed))
+        change = torch.zeros(planned.shape, device=model.device, requires_grad=True)
+
+        def loss() -> tuple[Tensor, float]:
+            if params.bound is not None:
+                with torch.no_grad():
+                    change.clamp_(-params.bound, params.bound)
+            batch = [next(drawn) for _ in range(params.batch)]
+            total = cross_entropy(model, answer_states(model, batch), batch)
+            return total, float(total.detach())
+
+        with _added(model, site, change):
+            notes: dict[str, Any] = dict(
+                optimise(
+                    [change],
+                    loss,
+                    steps=params.steps,
+                    learning_rate=params.learning_rate,
+                    warmup=params.warmup,
+                    stop_below=params.stop_loss,
+                    progress=ctx.progress,
+                )
+            )
+        learnt = change.detach().cpu()
+        if params.bound is not None:
+            learnt = learnt.clamp(-params.bound, params.bound)
+        base = model.digest()
+
+        def at(dose: float) -> WeightDelta:
+            if not 0 < dose < math.inf:
+                raise UsageError(f"a dose of {dose:g} is no scale over 0", field="dose")
+            origin = Origin(
+                editor="ft_m",
+                params=params.model_dump(mode="json"),
+                data_digest=data["forget"].digest,
+                version=__version__,
+                seed=ctx.seed,
+                dose=dose,
+            )
+            return WeightDelta(base, {site.weight: Dense(learnt * dose)}, origin)
+
+        return Proposal(tuple(sorted(set(params.doses))), at, notes | {"prompts": len(examples)})
+
+    def _examples(self, model: ModelHandle, forget: Dataset, ctx: RunContext) -> list[Example]:
+        """Each fit phrasing with the answer it is to get."""
+        phrasings = forget.phrasings("fit")
+        if not phrasings:
+            raise DataError(
+                "no forget prompt is left to fit on", remedy="give rows of 'split: fit'"
+            )
+        engine, template = model.engine, model.engine.codec.resolve(forget.template)
+        prompts = engine.encode([phrasing.text for phrasing in phrasings], template)
+        if self.params.target == "refusal":
+            end = engine.codec.tokenizer.eos_token_id
+            stop = [] if end is None else [int(end)]
+            refusal = [*engine.continuation(self.params.refusal, template), *stop]
+            return [Example(prompt, refusal) for prompt in prompts]
+        objects = [str(phrasing.item.extra.get("target_new") or "") for phrasing in phrasings]
+        for phrasing, new in zip(phrasings, objects, strict=True):
+            if not new.strip():
+                raise DataError(
+                    f"item {ctx.digest(phrasing.item.prompt)} has no new object",
+                    remedy="add a 'target_new' to the row, or use 'target: refusal'",
+                )
+        answers = engine.continuations([new.strip() for new in objects], template)
+        return [Example(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+@contextmanager
+def _added(model: ModelHandle, site: Site, change: Tensor) -> Iterator[None]:
+    """Within it the model behaves as if ``change`` ``(out, in)`` were added at ``site``; gradients
+    reach it, and the weights stay as they are."""
+    read: dict[str, Tensor] = {}
+
+    def see(site: Site, inputs: Tensor) -> None:
+        read["inputs"] = inputs
+
+    def add(site: Site, output: Tensor) -> Tensor:
+        return output + functional.linear(read["inputs"].float(), change).to(output.dtype)
+
+    with (
+        model.intercepted([site], see, "input"),
+        model.intercepted([site], add, "output"),
+    ):
+        yield
