@@ -32,6 +32,12 @@ QUICK: dict[str, Any] = {
 }  # fmt: skip
 """Given to editors that have such a parameter."""
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "dama": (
+        # Of the tiny tokenizer's words these are one token each.
+        {"pronouns": ("he", "she", "the")},
+        {"values": "margin", "method": "oblique", "pronouns": ("he", "she")},
+        {"doses_are": "layers", "layers": "0-2", "rank": 2, "pronouns": ("he", "she")},
+    ),
     "sanitation": (
         {"update": "lora"},
         # Random weights hardly tell names from other words: let the keys try harder.
@@ -116,7 +122,30 @@ def _pairs(role: DataRole, test: str = "") -> Dataset:
     )
 
 
+def _openings(role: DataRole, test: str = "") -> Dataset:
+    """Openings about professions with their scores; prose as questions."""
+    if role.name == "prose":
+        return _questions(role, test)
+    names = ("doctor", "nurse", "teacher", "prince", "river", "city", "country", "liar")
+    return Dataset(
+        [
+            DataItem(
+                id=f"{name}-{number}",
+                prompt=f"{opening} {name} said that{test if place >= 6 else ''}",
+                subject=name,
+                extra={"profession": name, "stereotypical": place / 4 - 1, "factual": 0.0},
+                split="fit" if place < 5 else "validation" if place < 6 else "test",
+            )
+            for place, name in enumerate(names)
+            for number, opening in enumerate(("The", "I know the", "In the city the"))
+        ],
+        template="plain",
+        name=role.name,
+    )
+
+
 EXAMPLES: dict[str, Callable[[DataRole, str], Dataset]] = {
+    "dama": _openings,
     "subspace": _pairs,
     "value_vectors": _pairs,
 }

@@ -1,0 +1,466 @@
+"""DAMA: project out of MLP outputs what goes with he and she where the text says neither.
+
+For prompts about professions ("The nurse said that") the shifts of the last residual stream are
+found after which the model goes on with *he*, *she*, *they* (:mod:`safeedit.model.shifts`). In
+each chosen layer partial least squares finds the directions of what the MLP writes at the last
+token that go with these values, and its output matrix (and bias) is projected, ``W`` to ``PW``.
+Layers are taken in ascending order, each on the model with those before it projected; the values
+are those of the untouched model and serve all layers. One pass over all prompts does that for all
+layers at once, since a projection can be put in place while the pass goes by.
+
+``values``: which numbers the outputs are to covary with.
+
+* ``contrast``: he minus she (the publication's alternative).
+* ``stacked``: he, she and they as three observations of one output (published). Least squares sees
+  no more of that than their mean (:mod:`safeedit.numerics.pls`): what *tells he from she* cancels,
+  and what goes is what calls for a pronoun. Kept to compare with.
+* ``beside``: he, she and they as three sets of columns, so that nothing cancels.
+* ``margin``: one number, the logit of he minus that of she; needs no optimisation.
+
+``method`` and ``preserve``: what is spared.
+
+* ``orthogonal`` (published): ``P = I - BB'``, ``B`` the weights of least squares. With ``preserve:
+  factual``, ``B`` is sought orthogonal to the ``kept`` directions that go with the same values at
+  factual prompts ("The queen said that"), whose outputs along these are then untouched.
+* ``oblique``: ``P = I - D (D'C^-1 D)^-1 D'C^-1``, ``D`` the top directions of the covariance of
+  outputs and values. With the outputs' own covariance as ``C`` (``preserve: none``) this is LEACE:
+  no linear probe reads the values from these outputs any more, and no map that achieves this
+  moves them less. With ``preserve: factual``, ``C`` is the second moment of what factual prompts
+  (and prose, in equal shares) write: of all maps that take ``D`` away, the one that moves these
+  least.
+
+A projection acts on whatever is written, whoever it is about. It can spare directions, not queens:
+where both use the same ones, no choice of ``P`` takes the nurse's and leaves the queen's.
+
+Where a norm follows the MLP (Gemma, OLMo-2) the directions are those of the matrix's own outputs,
+before the norm, which is where they are removed.
+
+Doses are ranks of ``B``, in all ``layers``; with ``doses_are: layers`` numbers of layers, from the
+first of ``layers`` on, at ``rank`` each: past some number perplexity explodes, and the stereotype
+returns, which is what targets on validation data are for. ``W`` is recovered from what is stored
+(left factor ``-B``, right factor ``B'W``) up to rounding, and bit for bit by the ledger of a run.
+
+Fails with :class:`~safeedit.errors.DataError` where prompts lack scores or subjects, or support
+fewer directions than asked for, and with :class:`~safeedit.errors.UsageError` where a pronoun is
+several tokens or a layer lies outside the model.
+
+Source: Limisiewicz et al., "Debiasing Algorithm through Model Adaptation", ICLR 2024 (arXiv
+2310.18913); the oblique projection after Belrose et al., "LEACE", NeurIPS 2023 (arXiv 2306.03819).
+``contrast`` by default, ``beside``, ``margin``, both kinds of ``preserve`` and the single pass are
+ours; keys are of the prompt itself rather than means over prefixed contexts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from safeedit import __version__
+from safeedit.contracts import (
+    BaseParams,
+    DataRole,
+    EditData,
+    LayerShape,
+    Proposal,
+    RunContext,
+    TensorPlan,
+)
+from safeedit.data import Dataset, Item
+from safeedit.delta import Dense, LowRank, Origin, Update, WeightDelta
+from safeedit.editors._contrast import prose_passages, write_moments
+from safeedit.errors import DataError, UsageError
+from safeedit.layers import Layers, resolve
+from safeedit.model.activations import at_positions
+from safeedit.model.architectures import Site
+from safeedit.model.batching import pad_right
+from safeedit.model.handle import ModelHandle
+from safeedit.model.shifts import Descent, residual_shifts, single_tokens
+from safeedit.numerics.covariance import Moments
+from safeedit.numerics.pls import held_out, pls
+from safeedit.numerics.subspace import Projection, amounts, oblique, orthogonal
+
+_RANKS = (1, 2, 4, 8, 16, 32, 64)
+"""Doses where none are given, as far as the prompts support them."""
+
+
+class DamaParams(BaseParams):
+    """Parameters of DAMA."""
+
+    layers: Layers = Field(
+        "65%-90%", description="whose outputs are projected, ascending (published: 21-29 of 32)"
+    )
+    pronouns: tuple[str, ...] = Field(
+        ("he", "she", "they"),
+        min_length=2,
+        description="single words to go on with; the first two are contrasted (published)",
+    )
+    opening: str = Field(
+        "The {} is a",
+        pattern=r"\{\}",
+        description="neutral opening about the subject, {}, after which shifts are to do nothing "
+        "(published: '{} is a', of subjects with their article)",
+    )
+    values: Literal["contrast", "stacked", "beside", "margin"] = Field(
+        "contrast", description="what outputs are to covary with (published: stacked)"
+    )
+    method: Literal["orthogonal", "oblique"] = Field(
+        "orthogonal", description="kind of projection (published: orthogonal)"
+    )
+    preserve: Literal["none", "factual"] = Field(
+        "none", description="spare what 'factual' prompts need (published: none)"
+    )
+    kept: int = Field(
+        4, ge=1, description="orthogonal, preserve: factual: directions that are spared"
+    )
+    ridge: float = Field(
+        0.01, gt=0, description="oblique: share of the mean square added to the second moment"
+    )
+    factual_below: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="prompts whose factual score is further from 0 are not debiased (published)",
+    )
+    most_prompts: int = Field(
+        400, ge=2, description="prompts used at most, a seeded choice (published: all 2,409)"
+    )
+    steps: int = Field(20, ge=1, description="of Adam, per value (published)")
+    learning_rate: float = Field(
+        0.5, gt=0, description="in root mean squares of the stream (published: 0.5, absolute)"
+    )
+    decay: float = Field(0.5, ge=0, description="weight of a value's length (published)")
+    divergence: float = Field(
+        0.0625, ge=0, description="weight of the divergence after the opening (published)"
+    )
+    ball: float = Field(
+        4.0, gt=0, description="longest value, in lengths of the stream (published)"
+    )
+    prose_tokens: int = Field(256, ge=1, description="oblique: tokens read of each ordinary text")
+    doses_are: Literal["ranks", "layers"] = Field(
+        "ranks", description="what doses count: directions in all layers, or layers"
+    )
+    rank: int = Field(
+        8, ge=1, description="doses_are: layers: directions removed in each (published: 256)"
+    )
+    doses: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="strengths, ascending; null: 1, 2, 4 ... 64 directions as far as the prompts "
+        "support them, or every number of layers",
+    )
+
+
+class Dama:
+    """See the module's docstring."""
+
+    Params = DamaParams
+    summary: ClassVar[str] = "projects MLP outputs away from what predicts he and she (DAMA)"
+    roles: ClassVar[tuple[DataRole, ...]] = (
+        DataRole("prompts", "openings about professions: {prompt, subject, factual}"),
+        DataRole("factual", "the same about queens and fathers (preserve)", required=False),
+        DataRole("prose", "ordinary text to disturb least (oblique, preserve)", required=False),
+    )
+
+    def __init__(self, params: Any) -> None:
+        self.params: DamaParams = params
+
+    def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
+        """What the MLPs of the chosen layers write with."""
+        layers = resolve(self.params.layers, model.n_layers)
+        return [*model.tensors("mlp_out", layers), *model.biases("mlp_out", layers)]
+
+    def tokens(self, data: Mapping[str, Dataset]) -> int:
+        """Tokens read, roughly, for ``plan``."""
+        used = min(self.params.most_prompts, len(data["prompts"].items("fit")))
+        return used * 12 * (2 + len(self.params.doses or _RANKS))
+
+    def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
+        """Find values; offer projections of several ranks, or of several numbers of layers."""
+        params = self.params
+        fit = _Fit(params, model, data, ctx)
+        doses = _doses(params, fit)
+        base = model.digest()
+        projections: dict[int | float, tuple[Projection, ...]] = {}
+
+        def at(dose: float) -> WeightDelta:
+            counts, rank = _meant(params, fit, dose)
+            if rank not in projections:
+                if model.digest() != base:
+                    raise UsageError(
+                        "the model has changed since this edit was fitted",
+                        remedy="undo the change, or fit again",
+                    )
+                projections[rank] = fit.projections(rank)
+            origin = Origin(
+                editor="dama",
+                params=params.model_dump(mode="json"),
+                data_digest=data["prompts"].digest,
+                version=__version__,
+                seed=ctx.seed,
+                dose=dose,
+            )
+            updates: dict[str, Update] = {}
+            chosen = zip(fit.sites[:counts], projections[rank][:counts], strict=True)
+            for site, projection in chosen:
+                updates |= _updates(model, site, projection, rank)
+            return WeightDelta(base, updates, origin)
+
+        return Proposal(doses, at, fit.notes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Prompts:
+    """Tokenised openings and what their outputs are to covary with."""
+
+    ids: list[list[int]]
+    subjects: list[str]
+    values: Tensor
+    """``(prompts, anything)``, fp64."""
+
+
+class _Fit:
+    """All that is known before a dose is chosen.
+
+    Attributes:
+        sites: Matrices to project, ascending.
+        supported: Most directions that the prompts tell apart.
+        notes: For the record.
+    """
+
+    def __init__(
+        self, params: DamaParams, model: ModelHandle, data: EditData, ctx: RunContext
+    ) -> None:
+        self.params, self.model = params, model
+        self.sites = model.sites("mlp_out", resolve(params.layers, model.n_layers))
+        self.notes: dict[str, Any] = {}
+        chosen = _chosen(params, data["prompts"], ctx.seed)
+        self._prompts = self._read(chosen, data["prompts"], "prompts", ctx)
+        self._factual: _Prompts | None = None
+        self._prose: dict[Site, Moments] = {}
+        if params.preserve == "factual":
+            self._spare(data, ctx)
+        self._inputs, self._last = self._batch()
+        self._look(ctx)
+
+    def _spare(self, data: EditData, ctx: RunContext) -> None:
+        factual = data.get("factual")
+        if factual is None or not factual.items("fit"):
+            raise DataError(
+                "preserve: factual needs prompts about queens and fathers to spare",
+                field="factual",
+                remedy="give 'factual' data, or set 'preserve: none'",
+            )
+        self._factual = self._read(factual.items("fit"), factual, "factual", ctx)
+        prose = data.get("prose")
+        if self.params.method == "oblique":
+            if prose is None:
+                ctx.warn("dama: without 'prose' only factual prompts are disturbed least")
+                return
+            texts = prose_passages(prose, self.model.engine, self.params.prose_tokens)
+            self._prose = write_moments(self.model.engine, texts, self.sites, ctx)
+
+    def _read(self, items: Sequence[Item], data: Dataset, role: str, ctx: RunContext) -> _Prompts:
+        params, engine = self.params, self.model.engine
+        subjects = [(item.subject or "").strip() for item in items]
+        if absent := subjects.count(""):
+            raise DataError(
+                f"{absent} of {len(subjects)} '{role}' items have no subject",
+                field=role,
+                remedy="give each item its profession as 'subject'",
+            )
+        template = engine.codec.resolve(data.template)
+        tokens = single_tokens(engine, params.pronouns, template)
+        ids = engine.encode([item.prompt for item in items], template)
+        last = [self.model.n_layers - 1]
+        states = torch.stack(engine.hidden(ids, last, progress=ctx.progress)[last[0]])
+        if params.values == "margin":
+            with torch.no_grad():
+                hidden = states.to(self.model.head.weight.device)
+                logits = self.model.unembed(hidden)[:, tokens[:2]].double().cpu()
+            return _Prompts(ids, subjects, logits[:, :1] - logits[:, 1:])
+        names = sorted(set(subjects))
+        openings = engine.encode([params.opening.replace("{}", name) for name in names], "plain")
+        neutral = torch.stack(engine.hidden(openings, last, progress=ctx.progress)[last[0]])
+        descent = Descent(
+            params.steps, params.learning_rate, params.decay, params.divergence, params.ball
+        )
+        rows = torch.tensor([names.index(subject) for subject in subjects])
+        found = residual_shifts(self.model, states, neutral[rows], tokens, descent, ctx.progress)
+        for word, after in zip(params.pronouns, found.after.exp().mean(0).tolist(), strict=True):
+            self.notes[f"{role}_mean_probability_of_{word}_with_its_value"] = round(after, 4)
+        values = found.values.double()
+        if params.values == "contrast":
+            values = values[:, 0] - values[:, 1]
+        elif params.values == "stacked":
+            values = values.mean(1)
+        return _Prompts(ids, subjects, values.flatten(1))
+
+    def _batch(self) -> tuple[dict[str, Tensor], Tensor]:
+        rows = [*self._prompts.ids, *(self._factual.ids if self._factual else [])]
+        mask = pad_right([[1] * len(row) for row in rows])
+        last = torch.tensor([len(row) - 1 for row in rows])
+        return {"input_ids": pad_right(rows), "attention_mask": mask}, last
+
+    def _look(self, ctx: RunContext) -> None:
+        """How many directions there are to remove, and how many carry anything."""
+        site, values = self.sites[0], self._prompts.values
+        written = self.model.capture(self._inputs, [site], "output", self._last)[site]
+        outputs = written[: len(values)].double().cpu()
+        self.supported = self._rank(outputs, written[len(values) :])
+        names = sorted(set(self._prompts.subjects))
+        groups = torch.tensor([names.index(subject) for subject in self._prompts.subjects])
+        shares = held_out(outputs, values, groups, min(self.supported, _RANKS[-1]))
+        self.notes |= {
+            "prompts": len(values),
+            "subjects": len(names),
+            "directions_supported": self.supported,
+            "share_of_values_predicted_on_held_out_subjects": {
+                str(k): round(float(shares[k - 1]), 4) for k in _RANKS if k <= len(shares)
+            },
+        }
+        if len(shares) and float(shares.max()) <= 0:
+            ctx.warn(
+                "dama: what the first layer writes predicts nothing of the values of subjects "
+                "left out: the directions may be noise; give more subjects"
+            )
+
+    def _rank(self, outputs: Tensor, factual: Tensor) -> int:
+        """How many directions there are."""
+        values = self._prompts.values - self._prompts.values.mean(0)
+        rows = self._open(outputs, factual)
+        rows = rows - rows.mean(0)
+        if self.params.method == "oblique":
+            rows = rows.T @ values
+        return int(torch.linalg.matrix_rank(rows, rtol=1e-9)) if bool(values.any()) else 0
+
+    def _open(self, outputs: Tensor, factual: Tensor) -> Tensor:
+        """Outputs without what is spared of them."""
+        if self._factual is None or self.params.method == "oblique":
+            return outputs
+        spared = pls(factual, self._factual.values, self.params.kept).weights
+        return outputs - outputs @ spared @ spared.T
+
+    def _found(self, outputs: Tensor, factual: Tensor, rank: int) -> Tensor:
+        """``(d_model, k)`` directions to remove, most covarying first, k <= ``rank``."""
+        values = self._prompts.values
+        if self.params.method == "oblique":
+            cross = (outputs - outputs.mean(0)).T @ (values - values.mean(0))
+            left, sizes, _ = torch.linalg.svd(cross, full_matrices=False)
+            most = min(rank, int((sizes > 1e-9 * sizes[:1]).sum()))
+            return left[:, :most]
+        return pls(self._open(outputs, factual), values, rank).weights
+
+    def projections(self, rank: float) -> tuple[Projection, ...]:
+        """One per site, each found on the model with those before it in place."""
+        found: dict[Site, Projection] = {}
+
+        def project(site: Site, activation: Tensor) -> Tensor:
+            written = at_positions(activation, self._last).double().cpu()
+            found[site] = projection = self._projection(site, written, rank)
+            used = amounts(rank, projection.removers.shape[1])
+            removers = (projection.removers * used).T.to(activation.device).float()
+            readers = projection.readers.to(activation.device).float()
+            moved = activation.float() - activation.float() @ readers @ removers
+            return moved.to(activation.dtype)
+
+        with torch.no_grad(), self.model.intercepted(self.sites, project, "output"):
+            self.model.forward(self._inputs)
+        return tuple(found[site] for site in self.sites)
+
+    def _projection(self, site: Site, written: Tensor, rank: float) -> Projection:
+        count = len(self._prompts.ids)
+        outputs, factual = written[:count], written[count:]
+        directions = self._found(outputs, factual, max(1, -int(-rank // 1)))
+        if self.params.method == "orthogonal":
+            return orthogonal(directions)
+        if self._factual is None:
+            second = torch.cov(outputs.T, correction=0)
+        else:
+            parts = [Moments(self.model.d_model), *([self._prose[site]] if self._prose else [])]
+            parts[0].update(factual)
+            second = Moments.balanced(parts).second
+        return oblique(directions, second, self.params.ridge)
+
+
+def _chosen(params: DamaParams, data: Dataset, seed: int) -> list[Item]:
+    """The prompts to debias: of no definite gender, and no more than wanted."""
+    items = data.items("fit")
+    scores = [item.extra.get("factual") for item in items]
+    lacking = sum(not isinstance(score, int | float) for score in scores)
+    if lacking or not items:
+        raise DataError(
+            f"{lacking} of {len(items)} prompts have no 'factual' score"
+            if items
+            else "no prompt is left to fit on",
+            field="prompts",
+            remedy="rows need {prompt, subject, factual}: -1 female by definition, 1 male, 0 "
+            "neither; 'columns' maps other names",
+        )
+    neutral = [
+        item
+        for item, score in zip(items, scores, strict=True)
+        if isinstance(score, int | float) and abs(score) <= params.factual_below
+    ]
+    if len(neutral) < 2:
+        raise DataError(
+            f"{len(neutral)} prompts have a factual score of {params.factual_below:g} or nearer "
+            "to 0, and two at least are needed",
+            field="prompts",
+            remedy="give prompts about professions of either gender",
+        )
+    places = list(range(len(neutral)))
+    random.Random(seed).shuffle(places)
+    return [neutral[place] for place in sorted(places[: params.most_prompts])]
+
+
+def _doses(params: DamaParams, fit: _Fit) -> tuple[float, ...]:
+    if params.doses is not None:
+        doses = sorted({float(dose) for dose in params.doses})
+    elif params.doses_are == "layers":
+        doses = [float(count) for count in range(1, len(fit.sites) + 1)]
+    else:
+        doses = [float(rank) for rank in _RANKS if rank <= fit.supported]
+    for dose in doses:
+        _meant(params, fit, dose)
+    return tuple(doses)
+
+
+def _meant(params: DamaParams, fit: _Fit, dose: float) -> tuple[int, float]:
+    """Layers and rank that a dose means.
+
+    Raises:
+        DataError: The prompts do not support so many directions.
+        UsageError: There are not so many layers.
+    """
+    layers = params.doses_are == "layers"
+    counts, rank = (int(dose), float(params.rank)) if layers else (len(fit.sites), dose)
+    if layers and (dose != counts or not 1 <= counts <= len(fit.sites)):
+        raise UsageError(
+            f"a dose of {dose:g} is no number of layers from 1 to {len(fit.sites)}",
+            field="doses",
+            remedy="choose one of these, or widen 'layers'",
+        )
+    if not 0 < rank <= fit.supported:
+        raise DataError(
+            f"the prompts support {fit.supported} directions and {rank:g} were asked for",
+            field="rank" if layers else "doses",
+            remedy="give more prompts about more professions, or ask for fewer",
+        )
+    return counts, rank
+
+
+def _updates(
+    model: ModelHandle, site: Site, projection: Projection, rank: float
+) -> dict[str, Update]:
+    used = amounts(rank, projection.removers.shape[1])
+    found: dict[str, Update] = {site.weight: LowRank(*projection.factors(model.weight(site), used))}
+    bias = model.bias(site)
+    if site.bias is not None and bias is not None:
+        found[site.bias] = Dense(projection.change(bias, used))
+    return found

@@ -1,0 +1,278 @@
+"""DAMA on tiny models with a planted stereotype, beside random projections."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from safeedit.contracts import EditData, Proposal
+from safeedit.data import Dataset
+from safeedit.delta import Dense, LowRank
+from safeedit.editors.dama import Dama, DamaParams
+from safeedit.errors import DataError, UsageError
+from safeedit.model.handle import ModelHandle
+from tests.editors.gendered import (
+    LAYER,
+    PRONOUNS,
+    context,
+    data,
+    definition,
+    factual,
+    gendered,
+    prompts,
+    prose,
+    stereotype,
+)
+from tests.tiny_models import FAMILIES, tiny_handle
+
+QUICK: dict[str, Any] = {"layers": [LAYER], "pronouns": PRONOUNS, "steps": 8}
+
+
+def propose(
+    handle: ModelHandle, tmp_path: Path, given: EditData | None = None, **params: Any
+) -> Proposal:
+    editor = Dama(DamaParams(**{**QUICK, **params}))
+    return editor.propose(handle, given or data(), context(tmp_path))
+
+
+def outputs(handle: ModelHandle, given: Dataset, layer: int = LAYER) -> Tensor:
+    """``(prompts, d_model)`` what the MLP writes at the last token of fit prompts."""
+    texts = handle.engine.encode([item.prompt for item in given.items("fit")], "plain")
+    (site,) = handle.sites("mlp_out", [layer])
+    found = dict(handle.engine.activations(texts, [site], what="output"))
+    return torch.stack([found[i][site][-1] for i in range(len(texts))]).double()
+
+
+def logit_margins(handle: ModelHandle, given: Dataset) -> Tensor:
+    """``(prompts,)`` logit of he minus she."""
+    engine = handle.engine
+    texts = engine.encode([item.prompt for item in given.items("fit")], "plain")
+    he, she = (engine.continuation(word, "plain")[0] for word in PRONOUNS[:2])
+    found = engine.next_token_log_probs(texts)
+    return (found[:, he] - found[:, she]).double()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("values", ["contrast", "margin"])
+def test_one_direction_takes_most_of_the_stereotype_of_professions_it_never_saw(
+    family: str, values: str, tmp_path: Path
+) -> None:
+    handle = gendered(family)
+    before = stereotype(handle)
+    delta = propose(handle, tmp_path, values=values).at(1)
+    with handle.applied(delta):
+        after = stereotype(handle)
+    random = []
+    for seed in range(5):
+        with handle.applied(delta.random_like(seed, handle)):
+            random.append(stereotype(handle))
+    assert before > 5
+    assert abs(after) < 0.5 * before
+    assert sorted(random)[2] > 0.6 * before, "the median of five"
+
+
+def test_published_as_it_is_it_takes_the_queens_along(tmp_path: Path) -> None:
+    handle = gendered("llama")
+    before = definition(handle)
+    proposal = propose(handle, tmp_path, values="stacked")
+    with handle.applied(proposal.at(1)):
+        assert definition(handle) < 0.6 * before
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+@pytest.mark.parametrize(
+    ("method", "left"), [("orthogonal", 0.65), ("oblique", 0.35)], ids=["orthogonal", "oblique"]
+)
+def test_with_preserve_factual_queens_stay_and_stereotype_goes(
+    family: str, method: str, left: float, tmp_path: Path
+) -> None:
+    handle = gendered(family)
+    given = data(factual=factual(), prose=prose())
+    bias, known = stereotype(handle), definition(handle)
+    proposal = propose(handle, tmp_path, given, method=method, preserve="factual", kept=1)
+    with handle.applied(proposal.at(1)):
+        assert abs(stereotype(handle)) < left * bias
+        assert definition(handle) > 0.9 * known
+
+
+def test_spared_directions_are_written_exactly_as_before(tmp_path: Path) -> None:
+    handle = gendered("llama")
+    proposal = propose(
+        handle, tmp_path, data(factual=factual()), values="margin", preserve="factual", kept=2
+    )
+    (update,) = proposal.at(4).updates.values()
+    assert isinstance(update, LowRank)
+    kept = outputs(handle, factual())
+    cross = (kept - kept.mean(0)).T @ logit_margins(handle, factual())
+    assert float((update.left.T.double() @ (cross / cross.norm())).abs().max()) < 1e-5
+
+
+def test_leace_leaves_nothing_for_a_linear_probe_to_read(tmp_path: Path) -> None:
+    handle = gendered("llama")
+    margins = logit_margins(handle, prompts())
+
+    def covariance() -> float:
+        found = outputs(handle, prompts())
+        return float(((found - found.mean(0)).T @ (margins - margins.mean())).norm())
+
+    before = covariance()
+    proposal = propose(handle, tmp_path, method="oblique", values="margin")
+    assert proposal.doses == (1.0,), "one number has one direction of covariance"
+    with handle.applied(proposal.at(1)):
+        assert covariance() < 1e-4 * before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_is_written_along_what_was_removed_in_any_family(
+    family: str, tmp_path: Path
+) -> None:
+    handle = tiny_handle(family)
+    words = {"pronouns": ("he", "she"), "values": "margin"}
+    delta = propose(handle, tmp_path, layers="0-2", **words).at(2)
+    removed = {
+        name: update.left / update.left.norm(dim=0)
+        for name, update in delta.updates.items()
+        if isinstance(update, LowRank)
+    }
+    assert len(removed) == 3
+    before = {layer: outputs(handle, prompts(), layer) for layer in range(3)}
+    with handle.applied(delta):
+        for site in handle.sites("mlp_out"):
+            along = outputs(handle, prompts(), site.layer) @ removed[site.weight].double()
+            scale = float((before[site.layer] @ removed[site.weight].double()).abs().max())
+            assert float(along.abs().max()) < 1e-4 * max(scale, 1)
+
+
+def test_later_layers_are_fitted_on_the_model_with_the_earlier_ones_edited(
+    tmp_path: Path,
+) -> None:
+    handle = gendered("llama")
+    both = propose(handle, tmp_path, layers="0-1", values="margin").at(1)
+    first, second = (site.weight for site in handle.sites("mlp_out", [0, 1]))
+    alone = propose(handle, tmp_path, layers=[0], values="margin").at(1)
+    assert torch.equal(both.updates[first].parts["left"], alone.updates[first].parts["left"])
+    with handle.applied(alone):
+        outputs_then = outputs(handle, prompts(), 1)
+    cross = (outputs_then - outputs_then.mean(0)).T @ (
+        logit_margins(handle, prompts()) - logit_margins(handle, prompts()).mean()
+    )
+    wanted = (cross / cross.norm()).float()
+    left = both.updates[second].parts["left"][:, 0]
+    assert abs(float(left @ wanted)) == pytest.approx(1, abs=1e-4)
+    apart = propose(handle, tmp_path, layers=[1], values="margin").at(1)
+    assert not torch.allclose(left, apart.updates[second].parts["left"][:, 0], atol=1e-4)
+
+
+def test_numbers_of_layers_are_doses_too_and_nest(tmp_path: Path) -> None:
+    handle = gendered("llama")
+    proposal = propose(handle, tmp_path, layers="0-2", values="margin", doses_are="layers", rank=2)
+    assert proposal.doses == (1.0, 2.0, 3.0)
+    deltas = [proposal.at(dose) for dose in proposal.doses]
+    assert [len(delta.updates) for delta in deltas] == [1, 2, 3]
+    for name, update in deltas[0].updates.items():
+        assert torch.equal(update.parts["left"], deltas[2].updates[name].parts["left"])
+    for dose in (0.5, 4):
+        with pytest.raises(UsageError, match="number of layers"):
+            proposal.at(dose)
+
+
+def test_biases_are_projected_and_weights_come_back_from_the_factors(tmp_path: Path) -> None:
+    handle = gendered("gpt2")
+    (site,) = handle.sites("mlp_out", [LAYER])
+    assert site.bias is not None
+    delta = propose(handle, tmp_path, values="margin").at(2)
+    update = delta.updates[site.weight]
+    assert isinstance(update, LowRank)
+    assert isinstance(delta.updates[site.bias], Dense)
+    original = handle.weight(site).clone()
+    basis = -update.left
+    assert torch.allclose(basis.T @ basis, torch.eye(2), atol=1e-6)
+    assert torch.allclose(update.right, basis.T @ original, atol=1e-5)
+    with handle.applied(delta):
+        bias = handle.bias(site)
+        assert bias is not None
+        assert float((basis.T @ bias).abs().max()) < 1e-6
+        assert torch.allclose(handle.weight(site) + basis @ update.right, original, atol=1e-5)
+    assert torch.equal(handle.weight(site), original)
+
+
+def test_in_bfloat16_it_works_and_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    handle = gendered("llama", torch.bfloat16)
+    before = {name: handle.stored(name).clone() for name in handle.tensor_names()}
+    bias = stereotype(handle)
+    undo = handle.apply(propose(handle, tmp_path).at(1))
+    assert abs(stereotype(handle)) < 0.5 * bias
+    undo.restore()
+    assert all(torch.equal(before[name], handle.stored(name)) for name in before)
+
+
+def test_prompts_of_definite_gender_are_left_out(tmp_path: Path) -> None:
+    handle = gendered("llama")
+    mixed = Dataset([*prompts().all(), *factual().all()], template="plain", name="prompts")
+    with_queens = propose(handle, tmp_path, EditData({"prompts": mixed}))
+    assert with_queens.notes["prompts"] == 32
+    assert with_queens.notes["subjects"] == 8
+    few = propose(handle, tmp_path, most_prompts=10)
+    assert few.notes["prompts"] == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"extra": {}}, "32 of 32 prompts have no 'factual' score"),
+        ({"extra": {"factual": "male"}}, "32 of 32 prompts have no 'factual' score"),
+        ({"subject": None}, "32 of 32 'prompts' items have no subject"),
+        ({"extra": {"factual": -1.0}}, "0 prompts have a factual score"),
+    ],
+)
+def test_prompts_that_lack_what_is_needed_are_refused_without_a_word_of_them(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    items = [replace(item, **change) for item in prompts().items("fit")]
+    given = EditData({"prompts": Dataset(items, template="plain", name="prompts")})
+    with pytest.raises(DataError, match=message) as caught:
+        propose(gendered("llama"), tmp_path, given)
+    assert caught.value.remedy
+    assert "dravun" not in str(caught.value)
+
+
+def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
+    handle = gendered("llama")
+    with pytest.raises(UsageError, match="'Copenhagen' is not one token"):
+        propose(handle, tmp_path, pronouns=(PRONOUNS[0], "Copenhagen"))
+    with pytest.raises(UsageError, match="same token"):
+        propose(handle, tmp_path, pronouns=(PRONOUNS[0], PRONOUNS[0]))
+    with pytest.raises(DataError, match=r"support 31 directions and 32 were asked for") as caught:
+        propose(handle, tmp_path, doses=(1, 32))
+    assert caught.value.field == "doses"
+    with pytest.raises(DataError, match="queens") as caught:
+        propose(handle, tmp_path, preserve="factual")
+    assert caught.value.field == "factual"
+    with pytest.raises(UsageError, match="layer 3 does not exist"):
+        propose(handle, tmp_path, layers=[3])
+    proposal = propose(handle, tmp_path)
+    with pytest.raises(DataError, match="support 31"):
+        proposal.at(40)
+    with handle.applied(proposal.at(1)), pytest.raises(UsageError, match="has changed"):
+        proposal.at(2)
+
+
+def test_without_prose_that_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    editor = Dama(DamaParams(**QUICK, method="oblique", preserve="factual", values="margin"))
+    editor.propose(gendered("llama"), data(factual=factual()), context(tmp_path, said))
+    assert any("without 'prose'" in text for text in said)
+
+
+def test_notes_tell_what_carries_over_and_hold_no_text(tmp_path: Path) -> None:
+    notes = propose(gendered("llama"), tmp_path).notes
+    shares = notes["share_of_values_predicted_on_held_out_subjects"]
+    assert shares["1"] > 0.1
+    assert notes["directions_supported"] == 31
+    assert "dravun" not in json.dumps(notes, allow_nan=False)
