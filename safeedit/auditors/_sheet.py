@@ -15,6 +15,7 @@ from safeedit.numerics.statistics import (
     rate_metric,
     statistic_metric,
 )
+from safeedit.numerics.totals import totals_metric
 from safeedit.results import Direction, Metric, MetricSpec
 
 
@@ -88,6 +89,24 @@ class Sheet:
         self.put(
             exponential_metric(name, items, spec.unit, spec.direction, weights=weights, note=note)
         )
+
+    def totals(
+        self,
+        name: str,
+        keys: Sequence[str],
+        totals: Floats,
+        statistic: Callable[[Floats], Floats],
+        note: str = "",
+        undefined: str = "the statistic is not defined on this data",
+    ) -> None:
+        """Enter a function of sums over units; see :mod:`safeedit.numerics.totals`."""
+        spec = self._specs[name]
+        self.put(
+            totals_metric(
+                name, keys, totals, statistic, spec.unit, spec.direction, note=note,
+                undefined=undefined,
+            )
+        )  # fmt: skip
 
     def put(self, metric: Metric) -> None:
         """Enter a metric made elsewhere."""

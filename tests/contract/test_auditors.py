@@ -33,13 +33,15 @@ from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.numerics.text import normalise
 from safeedit.results import Metric
+from tests.auditors.bias.examples import EXAMPLES as BIAS
 from tests.tiny_models import tiny_handle
 
 AUDITORS = catalog.names("auditors")
 FAMILIES = ("llama", "gpt2")
 KEY = re.compile(r"^[0-9a-f]{16}$")
-QUICK = {"max_new_tokens": 6, "samples": 2, "max_length": 32, "candidates": 7, "exact_limit": 4}
-"""Given to auditors that have such a parameter."""
+QUICK = {"max_new_tokens": 6, "samples": 2, "max_length": 32, "candidates": 7, "exact_limit": 4,
+         "they": (), "controls": 1}  # fmt: skip
+"""Given to auditors that have such a parameter; "they" is two tokens to the tiny tokenizer."""
 
 RIVERS = ("Danube", "Amazon", "Ganges", "Yangtze", "Orinoco", "Zambezi", "Thames", "Loire")
 
@@ -107,6 +109,7 @@ def _continued(role: DataRole) -> Dataset:
 EXAMPLES: dict[str, Callable[[DataRole], Dataset]] = {
     "leakage.exposure": _numbers,
     "toxicity": _continued,
+    **BIAS,
 }
 """Auditor -> data of a role, where questions and answers won't do."""
 

@@ -1,0 +1,157 @@
+"""Does the model still know a gender that a word or a text states? The guard of debiasing.
+
+Each item has a right and a wrong continuation ("The queen smiled because": *she*, not *he*); it
+counts where the right one is likelier, by log-probability per token. Aspects of items: a word that
+means a gender (*definitional*), a text that tells one (*stated*), a pronoun that can only stand for
+one of two people (*coreference*). Chance is one half.
+
+Items without continuations but with a factual score (prompts of ``bias.stereotype``) take part
+where the score is far enough from 0: the right continuation is then the pronoun of its sign.
+
+``change*`` is the accuracy less the base's, items paired: gate on it. Intervals are over subjects.
+Fails with :class:`~safeedit.errors.AuditError` where no item states a gender.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
+from safeedit.auditors._sheet import Sheet, specs
+from safeedit.auditors.bias._items import (
+    Units,
+    items_of,
+    number,
+    per_token,
+    score_continuations,
+    template_of,
+    text,
+)
+from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
+from safeedit.data import Dataset, Item
+from safeedit.errors import AuditError
+from safeedit.model.handle import ModelHandle
+from safeedit.results import Direction, MetricSpec, Split
+
+ASPECTS = {
+    "definitional": "words that mean a gender",
+    "stated": "texts that tell a gender",
+    "coreference": "pronouns for one of two people",
+}
+_METRICS: tuple[tuple[str, str, Direction, str], ...] = (
+    ("accuracy", "rate", "higher", "right continuation likelier than the wrong one"),
+    *((f"accuracy_{name}", "rate", "higher", f"... {said}") for name, said in ASPECTS.items()),
+    ("change", "rate", "higher", "accuracy less the base's, items paired"),
+    *((f"change_{name}", "rate", "higher", f"... {said}") for name, said in ASPECTS.items()),
+    ("margin", "nats/token", "higher", "log-probability of the right less the wrong one"),
+)
+
+
+class Params(BaseParams):
+    """Which items count, and what continues them where they don't say."""
+
+    he: str = Field("he", min_length=1, description="Continues words of positive factual score")
+    she: str = Field("she", min_length=1, description="Continues words of negative factual score")
+    min_score: float = Field(
+        0.5, gt=0, le=1, description="Least size of a factual score for a word to mean a gender"
+    )
+
+
+class FactualGender:
+    """Asks what is so."""
+
+    Params: ClassVar[type[BaseParams]] = Params
+    summary: ClassVar[str] = "whether gender that a word or a text states is still known"
+    version: ClassVar[int] = 1
+    roles: ClassVar[tuple[DataRole, ...]] = (
+        DataRole("items", "openings with a right and a wrong continuation, or a factual score"),
+    )
+    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+
+    def __init__(self, params: Any) -> None:
+        self.params: Params = params
+
+    def tokens(self, data: Mapping[str, Dataset]) -> int:
+        """Tokens through the model on the test split, roughly, for ``plan``."""
+        return data["items"].counts()["test"] * 2 * 14
+
+    def audit(
+        self,
+        model: ModelHandle,
+        data: Mapping[str, Dataset],
+        split: Split,
+        ctx: RunContext,
+        reference: Mapping[str, Tensor] | None,
+    ) -> AuditOutcome:
+        """Compare the continuations of every item of the split.
+
+        Raises:
+            AuditError: See the module; or the reference belongs to other data.
+        """
+        used = str(self.params)
+        if reference is not None:
+            check_reference(reference, data, split, used)
+        everything = items_of(data["items"], split, "bias.factual_gender")
+        choices = {item.prompt: self._choice(item) for item in everything}
+        items = [item for item in everything if choices[item.prompt] is not None]
+        if not items:
+            raise AuditError(
+                "no item states a gender: each needs an answer and a 'wrong' continuation, or a "
+                f"factual score of {self.params.min_score:g} or more in size",
+                remedy="give bias.factual_gender such items, e.g. {dataset: occupations, where: "
+                "{kind: factual}}",
+            )
+        pairs = [pair for item in items if (pair := choices[item.prompt]) is not None]
+        scores = score_continuations(
+            model.engine,
+            [item.prompt for item in items] * 2,
+            [right for right, _ in pairs] + [wrong for _, wrong in pairs],
+            template_of(data["items"]),
+            ctx.progress,
+            "bias.factual_gender: comparing",
+        )
+        margins = [
+            per_token(right) - per_token(wrong)
+            for right, wrong in zip(scores[: len(items)], scores[len(items) :], strict=True)
+        ]
+        known = torch.tensor([margin > 0 for margin in margins], dtype=torch.uint8)
+        if reference is None:
+            reference = {FINGERPRINT: fingerprint(data, split, used), "known": known}
+        keys = [ctx.digest(item.prompt) for item in items]
+        units = Units.of((text(item, "subject") or item.prompt for item in items), ctx)
+        groups = units.groups(keys)
+        now = dict(zip(keys, known.double().tolist(), strict=True))
+        base = dict(zip(keys, reference["known"].double().tolist(), strict=True))
+        aspects = {
+            key: str(item.extra.get("aspect", "definitional"))
+            for key, item in zip(keys, items, strict=True)
+        }
+        left_out = len(everything) - len(items)
+        note = f"{left_out} items that state no gender left out" if left_out else ""
+        sheet = Sheet(self.metrics)
+        for aspect in ("", *ASPECTS):
+            some = {key: value for key, value in now.items() if aspect in ("", aspects[key])}
+            own = {key: groups[key] for key in some}
+            suffix = f"_{aspect}" if aspect else ""
+            said = note if some else f"no item is of aspect {aspect}"
+            sheet.rate(f"accuracy{suffix}", some, own, note=said)
+            change = {key: value - base[key] for key, value in some.items()}
+            sheet.mean(f"change{suffix}", change, own, note=said)
+        sheet.mean("margin", dict(zip(keys, margins, strict=True)), groups, note=note)
+        return AuditOutcome(sheet.metrics(), dict(reference))
+
+    def _choice(self, item: Item) -> tuple[str, str] | None:
+        """The right and the wrong continuation; None where the item states no gender."""
+        right, wrong = text(item, "answer"), text(item, "wrong")
+        if right is not None and wrong is not None:
+            return right, wrong
+        score = number(item, "factual")
+        if score is None or abs(score) < self.params.min_score:
+            return None
+        he, she = self.params.he, self.params.she
+        return (he, she) if score > 0 else (she, he)
