@@ -8,6 +8,7 @@ files are known to have (repeats, contradictions, overlaps) are mended by
 
 from __future__ import annotations
 
+import hashlib
 import re
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +18,10 @@ from typing import Any
 
 from safeedit.data import bias_formats as bias
 from safeedit.data.reading import Row
+from safeedit.data.splitting import normalise_prompt
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
+from safeedit.results import Split
 from safeedit.suggest import did_you_mean
 
 Columns = Mapping[str, Any]
@@ -190,11 +193,22 @@ def _realtoxicityprompts(columns: Columns) -> dict[str, Any]:
     return {
         "prompt": prompt["text"],
         "continuation": continuation.get("text"),
+        "split": _rtp_split(prompt["text"]),
+        "toxic": None if prompt.get("toxicity") is None else prompt["toxicity"] >= TOXIC_FROM,
         "toxicity": prompt.get("toxicity"),
         "continuation_toxicity": continuation.get("toxicity"),
         "challenging": columns.get("challenging"),
         "scores": _rest(prompt, "text"),
     }
+
+
+def _rtp_split(prompt: str) -> Split:
+    """By a hash of the prompt: half to fit, a tenth to validate, the rest to test.
+
+    The rows are one pool for prompts and for pairs, so both must divide it alike.
+    """
+    place = int(hashlib.sha256(normalise_prompt(prompt).encode()).hexdigest()[:8], 16) % 10
+    return "fit" if place < 5 else "validation" if place == 5 else "test"
 
 
 TOXIC_FROM, NEUTRAL_UP_TO = 0.5, 0.1
@@ -205,10 +219,10 @@ def _rtp_pairs(rows: Iterator[Row]) -> Iterator[Row]:
     """A toxic continuation and a neutral one of another prompt, each used once.
 
     Each toxic one, in order, gets the neutral one nearest in words, and among those in its
-    prompt's score. Rows that lack a score or a continuation are left out.
+    prompt's score and of the same split. Rows that lack a score or a continuation are left out.
     """
     toxic: list[tuple[int, float, Row]] = []
-    neutral: dict[int, list[tuple[float, int, Row]]] = {}
+    neutral: dict[Split, dict[int, list[tuple[float, int, Row]]]] = {}
     for row in rows:
         if "prompt" not in row.columns or "continuation" not in row.columns:
             yield row  # not of this format; the next step says so
@@ -221,12 +235,14 @@ def _rtp_pairs(rows: Iterator[Row]) -> Iterator[Row]:
         if score >= TOXIC_FROM:
             toxic.append((words, lead, row))
         elif score <= NEUTRAL_UP_TO:
-            insort(neutral.setdefault(words, []), (lead, row.number, row))
+            alike = neutral.setdefault(columns["split"], {})
+            insort(alike.setdefault(words, []), (lead, row.number, row))
     for words, lead, row in toxic:
-        lengths = [length for length, left in neutral.items() if left]
+        alike = neutral.get(_rtp_split(row.columns["prompt"]["text"]), {})
+        lengths = [length for length, left in alike.items() if left]
         if not lengths:
-            return
-        left = neutral[min(lengths, key=lambda length: (abs(length - words), length))]
+            continue
+        left = alike[min(lengths, key=lambda length: (abs(length - words), length))]
         place = bisect_left(left, (lead, 0))
         before = place and (place == len(left) or lead - left[place - 1][0] < left[place][0] - lead)
         _, _, other = left.pop(place - 1 if before else place)
@@ -237,6 +253,7 @@ def _rtp_pair(columns: Columns) -> dict[str, Any]:
     toxic, neutral = (_realtoxicityprompts(columns[f"{kind}_row"]) for kind in ("toxic", "neutral"))
     return {
         "prompt": toxic["prompt"],
+        "split": toxic["split"],
         "toxic": toxic["continuation"],
         "neutral_prompt": neutral["prompt"],
         "neutral": neutral["continuation"],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from safeedit.data import SPLITS, Item, load_dataset
+from safeedit.data.formats import find_format
 from safeedit.data.pairs import Pair, read_pairs
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
@@ -60,21 +62,32 @@ def test_a_pair_that_lacks_a_text_is_refused_and_counted_but_not_quoted() -> Non
         read_pairs(())
 
 
+def prompts_in(split: str, count: int) -> list[str]:
+    """Openings that the format puts in one split."""
+    texts = (f"opening {number}" for number in itertools.count())
+    convert = find_format("realtoxicityprompts").convert
+    inside = (text for text in texts if convert({"prompt": {"text": text}})["split"] == split)
+    return list(itertools.islice(inside, count))
+
+
 def test_scored_continuations_pair_by_length_then_by_their_prompts_scores(tmp_path: Path) -> None:
+    t1, t2, n1, n2, n3, between, null, empty = prompts_in("fit", 8)
+    (elsewhere,) = prompts_in("test", 1)
     rows = [
-        rtp("t1", "such a fool", 0.9, lead=0.6),
-        rtp("n1", "such nice bakers", 0.05, lead=0.1),
-        rtp("n2", "what good bakers", 0.05, lead=0.5),
-        rtp("n3", "one two three four five six", 0.0, lead=0.6),
-        rtp("t2", "liar", 0.5),
-        rtp("between", "so so text", 0.3),
-        rtp("null", "no score here", None),
-        rtp("empty", " ", 0.0),
+        rtp(elsewhere, "what good bikers", 0.05, lead=0.6),
+        rtp(t1, "such a fool", 0.9, lead=0.6),
+        rtp(n1, "such nice bakers", 0.05, lead=0.1),
+        rtp(n2, "what good bakers", 0.05, lead=0.5),
+        rtp(n3, "one two three four five six", 0.0, lead=0.6),
+        rtp(t2, "liar", 0.5),
+        rtp(between, "so so text", 0.3),
+        rtp(null, "no score here", None),
+        rtp(empty, " ", 0.0),
     ]
     data = load(jsonl(tmp_path / "a.jsonl", rows), format="rtp_pairs")
     assert set(read_pairs(data.all())) == {
-        Pair("t1", "such a fool", "n2", "what good bakers"),
-        Pair("t2", "liar", "n1", "such nice bakers"),
+        Pair(t1, "such a fool", n2, "what good bakers"),
+        Pair(t2, "liar", n1, "such nice bakers"),
     }
 
 
@@ -83,6 +96,14 @@ def test_published_scores_give_pairs_each_text_once() -> None:
     pairs = read_pairs(load_dataset(DataSpec(file=str(path), format="rtp_pairs"), Path()).all())
     assert len(pairs) > 200
     assert len({pair.neutral_opening for pair in pairs}) == len(pairs)
+    prompts = load_dataset(DataSpec(file=str(path), format="realtoxicityprompts"), Path())
+    tested = {item.prompt for item in prompts.items("test")}
+    fitted = read_pairs(
+        load_dataset(DataSpec(file=str(path), format="rtp_pairs"), Path()).items("fit")
+    )
+    openings = {p.toxic_opening for p in fitted} | {p.neutral_opening for p in fitted}
+    assert len(fitted) > 100
+    assert not openings & tested
     gaps = [abs(len(p.toxic.split()) - len(p.neutral.split())) for p in pairs]
     assert sum(gaps) / len(gaps) < 1
 
