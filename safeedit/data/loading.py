@@ -8,6 +8,8 @@ Rows are read (:mod:`~safeedit.data.reading`), renamed and chosen
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
@@ -162,13 +164,32 @@ def _without(item: Item, texts: Set[str]) -> Item:
     return replace(item, paraphrases=kept)
 
 
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def _named(file: str) -> Path:
+    """The path that a policy names, ``${NAME}`` replaced by the environment's variable."""
+
+    def value(found: re.Match[str]) -> str:
+        text = os.environ.get(found[1])
+        if not text:
+            raise DataError(
+                f"the path of this data holds a variable, {found[1]}, that is not set",
+                field="file",
+                remedy=f"set {found[1]} to the folder that holds the data, or write the path out",
+            )
+        return text
+
+    return Path(_VARIABLE.sub(value, file)).expanduser()
+
+
 def _locate(
     spec: DataSpec, base: Path, format_: Format | None
 ) -> tuple[Path | None, Mapping[Path | None, str | None]]:
     """The source's path (None: the hub), and its files with the split each one is."""
     if spec.hub is not None:
         return None, {None: None}
-    path = dataset_path(spec.dataset) if spec.dataset else base / Path(spec.file or "").expanduser()
+    path = dataset_path(spec.dataset) if spec.dataset else base / _named(spec.file or "")
     files = format_.files(path) if format_ is not None and format_.files is not None else {}
     return path, files or {path: None}
 

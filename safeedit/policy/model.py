@@ -77,7 +77,7 @@ class DataSpec(PolicyPart):
 
     file: Annotated[str, Field(min_length=1)] | None = None
     """JSONL, JSON array, CSV, TSV, Parquet or text file, or a folder of datasets' save_to_disk;
-    relative to the policy file."""
+    relative to the policy file. ``${NAME}`` stands for a variable of the environment."""
     dataset: Annotated[str, Field(min_length=1)] | None = None
     """A data set that ships with safeedit, e.g. facts."""
     hub: Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")] | None = None

@@ -327,3 +327,17 @@ def test_loading_imports_no_model_library(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_path_may_begin_with_a_variable_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jsonl(tmp_path / "a.jsonl", rows(3))
+    spec = DataSpec(file="${BENCHMARK_FOLDER}/a.jsonl")
+    monkeypatch.setenv("BENCHMARK_FOLDER", str(tmp_path))
+    assert len(load_dataset(spec, Path("/elsewhere"))) == 3
+    monkeypatch.delenv("BENCHMARK_FOLDER")
+    with pytest.raises(DataError, match="BENCHMARK_FOLDER") as caught:
+        load_dataset(spec, tmp_path)
+    assert caught.value.remedy is not None
+    assert "set BENCHMARK_FOLDER" in caught.value.remedy
