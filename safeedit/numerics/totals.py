@@ -151,15 +151,16 @@ def least_squares(sums: Floats) -> Fit:
     Args:
         sums: ``(..., 10)``.
     """
-    n, a, b, y, aa, ab, bb, ay, by, yy = np.moveaxis(sums, -1, 0)
-    caa, cab, cbb = aa - a * a / n, ab - a * b / n, bb - b * b / n
-    cay, cby, cyy = ay - a * y / n, by - b * y / n, yy - y * y / n
-    tiny = 1e-12
-    no_a, no_b = caa <= tiny * np.maximum(aa, tiny), cbb <= tiny * np.maximum(bb, tiny)
-    determinant = caa * cbb - cab * cab
-    determinant = np.where(determinant > tiny * caa * cbb, determinant, np.nan)
-    first = np.where(no_b, cay / caa, (cay * cbb - cby * cab) / determinant)
-    second = np.where(no_a, cby / cbb, (cby * caa - cay * cab) / determinant)
-    first, second = np.where(no_a, 0.0, first), np.where(no_b, 0.0, second)
-    intercept = (y - first * a - second * b) / n
-    return Fit(first, second, intercept, (first * cay + second * cby) / cyy)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        n, a, b, y, aa, ab, bb, ay, by, yy = np.moveaxis(sums, -1, 0)
+        caa, cab, cbb = aa - a * a / n, ab - a * b / n, bb - b * b / n
+        cay, cby, cyy = ay - a * y / n, by - b * y / n, yy - y * y / n
+        tiny = 1e-12
+        no_a, no_b = caa <= tiny * np.maximum(aa, tiny), cbb <= tiny * np.maximum(bb, tiny)
+        determinant = caa * cbb - cab * cab
+        determinant = np.where(determinant > tiny * caa * cbb, determinant, np.nan)
+        first = np.where(no_b, cay / caa, (cay * cbb - cby * cab) / determinant)
+        second = np.where(no_a, cby / cbb, (cby * caa - cay * cab) / determinant)
+        first, second = np.where(no_a, 0.0, first), np.where(no_b, 0.0, second)
+        intercept = (y - first * a - second * b) / n
+        return Fit(first, second, intercept, (first * cay + second * cby) / cyy)
