@@ -7,9 +7,9 @@ A gate passes, fails or is inconclusive:
 - with it the whole interval must lie inside (pass) or outside (fail); if it straddles the
   bound the gate is inconclusive.
 
-``min`` and ``max`` read the metric after the edits; ``max_increase`` and ``max_decrease``
-its change, over paired items where there are any, and relative bounds are shares of the
-value before. Exactly on the bound is inside.
+``min`` and ``max`` read the metric after the edits; the other four (``max_increase``,
+``min_decrease`` ...) its change, over paired items where there are any, and relative bounds are
+shares of the value before. Exactly on the bound is inside.
 """
 
 from __future__ import annotations
@@ -51,23 +51,22 @@ def judge(gate: GateSpec, comparison: Comparison | None) -> Verdict:
         n = comparison.n_pairs or min(before.n, after.n)
         if gate.bound.relative:
             bound *= abs(before.value or 0.0)
-        if gate.kind == "max_decrease":
+        if gate.kind in ("max_decrease", "min_decrease"):
             bound = -bound
     if n < gate.min_n:
         reason = f"rests on {n} independent {_items(n)}, fewer than the {gate.min_n} asked for"
         return _verdict(gate, "inconclusive", reason, value, bound)
     assert value is not None
-    lower_is_inside = gate.kind in ("max", "max_increase")
     figure = f"changed by {value:+.4g}" if gate.needs_before else f"is {value:.4g}"
     if gate.confidence is None:
-        inside = _inside(value, bound, lower_is_inside)
+        inside = _inside(value, bound, gate.lower_is_inside)
         reason = f"{figure}, {_relation(value, bound)} the bound {bound:.4g}"
         return _verdict(gate, "pass" if inside else "fail", reason, value, bound)
     interval = _interval(comparison, gate)
     if interval is None:
         reason = f"{figure}, but has no interval at {gate.confidence:g}"
         return _verdict(gate, "inconclusive", reason, value, bound)
-    ends = [_inside(end, bound, lower_is_inside) for end in (interval.low, interval.high)]
+    ends = [_inside(end, bound, gate.lower_is_inside) for end in (interval.low, interval.high)]
     status: Status = "pass" if all(ends) else "inconclusive" if any(ends) else "fail"
     where = {"pass": "inside", "fail": "outside", "inconclusive": "on both sides of"}[status]
     reason = (

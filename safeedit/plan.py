@@ -647,8 +647,7 @@ def _check_gates(loaded: LoadedPolicy, audits: Sequence[PlannedAudit], warnings:
                 f"no audit of this policy measures {gate.metric!r}",
                 did_you_mean(gate.metric, known),
             )
-        floors = gate.min is not None or gate.max_decrease is not None
-        if floors != (spec.direction == "higher"):
+        if gate.lower_is_inside != (spec.direction == "lower"):
             warnings.append(
                 f"{gate.metric}: {spec.direction} is better, but the gate is '{gate.condition}'"
             )

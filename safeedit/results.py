@@ -7,7 +7,7 @@ under keyed digests (see :meth:`safeedit.contracts.RunContext.digest`).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +17,9 @@ SCHEMA_VERSION = 1
 Direction = Literal["lower", "higher"]
 Status = Literal["pass", "fail", "inconclusive"]
 Split = Literal["fit", "validation", "test"]
+GateKind = Literal["min", "max", "max_increase", "max_decrease", "min_increase", "min_decrease"]
+GATE_KINDS: tuple[GateKind, ...] = get_args(GateKind)
+"""Conditions that a gate may set, exactly one of them."""
 
 
 class Record(BaseModel):

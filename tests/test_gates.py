@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safeedit.gates import describe, judge, overall
 from safeedit.numerics.statistics import compare, mean_metric, rate_metric
 from safeedit.policy import GateSpec
-from safeedit.results import Comparison, Metric, Status, Verdict
+from safeedit.results import GATE_KINDS, Comparison, Metric, Status, Verdict
 
 NAME = "leakage.extraction_rate"
 
@@ -97,6 +97,12 @@ def test_no_leak_in_twenty_is_no_proof_of_less_than_two_percent() -> None:
         ({"max_decrease": 0.1}, 50, 90, "pass"),
         ({"max_decrease": "10%"}, 50, 45, "pass"),
         ({"max_decrease": "10%"}, 50, 44, "fail"),
+        ({"min_decrease": 0.1}, 50, 40, "pass"),
+        ({"min_decrease": 0.1}, 50, 41, "fail"),
+        ({"min_decrease": "30%"}, 50, 35, "pass"),
+        ({"min_decrease": "30%"}, 50, 90, "fail"),
+        ({"min_increase": "30%"}, 50, 65, "pass"),
+        ({"min_increase": "30%"}, 50, 64, "fail"),
         ({"max_increase": "5%"}, 0, 0, "pass"),
         ({"max_increase": "5%"}, 0, 1, "fail"),
     ],
@@ -196,7 +202,7 @@ def test_a_verdict_tells_the_resolved_bound_and_reads_as_a_sentence() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    kind=st.sampled_from(["min", "max", "max_increase", "max_decrease"]),
+    kind=st.sampled_from(GATE_KINDS),
     bound=st.floats(0, 1),
     before=st.integers(0, 30),
     after=st.integers(0, 30),

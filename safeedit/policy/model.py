@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from safeedit.results import Split
+from safeedit.results import GATE_KINDS, GateKind, Split
 
 Template = Literal["auto", "chat", "plain"]
 """How a prompt is put to the model: in its chat template, bare, or chat where it has one."""
@@ -205,6 +205,10 @@ class GateSpec(PolicyPart):
     """The metric may rise by at most this over its value before the edits; 0.1 or 3%."""
     max_decrease: Change | None = None
     """The metric may fall by at most this from its value before the edits; 0.1 or 3%."""
+    min_increase: Change | None = None
+    """The metric must rise by at least this over its value before the edits; 0.1 or 30%."""
+    min_decrease: Change | None = None
+    """The metric must fall by at least this from its value before the edits; 0.1 or 30%."""
     confidence: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Hold the bound of the interval at this confidence to the gate, not the value: 0.95."""
     min_n: Annotated[int, Field(ge=1)] = 10
@@ -212,7 +216,7 @@ class GateSpec(PolicyPart):
 
     @model_validator(mode="after")
     def _check(self) -> GateSpec:
-        _exactly_one(self, ("min", "max", "max_increase", "max_decrease"))
+        _exactly_one(self, GATE_KINDS)
         return self
 
     @property
@@ -226,13 +230,14 @@ class GateSpec(PolicyPart):
         return self.metric.rpartition(".")[2]
 
     @property
-    def kind(self) -> Literal["min", "max", "max_increase", "max_decrease"]:
-        """Which of the four conditions this gate sets."""
-        if self.min is not None:
-            return "min"
-        if self.max is not None:
-            return "max"
-        return "max_increase" if self.max_increase is not None else "max_decrease"
+    def kind(self) -> GateKind:
+        """Which of the conditions this gate sets."""
+        return next(kind for kind in GATE_KINDS if getattr(self, kind) is not None)
+
+    @property
+    def lower_is_inside(self) -> bool:
+        """True where values below the bound meet it."""
+        return self.kind in ("max", "max_increase", "min_decrease")
 
     @property
     def bound(self) -> Bound:
@@ -243,7 +248,7 @@ class GateSpec(PolicyPart):
     @property
     def needs_before(self) -> bool:
         """True where the gate compares with the model before the edits."""
-        return self.kind in ("max_increase", "max_decrease")
+        return self.kind not in ("min", "max")
 
     @property
     def condition(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from safeedit.policy.model import DataSpec, Policy
+from safeedit.results import GATE_KINDS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -39,7 +40,7 @@ def json_schema(
     definitions["DataSpec"] = data
     _exactly_one(definitions["DataSpec"], ("file", "dataset", "hub"))
     _exactly_one(definitions["KeySpec"], ("file", "env"))
-    _exactly_one(definitions["GateSpec"], ("min", "max", "max_increase", "max_decrease"))
+    _exactly_one(definitions["GateSpec"], GATE_KINDS)
     for name, stages in (("EditSpec", editors), ("AuditSpec", auditors)):
         _describe_stages(definitions, name, stages)
     _drop_titles(schema)

@@ -13,7 +13,15 @@ from typing import Any, Literal
 
 from safeedit.numerics.intervals import wilson
 from safeedit.report.wording import duration, listing, number, plural, share
-from safeedit.results import Comparison, ControlRecord, EditRecord, Metric, RunRecord, Verdict
+from safeedit.results import (
+    GATE_KINDS,
+    Comparison,
+    ControlRecord,
+    EditRecord,
+    Metric,
+    RunRecord,
+    Verdict,
+)
 
 _BEYOND: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("relearning by further fine-tuning", ("relearn",)),
@@ -202,7 +210,7 @@ def targets(record: RunRecord, edit: EditRecord) -> tuple[Target, ...]:
     own = next((stage.get("targets") for stage in stages if stage.get("id") == edit.id), None)
     found: list[Target] = []
     for gate in own or record.policy.get("gates") or ():
-        for kind in ("min", "max", "max_increase", "max_decrease"):
+        for kind in GATE_KINDS:
             value = gate.get(kind)
             if value is not None and gate.get("metric"):
                 bound = float(value) if kind in ("min", "max") else None
