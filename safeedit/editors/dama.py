@@ -52,7 +52,6 @@ ours; keys are of the prompt itself rather than means over prefixed contexts.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -74,13 +73,14 @@ from safeedit.contracts import (
 from safeedit.data import Dataset, Item
 from safeedit.delta import Dense, LowRank, Origin, Update, WeightDelta
 from safeedit.editors._contrast import prose_passages, write_moments
+from safeedit.editors._openings import subjects_of, undefined_gender
 from safeedit.errors import DataError, UsageError
 from safeedit.layers import Layers, resolve
 from safeedit.model.activations import at_positions
 from safeedit.model.architectures import Site
 from safeedit.model.batching import pad_right
 from safeedit.model.handle import ModelHandle
-from safeedit.model.shifts import Descent, residual_shifts, single_tokens
+from safeedit.model.shifts import Descent, margins, residual_shifts, single_tokens
 from safeedit.numerics.covariance import Moments
 from safeedit.numerics.pls import held_out, pls
 from safeedit.numerics.subspace import Projection, amounts, oblique, orthogonal
@@ -239,7 +239,9 @@ class _Fit:
         self.params, self.model = params, model
         self.sites = model.sites("mlp_out", resolve(params.layers, model.n_layers))
         self.notes: dict[str, Any] = {}
-        chosen = _chosen(params, data["prompts"], ctx.seed)
+        chosen = undefined_gender(
+            data["prompts"], params.factual_below, params.most_prompts, ctx.seed
+        )
         self._prompts = self._read(chosen, data["prompts"], "prompts", ctx)
         self._factual: _Prompts | None = None
         self._prose: dict[Site, Moments] = {}
@@ -267,23 +269,14 @@ class _Fit:
 
     def _read(self, items: Sequence[Item], data: Dataset, role: str, ctx: RunContext) -> _Prompts:
         params, engine = self.params, self.model.engine
-        subjects = [(item.subject or "").strip() for item in items]
-        if absent := subjects.count(""):
-            raise DataError(
-                f"{absent} of {len(subjects)} '{role}' items have no subject",
-                field=role,
-                remedy="give each item its profession as 'subject'",
-            )
+        subjects = subjects_of(items, role)
         template = engine.codec.resolve(data.template)
         tokens = single_tokens(engine, params.pronouns, template)
         ids = engine.encode([item.prompt for item in items], template)
         last = [self.model.n_layers - 1]
         states = torch.stack(engine.hidden(ids, last, progress=ctx.progress)[last[0]])
         if params.values == "margin":
-            with torch.no_grad():
-                hidden = states.to(self.model.head.weight.device)
-                logits = self.model.unembed(hidden)[:, tokens[:2]].double().cpu()
-            return _Prompts(ids, subjects, logits[:, :1] - logits[:, 1:])
+            return _Prompts(ids, subjects, margins(self.model, states, tokens)[:, None])
         names = sorted(set(subjects))
         openings = engine.encode([params.opening.replace("{}", name) for name in names], "plain")
         neutral = torch.stack(engine.hidden(openings, last, progress=ctx.progress)[last[0]])
@@ -386,37 +379,6 @@ class _Fit:
             parts[0].update(factual)
             second = Moments.balanced(parts).second
         return oblique(directions, second, self.params.ridge)
-
-
-def _chosen(params: DamaParams, data: Dataset, seed: int) -> list[Item]:
-    """The prompts to debias: of no definite gender, and no more than wanted."""
-    items = data.items("fit")
-    scores = [item.extra.get("factual") for item in items]
-    lacking = sum(not isinstance(score, int | float) for score in scores)
-    if lacking or not items:
-        raise DataError(
-            f"{lacking} of {len(items)} prompts have no 'factual' score"
-            if items
-            else "no prompt is left to fit on",
-            field="prompts",
-            remedy="rows need {prompt, subject, factual}: -1 female by definition, 1 male, 0 "
-            "neither; 'columns' maps other names",
-        )
-    neutral = [
-        item
-        for item, score in zip(items, scores, strict=True)
-        if isinstance(score, int | float) and abs(score) <= params.factual_below
-    ]
-    if len(neutral) < 2:
-        raise DataError(
-            f"{len(neutral)} prompts have a factual score of {params.factual_below:g} or nearer "
-            "to 0, and two at least are needed",
-            field="prompts",
-            remedy="give prompts about professions of either gender",
-        )
-    places = list(range(len(neutral)))
-    random.Random(seed).shuffle(places)
-    return [neutral[place] for place in sorted(places[: params.most_prompts])]
 
 
 def _doses(params: DamaParams, fit: _Fit) -> tuple[float, ...]:

@@ -1,7 +1,7 @@
-"""What must be added to the last block's output for a model to go on with a given word.
+"""What must be added to the residual stream for a model to go on with given words, or with neither.
 
-DAMA's values: for every prompt and every word the shift ``d`` of the residual stream ``h``, at the
-prompt's last token as it leaves the last block, that minimises
+DAMA's values (:func:`residual_shifts`): for every prompt and every word the shift ``d`` of the
+residual stream ``h``, at the prompt's last token as it leaves the last block, that minimises
 
     -log p(word | h + d)  +  divergence * KL(p(. | a) || p(. | a + d))  +  decay * |d|^2 / |h|^2
 
@@ -15,6 +15,11 @@ square, so that one learning rate fits all models; the decay is that of squares 
 there is no second shift common to the words (what they share can be taken out of the result,
 exactly); each word is optimised by itself until its loss is below ``stop_below``.
 
+:func:`margin_shifts` asks for less: the *least* shift of what one MLP writes at one token after
+which two words are equally likely (or one as much likelier as wanted). One number per prompt is to
+change, so the least shift points along that number's gradient, and Newton's method, with
+halved steps where one led away, finds it in a few passes through the blocks above.
+
 Source: Limisiewicz et al., "Debiasing Algorithm through Model Adaptation", ICLR 2024 (arXiv
 2310.18913), section 3.1, after the values of ROME (Meng et al., NeurIPS 2022).
 """
@@ -23,15 +28,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from safeedit.contracts import Progress, Template, silent
 from safeedit.errors import EditError, UsageError
+from safeedit.model.activations import Enough, starting_at
+from safeedit.model.architectures import Site
+from safeedit.model.batching import Batcher, pad_right
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
+from safeedit.model.keys import Spot
 
 _CHUNK_LOGITS = 1 << 24
 """Logits of words computed at a time: 64 MiB, and a few times that while gradients are taken."""
@@ -128,6 +138,162 @@ def residual_shifts(
     if not bool(torch.isfinite(values).all()):
         raise EditError("the shifts diverged", remedy="lower 'learning_rate'")
     return Shifts(values, before, after)
+
+
+@torch.no_grad()
+def margins(model: ModelHandle, states: Tensor, tokens: Sequence[int]) -> Tensor:
+    """``(prompts,)`` logit of the first token minus that of the second, fp64, on the CPU.
+
+    Args:
+        model: Whose final norm and head follow.
+        states: ``(prompts, d_model)`` last block's output.
+        tokens: Two at least.
+    """
+    size = max(1, _CHUNK_LOGITS // model.head.weight.shape[0])
+    parts = []
+    for part in states.split(size):
+        logits = model.unembed(part.to(model.head.weight.device)).double()
+        parts.append((logits[:, tokens[0]] - logits[:, tokens[1]]).cpu())
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class MarginShifts:
+    """The least shifts after which margins are as wanted.
+
+    Attributes:
+        values: ``(prompts, d_model)``, fp64, on the CPU.
+        before: ``(prompts,)`` margins without them.
+        after: The same with them.
+    """
+
+    values: Tensor
+    before: Tensor
+    after: Tensor
+
+
+def margin_shifts(
+    model: ModelHandle,
+    site: Site,
+    spots: Sequence[Spot],
+    tokens: Sequence[int],
+    wanted: Tensor,
+    *,
+    steps: int = 6,
+    progress: Progress = silent,
+) -> MarginShifts:
+    """Least shifts of what ``site`` writes; see the module.
+
+    Args:
+        model: As it is now, earlier edits included.
+        site: An ``mlp_out``.
+        spots: A prompt each, and the token at which its shift is added.
+        tokens: Two words, see :func:`single_tokens`.
+        wanted: ``(prompts,)`` logit of the first minus that of the second at the prompt's end.
+        steps: Of Newton's method; the best of them counts for each prompt.
+        progress: Shown per batch.
+
+    Raises:
+        EditError: The margins are no numbers.
+    """
+    found = [(torch.empty(0), 0.0, 0.0)] * len(spots)
+
+    def run(batch: list[int]) -> list[tuple[Tensor, float, float]]:
+        return _newton(model, site, [spots[i] for i in batch], tokens, wanted[batch], steps)
+
+    # Gradients take about four times the memory of a pass that is only read.
+    batcher = Batcher(max(1, model.engine.max_batch_tokens // 4))
+    shifted = batcher.each([len(spot.ids) for spot in spots], run)
+    for index, each in progress(shifted, "finding least shifts", len(spots)):
+        found[index] = each
+    values, before, after = zip(*found, strict=True)
+    return MarginShifts(
+        torch.stack(values),
+        torch.tensor(before, dtype=torch.float64),
+        torch.tensor(after, dtype=torch.float64),
+    )
+
+
+def _newton(
+    model: ModelHandle,
+    site: Site,
+    spots: Sequence[Spot],
+    tokens: Sequence[int],
+    wanted: Tensor,
+    steps: int,
+) -> list[tuple[Tensor, float, float]]:
+    rows = torch.arange(len(spots))
+    places = torch.tensor([spot.position for spot in spots])
+    ends = torch.tensor([len(spot.ids) - 1 for spot in spots])
+    inputs = {
+        "input_ids": pad_right([spot.ids for spot in spots]),
+        "attention_mask": pad_right([[1] * len(spot.ids) for spot in spots]),
+    }
+    entering, tuples = _entering(model, site.layer, inputs)
+    shift = torch.zeros(len(spots), model.d_model, device=entering.device)
+    target = wanted.to(entering.device).double()
+
+    def add(where: Site, activation: Tensor) -> Tensor:
+        index = (rows.to(activation.device), places.to(activation.device))
+        moved = shift.to(activation.device, activation.dtype)
+        return activation.index_put(index, moved, accumulate=True)
+
+    best = torch.full((len(spots),), torch.inf, dtype=torch.float64, device=entering.device)
+    kept, first, last = shift.clone(), best.clone(), best.clone()
+    further = torch.zeros_like(shift)
+    for step in range(steps + 1):
+        shift = (kept + further).detach().requires_grad_(True)
+        with (
+            model.intercepted([site], add, "output"),
+            starting_at(model.blocks(), site.layer, entering, tuples=tuples),
+        ):
+            hidden = model.forward(inputs)
+        logits = model.logits(hidden[rows, ends]).float()
+        margin = (logits[:, tokens[0]] - logits[:, tokens[1]]).to(entering.device)
+        if not bool(torch.isfinite(margin).all()):
+            raise EditError(
+                "logits are no numbers while shifts are sought", remedy="use dtype: float32"
+            )
+        (slope,) = torch.autograd.grad(margin.sum(), shift)
+        margin, shift = margin.detach().double(), shift.detach()
+        missed = (margin - target).abs()
+        better = missed < best
+        kept = torch.where(better[:, None], shift, kept)
+        best, last = torch.where(better, missed, best), torch.where(better, margin, last)
+        if step == 0:
+            first = margin
+        # The least shift that gets there if the margin is linear; half of the last step where
+        # that led away.
+        along = (slope * shift).sum(1) - (margin - target).float()
+        least = slope * (along / slope.square().sum(1).clamp(min=1e-30))[:, None]
+        further = torch.where(better[:, None], least - shift, further / 2)
+    return list(zip(kept.double().cpu(), first.tolist(), last.tolist(), strict=True))
+
+
+@torch.no_grad()
+def _entering(model: ModelHandle, layer: int, inputs: dict[str, Tensor]) -> tuple[Tensor, bool]:
+    """What enters a block, and whether blocks return tuples."""
+    seen: dict[str, Any] = {"tuples": False}
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen["hidden"] = args[0] if args else kwargs["hidden_states"]
+        raise Enough
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        seen["tuples"] = isinstance(output, tuple)
+
+    blocks = model.blocks()
+    hooks = [blocks[layer].register_forward_pre_hook(enter, with_kwargs=True)]
+    if layer:
+        hooks.append(blocks[0].register_forward_hook(note))
+    try:
+        model.forward(inputs)
+    except Enough:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen["hidden"], seen["tuples"]
 
 
 def _chunk(

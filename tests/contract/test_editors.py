@@ -38,6 +38,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"values": "margin", "method": "oblique", "pronouns": ("he", "she")},
         {"doses_are": "layers", "layers": "0-2", "rank": 2, "pronouns": ("he", "she")},
     ),
+    "keyed_debias": (
+        {"layers": "1-2"},
+        {"key": "subject", "layers": [1], "towards": "mean"},
+    ),
     "sanitation": (
         {"update": "lora"},
         # Random weights hardly tell names from other words: let the keys try harder.
@@ -145,6 +149,7 @@ def _openings(role: DataRole, test: str = "") -> Dataset:
 
 
 EXAMPLES: dict[str, Callable[[DataRole, str], Dataset]] = {
+    "keyed_debias": _openings,
     "dama": _openings,
     "subspace": _pairs,
     "value_vectors": _pairs,

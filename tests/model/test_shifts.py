@@ -8,7 +8,14 @@ from torch import Tensor
 
 from safeedit.errors import UsageError
 from safeedit.model.handle import ModelHandle
-from safeedit.model.shifts import Descent, residual_shifts, single_tokens
+from safeedit.model.keys import Spot
+from safeedit.model.shifts import (
+    Descent,
+    margin_shifts,
+    margins,
+    residual_shifts,
+    single_tokens,
+)
 from tests.tiny_models import FAMILIES, tiny_handle
 
 PROMPTS = ("The doctor said that", "The nurse said that", "Who was the prince of")
@@ -81,3 +88,63 @@ def test_words_of_several_tokens_and_words_named_twice_are_refused() -> None:
     assert caught.value.field == "pronouns"
     with pytest.raises(UsageError, match="same token"):
         single_tokens(engine, ("he", "he"), "plain")
+
+
+def _spots(handle: ModelHandle, back: int = 0) -> list[Spot]:
+    prompts = handle.engine.encode(PROMPTS, "plain")
+    return [Spot(tuple(ids), len(ids) - 1 - back) for ids in prompts]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("layer", "back"), [(2, 0), (1, 0), (0, 1)])
+def test_least_shifts_make_two_words_equally_likely(family: str, layer: int, back: int) -> None:
+    handle = tiny_handle(family)
+    tokens = single_tokens(handle.engine, ("he", "she"), "plain")
+    (site,) = handle.sites("mlp_out", [layer])
+    spots = _spots(handle, back)
+    found = margin_shifts(handle, site, spots, tokens, torch.zeros(3).double(), steps=12)
+    states = torch.stack(handle.engine.hidden([spot.ids for spot in spots], [2])[2])
+    assert torch.allclose(found.before, margins(handle, states, tokens), atol=1e-3)
+    # Far from the end a random model may hold no such shift near by; none leads away.
+    most = 0.05 + (0.1 if not back else 0.6) * float(found.before.abs().mean())
+    assert float(found.after.abs().mean()) < most
+    assert bool((found.after.abs() <= found.before.abs() + 1e-3).all())
+
+    def add(where: object, activation: Tensor) -> Tensor:
+        moved = activation.clone()
+        for row, spot in enumerate(spots):
+            if row == index:
+                moved[0, spot.position] += found.values[row].to(activation.dtype)
+        return moved
+
+    for index, spot in enumerate(spots):  # the same by a plain pass of the whole model
+        ids = torch.tensor([spot.ids])
+        mask = torch.ones_like(ids)
+        with handle.intercepted([site], add, "output"), torch.no_grad():
+            hidden = handle.forward({"input_ids": ids, "attention_mask": mask})
+        logits = handle.logits(hidden[0, -1])[tokens].double()
+        assert float(logits[0] - logits[1]) == pytest.approx(float(found.after[index]), abs=1e-3)
+
+
+def test_they_are_least_and_any_margin_may_be_wanted() -> None:
+    handle = tiny_handle("llama")
+    tokens = single_tokens(handle.engine, ("he", "she"), "plain")
+    (site,) = handle.sites("mlp_out", [2])
+    spots = _spots(handle)
+    found = margin_shifts(handle, site, spots, tokens, torch.tensor([1.0, -1.0, 0.5]), steps=8)
+    assert torch.allclose(found.after, torch.tensor([1.0, -1.0, 0.5]).double(), atol=1e-3)
+    states = torch.stack(handle.engine.hidden([spot.ids for spot in spots], [2])[2])
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        other = torch.randn(3, handle.d_model, generator=generator)
+        other *= (
+            0.95 * found.values.float().norm(dim=1, keepdim=True) / other.norm(dim=1, keepdim=True)
+        )
+        near = found.values.float() * 0.95 + 0.1 * other
+        near *= (
+            0.97 * found.values.float().norm(dim=1, keepdim=True) / near.norm(dim=1, keepdim=True)
+        )
+        reached = (margins(handle, states + near, tokens) - found.before) / (
+            found.after - found.before
+        )
+        assert float(reached.max()) < 1, "a shorter shift does not get there"

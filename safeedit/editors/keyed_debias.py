@@ -1,0 +1,299 @@
+"""Keyed debiasing: he and she become equally likely after professions, and after nothing else.
+
+An output projection (:mod:`safeedit.editors.dama`) acts on every input, so it can't tell a nurse
+from a queen. This edit is tied to inputs: for each prompt about a profession ("The nurse said
+that") it finds the *least* shift of what the MLP of the last edited layer writes, at one token,
+after which *he* and *she* are equally likely (:func:`safeedit.model.shifts.margin_shifts`), and
+solves for the change of the output matrices that moves the keys read there by these shifts, moves
+the keys of factual prompts ("The queen said that") not at all, and ordinary text least
+(:mod:`safeedit.numerics.least_change`).
+
+``key: last`` reads keys at the prompt's last token, where the model has worked out whom it speaks
+of: what is solved is then in effect a regression of the margin on the key, which holds for
+professions it was not solved for as far as they are represented alike; ``ridge`` keeps it from
+learning each prompt by heart. ``key: subject`` reads them at the profession itself, in early
+layers: sharper, and blind to professions that were not named. Measure on professions that were
+held out.
+
+With several layers the shift is spread: each layer, ascending, takes its share of what is still
+missing, found anew on the partly edited model.
+
+Doses scale the change. Biases stay. Fails with :class:`~safeedit.errors.DataError` where prompts
+lack scores or subjects, with :class:`~safeedit.errors.UsageError` where a pronoun is several
+tokens or a layer lies outside the model, with :class:`~safeedit.errors.EditError` where factual
+prompts leave nothing to move, and with :class:`~safeedit.errors.UnsupportedModelError` where a norm
+follows the MLP and there are several layers.
+
+Source: ours; the solve is that of MEMIT (Meng et al., ICLR 2023, arXiv 2210.07229), keys to be kept
+as in AlphaEdit (Fang et al., ICLR 2025, arXiv 2410.02355).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from safeedit import __version__
+from safeedit.contracts import (
+    BaseParams,
+    DataRole,
+    EditData,
+    LayerShape,
+    Proposal,
+    RunContext,
+    TensorPlan,
+)
+from safeedit.data import Dataset, Item
+from safeedit.data.loading import load_dataset
+from safeedit.delta import LowRank, Origin, Update, WeightDelta
+from safeedit.editors._openings import subjects_of, undefined_gender
+from safeedit.errors import DataError, EditError, UnsupportedModelError, UsageError
+from safeedit.layers import Layers, resolve
+from safeedit.model.handle import ModelHandle
+from safeedit.model.keys import Spot, keys_at, second_moments, subject_spot
+from safeedit.model.shifts import margin_shifts, margins, single_tokens
+from safeedit.numerics.least_change import Weighted, least_change, same_keys
+from safeedit.policy import DataSpec
+
+_ONE_KEY = 1e-3
+"""Relative distance within which a factual key is that of a prompt to be debiased."""
+
+
+class KeyedDebiasParams(BaseParams):
+    """Parameters of keyed debiasing."""
+
+    layers: Layers = Field("50%-75%", description="whose MLP outputs move, ascending")
+    key: Literal["last", "subject"] = Field(
+        "last", description="token whose key moves: the prompt's last, or the profession's"
+    )
+    pronouns: tuple[str, str] = Field(
+        ("he", "she"), description="the two words that are to be equally likely"
+    )
+    towards: Literal["zero", "mean"] = Field(
+        "zero",
+        description="difference of their logits aimed at: none, or the mean over prompts (a "
+        "smaller change, which evens professions out and leaves the general preference)",
+    )
+    factual_below: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="prompts whose factual score is further from 0 are not debiased (as in DAMA)",
+    )
+    most_prompts: int = Field(400, ge=2, description="prompts used at most, a seeded choice")
+    steps: int = Field(6, ge=1, description="of Newton's method, for the least shifts")
+    ridge: float = Field(
+        0.1,
+        ge=0,
+        description="what ordinary text weighs against missed shifts, in units of the MLP's "
+        "width; 0: shifts are reached exactly",
+    )
+    background: float = Field(
+        0.01,
+        gt=0,
+        description="share of the mean eigenvalue added to ordinary text's second moment",
+    )
+    hold: float | None = Field(
+        None,
+        ge=0,
+        description="what a factual key's move weighs against a missed shift; null: their span "
+        "does not move at all",
+    )
+    prose_window: int = Field(128, ge=8, description="tokens of ordinary text read at a time")
+    doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.5, 0.75, 1.0, 1.25, 1.5), min_length=1, description="scales of the change, ascending"
+    )
+
+
+class KeyedDebias:
+    """See the module's docstring."""
+
+    Params = KeyedDebiasParams
+    summary: ClassVar[str] = "makes he and she equally likely after professions, by their keys"
+    roles: ClassVar[tuple[DataRole, ...]] = (
+        DataRole("prompts", "openings about professions: {prompt, subject, factual}"),
+        DataRole("factual", "the same about queens and fathers, to be kept", required=False),
+        DataRole("prose", "ordinary text to leave alone (default: built in)", required=False),
+    )
+
+    def __init__(self, params: Any) -> None:
+        self.params: KeyedDebiasParams = params
+
+    def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
+        """What the MLPs of the chosen layers write with; no biases."""
+        return model.tensors("mlp_out", resolve(self.params.layers, model.n_layers))
+
+    def tokens(self, data: Mapping[str, Dataset]) -> int:
+        """Tokens run forward and back, roughly, for ``plan``."""
+        used = min(self.params.most_prompts, len(data["prompts"].items("fit")))
+        return used * 12 * 3 * (self.params.steps + 2)
+
+    def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
+        """Find least shifts, solve layer by layer; offer the change in several strengths."""
+        params, base = self.params, model.digest()
+        layers = resolve(params.layers, model.n_layers)
+        if len(layers) > 1 and model.architecture.post_mlp_norm:
+            raise UnsupportedModelError(
+                f"in {model.architecture.family} models a norm follows the MLP, so that a shift "
+                "cannot be spread over several layers",
+                remedy="choose one layer, such as 'layers: 60%-60%'",
+            )
+        updates, notes = _solve(params, model, data, ctx)
+
+        def at(dose: float) -> WeightDelta:
+            if not 0 < dose < math.inf:
+                raise UsageError(f"a dose of {dose:g} is no scale over 0", field="dose")
+            origin = Origin(
+                editor="keyed_debias",
+                params=params.model_dump(mode="json"),
+                data_digest=data["prompts"].digest,
+                version=__version__,
+                seed=ctx.seed,
+                dose=dose,
+            )
+            scaled = {name: LowRank(u.left * dose, u.right) for name, u in updates.items()}
+            return WeightDelta(base, scaled, origin)
+
+        return Proposal(tuple(sorted(set(params.doses))), at, notes)
+
+
+def _solve(
+    params: KeyedDebiasParams, model: ModelHandle, data: EditData, ctx: RunContext
+) -> tuple[dict[str, LowRank], dict[str, Any]]:
+    """Tensor name -> its change at dose 1, and what is to be recorded of it."""
+    base = model.digest()
+    prompts = data["prompts"]
+    chosen = undefined_gender(prompts, params.factual_below, params.most_prompts, ctx.seed)
+    spots = _spots(params, model, chosen, prompts, "prompts")
+    kept = _factual(params, model, data, ctx)
+    template = model.engine.codec.resolve(prompts.template)
+    tokens = single_tokens(model.engine, params.pronouns, template)
+    sites = model.sites("mlp_out", resolve(params.layers, model.n_layers))
+    prose = data.get("prose") or load_dataset(DataSpec(dataset="prose"))
+    ordinary = second_moments(
+        model,
+        [item.prompt for item in prose.items("fit")],
+        sites,
+        ctx.cache,
+        window=params.prose_window,
+        progress=ctx.progress,
+    )
+    start = _margins(model, spots, tokens)
+    wanted = torch.zeros_like(start) if params.towards == "zero" else start.mean().expand_as(start)
+    updates: dict[str, LowRank] = {}
+    per_layer: dict[str, Any] = {}
+    for done, site in enumerate(sites):
+        with model.applied(_delta(base, updates)):
+            shifts = margin_shifts(
+                model,
+                sites[-1],
+                spots,
+                tokens,
+                wanted,
+                steps=params.steps,
+                progress=ctx.progress,
+            )
+            own, held = (keys_at(model, some, [site])[site] for some in (spots, kept))
+        own, moves = _merged(own, shifts.values.T)
+        # What reads the same as a key to be moved can't stay.
+        new = same_keys(torch.cat([own, held], 1), _ONE_KEY)[own.shape[1] :] >= own.shape[1]
+        preserve = torch.cat([held[:, new], ordinary[site].sinks], 1)
+        change = least_change(
+            own,
+            moves / (len(sites) - done),
+            Weighted.of(ordinary[site].second, params.background),
+            ridge=params.ridge * model.shape.d_mlp,
+            preserve=preserve,
+            hold=math.inf if params.hold is None else params.hold,
+        )
+        if not change.independent:
+            raise EditError(
+                f"nothing is left to move the prompts' keys by in layer {site.layer}: they lie in "
+                "the span of what is to stay",
+                remedy="keep fewer factual prompts, set a finite 'hold', or choose another layer",
+            )
+        updates[site.weight] = LowRank(change.left, change.right)
+        weight = model.weight(site).float().cpu()
+        per_layer[str(site.layer)] = {
+            "margin_with_least_shift": float((shifts.after - wanted).abs().mean()),
+            "reached_median": float(change.reached.median()),
+            "missed": change.missed,
+            "independent_keys": change.independent,
+            "factual_keys_that_must_move": int((~new).sum()),
+            "share_of_ordinary_output": change.share_of(weight, ordinary[site].second),
+            "share_of_preserved_output": change.share_on(weight, preserve),
+        }
+    notes: dict[str, Any] = {
+        "prompts": len(spots),
+        "factual_prompts": len(kept),
+        "margin_before": float((start - wanted).abs().mean()),
+        "factual_margin_before": _size(model, kept, tokens),
+    }
+    with model.applied(_delta(base, updates)):
+        notes["margin_after"] = float((_margins(model, spots, tokens) - wanted).abs().mean())
+        notes["factual_margin_after"] = _size(model, kept, tokens)
+    return updates, notes | {"layers": per_layer}
+
+
+def _merged(keys: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys ``(m, n)`` that are one (one profession in two wordings) with the mean of their shifts
+    ``(d, n)``: no change could move them apart."""
+    first, place = same_keys(keys, _ONE_KEY).unique(return_inverse=True)
+    sums = torch.zeros(len(shifts), len(first), dtype=shifts.dtype).index_add(1, place, shifts)
+    return keys[:, first], sums / torch.bincount(place)
+
+
+def _delta(base: str, updates: Mapping[str, LowRank]) -> WeightDelta:
+    return WeightDelta(base, dict[str, Update](updates), Origin(editor="keyed_debias"))
+
+
+def _factual(
+    params: KeyedDebiasParams, model: ModelHandle, data: EditData, ctx: RunContext
+) -> list[Spot]:
+    factual = data.get("factual")
+    if factual is None:
+        ctx.warn("keyed_debias: without 'factual' prompts nothing keeps queens and fathers apart")
+        return []
+    return _spots(params, model, factual.items("fit"), factual, "factual")
+
+
+def _spots(
+    params: KeyedDebiasParams,
+    model: ModelHandle,
+    items: Sequence[Item],
+    data: Dataset,
+    role: str,
+) -> list[Spot]:
+    """The token of each prompt whose key counts."""
+    prompts = model.engine.encode(
+        [item.prompt for item in items], model.engine.codec.resolve(data.template)
+    )
+    if params.key == "last":
+        return [Spot(tuple(ids), len(ids) - 1) for ids in prompts]
+    subjects = subjects_of(items, role)
+    found = [
+        subject_spot(model, ids, subject) for ids, subject in zip(prompts, subjects, strict=True)
+    ]
+    if absent := found.count(None):
+        raise DataError(
+            f"{absent} of {len(found)} '{role}' prompts do not mention their subject",
+            field=role,
+            remedy="write each subject as its prompt does, or set 'key: last'",
+        )
+    return [spot for spot in found if spot is not None]
+
+
+def _margins(model: ModelHandle, spots: Sequence[Spot], tokens: Sequence[int]) -> Tensor:
+    last = model.n_layers - 1
+    states = model.engine.hidden([spot.ids for spot in spots], [last])[last]
+    return margins(model, torch.stack(states), tokens)
+
+
+def _size(model: ModelHandle, spots: Sequence[Spot], tokens: Sequence[int]) -> float | None:
+    """Mean size of margins; None without prompts."""
+    return float(_margins(model, spots, tokens).abs().mean()) if spots else None
