@@ -121,7 +121,9 @@ class KeyedParams(BaseParams):
         0.05, ge=0, description="nats for a shift as long as the output, growing with its square"
     )
     stop: float = Field(
-        0.1, ge=0, description="a value is done once its loss is at most this, nats"
+        0.1,
+        ge=0,
+        description="a value is done once its loss on every phrasing is at most this, nats",
     )
     ridge: float = Field(
         0.0,
@@ -401,7 +403,9 @@ class _Road:
         for template in self._templates(self.data["forget"]):
             prompts = self.model.engine.encode([item.prompt for item in items], template)
             for item, ids in zip(items, prompts, strict=True):
-                subject = (item.subject or "").strip()
+                subject = (item.subject or "").strip() or shared_span(
+                    (item.prompt, *item.paraphrases)
+                )
                 spot = subject_spot(self.model, ids, subject) if subject else None
                 if spot is None:
                     without += 1

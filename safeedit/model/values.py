@@ -108,7 +108,7 @@ class Values:
     Attributes:
         shifts: ``(units, d_model)`` fp32, CPU.
         outputs: ``(units,)`` length of the outputs the shifts are added to, mean over rows.
-        losses: ``(units,)`` of the aims at the end, nats.
+        losses: ``(units,)`` of the aim that is farthest from being met at the end, nats.
         steps: ``(units,)`` taken by each.
     """
 
@@ -143,7 +143,7 @@ def learn_values(
         max_norm: Greatest length of a shift, as a share of the output's.
         keep_weight: Of divergence at rows to keep, in nats per nat.
         decay: Nats for a shift as long as the output; grows with its square.
-        stop: A unit is done once the mean loss of its aims is at most this, nats.
+        stop: A unit is done once the loss of each of its aims is at most this, nats.
         progress: Shown per step.
         description: For ``progress``.
 
@@ -222,8 +222,8 @@ class _Passes:
     def losses(
         self, shifts: Tensor, active: Sequence[int], keep_weight: float, *, grad: bool
     ) -> tuple[Tensor, Tensor]:
-        """Mean loss ``(active,)`` of each active unit's aims; gradient ``(units, d_model)`` of the
-        sum of those and of ``keep_weight`` times the mean divergence at its rows to keep."""
+        """Greatest loss ``(active,)`` of each active unit's aims; gradient ``(units, d_model)`` of
+        the mean of those plus ``keep_weight`` times the mean divergence at its rows to keep."""
         chosen = [row for row, owner in enumerate(self.owners) if owner in set(active)]
         if not grad:
             chosen = [row for row in chosen if not isinstance(self.rows[row].aim, Keep)]
@@ -247,12 +247,14 @@ class _Passes:
             return found
 
         place = {unit: number for number, unit in enumerate(active)}
-        means = torch.zeros(len(active))
+        worst = torch.zeros(len(active))
         for index, loss in self._batched(chosen, run):
             row = chosen[index]
             if not self._keeps(row):
-                means[place[self.owners[row]]] += self.shares[row] * loss
-        return means, gradient
+                number = place[self.owners[row]]
+                # Not max(): it would pass over what is no number.
+                worst[number] = torch.maximum(worst[number], torch.tensor(loss))
+        return worst, gradient
 
     def _keeps(self, row: int) -> bool:
         return isinstance(self.rows[row].aim, Keep)
@@ -311,10 +313,25 @@ class _Passes:
         """Loss ``(rows,)`` of each row's aim, nats."""
         logits = self.model.logits(torch.cat(list(states))).float()
         parts = logits.log_softmax(-1).split([len(state) for state in states])
-        return torch.stack([self._loss(row, part) for row, part in zip(rows, parts, strict=True)])
+        before = self._before([row for row in rows if self._keeps(row)])
+        return torch.stack(
+            [
+                self._loss(self.rows[row].aim, part, before.get(row))
+                for row, part in zip(rows, parts, strict=True)
+            ]
+        )
 
-    def _loss(self, row: int, log_probs: Tensor) -> Tensor:
-        aim = self.rows[row].aim
+    @torch.no_grad()
+    def _before(self, keeps: Sequence[int]) -> dict[int, Tensor]:
+        """Row to keep -> log-probabilities ``(vocab,)`` before any shift."""
+        if not keeps:
+            return {}
+        states = torch.stack([self.before[row] for row in keeps])
+        found = self.model.logits(states).float().log_softmax(-1)
+        return dict(zip(keeps, found, strict=True))
+
+    @staticmethod
+    def _loss(aim: Aim, log_probs: Tensor, before: Tensor | None) -> Tensor:
         if isinstance(aim, Say):
             wanted = torch.tensor(aim.tokens, device=log_probs.device)
             return functional.nll_loss(log_probs, wanted)
@@ -328,8 +345,7 @@ class _Passes:
         if isinstance(aim, Spread):
             entropy = -(now.exp() * now).sum()
             return functional.relu(aim.share * math.log(len(now)) - entropy)
-        with torch.no_grad():
-            before = self.model.logits(self.before[row][None]).float().log_softmax(-1)[0]
+        assert before is not None
         return functional.kl_div(now, before, log_target=True, reduction="sum")
 
     @contextmanager

@@ -1,0 +1,214 @@
+"""Shifts of an MLP's output that make the model say something else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from safeedit.errors import EditError
+from safeedit.model import values
+from safeedit.model.architectures import Site
+from safeedit.model.handle import ModelHandle
+from safeedit.model.keys import Spot, subject_spot
+from safeedit.model.values import Avoid, Keep, Row, Say, Spread, Unit, Values, learn_values
+from tests.editors.toy import WORDINGS, taught
+from tests.tiny_models import FAMILIES, tiny_handle
+
+PROMPTS = ("The capital of France is", "Name the city in Italy", "I think that Denmark has a")
+SUBJECTS = ("France", "Italy", "Denmark")
+TARGETS = (" Rome.", " Paris", " water and ice")
+SETTINGS: dict[str, Any] = {
+    "steps": 40, "learning_rate": 0.1, "max_norm": 50.0, "keep_weight": 0.0, "decay": 0.0,
+    "stop": 0.1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes in the weights' own dtype, and any shared beginning is run once."""
+    monkeypatch.setattr(values._Passes, "_fast", lambda self: nullcontext())
+    monkeypatch.setattr(values, "_MIN_PREFIX", 1)
+
+
+def _spot(handle: ModelHandle, number: int, template: str = "plain") -> Spot:
+    (ids,) = handle.engine.encode([PROMPTS[number]], template)  # type: ignore[arg-type]
+    spot = subject_spot(handle, ids, SUBJECTS[number])
+    assert spot is not None
+    return spot
+
+
+def _say(handle: ModelHandle, number: int, template: str = "plain") -> Row:
+    tokens = handle.engine.codec._ids([TARGETS[number]])[0]
+    return Row(_spot(handle, number, template), Say(tuple(tokens)))
+
+
+@contextmanager
+def _shifted(handle: ModelHandle, layer: int, position: int, shift: Tensor) -> Iterator[None]:
+    def move(site: Site, activation: Tensor) -> Tensor:
+        moved = activation.clone()
+        moved[:, position] += shift
+        return moved
+
+    with handle.intercepted(handle.sites("mlp_out", [layer]), move, "output"):
+        yield
+
+
+def _log_probs(handle: ModelHandle, ids: list[int]) -> Tensor:
+    """``(tokens, vocab)`` of the whole model run the ordinary way."""
+    logits: Tensor = handle.model(torch.tensor([ids])).logits[0]
+    return logits.float().log_softmax(-1)
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pass_from_the_middle_is_the_whole_model(family: str, template: str, exact: None) -> None:
+    handle = tiny_handle(family)
+    if template == "chat" and not handle.tokenizer.chat_template:  # type: ignore[union-attr]
+        pytest.skip("no chat template")
+    rows = [_say(handle, 0, template), _say(handle, 2, template)]
+    keep = Row(_spot(handle, 0, template), Keep())
+    units = [Unit((rows[0], keep)), Unit((rows[1],))]
+    for layer in (0, handle.n_layers - 1):
+        passes = values._Passes(handle, layer, units)
+        assert passes.start > 0 or template == "plain"
+        shifts = torch.randn(2, handle.d_model, generator=torch.Generator().manual_seed(1))
+        found, gradient = passes.losses(shifts, [0, 1], 0.5, grad=True)
+        leaf = shifts.clone().requires_grad_()
+        total = torch.zeros(())
+        for unit, row in enumerate(rows):
+            said = torch.tensor(row.aim.tokens)  # type: ignore[union-attr]
+            first = len(row.spot.ids) - 1
+            with _shifted(handle, layer, row.spot.position, leaf[unit]):
+                now = _log_probs(handle, row.ids)
+            loss = functional.nll_loss(now[first : first + len(said)], said)
+            assert float(found[unit]) == pytest.approx(float(loss.detach()), abs=2e-4)
+            total = total + loss
+        before = _log_probs(handle, keep.ids)[-1].detach()
+        with _shifted(handle, layer, keep.spot.position, leaf[0]):
+            now = _log_probs(handle, keep.ids)[-1]
+        total = total + 0.5 * (before.exp() * (before - now)).sum()
+        (expected,) = torch.autograd.grad(total, leaf)
+        torch.testing.assert_close(gradient, expected, atol=2e-4, rtol=2e-3)
+
+
+NAMES = ("Paul", "Mary", "Igor")
+
+
+@pytest.fixture(scope="module")
+def toy() -> Iterator[ModelHandle]:
+    """Knows where people live; the names go through its first MLP."""
+    handle = taught()
+    before = handle.digest(fresh=True)
+    yield handle
+    assert handle.digest(fresh=True) == before
+    assert not any(parameter.requires_grad for parameter in handle.model.parameters())
+
+
+def _asked(handle: ModelHandle, name: str) -> Spot:
+    (ids,) = handle.engine.encode([WORDINGS[0].format(name)], "chat")
+    spot = subject_spot(handle, ids, name)
+    assert spot is not None
+    return spot
+
+
+def _answer(handle: ModelHandle, name: str, text: str) -> Unit:
+    said = Say(tuple(handle.engine.continuation(text, "chat")))
+    return Unit((Row(_asked(handle, name), said),))
+
+
+def _learnt(handle: ModelHandle, units: list[Unit], **changed: Any) -> Values:
+    return learn_values(handle, 0, units, **{**SETTINGS, **changed})
+
+
+def _after(handle: ModelHandle, spot: Spot, shift: Tensor | None = None) -> Tensor:
+    """``(vocab,)`` log-probabilities of what follows."""
+    moved = torch.zeros(handle.d_model) if shift is None else shift
+    with _shifted(handle, 0, spot.position, moved), torch.no_grad():
+        return _log_probs(handle, list(spot.ids))[-1]
+
+
+def test_what_is_to_be_said_is_said(toy: ModelHandle) -> None:
+    units = [_answer(toy, name, "I don't know.") for name in NAMES]
+    found = _learnt(toy, units)
+    assert float(found.losses.max()) <= 0.1
+    for unit, shift in zip(units, found.shifts, strict=True):
+        (row,) = unit.rows
+        with _shifted(toy, 0, row.spot.position, shift), torch.no_grad():
+            ahead = _log_probs(toy, row.ids)[len(row.spot.ids) - 1 :].argmax(-1)
+        assert ahead.tolist() == list(row.aim.tokens)  # type: ignore[union-attr]
+
+
+def test_what_is_to_be_avoided_gets_under_the_floor(toy: ModelHandle) -> None:
+    spot = _asked(toy, "Paul")
+    likeliest = tuple(_after(toy, spot).topk(2).indices.tolist())
+    found = _learnt(toy, [Unit((Row(spot, Avoid(likeliest, -5.0)),))], stop=0.0)
+    now = _after(toy, spot, found.shifts[0])
+    assert float(now[list(likeliest)].logsumexp(0)) < -4.7
+    without = _learnt(toy, [Unit((Row(spot, Avoid(likeliest, None)),))], stop=0.05)
+    assert 0 < float(without.losses[0]) <= 0.05, "-log(1 - p)"
+
+
+def test_a_spread_answer_is_anyones_guess(toy: ModelHandle) -> None:
+    spot = _asked(toy, "Paul")
+    found = _learnt(toy, [Unit((Row(spot, Spread(0.4)),))], stop=0.0)
+    entropies = [
+        -float((now.exp() * now).sum()) / math.log(len(now))
+        for now in (_after(toy, spot), _after(toy, spot, found.shifts[0]))
+    ]
+    assert entropies[0] < 0.1 < 0.35 < entropies[1]
+
+
+def test_units_learn_apart_though_together(toy: ModelHandle, exact: None) -> None:
+    units = [_answer(toy, "Paul", "Oslo"), _answer(toy, "Mary", "I don't know.")]
+    units.append(_answer(toy, "Igor", "Lima"))
+    together = _learnt(toy, units)
+    assert len(set(together.steps.tolist())) == 3, "each stops in its own time"
+    assert int(together.steps[2]) == 0, "what is met already needs no shift"
+    assert not together.shifts[2].any()
+    for number, unit in enumerate(units):
+        alone = _learnt(toy, [unit])
+        assert alone.steps[0] == together.steps[number]
+        torch.testing.assert_close(alone.shifts[0], together.shifts[number], atol=1e-3, rtol=1e-3)
+
+
+def test_a_shift_keeps_to_its_bound(toy: ModelHandle) -> None:
+    unit = _answer(toy, "Paul", "I don't know.")
+    (row,) = unit.rows
+    found = _learnt(toy, [unit], max_norm=0.3, stop=0.0)
+    assert found.steps.tolist() == [SETTINGS["steps"]]
+    tokens = torch.tensor([row.ids])
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    (output,) = toy.capture(inputs, toy.sites("mlp_out", [0]), "output").values()
+    size = float(output[0, row.spot.position].norm())
+    assert float(found.outputs[0]) == pytest.approx(size, rel=0.02)
+    assert float(found.shifts[0].norm()) == pytest.approx(0.3 * size, rel=0.03)
+
+
+def test_decay_and_divergence_hold_back(toy: ModelHandle) -> None:
+    said = _answer(toy, "Paul", "I don't know.").rows[0]
+    (ids,) = toy.engine.encode([WORDINGS[3].format("Paul")], "plain")
+    spot = subject_spot(toy, ids, "Paul")
+    assert spot is not None
+    unit = Unit((said, Row(spot, Keep())))
+    plain = _learnt(toy, [unit], stop=0.0)
+    small = _learnt(toy, [unit], stop=0.0, decay=5.0)
+    held = _learnt(toy, [unit], stop=0.0, keep_weight=20.0)
+    assert float(small.shifts.norm()) < 0.8 * float(plain.shifts.norm())
+    before = _after(toy, spot)
+
+    def divergence(found: Values) -> float:
+        return float((before.exp() * (before - _after(toy, spot, found.shifts[0]))).sum())
+
+    assert divergence(held) < 0.3 * divergence(plain)
+
+
+def test_a_loss_that_is_no_number_is_an_error(toy: ModelHandle) -> None:
+    with pytest.raises(EditError, match="diverged"):
+        _learnt(toy, [_answer(toy, "Paul", "Oslo")], learning_rate=math.inf)
