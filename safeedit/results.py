@@ -75,6 +75,10 @@ class Metric(Record):
     """Weight of each item in the value (tokens of a text); empty where all weigh the same."""
     groups: dict[str, str] = Field(default_factory=dict)
     """Item -> group of items that are not independent; empty where all are."""
+    positions: dict[str, float] = Field(default_factory=dict)
+    """Item -> where it lies along :attr:`axis`, for a scatter plot; empty where there is none."""
+    axis: str = ""
+    """What :attr:`positions` are, in words: a score of each item."""
     note: str = ""
 
 

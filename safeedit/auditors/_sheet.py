@@ -56,14 +56,18 @@ class Sheet:
         groups: Mapping[str, str] | None = None,
         weights: Mapping[str, float] | None = None,
         note: str = "",
+        positions: Mapping[str, float] | None = None,
+        axis: str = "",
     ) -> None:
-        """Enter a mean; see :func:`safeedit.numerics.statistics.mean_metric`."""
+        """Enter a mean; see :func:`safeedit.numerics.statistics.mean_metric`.
+
+        With ``positions``, reports draw its items along ``axis``.
+        """
         spec = self._specs[name]
-        self.put(
-            mean_metric(
-                name, items, spec.unit, spec.direction, weights=weights, groups=groups, note=note
-            )
+        found = mean_metric(
+            name, items, spec.unit, spec.direction, weights=weights, groups=groups, note=note
         )
+        self.put(found.model_copy(update={"positions": dict(positions or {}), "axis": axis}))
 
     def statistic(
         self,

@@ -187,6 +187,71 @@ def dose_curve(points: Sequence[DosePoint], target: Target, chosen: float) -> Ma
     return _figure(label, 142, marks)
 
 
+def scatter(row: Row) -> Markup:
+    """Items of a metric along its axis, before (rings) and after (discs), with their trends."""
+    before, after = row.comparison.before, row.after
+    drawn = [(m, kind) for m, kind in ((before, "ring"), (after, "disc")) if m is not None]
+    clouds = [
+        ([(x, m.items[key]) for key, x in m.positions.items() if key in m.items], kind)
+        for m, kind in drawn
+    ]
+    xs = [x for points, _ in clouds for x, _ in points]
+    ys = [y for points, _ in clouds for _, y in points] + [0.0]
+    left, right, low, high = min(xs), max(xs), min(ys), max(ys)
+    margin = 0.08 * (high - low) or 0.5
+    top, bottom = 6.0, 190.0
+
+    def place(x: float) -> str:
+        share = (x - left) / (right - left) if right > left else 0.5
+        return f"{13 + 84 * share:.2f}%"
+
+    def y(value: float) -> str:
+        share = (value - low + margin) / (high - low + 2 * margin)
+        return f"{bottom - (bottom - top) * share:.1f}"
+
+    marks = [
+        _tag("line", x1="11%", x2="99%", y1=y(v), y2=y(v), class_="grid")
+        for v in dict.fromkeys((low, 0.0, high))
+    ]
+    marks += [
+        _tag("text", number(v), x="10%", y=y(v), dy=4, class_="tick end")
+        for v in dict.fromkeys((low, 0.0, high))
+    ]
+    for points, kind in clouds:
+        marks += [_tag("circle", cx=place(x), cy=y(v), r=3, class_=kind) for x, v in points]
+    trends = [
+        (trend, word)
+        for (points, _), word in zip(clouds, ("before", "after")[-len(clouds) :], strict=True)
+        if (trend := _trend(points)) is not None
+    ]
+    for (slope, start), word in trends:
+        ends = {"y1": y(start + slope * left), "y2": y(start + slope * right)}
+        marks.append(
+            _tag("line", x1=place(left), x2=place(right), **ends, class_=f"whisker {word}")
+        )
+    marks += [
+        _tag("text", number(left), x="13%", y=208, class_="tick start"),
+        _tag("text", after.axis, x="55%", y=208, class_="tick middle"),
+        _tag("text", number(right), x="97%", y=208, class_="tick end"),
+    ]
+    slopes = ", ".join(f"slope {word} {number(slope)}" for (slope, _), word in trends)
+    label = f"{row.comparison.name} of {len(after.positions)} items along {after.axis}"
+    return _figure(f"{label}: {slopes}" if slopes else label, 214, marks)
+
+
+def _trend(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """Slope and value at 0 of the straight line of least squares; None where x is all alike."""
+    n = len(points)
+    if n < 2:
+        return None
+    x, y = (math.fsum(values) / n for values in zip(*points, strict=True))
+    spread = math.fsum((a - x) ** 2 for a, _ in points)
+    if not spread:
+        return None
+    slope = math.fsum((a - x) * (b - y) for a, b in points) / spread
+    return slope, y - slope * x
+
+
 @dataclass(frozen=True)
 class LayerMap:
     """Where in the model a change went: one strip of layers for each role of tensor."""

@@ -60,5 +60,6 @@ def _environment() -> Environment:
     ):  # fmt: skip
         environment.filters[function.__name__] = function
     environment.globals["before_after"] = figures.before_after
+    environment.globals["scatter"] = figures.scatter
     environment.globals["status_words"] = wording.STATUS_WORDS
     return environment

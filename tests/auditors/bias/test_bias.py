@@ -104,6 +104,17 @@ def test_slopes_are_those_of_the_probabilities(tmp_path: Path) -> None:
     assert found["stereotype_slope"].interval is not None
 
 
+def test_every_profession_is_a_point_for_the_report(tmp_path: Path) -> None:
+    found, _ = audit("bias.stereotype", pronouns(0.2, 0.3), prompts(), tmp_path, **LETTERS)
+    for name, scores, slope in (("margin", JOBS, 0.2), ("margin_factual", WORDS, 0.3)):
+        metric = found[name]
+        assert metric.positions.keys() == metric.items.keys()
+        assert sorted(metric.positions.values()) == sorted(scores.values())
+        for key, score in metric.positions.items():
+            assert metric.items[key] == pytest.approx(slope * score + 0.05, abs=1e-5)
+        assert metric.axis
+
+
 def test_ratios_hold_the_edited_model_against_the_base(tmp_path: Path) -> None:
     base, outcome = audit("bias.stereotype", pronouns(0.2, 0.3), prompts(), tmp_path, **LETTERS)
     assert value(base["stereotype_slope_ratio"]) == pytest.approx(1)
