@@ -52,6 +52,7 @@ ours; keys are of the prompt itself rather than means over prefixed contexts.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -80,10 +81,15 @@ from safeedit.model.activations import at_positions
 from safeedit.model.architectures import Site
 from safeedit.model.batching import pad_right
 from safeedit.model.handle import ModelHandle
+from safeedit.model.keys import subject_spot
 from safeedit.model.shifts import Descent, margins, residual_shifts, single_tokens
+from safeedit.model.tracing import trace_mlps
 from safeedit.numerics.covariance import Moments
 from safeedit.numerics.pls import held_out, pls
 from safeedit.numerics.subspace import Projection, amounts, oblique, orthogonal
+
+_TRACED = 64
+"""Prompts traced at most."""
 
 _RANKS = (1, 2, 4, 8, 16, 32, 64)
 """Doses where none are given, as far as the prompts support them."""
@@ -142,6 +148,11 @@ class DamaParams(BaseParams):
         4.0, gt=0, description="longest value, in lengths of the stream (published)"
     )
     prose_tokens: int = Field(256, ge=1, description="oblique: tokens read of each ordinary text")
+    locate: Literal["no", "measure"] = Field(
+        "no",
+        description="measure: record which layers' MLPs carry the professions' he or she, by "
+        "causal tracing, to choose 'layers' by",
+    )
     doses_are: Literal["ranks", "layers"] = Field(
         "ranks", description="what doses count: directions in all layers, or layers"
     )
@@ -221,7 +232,7 @@ class _Prompts:
     ids: list[list[int]]
     subjects: list[str]
     values: Tensor
-    """``(prompts, anything)``, fp64."""
+    """``(prompts, anything)``, fp64; nothing where only the outputs count."""
 
 
 class _Fit:
@@ -249,6 +260,8 @@ class _Fit:
             self._spare(data, ctx)
         self._inputs, self._last = self._batch()
         self._look(ctx)
+        if params.locate == "measure":
+            self._locate(data["prompts"], ctx)
 
     def _spare(self, data: EditData, ctx: RunContext) -> None:
         factual = data.get("factual")
@@ -258,20 +271,25 @@ class _Fit:
                 field="factual",
                 remedy="give 'factual' data, or set 'preserve: none'",
             )
-        self._factual = self._read(factual.items("fit"), factual, "factual", ctx)
-        prose = data.get("prose")
-        if self.params.method == "oblique":
-            if prose is None:
-                ctx.warn("dama: without 'prose' only factual prompts are disturbed least")
-                return
-            texts = prose_passages(prose, self.model.engine, self.params.prose_tokens)
-            self._prose = write_moments(self.model.engine, texts, self.sites, ctx)
+        engine, prose = self.model.engine, data.get("prose")
+        if self.params.method == "orthogonal":
+            self._factual = self._read(factual.items("fit"), factual, "factual", ctx)
+            return
+        ids = engine.encode([item.prompt for item in factual.items("fit")], factual.template)
+        self._factual = _Prompts(ids, [], torch.empty(len(ids), 0))
+        if prose is None:
+            ctx.warn("dama: without 'prose' only factual prompts are disturbed least")
+            return
+        texts = prose_passages(prose, engine, self.params.prose_tokens)
+        self._prose = write_moments(engine, texts, self.sites, ctx)
 
     def _read(self, items: Sequence[Item], data: Dataset, role: str, ctx: RunContext) -> _Prompts:
         params, engine = self.params, self.model.engine
         subjects = subjects_of(items, role)
         template = engine.codec.resolve(data.template)
+        # All are checked, whichever are used.
         tokens = single_tokens(engine, params.pronouns, template)
+        used = params.pronouns[:2] if params.values == "contrast" else params.pronouns
         ids = engine.encode([item.prompt for item in items], template)
         last = [self.model.n_layers - 1]
         states = torch.stack(engine.hidden(ids, last, progress=ctx.progress)[last[0]])
@@ -284,8 +302,10 @@ class _Fit:
             params.steps, params.learning_rate, params.decay, params.divergence, params.ball
         )
         rows = torch.tensor([names.index(subject) for subject in subjects])
-        found = residual_shifts(self.model, states, neutral[rows], tokens, descent, ctx.progress)
-        for word, after in zip(params.pronouns, found.after.exp().mean(0).tolist(), strict=True):
+        found = residual_shifts(
+            self.model, states, neutral[rows], tokens[: len(used)], descent, ctx.progress
+        )
+        for word, after in zip(used, found.after.exp().mean(0).tolist(), strict=True):
             self.notes[f"{role}_mean_probability_of_{word}_with_its_value"] = round(after, 4)
         values = found.values.double()
         if params.values == "contrast":
@@ -322,6 +342,34 @@ class _Fit:
                 "dama: what the first layer writes predicts nothing of the values of subjects "
                 "left out: the directions may be noise; give more subjects"
             )
+
+    def _locate(self, prompts: Dataset, ctx: RunContext) -> None:
+        """Record what each layer's MLP does for he or she, whichever layers are edited."""
+        engine = self.model.engine
+        found = [
+            subject_spot(self.model, ids, subject)
+            for ids, subject in zip(self._prompts.ids, self._prompts.subjects, strict=True)
+        ]
+        spots = [spot for spot in found if spot is not None]
+        if not spots:
+            raise DataError(
+                "no prompt mentions its subject, so that there is nothing to trace",
+                field="prompts",
+                remedy="write each subject as its prompt does, or set 'locate: no'",
+            )
+        random.Random(ctx.seed).shuffle(spots)
+        tokens = single_tokens(
+            engine, self.params.pronouns[:2], engine.codec.resolve(prompts.template)
+        )
+        traced = trace_mlps(
+            self.model, spots[:_TRACED], tokens, seed=ctx.seed, progress=ctx.progress
+        )
+        self.notes["effect_of_mlps"] = {
+            "prompts": len(spots[:_TRACED]),
+            "margin_lost_to_noise": round(traced.lost, 4),
+            "restored_at_subject_by_layer": [round(x, 4) for x in traced.at_subject.tolist()],
+            "restored_at_end_by_layer": [round(x, 4) for x in traced.at_end.tolist()],
+        }
 
     def _rank(self, outputs: Tensor, factual: Tensor) -> int:
         """How many directions there are."""
