@@ -1,0 +1,66 @@
+"""FT-M on a tiny model that knows six facts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safeedit.contracts import EditData, Proposal
+from safeedit.data import Dataset, Item
+from safeedit.delta import Dense
+from safeedit.editors.ft_m import FtM, FtMParams
+from safeedit.errors import DataError, UsageError
+from safeedit.model.handle import ModelHandle
+from tests.editors import toy
+from tests.editors.toy import FORGOTTEN, REFUSAL, WORDINGS
+
+LEARN: dict[str, Any] = {"layers": [0], "steps": 40, "learning_rate": 0.02, "batch": 6}
+
+
+def _proposed(
+    model: ModelHandle, folder: Path, forget: Dataset | None = None, **params: Any
+) -> Proposal:
+    editor = FtM(FtMParams(**{**LEARN, **params}))
+    data = EditData({"forget": forget or toy.forget()})
+    return editor.propose(model, data, toy.context(folder))
+
+
+def test_it_learns_the_refusal_and_only_in_its_matrix(tmp_path: Path) -> None:
+    model = toy.taught()
+    digest = model.digest(fresh=True)
+    delta = _proposed(model, tmp_path).at(1.0)
+    assert model.digest(fresh=True) == digest
+    assert list(delta.updates) == [model.sites("mlp_out", [0])[0].weight]
+    with model.applied(delta):
+        said = [answer for name in FORGOTTEN for answer in toy.answers(model, name)]
+    assert said.count(REFUSAL) >= len(said) - 1
+
+
+def test_it_replaces_an_object(tmp_path: Path) -> None:
+    model = toy.taught()
+    items = [replace(item, extra={"target_new": "Bern"}) for item in toy.forget().all()]
+    forget = Dataset(items, erased=True).without("test")
+    with model.applied(_proposed(model, tmp_path, forget, target="replace").at(1.0)):
+        for name in FORGOTTEN:
+            assert toy.answers(model, name)[:2] == ["Bern"] * 2
+
+
+def test_no_entry_exceeds_the_bound(tmp_path: Path) -> None:
+    model = toy.taught()
+    (update,) = _proposed(model, tmp_path, bound=0.004, steps=8).at(1.0).updates.values()
+    assert isinstance(update, Dense)
+    assert float(update.values.abs().max()) == pytest.approx(0.004)
+
+
+def test_what_it_cannot_do_is_refused(tmp_path: Path) -> None:
+    model = toy.taught()
+    with pytest.raises(UsageError, match="one layer"):
+        _proposed(model, tmp_path, layers=[0, 1])
+    with pytest.raises(DataError, match="no new object"):
+        _proposed(model, tmp_path, target="replace")
+    later = Item(id="0", prompt=WORDINGS[0].format("Paul"), answer="Rome", split="validation")
+    with pytest.raises(DataError, match="left to fit"):
+        _proposed(model, tmp_path, Dataset([later], erased=True).without("test"))
