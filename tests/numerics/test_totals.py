@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from safeedit.numerics.intervals import Floats
 from safeedit.numerics.statistics import compare, mean_metric
 from safeedit.numerics.totals import (
-    Floats,
     abs_ratio,
     least_squares,
     moments,
