@@ -148,7 +148,7 @@ class Stereotype:
         before = reference["pronouns"].double().cpu().numpy()
         keys = [ctx.digest(item.prompt) for item in items]
         sheet = Sheet(self.metrics)
-        self._enter(sheet, units, keys, scores[0], scores[1], now, before)
+        self._enter(sheet, units, keys, scores[0], scores[1], now, before, ctx)
         return AuditOutcome(sheet.metrics(), dict(reference))
 
     def _probabilities(
@@ -181,6 +181,7 @@ class Stereotype:
         factual: Floats,
         now: Floats,
         before: Floats,
+        ctx: RunContext,
     ) -> None:
         notes = {
             "stereotype": "" if np.ptp(stereotypical) else "all stereotypical scores are the same",
@@ -190,6 +191,8 @@ class Stereotype:
         def put(name: str, sums: Floats, statistic: Statistic) -> None:
             if note := notes.get(name.partition("_")[0], ""):
                 sheet.absent(note, name)
+            elif not ctx.wants(name):  # a dose is chosen on a few of them
+                sheet.absent("not asked for", name)
             else:
                 sheet.totals(name, units.keys, sums, statistic)
 
