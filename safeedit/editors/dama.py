@@ -38,7 +38,8 @@ before the norm, which is where they are removed.
 Doses are ranks of ``B``, in all ``layers``; with ``doses_are: layers`` numbers of layers, from the
 first of ``layers`` on, at ``rank`` each: past some number perplexity explodes, and the stereotype
 returns, which is what targets on validation data are for. ``W`` is recovered from what is stored
-(left factor ``-B``, right factor ``B'W``) up to rounding, and bit for bit by the ledger of a run.
+(left factor ``-B``, right factor ``B'W``) up to rounding; undoing restores saved
+tensors, bit for bit.
 
 Fails with :class:`~safeedit.errors.DataError` where prompts lack scores or subjects, or support
 fewer directions than asked for, and with :class:`~safeedit.errors.UsageError` where a pronoun is
