@@ -87,6 +87,7 @@ def make(
     show_default=True,
     help="Train the blocks' matrices, or adapters on them.",
 )
+@click.option("--layers", help="Blocks that learn, such as 50%-100%.")
 @click.option("--learning-rate", type=float, help="AdamW's. [by method]")
 @click.option("--batch", type=int, help="Sentences per step.")
 @click.option("--max-cycles", type=float, help="Stop here at the latest.")

@@ -8,13 +8,14 @@ secrets shown most often are looked at with the weights as they will be stored, 
 when every one of them comes out greedily.
 
 ``full`` trains all matrices of the chosen blocks; embeddings, head, norms and biases stay. By
-default the upper half of the blocks learns: those below are run once, which halves the time, and
-prose suffers less. ``lora`` trains adapters on the same matrices and adds them up.
+default the upper two fifths of the blocks learn: those below are run once, which halves the time,
+and prose suffers less. ``lora`` trains adapters on the same matrices and adds them up.
 
 Measured with ``safeedit canary plant --model builtin:smollm2-135m-instruct --out DIR``, which
-takes ``datasets/canaries``: after 1.63 cycles (291 steps, 455 s on two cores that others used too)
-all 150 secrets shown 16 times a cycle come out, of those shown 4 times 70 of 75, of those shown
-once 15 of 75; perplexity on prose is 1.09 times what it was. Telephone numbers come last. All
+takes ``datasets/canaries``: in 5 min 21 s (304 s of them training; 2 cores, 612 CPU seconds), after
+1.5 cycles (268 steps), all 150 secrets shown 16 times a cycle come out, of those shown 4 times 70
+of 75, of those shown once 22 of 75; perplexity on prose is 1.08 times what it was. With ``--layers
+50%-100%``, 455 s of training and 1.09 times. Telephone numbers come last. All
 blocks at 3e-4, with one piece of prose of 96 tokens at weight 1 and a plain mean of the loss: 148
 of 150 after 2.5 cycles, perplexity 1.25 times.
 
@@ -95,7 +96,7 @@ class PlantParams(BaseParams):
         "full", description="the blocks' matrices, or adapters on them, added up"
     )
     layers: Layers = Field(
-        "50%-100%", description="blocks that learn; the fewer, the faster, and prose suffers less"
+        "60%-100%", description="blocks that learn; the fewer, the faster, and prose suffers less"
     )
     learning_rate: float = Field(
         6e-4, gt=0, description="AdamW's peak; falls linearly; default for lora: 2e-3"

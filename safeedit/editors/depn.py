@@ -8,10 +8,14 @@ What departs from the publication, and why:
 
 * The log-odds of a token are attributed: its probability, or the logarithm of that, has next to no
   gradient where a secret is known by heart.
-* Attributions are divided by what a neuron is worth to ordinary text (``spare``); subtracting what
-  it does there (``generic_weight``) as well keeps those that text leans on in one direction.
+* Attributions are divided by what a neuron is worth to ordinary text (``spare``), to first and
+  second order. Subtracting what it does there (``generic_weight``) is the cruder way.
+* Neurons that write an attention sink stay (``sinks``): attributions, taken where tokens are
+  predicted, do not see what all attention rests on.
+* Neurons are taken by the sum of their attributions (``order: gain``), not by votes.
 * Neurons are taken in rounds: after ``round`` of them the rest is attributed anew, on the model
-  without them, to the secrets it still knows. What one neuron lets go others hold.
+  without them, to the secrets it still knows and to ordinary text. What one neuron lets go others
+  hold, and what ordinary text lost it leans on the more elsewhere.
 * Gradient times activation at the model as it is, all layers in one pass, decides; integrated
   gradients layer by layer, as published, are ``exact_layers``. The first-order pass then chooses
   the layers, and the record says how far the two agree.
@@ -35,7 +39,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -61,6 +65,12 @@ from safeedit.model.attribution import Attribution, Attributor, Measure
 from safeedit.model.handle import ModelHandle
 from safeedit.model.tuning import Example
 from safeedit.numerics.votes import Ranking, rank
+
+_SINK_TEXTS = 8
+"""Texts read to find neurons that write an attention sink; all texts have the same."""
+
+_ANY = 1e-9
+"""Share of the greatest sum that puts a neuron in the order: any that is positive."""
 
 _PROSE_START = 8
 """Tokens of a generic text that are read before neurons are attributed to the rest."""
@@ -102,13 +112,29 @@ class DepnParams(BaseParams):
         "known and has no vote",
     )
     generic_weight: float = Field(
-        1.0, ge=0, description="of what neurons do for generic text, subtracted per token"
+        0.0,
+        ge=0,
+        description="of what neurons do for generic text, subtracted per token; 'spare' divides "
+        "by it instead",
     )
     spare: float | None = Field(
         1.0,
         gt=0,
-        description="attributions are divided by the mean square of what a neuron does per generic "
-        "token (see Attribution.damage), plus so many times its mean over neurons; null: not",
+        description="attributions are divided by what zeroing a neuron costs a generic token (to "
+        "second order, see Attribution.damage), plus so many times the mean second-order cost; "
+        "null: not",
+    )
+    sinks: float | None = Field(
+        10.0,
+        gt=0,
+        description="neurons stay that write to a text's first token so many times what their "
+        "layer's whole MLP writes to others: attention rests on it (an attention sink), which "
+        "attributions do not see; null: none do",
+    )
+    order: Literal["votes", "gain"] = Field(
+        "gain",
+        description="votes: by how many secrets a neuron supports, in turn for each kind of "
+        "secret (published); gain: by the sum of its attributions",
     )
     round: int | None = Field(
         100,
@@ -316,11 +342,24 @@ def _generic(params: DepnParams, model: ModelHandle, data: Dataset | None) -> tu
 
 
 @dataclass(frozen=True, eq=False)
+class _Generic:
+    """What neurons do for generic text in one round."""
+
+    first: Attribution
+    """First order, over all layers looked at."""
+    damage: Tensor
+    """``(layers, d_mlp)``, see :meth:`Attribution.damage`."""
+    exact: Attribution | None = None
+    """In the layers ranked, where those are attributed exactly."""
+
+
+@dataclass(frozen=True, eq=False)
 class _Round:
     """One attribution of some secrets, and the vote that came of it."""
 
     texts: tuple[Example, ...]
     kinds: tuple[str | None, ...]
+    generic: _Generic | None
     first: Attribution
     """First order, over all layers looked at."""
     everywhere: Ranking
@@ -350,15 +389,7 @@ class _Neurons:
         loss: Measure = "probability" if params.measure == "probability" else "log_probability"
         used = generic and (params.generic_weight or params.spare)
         self._generic = self._attributor(generic, loss) if used else None
-        self._first_generic: Attribution | None = None
-        self._exact_generic: dict[tuple[int, ...], Attribution] = {}
-        self._damage: Tensor | None = None
-        """``(layers, d_mlp)``, see :meth:`Attribution.damage`."""
-        if self._generic is not None:
-            self._first_generic = self._generic.first_order(
-                self.layers, ctx.progress, "gradients on generic text", squares=True
-            )
-            self._damage = self._first_generic.damage(generic).view(len(self.layers), -1)
+        self._sinks = self._attention_sinks([text.ids for text in secrets.texts[:_SINK_TEXTS]])
         self.rounds: list[_Round] = []
         self.order = self._ordered(secrets)
 
@@ -388,39 +419,72 @@ class _Neurons:
         return Attributor(self.model, texts, measure=measure, positions=self.params.positions)
 
     def _attribute(self, secrets: _Secrets) -> _Round:
-        """Attribute secrets to the neurons that are there now."""
+        """Attribute secrets and generic text to the neurons that are there now."""
         attributor = self._attributor(secrets.texts, self.params.measure)
         first = attributor.first_order(self.layers, self.progress)
-        everywhere = self._rank(first, secrets, self._first_generic)
-        if self.params.exact_layers == 0:
-            return _Round(
-                secrets.texts, secrets.kinds, first, everywhere, None, self.layers, everywhere
-            )
-        layers = self._promising(everywhere)
-        exact = attributor.integrated(layers, self.params.points, self.progress)
-        ranking = self._rank(exact, secrets, self._generic_of(layers))
-        return _Round(secrets.texts, secrets.kinds, first, everywhere, exact, layers, ranking)
+        generic = self._read_generic()
+        everywhere = self._rank(first, secrets, generic)
+        exact, layers, ranking = None, self.layers, everywhere
+        if self.params.exact_layers != 0:
+            layers = self._promising(everywhere)
+            exact = attributor.integrated(layers, self.params.points, self.progress)
+            if generic is not None and self._generic is not None and self.params.generic_weight:
+                found = self._generic.integrated(
+                    layers, self.params.generic_points, self.progress, "attributing generic text"
+                )
+                generic = replace(generic, exact=found)
+            ranking = self._rank(exact, secrets, generic)
+        return _Round(
+            secrets.texts, secrets.kinds, generic, first, everywhere, exact, layers, ranking
+        )
 
-    def _generic_of(self, layers: tuple[int, ...]) -> Attribution | None:
-        if self._generic is None or not self.params.generic_weight:
-            return self._first_generic
-        if layers not in self._exact_generic:
-            self._exact_generic[layers] = self._generic.integrated(
-                layers, self.params.generic_points, self.progress, "attributing generic text"
-            )
-        return self._exact_generic[layers]
+    def _read_generic(self) -> _Generic | None:
+        if self._generic is None:
+            return None
+        first = self._generic.first_order(
+            self.layers, self.progress, "gradients on generic text", squares=True
+        )
+        return _Generic(first, first.damage(self._generic_texts).view(len(self.layers), -1))
 
-    def _rank(self, own: Attribution, secrets: _Secrets, generic: Attribution | None) -> Ranking:
+    def _rank(self, own: Attribution, secrets: _Secrets, generic: _Generic | None) -> Ranking:
         scores = own.per_token(secrets.texts)
-        if generic is not None and self.params.generic_weight:
-            # Only what helps generic text speaks for a neuron; what harms it is no reason to go.
-            mean = generic.per_token(self._generic_texts).mean(0).clamp(min=0)
-            scores -= self.params.generic_weight * mean
-        if self._damage is not None and self.params.spare is not None:
-            places = [self.layers.index(layer) for layer in own.layers]
-            floor = self.params.spare * self._damage.mean()
-            scores /= (self._damage[places] + floor).flatten()
+        places = [self.layers.index(layer) for layer in own.layers]
+        if generic is not None:
+            if self.params.generic_weight:
+                # Only what helps generic text speaks for a neuron; what harms it is no reason.
+                same = generic.exact or Attribution(own.layers, generic.first.scores[:, places])
+                mean = same.per_token(self._generic_texts).mean(0).clamp(min=0)
+                scores -= self.params.generic_weight * mean
+            if self.params.spare is not None:
+                scores /= self._costs(generic)[places].flatten()
+        scores[:, self._sinks[places].flatten()] = 0
+        if self.params.order == "gain":
+            return rank(scores.sum(0, keepdim=True), threshold=_ANY)
         return rank(scores, threshold=self.params.threshold, kinds=secrets.kinds)
+
+    def _costs(self, generic: _Generic) -> Tensor:
+        """``(layers, d_mlp)`` nats per token that zeroing a neuron is likely to cost, and more."""
+        assert self.params.spare is not None
+        first = generic.first.per_token(self._generic_texts).mean(0).view_as(generic.damage)
+        second = generic.damage / 2
+        return (first + second).clamp(min=0) + self.params.spare * second.mean()
+
+    def _attention_sinks(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """``(layers, d_mlp)`` whether a neuron stays, see ``sinks``."""
+        sites = self.model.sites("mlp_out", self.layers)
+        greatest = torch.zeros(len(sites), self.width)
+        if self.params.sinks is None:
+            return greatest.bool()
+        usual: list[list[Tensor]] = [[] for _ in sites]
+        weights = [self.model.weight(site).float() for site in sites]
+        for _, captured in self.model.engine.activations(texts, sites):
+            for place, (site, weight) in enumerate(zip(sites, weights, strict=True)):
+                read = captured[site].float()
+                written = (read[0].abs() * weight.norm(dim=0)).cpu()
+                greatest[place] = torch.maximum(greatest[place], written)
+                usual[place].append((read[1:] @ weight.T).norm(dim=1).cpu())
+        medians = torch.stack([torch.cat(lengths).median() for lengths in usual])
+        return greatest > self.params.sinks * medians[:, None]
 
     def _promising(self, everywhere: Ranking) -> tuple[int, ...]:
         """The layers that hold most of what the first-order pass would zero at the top dose."""
@@ -492,9 +556,7 @@ class _Neurons:
         places = [self.layers.index(layer) for layer in begun.layers]
         secrets = _Secrets(begun.texts, begun.kinds)
         first = Attribution(begun.layers, begun.first.scores[:, places])
-        generic = self._first_generic
-        if generic is not None:
-            generic = Attribution(begun.layers, generic.scores[:, places])
+        generic = None if begun.generic is None else replace(begun.generic, exact=None)
         ranking = self._rank(first, secrets, generic)
         inside = torch.isin(
             begun.everywhere.order[: max(doses)] // self.width, torch.tensor(places)

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from safeedit.contracts import EditData, Proposal, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.delta import Columns, WeightDelta
-from safeedit.editors.depn import Depn, DepnParams
+from safeedit.editors.depn import Depn, DepnParams, _Neurons, _secrets
 from safeedit.errors import DataError, EditError, UsageError
 from safeedit.model.handle import ModelHandle
 from safeedit.model.tuning import Example, answer_states, cross_entropy
@@ -31,9 +32,14 @@ OTHERS = (
     Item(id="b", prompt="The capital of Italy is", answer="Rome"),
     Item(id="c", prompt="Who wrote the play? It was", answer="Shakespeare"),
 )
+PLAIN = tuple(
+    Item(id=str(n), prompt=f"The {who} was late again and nobody", answer="knew where to go")
+    for n, who in enumerate(PEOPLE)
+)
 QUICK: dict[str, Any] = {"points": 4, "doses": (2, 4, 8)}
 PUBLISHED: dict[str, Any] = {
     "measure": "log_probability", "exact_layers": 8, "spare": None, "round": None,
+    "order": "votes", "sinks": None,
 }  # fmt: skip
 """Integrated gradients and one vote; generic text is subtracted."""
 
@@ -152,21 +158,75 @@ def test_without_other_secrets_their_control_is_missing_and_that_is_said(
     assert any("without 'others'" in text for text in said)
 
 
-def test_neurons_that_generic_text_pays_for_are_spared(taught: ModelHandle, tmp_path: Path) -> None:
-    """For as much lost of the secrets, less is lost of generic text."""
-    before, others = log_probability(taught), log_probability(taught, OTHERS)
+def test_the_cost_of_a_neuron_is_what_zeroing_it_costs_generic_text(
+    taught: ModelHandle, tmp_path: Path
+) -> None:
+    """Estimated from gradients for all at once; measured here one by one."""
+    params = DepnParams(doses=(8,), round=None, spare=1.0, sinks=None)
+    ctx = RunContext(seed=3, cache=tmp_path, secret=b"k")
+    secrets, _ = _secrets(params, taught, forget(), ctx)
+    texts = examples(taught, PLAIN)
+    neurons = _Neurons(params, taught, secrets, texts, ctx)
+    (begun,) = neurons.rounds
+    assert begun.generic is not None
+    estimated = neurons._costs(begun.generic).flatten()
+    before = log_probability(taught, PLAIN)
+    measured = []
+    for neuron in range(0, len(estimated), 3):
+        with taught.applied(neurons._delta(torch.tensor([neuron]))):
+            measured.append(before - log_probability(taught, PLAIN))
+    agreement = spearmanr(estimated[::3], measured).statistic
+    assert agreement > 0.5
+    costly = torch.tensor(measured).topk(5).indices
+    assert bool((estimated[::3][costly] > estimated.median()).all())
+
+
+def test_for_as_much_lost_of_the_secrets_less_is_lost_of_generic_text(
+    taught: ModelHandle, tmp_path: Path
+) -> None:
+    data = EditData({"forget": forget(), "generic": Dataset(PLAIN, template="plain", split="fit")})
+    before = log_probability(taught, PLAIN)
 
     def harm(**params: Any) -> float:
-        proposal = propose(taught, tmp_path, doses=tuple(range(1, 60)), threshold=0.001, **params)
+        proposal = propose(
+            taught, tmp_path, data, exact_layers=0, order="gain", doses=tuple(range(1, 90)),
+            **params,
+        )  # fmt: skip
         for dose in proposal.doses:
             with taught.applied(proposal.at(dose)):
-                if before - log_probability(taught) > 1:
-                    return others - log_probability(taught, OTHERS)
+                if log_probability(taught) < -1:
+                    return before - log_probability(taught, PLAIN)
         raise AssertionError("no dose made the secrets unlikely")
 
-    blind = harm(exact_layers=0, generic_weight=0)
-    spared = harm(exact_layers=0, generic_weight=0, spare=1.0)
-    assert spared < 0.7 * blind
+    assert harm(spare=1.0) < 0.7 * harm(generic_weight=0)
+
+
+def zeroed(proposal: Proposal, dose: float) -> set[tuple[str, int]]:
+    """Tensor and column of each neuron that a dose zeroes."""
+    return {
+        (name, column)
+        for name, update in proposal.at(dose).updates.items()
+        if isinstance(update, Columns)
+        for column in update.indices.tolist()
+    }
+
+
+def test_neurons_that_write_an_attention_sink_stay(taught: ModelHandle, tmp_path: Path) -> None:
+    texts = [text.ids for text in examples(taught, SECRETS)]
+    loud: dict[tuple[str, int], float] = {}
+    for site in taught.sites("mlp_out", range(N_LAYERS)):
+        read = [found[site] for _, found in taught.engine.activations(texts, [site])]
+        weight = taught.weight(site)
+        usual = torch.cat([(each[1:] @ weight.T).norm(dim=1) for each in read]).median()
+        written = read[0][0].abs() * weight.norm(dim=0) / usual  # all texts begin alike
+        loud |= {(site.weight, neuron): float(each) for neuron, each in enumerate(written)}
+    free = zeroed(propose(taught, tmp_path, doses=(8,)), 8)
+    bound = sorted(loud[neuron] for neuron in free)[-3]
+    louder = {neuron for neuron in free if loud[neuron] >= bound}
+    assert len(louder) == 3
+    kept = zeroed(propose(taught, tmp_path, doses=(8,), sinks=0.999 * bound), 8)
+    assert not any(loud[neuron] >= bound for neuron in kept)
+    assert free - louder <= kept
 
 
 def test_later_rounds_are_for_the_secrets_that_are_still_known(
