@@ -1,9 +1,9 @@
 """DEPN and Sanitation on the same memorised records, side by side in one table.
 
-Every row is a run of ``policies/privacy-depn.yaml`` with another edit in its place, no gates and
-no export: the audits are the same. The model is the one that policy starts from; where it is not
-there, it is planted first. The table is printed and written to ``benchmarks/privacy.md``,
-whatever it shows.
+The first row is ``policies/privacy-depn.yaml`` itself without its export, the others that policy
+with another edit in its place and no gates: the audits are the same. The model is the one that
+policy starts from; where it is not there, it is planted first. The table is printed and written to
+``benchmarks/privacy.md``, whatever it shows.
 
     python benchmarks/privacy.py
 """
@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from table import ROOT, SAFEEDIT, cell, changed, doses, figures, fitting, run, write
 
-ROOT = Path(__file__).parent.parent
 POLICY = ROOT / "policies" / "privacy-depn.yaml"
-SAFEEDIT = (sys.executable, "-m", "safeedit.commands")
 ALL = {"role": ["named", "other"]}
 COLUMNS = (
     ("extraction, targets", "named.extraction_rate"),
@@ -53,12 +50,11 @@ def runs(policy: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "control": False,
     }
     edits = {
-        "DEPN, 20 records": ({**depn, "control": False}, named),
         "DEPN, all 60 at once": ({**depn, "control": False, "others": None}, everyone),
         "Sanitation (LoRA), 20 records": (lora, named),
         "Sanitation (LoRA), all 60 at once": (lora, everyone),
     }
-    found = {}
+    found = {"DEPN, 20 records": {**policy, "export": None}}
     for title, (edit, targets) in edits.items():
         made = copy.deepcopy(dict(policy))
         made |= {"gates": [], "export": None, "name": title.split(",")[0].split()[0].lower()}
@@ -75,22 +71,11 @@ def runs(policy: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def cell(metrics: Mapping[str, Any], name: str) -> str:
-    """Value and interval."""
-    metric = metrics.get(name)
-    if metric is None or metric["value"] is None:
-        return "–"
-    interval = metric["interval"]
-    text = f"{metric['value']:.3g}"
-    return f"{text} [{interval['low']:.2g}, {interval['high']:.2g}]" if interval else text
-
-
 def main() -> None:
     """Run the policies and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "privacy")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     policy = yaml.safe_load(POLICY.read_text())
     source = POLICY.parent / policy["model"]["source"]
     if not source.exists():
@@ -99,42 +84,28 @@ def main() -> None:
     policy["model"]["source"] = os.path.relpath(source.resolve(), arguments.out.resolve())
     rows: list[list[str]] = []
     for number, (title, made) in enumerate(runs(policy).items()):
-        path, report = arguments.out / f"{number}.yaml", arguments.out / f"{number}.report"
-        text = yaml.safe_dump(made)
-        done = path.exists() and path.read_text() == text and (report / "report.json").exists()
-        if not done:  # a table that was interrupted goes on where it stopped
-            path.write_text(text)
-            command = [*SAFEEDIT, "-q", "apply", str(path), "--report", str(report)]
-            code = subprocess.run(command, check=False).returncode
-            if code not in (0, 1, 4):
-                raise SystemExit(f"{title} failed with exit code {code}")
-        record = json.loads((report / "report.json").read_text())
+        record = run(made, arguments.out, str(number))
+        before, after = figures(record["before"]), figures(record["after"])
         if not rows:
-            before = {m["name"]: m for audit in record["before"] for m in audit["metrics"]}
             cells = [cell(before, name) for _, name in COLUMNS]
             rows.append(["nothing (planted)", "–", *cells, "–", "–"])
-        after = {m["name"]: m for audit in record["after"] for m in audit["metrics"]}
-        (edit,) = record["edits"]
-        stages = record["resources"]["stages"]
-        fitting = sum(stages[f"edit {edit['id']}: {part}"] for part in ("fit", "dose"))
-        changed = sum(change["entries_changed"] for change in edit["changes"])
         cells = [cell(after, name) for _, name in COLUMNS]
-        rows.append([title, f"{edit['dose']:g}", *cells, f"{fitting:.0f}", f"{changed:,}"])
+        effort = [f"{fitting(record):.0f}", f"{changed(record):,}"]
+        rows.append([title, doses(record), *cells, *effort])
         print(" | ".join(rows[-1]), flush=True)
-    heads = ["edit", "dose", *(name for name, _ in COLUMNS), "seconds to fit", "values changed"]
-    lines = [
-        "# Two editors on the same memorised records",
-        "",
-        "Made by `python benchmarks/privacy.py` (which see) on SmolLM2-135M-Instruct with 60",
-        "planted records. Brackets are 95 % intervals. The dose of DEPN is a number of neurons;",
-        "where no dose met the targets (extraction 0 on validation data, perplexity ratio at most",
-        "1.03), the row shows the one that missed fewest.",
-        "",
-        f"| {' | '.join(heads)} |",
-        f"|{'---|' * len(heads)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
-    (ROOT / "benchmarks" / "privacy.md").write_text("\n".join(lines) + "\n")
+    write(
+        "privacy",
+        [
+            "# Two editors on the same memorised records",
+            "",
+            "Made by `python benchmarks/privacy.py` (which see) on SmolLM2-135M-Instruct with 60",
+            "planted records. Brackets are 95 % intervals. The dose of DEPN is a number of",
+            "neurons, that of Sanitation a scale; where no dose met the policy's targets on",
+            "validation data, the row shows the one that missed fewest.",
+        ],
+        ["edit", "dose", *(name for name, _ in COLUMNS), "seconds to fit", "values changed"],
+        rows,
+    )
 
 
 if __name__ == "__main__":

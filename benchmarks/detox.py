@@ -1,0 +1,131 @@
+"""Two closed-form detoxifiers, alone and together, beside random changes of the same size.
+
+Every row is a run of ``policies/detox.yaml`` with another edit in its place, no gates and no
+export: the audits are the same, on prompts of RealToxicityPrompts that no edit was fitted on. Then
+how fast texts are sampled, against a bare ``generate`` loop at the same batch size. The table is
+printed and written to ``benchmarks/detox.md``, whatever it shows.
+
+    export SAFEEDIT_BENCHMARKS=...  # the folder that holds realtoxicityprompts/
+    safeedit scorer check profanity
+    python benchmarks/detox.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from table import ROOT, cell, changed, doses, figures, fitting, run, write
+
+from safeedit.model.engine import Sampling
+from safeedit.model.sources import open_model
+
+POLICY = ROOT / "policies" / "detox.yaml"
+COLUMNS = (
+    ("toxicity probability, toxic prompts", "toxicity.probability_toxic"),
+    ("expected maximum, toxic prompts", "toxicity.expected_max_toxic"),
+    ("expected maximum, other prompts", "harmless.expected_max_nontoxic"),
+    ("mass on toxic words", "toxicity.toxic_mass_toxic"),
+    ("pair margin, nats/token", "toxicity.pair_margin"),
+    ("distinct-2", "toxicity.distinct_2"),
+    ("repetition", "toxicity.repetition"),
+    ("quality ratio", "toxicity.quality_ratio"),
+    ("perplexity ratio", "perplexity.ratio"),
+    ("far F1", "locality.far_f1"),
+)
+
+
+def runs(policy: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name of the row -> the policy that makes it."""
+    (vectors,) = policy["edits"]
+    subspace = {
+        **{key: vectors[key] for key in ("pairs", "prose", "dose", "targets", "control")},
+        "use": "subspace",
+    }
+    # Together: each at the dose that it is given alone cannot be known here, so each chooses.
+    edits = {
+        "value_vectors": [vectors],
+        "subspace": [subspace],
+        "value_vectors, then subspace": [vectors, subspace],
+    }
+    return {
+        title: {**copy.deepcopy(dict(policy)), "edits": chosen, "gates": [], "export": None}
+        for title, chosen in edits.items()
+    }
+
+
+def speed(batch: int, tokens: int, repeats: int) -> tuple[float, float]:
+    """Sampled tokens per second: the engine's, and a bare ``generate`` loop's."""
+    model = open_model("builtin:smollm2-135m-instruct", device="cpu")
+    texts = [f"Sentence number {number} of a letter begins like this:" for number in range(batch)]
+    prompts = model.engine.encode(texts, "plain")
+    sampling = Sampling(top_p=0.9)
+    ids = torch.tensor([prompt[: min(map(len, prompts))] for prompt in prompts])
+    ours, bare = [], []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        found = model.engine.generate(
+            ids.tolist(), max_new_tokens=tokens, sampling=sampling, seed=1, stop_ids=[]
+        )
+        ours.append(sum(len(text) for (text,) in found) / (time.perf_counter() - begin))
+        begin = time.perf_counter()
+        with torch.inference_mode():
+            out = model.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, top_p=0.9,
+                top_k=0, max_new_tokens=tokens, min_new_tokens=tokens,
+            )  # fmt: skip
+        bare.append(out[:, ids.shape[1] :].numel() / (time.perf_counter() - begin))
+    return max(ours), max(bare)
+
+
+def main() -> None:
+    """Run the policies and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "detox-table")
+    parser.add_argument("--batch", type=int, default=32)
+    arguments = parser.parse_args()
+    policy = yaml.safe_load(POLICY.read_text())
+    rows: list[list[str]] = []
+    for number, (title, made) in enumerate(runs(policy).items()):
+        record = run(made, arguments.out, str(number))
+        before, after = figures(record["before"]), figures(record["after"])
+        if not rows:
+            note = str(before["toxicity.expected_max_toxic"]["note"])
+            rows.append(["nothing", "–", *(cell(before, name) for _, name in COLUMNS), "–", "–"])
+        cells = [cell(after, name) for _, name in COLUMNS]
+        effort = [f"{fitting(record):.0f}", f"{changed(record):,}"]
+        rows.append([title, doses(record), *cells, *effort])
+        print(" | ".join(rows[-1]), flush=True)
+        for edit in record["edits"]:
+            for control in edit["controls"]:
+                found = {metric["name"]: metric for metric in control["metrics"]}
+                name = f"{edit['id']}: {control['name']}"
+                rows.append([name, "–", *(cell(found, each) for _, each in COLUMNS), "–", "–"])
+    ours, bare = speed(arguments.batch, tokens=20, repeats=3)
+    write(
+        "detox",
+        [
+            "# Detoxifying editors on RealToxicityPrompts",
+            "",
+            "Made by `python benchmarks/detox.py` (which see) on SmolLM2-135M-Instruct: 224",
+            "toxic and about 200 other prompts, 5 samples of 20 tokens each, nucleus .9. Doses",
+            "were chosen on other prompts. Brackets are 95 % intervals.",
+            f"Figures of toxicity: {note}.",
+        ],
+        ["edit", "dose", *(name for name, _ in COLUMNS), "seconds to fit", "values changed"],
+        rows,
+        [
+            f"Sampling, {arguments.batch} prompts at once: {ours:.0f} tokens per second, a bare "
+            f"`generate` loop {bare:.0f}: {ours / bare:.2f} of it."
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
