@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from os.path import commonprefix
 from typing import TYPE_CHECKING
 from unicodedata import category, east_asian_width
@@ -11,29 +12,52 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+class TokenisedText:
+    """Token ids as the text they make, to find phrases in.
+
+    Offsets come from decoding ever longer prefixes, which holds for any tokenizer, merges and
+    templates included.
+
+    Args:
+        tokenizer: What made the ids.
+        ids: Of the text, special tokens included.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:
+        self._tokenizer, self._ids = tokenizer, ids
+        self._text = _decode(tokenizer, ids)
+
+    def spans(self, phrase: str) -> tuple[range, ...]:
+        """Positions of the tokens of every mention of ``phrase``, ascending.
+
+        A mention is matched as written, else without regard to case; it is no part of a longer
+        word, except in scripts that write words without spaces between them.
+        """
+        stops = _mentions(self._text, phrase) or _mentions(_lower(self._text), _lower(phrase))
+        return tuple(
+            range(self._token(stop - len(phrase) + 1), self._token(stop) + 1) for stop in stops
+        )
+
+    def _token(self, count: int) -> int:
+        """The token that brings the text to ``count`` characters."""
+        return next(i for i, end in enumerate(self._ends) if end >= count)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        # What a prefix shares with the text, not its length: a character of several tokens decodes
+        # to replacement characters until its last one.
+        return [
+            len(commonprefix([self._text, _decode(self._tokenizer, self._ids[: i + 1])]))  # noqa: RUF071 (no paths)
+            for i in range(len(self._ids))
+        ]
+
+
 def last_tokens(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], phrase: str
 ) -> tuple[int, ...]:
-    """Positions of the last token of every mention of ``phrase`` in ``ids``.
-
-    Offsets come from decoding ever longer prefixes, which holds for any tokenizer, merges and
-    templates included. A mention is matched as written, else without regard to case; it is no
-    part of a longer word, except in scripts that write words without spaces between them.
-
-    Returns:
-        Positions in ``ids``, ascending; empty where the phrase does not occur.
-    """
-    text = _decode(tokenizer, ids)
-    found = _mentions(text, phrase) or _mentions(_lower(text), _lower(phrase))
-    if not found:
-        return ()
-    # What a prefix shares with the text, not its length: a character of several tokens decodes to
-    # replacement characters until its last one.
-    ends = [
-        len(commonprefix([text, _decode(tokenizer, ids[: i + 1])]))  # noqa: RUF071 (no paths)
-        for i in range(len(ids))
-    ]
-    return tuple(next(i for i, end in enumerate(ends) if end >= stop) for stop in found)
+    """Positions of the last token of every mention of ``phrase`` in ``ids``, ascending; see
+    :meth:`TokenisedText.spans`. Empty where the phrase does not occur."""
+    return tuple(span[-1] for span in TokenisedText(tokenizer, ids).spans(phrase))
 
 
 def _mentions(text: str, phrase: str) -> list[int]:

@@ -106,7 +106,18 @@ def _continued(role: DataRole) -> Dataset:
     return Dataset(items, split="test")
 
 
+def _either(role: DataRole) -> Dataset:
+    """Questions with two continuations each."""
+    asked = _questions(role)
+    items = [
+        replace(item, extra={"target": river, "other": RIVERS[-1 - number]}, answer=None)
+        for number, (item, river) in enumerate(zip(asked, RIVERS, strict=True))
+    ]
+    return Dataset(items, erased=role.erased, split=None if role.erased else "test")
+
+
 EXAMPLES: dict[str, Callable[[DataRole], Dataset]] = {
+    "attributes": _either,
     "leakage.exposure": _numbers,
     "toxicity": _continued,
     **BIAS,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"layers": "1-2"},
         {"key": "subject", "layers": [1], "towards": "mean"},
     ),
+    "remedi": ({"epochs": 2, "batch": 64},),
     "sanitation": (
         {"update": "lora"},
         # Random weights hardly tell names from other words: let the keys try harder.
@@ -148,7 +150,55 @@ def _openings(role: DataRole, test: str = "") -> Dataset:
     )
 
 
+def _attributes(role: DataRole, test: str = "") -> Dataset:
+    """Entities and lessons with contexts that state an attribute; others as questions."""
+    if role.name == "entities":
+        asked = _questions(role, test)
+        return Dataset(
+            [
+                replace(
+                    item,
+                    answer=None,
+                    aliases=(),
+                    extra={
+                        "context": f"{item.subject} comes from {answer}",
+                        "attribute": f"comes from {answer}",
+                        "target": answer,
+                        "other": "Rome",
+                    },
+                )
+                for item, answer in zip(asked, ANSWERS, strict=True)
+            ],
+            erased=True,
+            name=role.name,
+        )
+    if role.name != "lessons":
+        return _questions(role, test)
+    names = ("doctor", "nurse", "teacher", "prince", "river", "city", "country", "liar")
+    return Dataset(
+        [
+            DataItem(
+                id=name,
+                prompt=f"The {name} lives in{test if place >= 6 else ''}",
+                subject=name,
+                extra={
+                    "context": f"The {name} knows {('Paris', 'Rome')[place % 2]}",
+                    "attribute": f"knows {('Paris', 'Rome')[place % 2]}",
+                    "other_attribute": f"knows {('Rome', 'Paris')[place % 2]}",
+                    "target": ("France", "Italy")[place % 2],
+                    "other": ("Italy", "France")[place % 2],
+                },
+                split="fit" if place < 5 else "validation" if place < 6 else "test",
+            )
+            for place, name in enumerate(names)
+        ],
+        template="plain",
+        name=role.name,
+    )
+
+
 EXAMPLES: dict[str, Callable[[DataRole, str], Dataset]] = {
+    "remedi": _attributes,
     "keyed_debias": _openings,
     "dama": _openings,
     "subspace": _pairs,

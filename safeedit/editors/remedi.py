@@ -1,0 +1,414 @@
+"""REMEDI, compiled: what a context says of an entity becomes true of it, in plain weights.
+
+A map from attributes to directions is trained on lessons (:mod:`safeedit.model.remedi`). For each
+entity to edit ("Anita has a legal office") it gives the direction that, added at the entity's
+mentions, makes the model act as if the context had been read. Steering does that at run time; this
+editor *compiles* it: the change of one MLP's output matrix that moves what it writes at the
+entities' keys by their directions, keys of neighbours and attention sinks not at all, and ordinary
+text least (:mod:`safeedit.numerics.least_change`). All entities are solved jointly.
+
+What is exported is an ordinary checkpoint, and an approximation: steering acts on every mention,
+the checkpoint as far as a mention's key is like those it was solved for. How far that is, is
+measured and recorded as the *response*: the share of an entity's shift that a key brings about, on
+its own prompts, on phrasings held out, on neighbours (the greatest of any entity's) and on the
+sinks (BOS). ``arrived`` is the share that really leaves the block, all norms included.
+
+Doses scale the directions. Fails with :class:`~safeedit.errors.DataError` where an item lacks a
+context, an attribute or its subject, with :class:`~safeedit.errors.UsageError` where several layers
+are chosen or the last, with :class:`~safeedit.errors.EditError` where training diverges, two
+entities contradict each other or neighbours leave nothing to move, and with
+:class:`~safeedit.errors.UnsupportedModelError` where a norm follows the MLP.
+
+Source: the map is that of Hernandez et al., arXiv 2304.00740; compiling it is ours, with the solve
+of MEMIT (Meng et al., ICLR 2023, arXiv 2210.07229).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from safeedit import __version__
+from safeedit.contracts import (
+    BaseParams,
+    DataRole,
+    EditData,
+    LayerShape,
+    Proposal,
+    RunContext,
+    TensorPlan,
+)
+from safeedit.data import Dataset
+from safeedit.data.loading import load_dataset
+from safeedit.delta import LowRank, Origin, WeightDelta
+from safeedit.editors._keyed import CONTEXTS
+from safeedit.errors import DataError, EditError, ModelError, UnsupportedModelError, UsageError
+from safeedit.layers import Layers, resolve
+from safeedit.model.architectures import Site
+from safeedit.model.handle import ModelHandle
+from safeedit.model.keys import Spot, keys_at, second_moments, subject_spot
+from safeedit.model.lessons import Lesson, attribute_states, entity_states, lesson, opposite
+from safeedit.model.remedi import Remedi, Schooling, train
+from safeedit.numerics.least_change import Change, Weighted, least_change, same_keys
+from safeedit.policy import DataSpec
+
+_ONE_KEY = 1e-3
+"""Relative distance within which a neighbour's key is that of an entity."""
+
+_VERSION = 1
+"""Raised whenever the same lessons would give another map."""
+
+
+class RemediParams(BaseParams):
+    """Parameters of REMEDI."""
+
+    layers: Layers = Field("16%-16%", description="the layer that is read and shifted; one")
+    rank: int | None = Field(
+        None, ge=1, description="of the map; null: full where lessons outnumber dimensions, else 64"
+    )
+    epochs: int = Field(20, ge=1, description="over the lessons, at most (published)")
+    batch: int = Field(16, ge=1, description="lessons in a step (published)")
+    learning_rate: float = Field(
+        5e-3, gt=0, description="AdamW's (published: 1e-3, for states as they are)"
+    )
+    patience: int = Field(
+        2, ge=1, description="epochs without a better held-out loss before it ends (published)"
+    )
+    avoid: float = Field(1.0, ge=0, description="weight of -log(1 - p(other)) (published)")
+    keep: float = Field(
+        1.0,
+        ge=0,
+        description="weight of KL(before || now) between entity and answer (published: 10, of "
+        "which its loop applied one lesson in a batch)",
+    )
+    contexts: int = Field(
+        3, ge=1, le=len(CONTEXTS), description="openings an entity's key is read after"
+    )
+    ridge: float = Field(
+        0.01,
+        ge=0,
+        description="what ordinary text weighs against missed shifts, in units of the MLP's "
+        "width; 0: shifts are reached exactly",
+    )
+    background: float = Field(
+        0.01, gt=0, description="share of the mean eigenvalue added to the second moment of prose"
+    )
+    hold: float | None = Field(
+        None,
+        ge=0,
+        description="what a neighbour's key's move weighs against a missed shift; null: their "
+        "span does not move at all",
+    )
+    prose_window: int = Field(128, ge=8, description="tokens of ordinary text read at a time")
+    doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.5, 0.75, 1.0, 1.25, 1.5), min_length=1, description="scales of the shifts, ascending"
+    )
+
+
+class RemediEditor:
+    """See the module's docstring."""
+
+    Params = RemediParams
+    summary: ClassVar[str] = "gives entities attributes that contexts state, keyed to their names"
+    roles: ClassVar[tuple[DataRole, ...]] = (
+        DataRole(
+            "entities", "who is given what: {subject, context, attribute, prompt, target}",
+            erased=True, spared=True,
+        ),
+        DataRole("neighbours", "prompts about others, who must stay as they are", required=False),
+        DataRole("lessons", "what the map is learnt from (default: built in)", required=False),
+        DataRole("prose", "ordinary text to leave alone (default: built in)", required=False),
+    )  # fmt: skip
+
+    def __init__(self, params: Any) -> None:
+        self.params: RemediParams = params
+
+    def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
+        """What the MLP of the chosen layer writes with; no bias."""
+        return model.tensors("mlp_out", resolve(self.params.layers, model.n_layers))
+
+    def tokens(self, data: Mapping[str, Dataset]) -> int:
+        """Tokens run forward and back, roughly, for ``plan``."""
+        lessons = data["lessons"].counts()["fit"] if "lessons" in data else 128
+        return 2 * lessons * 10 * 3 * self.params.epochs
+
+    def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
+        """Train the map, solve; offer the change in several strengths."""
+        params, base = self.params, model.digest()
+        if model.architecture.post_mlp_norm:
+            raise UnsupportedModelError(
+                f"in {model.architecture.family} models a norm follows the MLP: a direction of the "
+                "residual stream can't be written by it",
+                remedy="steer at run time instead: safeedit remedi steer",
+            )
+        layers = resolve(params.layers, model.n_layers)
+        if len(layers) != 1:
+            raise UsageError(
+                f"{len(layers)} layers were chosen, and the map reads and shifts one",
+                field="layers",
+                remedy="choose one layer, such as 'layers: 16%-16%'",
+            )
+        change, site, notes = _Road(params, model, data, ctx, layers[0]).solve()
+
+        def at(dose: float) -> WeightDelta:
+            if not 0 < dose < math.inf:
+                raise UsageError(f"a dose of {dose:g} is no scale over 0", field="dose")
+            origin = Origin(
+                editor="remedi",
+                params=params.model_dump(mode="json"),
+                data_digest=data["entities"].digest,
+                version=__version__,
+                seed=ctx.seed,
+                dose=dose,
+            )
+            return WeightDelta(
+                base, {site.weight: LowRank(change.left * dose, change.right)}, origin
+            )
+
+        return Proposal(tuple(sorted(set(params.doses))), at, notes)
+
+
+@dataclass(frozen=True)
+class _Entity:
+    given: Lesson
+    spots: tuple[Spot, ...]
+    """In the fit phrasings, after each opening."""
+    held_out: tuple[Spot, ...]
+    """In the validation phrasings."""
+
+
+class _Road:
+    """One proposal on its way."""
+
+    def __init__(
+        self, params: RemediParams, model: ModelHandle, data: EditData, ctx: RunContext, layer: int
+    ) -> None:
+        self.params, self.model, self.data, self.ctx, self.layer = params, model, data, ctx, layer
+        (self.site,) = model.sites("mlp_out", [layer])
+
+    def solve(self) -> tuple[Change, Site, dict[str, Any]]:
+        """The change at dose 1, of which matrix, and what is to be recorded."""
+        entities = self._entities()
+        learnt = self._map()
+        shifts = learnt(
+            attribute_states(self.model, [one.given for one in entities], self.layer)
+        ).double()
+        ordinary = second_moments(
+            self.model, self._prose(), [self.site], self.ctx.cache,
+            window=self.params.prose_window, progress=self.ctx.progress,
+        )[self.site]  # fmt: skip
+        keys = self._mean_keys([one.spots for one in entities])
+        neighbours = self._neighbours()
+        near = self._keys(neighbours["fit"])
+        new = same_keys(torch.cat([keys, near], 1), _ONE_KEY)[keys.shape[1] :] >= keys.shape[1]
+        preserve = torch.cat([near[:, new], ordinary.sinks], 1)
+        change = least_change(
+            keys,
+            shifts.T,
+            Weighted.of(ordinary.second, self.params.background),
+            ridge=self.params.ridge * self.model.shape.d_mlp,
+            preserve=preserve,
+            hold=math.inf if self.params.hold is None else self.params.hold,
+        )
+        if not change.independent:
+            raise EditError(
+                "nothing is left to move the entities' keys by: they lie in the span of what is "
+                "to stay",
+                remedy="keep fewer neighbours, set a finite 'hold', or choose another layer",
+            )
+        weight = self.model.weight(self.site).float().cpu()
+        notes: dict[str, Any] = {
+            "exported": "compile: a plain checkpoint, keyed to the entities' names; steering at "
+            "run time is a side-car and is not in it",
+            "layer": self.layer,
+            "entities": len(entities),
+            "neighbours": len(neighbours["fit"]),
+            "neighbours_that_share_a_key": int((~new).sum()),
+            "map": dict(learnt.notes),
+            "shift_over_state": self._relative(entities, shifts),
+            "missed": change.missed,
+            "independent_keys": change.independent,
+            "share_of_ordinary_output": change.share_of(weight, ordinary.second),
+            "response": {
+                "subject": self._own_response(change, [one.spots for one in entities], shifts),
+                "paraphrases": self._own_response(
+                    change, [one.held_out for one in entities], shifts
+                ),
+                "neighbours": _response(change, near, shifts),
+                "neighbours_held_out": _response(
+                    change, self._keys(neighbours["validation"]), shifts
+                ),
+                "bos": _response(change, ordinary.sinks, shifts),
+            },
+            "arrived": self._arrived(change, entities, shifts),
+        }
+        if change.missed > 0.5:
+            self.ctx.warn(
+                f"remedi: {change.missed:.0%} of the wanted shifts are missed: neighbours have "
+                "keys like the entities', or 'ridge' is high"
+            )
+        return change, self.site, notes
+
+    # Data ---------------------------------------------------------------------------------
+
+    def _entities(self) -> list[_Entity]:
+        data = self.data["entities"]
+        template = self.model.engine.codec.resolve(data.template)
+        texts: dict[str, dict[int, list[str]]] = {"fit": {}, "validation": {}}
+        items = {id(item): item for item in data.items("fit")}
+        for split in ("fit", "validation"):
+            for phrasing in data.phrasings(split):
+                texts[split].setdefault(id(phrasing.item), []).append(phrasing.text)
+        if not items:
+            raise DataError("no entity is left to edit", remedy="give rows of 'split: fit'")
+        found, absent = [], 0
+        for number, item in items.items():
+            given = lesson(item.subject, item.prompt, item.extra)
+            openings = CONTEXTS[: self.params.contexts]
+            fit = [o.format(text) for text in texts["fit"].get(number, ()) for o in openings]
+            spots, others = (
+                [
+                    subject_spot(self.model, ids, given.subject)
+                    for ids in self.model.engine.encode(some, template)
+                ]
+                for some in (fit, texts["validation"].get(number, []))
+            )
+            own = tuple(spot for spot in spots if spot is not None)
+            if not own:
+                raise DataError(
+                    f"the subject of item {self.ctx.digest(item.prompt)} does not stand in its "
+                    "prompts",
+                    field="subject",
+                    remedy="write the subject as the prompts do",
+                )
+            absent += spots.count(None)
+            found.append(_Entity(given, own, tuple(s for s in others if s is not None)))
+        if absent:
+            self.ctx.warn(f"remedi: {absent} phrasings do not mention their subject; left out")
+        return found
+
+    def _neighbours(self) -> dict[str, list[Spot]]:
+        """Split -> the last mention of each neighbour, in its prompt."""
+        data = self.data.get("neighbours")
+        if data is None:
+            self.ctx.warn("remedi: without 'neighbours' nothing keeps similar names apart")
+            return {"fit": [], "validation": []}
+        template = self.model.engine.codec.resolve(data.template)
+        found: dict[str, list[Spot]] = {"fit": [], "validation": []}
+        lost = 0
+        for split, spots in found.items():
+            items = data.items(split)  # type: ignore[arg-type]
+            encoded = self.model.engine.encode([item.prompt for item in items], template)
+            for item, ids in zip(items, encoded, strict=True):
+                spot = subject_spot(self.model, ids, item.subject) if item.subject else None
+                # Without a name, what the prompt ends in stands for it.
+                spots.append(spot or Spot(tuple(ids), len(ids) - 1))
+                lost += spot is None
+        if lost:
+            self.ctx.warn(f"remedi: {lost} neighbours name no subject; their last token counts")
+        return found
+
+    def _prose(self) -> list[str]:
+        data = self.data.get("prose") or load_dataset(DataSpec(dataset="prose"))
+        return [item.prompt for item in data.items("fit")]
+
+    # The map ------------------------------------------------------------------------------
+
+    def _map(self) -> Remedi:
+        """Trained here, or kept in the run's cache from the same lessons on the same weights."""
+        data = self.data.get("lessons") or load_dataset(
+            DataSpec(dataset="attributes", where={"role": "lesson"}, template="plain")
+        )
+        template = self.model.engine.codec.resolve(data.template)
+        lessons = [
+            each
+            for item in data.items("fit")
+            for one in (lesson(item.subject, item.prompt, item.extra),)
+            for each in (one, opposite(one, item.extra))
+            if each is not None
+        ]
+        params = self.params
+        schooling = Schooling(
+            rank=params.rank, epochs=params.epochs, batch=params.batch, seed=self.ctx.seed,
+            learning_rate=params.learning_rate, patience=params.patience, avoid=params.avoid,
+            keep=params.keep,
+        )  # fmt: skip
+        made_of = json.dumps(
+            [_VERSION, self.model.digest(), data.digest, self.layer, template,
+             asdict(schooling)]
+        )  # fmt: skip
+        name = hashlib.sha256(made_of.encode()).hexdigest()[:32]
+        file = self.ctx.cache / "remedi" / f"{name}.safetensors"
+        with suppress(ModelError):  # not there yet, or cut short: it is made again
+            return Remedi.load(file)
+        learnt = train(
+            self.model, lessons, self.layer, template, schooling, progress=self.ctx.progress
+        )
+        with suppress(OSError):  # a cache that can't be written costs time, nothing else
+            file.parent.mkdir(parents=True, exist_ok=True)
+            learnt.save(file)
+        return learnt
+
+    # Keys and what moves them -------------------------------------------------------------
+
+    def _keys(self, spots: Sequence[Spot]) -> Tensor:
+        return keys_at(self.model, spots, [self.site], self.ctx.progress)[self.site]
+
+    def _mean_keys(self, spots: Sequence[Sequence[Spot]]) -> Tensor:
+        """``(m, entities)``."""
+        keys = self._keys([spot for some in spots for spot in some])
+        parts = keys.split([len(some) for some in spots], 1)
+        return torch.stack([part.mean(1) for part in parts], 1)
+
+    def _own_response(
+        self, change: Change, spots: Sequence[Sequence[Spot]], shifts: Tensor
+    ) -> dict[str, float] | None:
+        """Share of its own shift that each key brings about; None without keys."""
+        keys = self._keys([spot for some in spots for spot in some])
+        if not keys.shape[1]:
+            return None
+        owner = torch.tensor([n for n, some in enumerate(spots) for _ in some])
+        own = shifts[owner]
+        found = (change.on(keys).T * own).sum(1) / own.square().sum(1).clamp(min=1e-300)
+        return {"mean": float(found.mean()), "least": float(found.min())}
+
+    def _arrived(
+        self, change: Change, entities: Sequence[_Entity], shifts: Tensor
+    ) -> dict[str, float]:
+        """Share of each shift that leaves the block at the entity."""
+        spots = [spot for one in entities for spot in one.spots]
+        owner = torch.tensor([n for n, one in enumerate(entities) for _ in one.spots])
+        before = entity_states(self.model, spots, self.layer)
+        delta = WeightDelta(
+            self.model.digest(),
+            {self.site.weight: LowRank(change.left, change.right)},
+            Origin(editor="remedi"),
+        )
+        with self.model.applied(delta):
+            moved = (entity_states(self.model, spots, self.layer) - before).double()
+        own = shifts[owner]
+        found = (moved * own).sum(1) / own.square().sum(1).clamp(min=1e-300)
+        return {"mean": float(found.mean()), "least": float(found.min())}
+
+    def _relative(self, entities: Sequence[_Entity], shifts: Tensor) -> float:
+        """Mean length of a shift over that of the state it is added to."""
+        states = entity_states(self.model, [one.spots[0] for one in entities], self.layer)
+        return float((shifts.norm(dim=1) / states.double().norm(dim=1)).mean())
+
+
+def _response(change: Change, keys: Tensor, shifts: Tensor) -> dict[str, float] | None:
+    """Over keys that are to stay: how much of any entity's shift they bring about, at most."""
+    if not keys.shape[1]:
+        return None
+    share = change.on(keys).T @ shifts.T / shifts.square().sum(1).clamp(min=1e-300)
+    found = share.abs().max(1).values
+    return {"mean": float(found.mean()), "most": float(found.max())}

@@ -1,0 +1,31 @@
+"""Lessons for a tiny model in which some words carry a direction, and others its opposite.
+
+Texts name a person and one of the invented professions of :mod:`tests.editors.gendered`, whose
+embeddings tell two kinds apart; *heb* is to follow the one kind and *sheb* the other. Names and
+professions of :func:`held_out` are in none of :func:`taught`.
+"""
+
+from __future__ import annotations
+
+from safeedit.model.lessons import Lesson
+from tests.editors.gendered import FEMALE, MALE
+
+NAMES = ("Anita", "Boris", "Clara", "Doris", "Emil", "Frida", "Gus", "Hanna")
+LATER = ("Ivo", "Jana", "Karl", "Lena")
+
+
+def _lessons(names: tuple[str, ...], kinds: tuple[tuple[str, ...], ...]) -> list[Lesson]:
+    return [
+        Lesson(name, f"{name} met the {word} today", word, f"{name} says", target, other)
+        for name in names
+        for words, target, other in zip(kinds, ("heb", "sheb"), ("sheb", "heb"), strict=True)
+        for word in words
+    ]
+
+
+def taught() -> list[Lesson]:
+    return _lessons(NAMES, (MALE[:4], FEMALE[:4]))
+
+
+def held_out() -> list[Lesson]:
+    return _lessons(LATER, (MALE[4:], FEMALE[4:]))
