@@ -46,11 +46,14 @@ def runs(policy: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "use": "sanitation",
         "retain": facts,
         "steps": 60,
-        "doses": [0.5, 0.75, 1.0],
+        "doses": [0.5, 1.0],
         "control": False,
     }
     edits = {
-        "DEPN, all 60 at once": ({**depn, "control": False, "others": None}, everyone),
+        "DEPN, all 60 at once": (
+            {**depn, "round": 100, "doses": [250, 400], "control": False, "others": None},
+            everyone,
+        ),
         "Sanitation (LoRA), 20 records": (lora, named),
         "Sanitation (LoRA), all 60 at once": (lora, everyone),
     }
@@ -65,6 +68,7 @@ def runs(policy: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
                 if role in audit and audit["id"] != "others":
                     where = {**audit[role].get("where", {}), **targets["where"]}
                     audit[role] = {**audit[role], "where": where}
+        made["audits"] = [audit for audit in made["audits"] if audit.get("id") != "pii"]
         if targets is everyone:
             made["audits"] = [audit for audit in made["audits"] if audit.get("id") != "others"]
         found[title] = made
