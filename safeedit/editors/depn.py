@@ -229,7 +229,14 @@ class Depn:
             if data.get("others") is None:
                 ctx.warn("depn: without 'others' there is no control with another set's neurons")
                 return ()
-            unrelated = _Neurons(params, model, _others(params, model, data, ctx), generic, ctx)
+            unrelated = _Neurons(
+                params.model_copy(update={"round": None}),
+                model,
+                _others(params, model, data, ctx),
+                generic,
+                ctx,
+                neurons.rounds[0].generic,
+            )
             count = int(dose)
             shared = len(unrelated.top(count) & neurons.top(count))
             if not len(unrelated.order):
@@ -380,6 +387,7 @@ class _Neurons:
         secrets: _Secrets,
         generic: Sequence[Example],
         ctx: RunContext,
+        read: _Generic | None = None,
     ) -> None:
         self.params, self.model, self.progress = params, model, ctx.progress
         self.width = model.shape.d_mlp
@@ -390,6 +398,8 @@ class _Neurons:
         used = generic and (params.generic_weight or params.spare)
         self._generic = self._attributor(generic, loss) if used else None
         self._sinks = self._attention_sinks([text.ids for text in secrets.texts[:_SINK_TEXTS]])
+        self._read = read
+        """What the untouched model does with generic text, where it is known already."""
         self.rounds: list[_Round] = []
         self.order = self._ordered(secrets)
 
@@ -441,6 +451,8 @@ class _Neurons:
     def _read_generic(self) -> _Generic | None:
         if self._generic is None:
             return None
+        if self._read is not None and not self.rounds:
+            return replace(self._read, exact=None)
         first = self._generic.first_order(
             self.layers, self.progress, "gradients on generic text", squares=True
         )
