@@ -46,8 +46,9 @@ POLICY: dict[str, Any] = {
             "forget": _spec("named"),
             "others": _spec("other"),
             "generic": {"file": "prose.jsonl"},
-            "doses": [4, 16, 64, 128],
-            "round": 16,
+            "doses": [4, 8, 16, 24, 32, 64, 128],
+            "round": 8,
+            "spare": None,  # prose is nothing to so small a model
             "control": 2,
             "targets": [{"metric": "named.extraction_rate", "max": 0}],
         }
