@@ -27,6 +27,7 @@ from safeedit import __version__
 from safeedit.canaries.commands import canary
 from safeedit.errors import SafeeditError, UsageError
 from safeedit.ledger.commands import ledger
+from safeedit.remedi.commands import remedi
 from safeedit.scorecards.commands import scorer
 
 if TYPE_CHECKING:
@@ -347,6 +348,9 @@ main.add_command(ledger)
 
 
 main.add_command(canary)
+
+
+main.add_command(remedi)
 
 
 main.add_command(scorer)

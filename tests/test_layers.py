@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("catalog",),
     ("export", "report", "scorecards"),
     ("ledger",),
-    ("plan", "canaries"),
+    ("plan", "canaries", "remedi"),
     ("run",),
     ("commands",),
 )

@@ -11,12 +11,13 @@ from safeedit.model.lessons import Lesson
 from tests.editors.gendered import FEMALE, MALE
 
 NAMES = ("Anita", "Boris", "Clara", "Doris", "Emil", "Frida", "Gus", "Hanna")
-LATER = ("Ivo", "Jana", "Karl", "Lena")
+LATER = ("kragum", "brutan", "quelsa", "amrina")
+"""Each one token, so that their keys differ from the first layer on."""
 
 
 def _lessons(names: tuple[str, ...], kinds: tuple[tuple[str, ...], ...]) -> list[Lesson]:
     return [
-        Lesson(name, f"{name} met the {word} today", word, f"{name} says", target, other)
+        Lesson(name, f"Here {name} met the {word} today", word, f"Here {name} says", target, other)
         for name in names
         for words, target, other in zip(kinds, ("heb", "sheb"), ("sheb", "heb"), strict=True)
         for word in words
