@@ -137,20 +137,20 @@ class DepnParams(BaseParams):
         "secret (published); gain: by the sum of its attributions",
     )
     round: int | None = Field(
-        100,
+        50,
         ge=1,
         description="neurons taken before the rest is attributed anew, on the model without them "
         "and to the secrets it still knows; null: all by one attribution (published)",
     )
     until: float = Field(
-        0.05,
+        0.01,
         gt=0,
         lt=1,
         description="mean probability per token (geometric) below which a secret counts as gone "
         "and has no vote in later rounds",
     )
-    generic_texts: int = Field(16, ge=1, description="generic texts used at most")
-    generic_tokens: int = Field(32, ge=1, description="tokens of each that are attributed")
+    generic_texts: int = Field(24, ge=1, description="generic texts used at most")
+    generic_tokens: int = Field(512, ge=1, description="tokens of each that are attributed, at most")
     generic_points: int = Field(4, ge=1, description="'points' for generic text, which is not sure")
     others_texts: int = Field(
         24, ge=1, description="of 'others', so many are attributed for the control, at most"
