@@ -150,7 +150,7 @@ class DepnParams(BaseParams):
         "and has no vote in later rounds",
     )
     generic_texts: int = Field(24, ge=1, description="generic texts used at most")
-    generic_tokens: int = Field(512, ge=1, description="tokens of each that are attributed, at most")
+    generic_tokens: int = Field(512, ge=1, description="tokens of each attributed, at most")
     generic_points: int = Field(4, ge=1, description="'points' for generic text, which is not sure")
     others_texts: int = Field(
         24, ge=1, description="of 'others', so many are attributed for the control, at most"
