@@ -75,6 +75,14 @@ def runs(policy: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def attempt(point: Mapping[str, Any]) -> str:
+    """What a dose that was tried came to."""
+    names = [target for _, target in COLUMNS if target in point["metrics"]]
+    found = ", ".join(f"{name} {point['metrics'][name]:.3g}" for name in names
+                      if point["metrics"][name] is not None)  # fmt: skip
+    return f"dose {point['dose']:g}: {found}"
+
+
 def main() -> None:
     """Run the policies and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -87,6 +95,7 @@ def main() -> None:
         subprocess.run([*SAFEEDIT, "canary", "plant", *base], check=True)
     policy["model"]["source"] = os.path.relpath(source.resolve(), arguments.out.resolve())
     rows: list[list[str]] = []
+    tried: list[str] = []
     for number, (title, made) in enumerate(runs(policy).items()):
         record = run(made, arguments.out, str(number))
         before, after = figures(record["before"]), figures(record["after"])
@@ -97,6 +106,7 @@ def main() -> None:
         effort = [f"{fitting(record):.0f}", f"{changed(record):,}"]
         rows.append([title, doses(record), *cells, *effort])
         print(" | ".join(rows[-1]), flush=True)
+        tried += [f"- {title}: {attempt(point)}" for point in record["edits"][0]["dose_curve"]]
     write(
         "privacy",
         [
@@ -109,6 +119,7 @@ def main() -> None:
         ],
         ["edit", "dose", *(name for name, _ in COLUMNS), "seconds to fit", "values changed"],
         rows,
+        ["Doses tried, on validation data:", "", *tried],
     )
 
 
