@@ -42,6 +42,7 @@ list, which ``tests/test_layers.py`` enforces:
 :mod:`safeedit.plan`                 everything resolved and checked, no weights loaded
 :mod:`safeedit.run`                  the one place where a delta meets a model
 :mod:`safeedit.canaries`             invented records, and models that learnt them by heart
+:mod:`safeedit.remedi`               probing, steering and compiling attributes
 :mod:`safeedit.commands`             the command line
 ===================================  ========================================================
 

@@ -43,7 +43,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"layers": "1-2"},
         {"key": "subject", "layers": [1], "towards": "mean"},
     ),
-    "remedi": ({"epochs": 2, "batch": 64},),
+    "remedi": ({"learning_rate": 1e-3, "epochs": 4, "batch": 16},),
     "sanitation": (
         {"update": "lora"},
         # Random weights hardly tell names from other words: let the keys try harder.
