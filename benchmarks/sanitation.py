@@ -12,16 +12,12 @@ The data is yoichi1484/knowledge-sanitization's (Apache-2.0); it is not part of 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
+from table import ROOT, run, write
 
-ROOT = Path(__file__).parent.parent
 COLUMNS = (
     ("known", "leakage.known_before", "before"),
     ("extraction before", "leakage.extraction_rate", "before"),
@@ -89,36 +85,25 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "sanitation")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for split in map(int, arguments.splits.split(",")):
-        path = arguments.out / f"split-{split}.yaml"
-        report = arguments.out / f"split-{split}.report"
-        text = yaml.safe_dump(policy(split, arguments.data, arguments.seed))
-        done = path.exists() and path.read_text() == text and (report / "report.json").exists()
-        if not done:  # a table that was interrupted goes on where it stopped
-            path.write_text(text)
-            command = [sys.executable, "-m", "safeedit.commands", "-q", "apply", str(path)]
-            code = subprocess.run([*command, "--report", str(report)], check=False).returncode
-            if code not in (0, 1, 4):
-                raise SystemExit(f"split {split} failed with exit code {code}")
-        record = json.loads((report / "report.json").read_text())
+        record = run(policy(split, arguments.data, arguments.seed), arguments.out, f"split-{split}")
         cells = [figure(record, metric, when) for _, metric, when in COLUMNS]
         rows.append([str(split), *cells, f"{record['resources']['wall_seconds']:.0f}"])
         print(" | ".join(rows[-1]), flush=True)
     heads = ["split", *(name for name, _, _ in COLUMNS), "seconds"]
-    lines = [
-        "# The published Sanitation splits on SmolLM2-135M-Instruct",
-        "",
-        "Made by `python benchmarks/sanitation.py` (which see for the recipe). Forget figures are",
-        "over items the base knew; what it did not know is no success to suppress. Brackets are",
-        "95 % intervals. Seconds are wall time, whatever else the machine was doing.",
-        "",
-        f"| {' | '.join(heads)} |",
-        f"|{'---|' * len(heads)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
-    (ROOT / "benchmarks" / "sanitation.md").write_text("\n".join(lines) + "\n")
+    write(
+        "sanitation",
+        [
+            "# The published Sanitation splits on SmolLM2-135M-Instruct",
+            "",
+            "Made by `python benchmarks/sanitation.py` (which see for the recipe). Forget figures",
+            "are over items the base knew; what it did not know is no success to suppress.",
+            "Brackets are 95 % intervals. Seconds are wall time, whatever else the machine did.",
+        ],
+        heads,
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -127,7 +127,9 @@ def plant(
     except ValidationError as error:
         problem = error.errors()[0]
         option = str(problem["loc"][0]).replace("_", "-")
-        raise UsageError(f"--{option}: {problem['msg'].lower()}") from error
+        raise UsageError(
+            f"--{option}: {problem['msg'].lower().removeprefix('value error, ')}"
+        ) from error
     named = str(records) if records is not None else None
     spec = DataSpec(file=named, dataset=None if named else dataset or "canaries", template="plain")
     with screen.context(seed) as ctx:

@@ -224,7 +224,7 @@ def least_change(
     _check_contradictions(keys, shifts)
     wanted = shifts.double()
     seen = metric.coordinates(keys)
-    damping = _damping(metric, preserve, hold / ridge if ridge else math.inf)
+    damping = _Damping(metric, preserve, hold / ridge if ridge else math.inf)
     damped = damping(seen)
     values, vectors = torch.linalg.eigh(damped.T @ damped)
     # Judged against the keys before K0 was taken out: of a key that lies in its span only
@@ -249,7 +249,7 @@ def least_change(
     )
 
 
-class _damping:  # noqa: N801 (used as a function)
+class _Damping:
     """``(I + w Z0 Z0')^-1/2`` in coordinates; for infinite ``w`` the projection off ``Z0``."""
 
     def __init__(self, metric: Metric, preserve: Tensor | None, weight: float) -> None:
