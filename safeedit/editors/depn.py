@@ -1,8 +1,8 @@
 """DEPN: find the MLP neurons that make secrets likely, and zero them.
 
-Neurons are attributed to every secret (:mod:`safeedit.model.attribution`), every secret votes
-(:mod:`safeedit.numerics.votes`), and the columns of the neurons with most votes become zero: a
-vanilla checkpoint, whose old columns are all that undoing needs. Doses are numbers of neurons.
+Neurons are attributed to every secret (:mod:`safeedit.model.attribution`) and ranked over all of
+them (:mod:`safeedit.numerics.votes`); the columns of the first become zero: a vanilla checkpoint,
+whose old columns are all that undoing needs. Doses are numbers of neurons.
 
 What departs from the publication, and why:
 
@@ -99,7 +99,8 @@ class DepnParams(BaseParams):
         0.1,
         gt=0,
         le=1,
-        description="share of a secret's greatest attribution that makes its vote (published code)",
+        description="order votes: share of a secret's greatest attribution that makes its vote "
+        "(published code)",
     )
     paraphrases: bool = Field(
         False, description="attribute to every fit phrasing of a prompt, not to the prompt alone"
@@ -555,7 +556,7 @@ class _Neurons:
             # Of what supports a secret in the layers ranked, how much sits in the neurons zeroed.
             "share_of_attribution": {str(z): _share(begun, z) for z in doses},
         }
-        if len(best):
+        if len(best) and self.params.order == "votes":
             found["votes_of_first_and_last"] = [int(begun.ranking.votes[best[i]]) for i in (0, -1)]
         if begun.exact is not None and begun.exact.change is not None:
             found |= self._agreement(begun, doses)
