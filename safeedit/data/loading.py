@@ -23,6 +23,7 @@ from safeedit.data.formats import Format, find_format
 from safeedit.data.hub import read_hub
 from safeedit.data.items import Dataset, Item, group_of
 from safeedit.data.reading import Row, read_file
+from safeedit.data.splitting import normalise_prompt
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from safeedit.results import Split
 
 UNREADABLE = "rows left out: they can't be read"
+NOT_APART = "rows left out: 'apart_from' has them too"
 
 
 def load_dataset(
@@ -65,14 +67,39 @@ def read_records(
     Args:
         spec: The source.
         base: The folder that a relative ``spec.file`` starts from.
-        counted: Is told how many rows ``on_error: drop`` left out; without it none may be.
+        counted: Is told how many rows ``apart_from`` and ``on_error: drop`` left out; without it
+            none may be unreadable.
 
     Raises:
-        DataError: The source is missing or empty, or a row is malformed.
+        DataError: The source is missing or empty, a row is malformed, or ``apart_from`` has all.
     """
     format_ = _format(spec)
     path, files = _locate(spec, base, format_)
-    return _read(spec, path, files, format_, counted if spec.on_error == "drop" else None)
+    records = _read(spec, path, files, format_, counted if spec.on_error == "drop" else None)
+    if spec.apart_from is None:
+        return records
+    others = set(_likenesses(read_records(spec.apart_from, base, Counter()), spec.group))
+    kept = [
+        record
+        for record, own in zip(records, _likenesses(records, spec.group), strict=True)
+        if own not in others
+    ]
+    if not kept:
+        raise DataError(
+            "no row is left: the source named in 'apart_from' has them all",
+            field="apart_from", remedy="name another source, or leave 'apart_from' out",
+        )  # fmt: skip
+    if counted is not None and len(kept) < len(records):
+        counted[NOT_APART] += len(records) - len(kept)
+    return kept
+
+
+def _likenesses(records: Sequence[Record], group: str | None) -> list[str]:
+    """What makes a row the same as one of another source: its group, or its prompt."""
+    return [
+        normalise_prompt((group_of(record.item, group) if group else None) or record.item.prompt)
+        for record in records
+    ]
 
 
 def build_dataset(

@@ -94,6 +94,9 @@ class DataSpec(PolicyPart):
     """Put every row in this split, whatever the rows say."""
     group: Annotated[str, Field(min_length=1)] | None = None
     """Rows equal in this column stay in one split, e.g. subject."""
+    apart_from: DataSpec | None = None
+    """Leave out and count rows that this other source has too: rows with the same prompt, or with
+    ``group`` of one of its groups, e.g. so that what is fitted is not what a benchmark tests."""
     on_error: Literal["stop", "drop"] = "stop"
     """What an unreadable row does: stop with its line, or be left out and counted."""
     revision: str | None = None
@@ -122,6 +125,8 @@ class DataSpec(PolicyPart):
                 raise ValueError("stream is for hub data sets only")
         elif self.sha256 is not None:
             raise ValueError("sha256 is for files; pin a hub data set with revision")
+        if self.apart_from is not None and self.apart_from.apart_from is not None:
+            raise ValueError("apart_from can't hold another apart_from")
         return self
 
     @property

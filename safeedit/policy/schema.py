@@ -35,9 +35,7 @@ def json_schema(
     """
     schema = Policy.model_json_schema(mode="validation")
     definitions: dict[str, Any] = schema["$defs"]
-    data = DataSpec.model_json_schema(mode="validation")
-    definitions.update(data.pop("$defs", {}))
-    definitions["DataSpec"] = data
+    definitions.update(DataSpec.model_json_schema(mode="validation")["$defs"])
     _exactly_one(definitions["DataSpec"], ("file", "dataset", "hub"))
     _exactly_one(definitions["KeySpec"], ("file", "env"))
     _exactly_one(definitions["GateSpec"], GATE_KINDS)

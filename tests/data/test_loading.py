@@ -341,3 +341,24 @@ def test_a_path_may_begin_with_a_variable_of_the_environment(
         load_dataset(spec, tmp_path)
     assert caught.value.remedy is not None
     assert "set BENCHMARK_FOLDER" in caught.value.remedy
+
+
+# -- Apart from another source ---------------------------------------------------------------------
+
+
+def test_rows_that_another_source_has_are_left_out_and_counted(tmp_path: Path) -> None:
+    other = jsonl(tmp_path / "b.jsonl", [{"prompt": "The  nurse ", "subject": "Nurse"}])
+    path = jsonl(
+        tmp_path / "a.jsonl",
+        [
+            {"prompt": "the nurse", "subject": "nurse"},
+            {"prompt": "a nurse", "subject": "nurse"},
+            {"prompt": "a baker", "subject": "baker"},
+        ],
+    )
+    apart = {"file": str(other)}
+    by_prompt = load(path, apart_from=apart)
+    assert [item.prompt for item in by_prompt] == ["a nurse", "a baker"]
+    assert any("apart_from" in note and note.endswith("1") for note in by_prompt.notes)
+    assert [item.prompt for item in load(path, apart_from=apart, group="subject")] == ["a baker"]
+    assert refused(path, apart_from={"file": str(path)}).field == "apart_from"
