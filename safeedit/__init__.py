@@ -43,6 +43,7 @@ list, which ``tests/test_layers.py`` enforces:
 :mod:`safeedit.run`                  the one place where a delta meets a model
 :mod:`safeedit.canaries`             invented records, and models that learnt them by heart
 :mod:`safeedit.remedi`               probing, steering and compiling attributes
+:mod:`safeedit.tracing`              which layers carry a policy's facts, and whether editing agrees
 :mod:`safeedit.commands`             the command line
 ===================================  ========================================================
 

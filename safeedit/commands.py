@@ -29,6 +29,7 @@ from safeedit.errors import SafeeditError, UsageError
 from safeedit.ledger.commands import ledger
 from safeedit.remedi.commands import remedi
 from safeedit.scorecards.commands import scorer
+from safeedit.tracing.commands import trace
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -354,6 +355,9 @@ main.add_command(remedi)
 
 
 main.add_command(scorer)
+
+
+main.add_command(trace)
 
 # ----------------------------------------------------------------------------------------------
 

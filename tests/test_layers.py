@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("catalog",),
     ("export", "report", "scorecards"),
     ("ledger",),
-    ("plan", "canaries", "remedi"),
+    ("plan", "canaries", "remedi", "tracing"),
     ("run",),
     ("commands",),
 )

@@ -18,6 +18,7 @@ Doses scale the change, which for one layer is to scale the shifts.
 from __future__ import annotations
 
 import math
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,13 +41,14 @@ from safeedit.contracts import (
 from safeedit.data import Dataset, Item
 from safeedit.data.loading import load_dataset
 from safeedit.data.splitting import normalise_prompt
+from safeedit.data.subjects import shared_span
 from safeedit.delta import LowRank, Origin, Update, WeightDelta
-from safeedit.editors._subjects import shared_span
 from safeedit.errors import DataError, EditError, UnsupportedModelError, UsageError
 from safeedit.layers import Layers, resolve
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.model.keys import Ordinary, Spot, keys_at, second_moments, subject_spot
+from safeedit.model.tracing import answer_probability, told_answers, trace, usual_window
 from safeedit.model.values import Aim, Avoid, Keep, Row, Say, Spread, Unit, Values, learn_values
 from safeedit.numerics.least_change import Change, Metric, least_change, same_keys
 from safeedit.policy import DataSpec
@@ -69,6 +71,9 @@ _TELLING = 24
 
 _KEPT_ROWS = 4
 """Preserved facts on a unit's own subject that its value is held to, at most."""
+
+_TRACED, _DRAWS = 20, 3
+"""Facts traced, at most, and draws of the noise."""
 
 _MISSED = 0.5
 """Share of the wanted shifts missed from which a solve is worth a warning."""
@@ -138,6 +143,11 @@ class KeyedParams(BaseParams):
         "does not move at all",
     )
     prose_window: int = Field(128, ge=8, description="tokens of ordinary text read at a time")
+    locate: Literal["no", "measure"] = Field(
+        "no",
+        description="measure: also record what each layer's MLPs bring back of the answers under "
+        "noise on the subjects (causal tracing), whichever layers are edited",
+    )
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5, 0.75, 1.0, 1.25), min_length=1, description="scales of the change, ascending"
     )
@@ -244,6 +254,8 @@ class _Road:
             "keys": len(self.groups),
             "preserved_facts": len(self.preserved),
         }
+        if self.params.locate == "measure":
+            self._locate(facts)
 
     def solve(self) -> dict[str, LowRank]:
         """Tensor name -> its change at dose 1."""
@@ -378,6 +390,44 @@ class _Road:
         for fact, first in zip(facts, same_keys(keys, _ONE_KEY).tolist(), strict=True):
             groups.setdefault(first, []).append(fact)
         return list(groups.values())
+
+    def _locate(self, facts: Sequence[_Fact]) -> None:
+        """Record what MLPs bring back of the answers the model tells, whichever are edited."""
+        first = [fact for fact in facts if fact.template == facts[0].template]
+        random.Random(self.ctx.seed).shuffle(first)
+        told = told_answers(
+            self.model.engine,
+            [(fact.item.prompt, fact.subject, fact.item.aliases) for fact in first[:_TRACED]],
+            facts[0].template,
+            progress=self.ctx.progress,
+        )
+        known = [one for one in told if one is not None]
+        if not known:
+            self.ctx.warn(f"{self.editor.name}: the model tells none of the facts: none was traced")
+            return
+        window = usual_window(self.model.n_layers)
+        effects = trace(
+            self.model,
+            [one.prompt for one in known],
+            answer_probability(known),
+            kinds=("mlp",),
+            window=window,
+            draws=_DRAWS,
+            seed=self.ctx.seed,
+            progress=self.ctx.progress,
+        )
+        self.notes["effect_of_mlps"] = {
+            "facts": len(known),
+            "layers_put_back_together": window,
+            "probability": round(float(effects.clean.mean()), 4),
+            "probability_under_noise": round(float(effects.noisy.mean()), 4),
+        } | {
+            f"restored_at_{place.replace(' ', '_')}_by_layer": [
+                round(value, 4) for value in found.nanmean(0).tolist()
+            ]
+            for (_, place), found in effects.restored.items()
+            if not bool(found.isnan().all())
+        }
 
     # Keys -----------------------------------------------------------------------------
 

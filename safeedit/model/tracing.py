@@ -99,6 +99,11 @@ def window_of(layer: int, width: int, n_layers: int) -> range:
     return range(max(0, first), min(n_layers, first + width))
 
 
+def usual_window(n_layers: int) -> int:
+    """A fifth of the model, as published."""
+    return max(1, round(n_layers / 5))
+
+
 @torch.no_grad()
 def trace(
     model: ModelHandle,
