@@ -41,6 +41,7 @@ list, which ``tests/test_layers.py`` enforces:
 :mod:`safeedit.ledger`               which erasures an export covers, under keyed digests
 :mod:`safeedit.plan`                 everything resolved and checked, no weights loaded
 :mod:`safeedit.run`                  the one place where a delta meets a model
+:mod:`safeedit.comparison`           several editors on the same facts, and who stands where
 :mod:`safeedit.canaries`             invented records, and models that learnt them by heart
 :mod:`safeedit.remedi`               probing, steering and compiling attributes
 :mod:`safeedit.tracing`              which layers carry a policy's facts, and whether editing agrees

@@ -25,6 +25,7 @@ import click
 
 from safeedit import __version__
 from safeedit.canaries.commands import canary
+from safeedit.comparison.commands import compare
 from safeedit.errors import SafeeditError, UsageError
 from safeedit.ledger.commands import ledger
 from safeedit.remedi.commands import remedi
@@ -348,6 +349,9 @@ def init(path: Path, like: str) -> None:
 main.add_command(ledger)
 
 
+main.add_command(compare)
+
+
 main.add_command(canary)
 
 
@@ -477,21 +481,10 @@ def _secret(cache: Path) -> bytes:
 
 
 def _write_reports(record: RunRecord, folder: Path) -> None:
-    from safeedit.errors import ExportError
     from safeedit.report import render_all
+    from safeedit.report.files import write_files
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in render_all(record).items():
-            temporary = folder / f".{name}.{os.getpid()}"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(folder / name)
-    except OSError as error:
-        raise ExportError(
-            f"the report could not be written: {error.strerror}",
-            file=folder,
-            remedy="free some space or choose another folder with --report",
-        ) from error
+    write_files(render_all(record), folder)
 
 
 def _read_record(path: Path) -> RunRecord:

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ledger",),
     ("plan", "canaries", "remedi", "tracing"),
     ("run",),
+    ("comparison",),
     ("commands",),
 )
 """Lowest first. A part imports its own layer and those before it, with the exceptions below."""
