@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from safeedit import __version__
@@ -48,6 +48,7 @@ from safeedit.layers import Layers, resolve
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.model.keys import Ordinary, Spot, keys_at, second_moments, subject_spot
+from safeedit.model.least_values import least_values
 from safeedit.model.tracing import answer_probability, told_answers, trace, usual_window
 from safeedit.model.values import Aim, Avoid, Keep, Row, Say, Spread, Unit, Values, learn_values
 from safeedit.numerics.least_change import Change, Metric, least_change, same_keys
@@ -75,8 +76,15 @@ _KEPT_ROWS = 4
 _TRACED, _DRAWS = 20, 3
 """Facts traced, at most, and draws of the noise."""
 
+_LEAST_STEPS = 8
+"""Steps to a least value at most; a few do."""
+
 _MISSED = 0.5
 """Share of the wanted shifts missed from which a solve is worth a warning."""
+
+
+LensLayer = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^(100|\d{1,2}(\.\d+)?)%$")]
+"""A layer, or a share of the depth."""
 
 
 class KeyedParams(BaseParams):
@@ -98,6 +106,11 @@ class KeyedParams(BaseParams):
     entropy: float = Field(
         0.7, gt=0, le=1, description="entropy: share of the greatest possible entropy aimed at"
     )
+    lens: tuple[LensLayer, ...] = Field(
+        (),
+        description="entropy: layers such as 18 or 60%, after the edited ones, whose residual "
+        "stream is to be anyone's guess too when read as the last one is (arXiv 2309.17410)",
+    )
     templates: tuple[Literal["data", "chat", "plain"], ...] = Field(
         ("data",),
         min_length=1,
@@ -109,6 +122,16 @@ class KeyedParams(BaseParams):
     )
     phrasings: int = Field(
         3, ge=1, description="fit phrasings of each fact that its value is learnt from, at most"
+    )
+    values: Literal["least", "adam"] = Field(
+        "least",
+        description="how shifts are found: the shortest that meet the target (unlikely with a "
+        "floor only), or by Adam (published)",
+    )
+    rank: int = Field(
+        20,
+        ge=0,
+        description="values: least: the forgotten answer is to come after so many others as well",
     )
     steps: int = Field(25, ge=1, description="Adam steps at most for a value (published)")
     learning_rate: float = Field(
@@ -151,6 +174,12 @@ class KeyedParams(BaseParams):
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5, 0.75, 1.0, 1.25), min_length=1, description="scales of the change, ascending"
     )
+
+    @model_validator(mode="after")
+    def _check_lens(self) -> KeyedParams:
+        if self.lens and self.target != "entropy":
+            raise ValueError("'lens' is for 'target: entropy'")
+        return self
 
 
 class KeyedEditor(ABC):
@@ -486,19 +515,30 @@ class _Road:
     # Values ---------------------------------------------------------------------------
 
     def _values(self) -> Values:
-        params = self.params
-        values = learn_values(
-            self.model,
-            self.sites[-1].layer,
-            self._units(),
-            steps=params.steps,
-            learning_rate=params.learning_rate,
-            max_norm=params.max_norm,
-            keep_weight=params.divergence,
-            decay=params.decay,
-            stop=params.stop,
-            progress=self.ctx.progress,
-        )
+        params, units = self.params, self._units()
+        if params.values == "least" and params.target == "unlikely" and params.floor is not None:
+            values = least_values(
+                self.model,
+                self.sites[-1].layer,
+                units,
+                steps=min(params.steps, _LEAST_STEPS),
+                max_norm=params.max_norm,
+                stop=params.stop,
+                progress=self.ctx.progress,
+            )
+        else:
+            values = learn_values(
+                self.model,
+                self.sites[-1].layer,
+                units,
+                steps=params.steps,
+                learning_rate=params.learning_rate,
+                max_norm=params.max_norm,
+                keep_weight=params.divergence,
+                decay=params.decay,
+                stop=params.stop,
+                progress=self.ctx.progress,
+            )
         unmet = int((values.losses > params.stop).sum())
         self.notes["values"] = {
             "steps": float(values.steps.double().mean()),
@@ -563,7 +603,7 @@ class _Road:
             progress=self.ctx.progress,
             description="the model's own answers",
         )
-        rows = []
+        rows, lens = [], self._lens()
         for (fact, spot), (said,) in zip(asked, answers, strict=True):
             begin = self._begin(said, fact.item.aliases)
             if begin is None:
@@ -575,11 +615,27 @@ class _Road:
                 begin, tokens = 0, tuple(sorted(firsts))
             else:
                 tokens = (said[begin],)
-            aim: Aim = Spread(self.params.entropy)
+            aim: Aim = Spread(self.params.entropy, lens)
             if self.params.target == "unlikely":
-                aim = Avoid(tokens, self.params.floor)
+                aim = Avoid(tokens, self.params.floor, self.params.rank)
             rows.append(Row(Spot((*spot.ids, *said[:begin]), spot.position), aim))
         return rows
+
+    def _lens(self) -> tuple[int, ...]:
+        """Blocks whose residual stream is read; the last one's is the end, which is read anyway."""
+        n_layers, edited = self.model.n_layers, self.sites[-1].layer
+        named = [
+            resolve((layer,) if isinstance(layer, int) else f"{layer}-{layer}", n_layers)[0]
+            for layer in self.params.lens
+        ]
+        if early := [layer for layer in named if layer <= edited]:
+            raise UsageError(
+                f"a lens at layer {early[0]} sees nothing of an edit of layer {edited}: subjects "
+                "are read after it",
+                field="lens",
+                remedy=f"name layers from {edited + 1} to {n_layers - 1}",
+            )
+        return tuple(sorted(set(named) - {n_layers - 1}))
 
     def _begin(self, said: Sequence[int], aliases: Sequence[str]) -> int | None:
         """Which token of an answer begins the first mention of one of the aliases."""

@@ -16,7 +16,7 @@ time; the targets that erase after Patil et al. 2024 (arXiv 2309.17410).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -57,14 +57,18 @@ class Avoid:
 
     tokens: tuple[int, ...]
     floor: float | None
+    rank: int = 0
+    """Least values: they are to come after so many others as well."""
 
 
 @dataclass(frozen=True)
 class Spread:
     """The next token is to be anyone's guess: what its entropy lacks of ``share`` of the greatest
-    there can be, nats, is the loss."""
+    there can be, nats, is the loss. With ``lens``, so is what is read from the residual stream as
+    it leaves these blocks, by the final norm and the head; the losses add up."""
 
     share: float
+    lens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,11 @@ class Row:
     def asked(self) -> int:
         """Positions at which logits are needed."""
         return len(self.aim.tokens) if isinstance(self.aim, Say) else 1
+
+    @property
+    def lens(self) -> tuple[int, ...]:
+        """Blocks after which logits are needed as well, at the one position."""
+        return self.aim.lens if isinstance(self.aim, Spread) else ()
 
 
 @dataclass(frozen=True)
@@ -181,6 +190,23 @@ def learn_values(
     return Values((free * scale[:, None]).detach(), passes.outputs, losses, taken)
 
 
+def distance(aim: Avoid, log_probs: Tensor) -> Tensor:
+    """How far tokens are from being as unlikely as wanted, nats of log-odds, 0 or less once they
+    are; ``log_probs`` ``(vocab,)``.
+
+    Log-odds keep their slope where a probability is close to 1. Below the floor, and below all but
+    ``rank`` of the other tokens.
+    """
+    tokens = list(aim.tokens)
+    known = log_probs[tokens].logsumexp(0)
+    others = log_probs.index_fill(0, torch.tensor(tokens, device=log_probs.device), -math.inf)
+    assert aim.floor is not None
+    away = known - others.logsumexp(0) - (aim.floor - math.log1p(-math.exp(aim.floor)))
+    if aim.rank:
+        away = torch.maximum(away, known - others.topk(aim.rank).values[-1])
+    return away
+
+
 class _Passes:
     """The rows of all units, run once as they are, and what further passes need of that."""
 
@@ -235,7 +261,7 @@ class _Passes:
             # One leaf per row: the sum over a unit's rows is made afterwards.
             leaf = shifts[owners].to(self.model.device).requires_grad_(grad)
             with torch.set_grad_enabled(grad):
-                each = self._each(rows, self._run(rows, leaf))
+                each = self._each(rows, *self._run(rows, leaf))
                 if grad:
                     weights = [
                         self.shares[row] * (keep_weight if self._keeps(row) else 1) for row in rows
@@ -256,6 +282,32 @@ class _Passes:
                 worst[number] = torch.maximum(worst[number], torch.tensor(loss))
         return worst, gradient
 
+    def slopes(self, shifts: Tensor, active: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the rows of active units, whose aims are all :class:`Avoid`: how far each is from its
+        aim ``(rows,)`` (:func:`distance`), the slope of that ``(rows, d_model)``, and its unit
+        ``(rows,)``; fp64, on the CPU."""
+        chosen = [row for row, owner in enumerate(self.owners) if owner in set(active)]
+        owners = torch.tensor([self.owners[row] for row in chosen])
+        values = torch.empty(len(chosen), dtype=torch.float64)
+        slopes = torch.empty(len(chosen), self.model.d_model, dtype=torch.float64)
+
+        def run(batch: list[int]) -> list[tuple[float, Tensor]]:
+            rows = [chosen[index] for index in batch]
+            leaf = shifts[owners[batch]].to(self.model.device).requires_grad_(True)
+            states, _ = self._run(rows, leaf)
+            log_probs = self.model.logits(torch.cat(list(states))).float().log_softmax(-1)
+            aims = [self.rows[row].aim for row in rows]
+            found = torch.stack(
+                [distance(aim, now) for aim, now in zip(aims, log_probs, strict=True)
+                 if isinstance(aim, Avoid)]
+            )  # fmt: skip
+            (own,) = torch.autograd.grad(found.sum(), leaf)
+            return list(zip(found.tolist(), own.double().cpu(), strict=True))
+
+        for index, (value, slope) in self._batched(chosen, run):
+            values[index], slopes[index] = value, slope
+        return values, slopes, owners
+
     def _keeps(self, row: int) -> bool:
         return isinstance(self.rows[row].aim, Keep)
 
@@ -263,7 +315,9 @@ class _Passes:
         vocab = _TAPE_SHARE * self.model.shape.vocab_size
         lengths = [len(self.own[row]) for row in rows]
         return self._batcher.each(
-            lengths, run, logits=[self.rows[row].asked * vocab for row in rows]
+            lengths,
+            run,
+            logits=[(self.rows[row].asked + len(self.rows[row].lens)) * vocab for row in rows],
         )
 
     @torch.no_grad()
@@ -273,13 +327,16 @@ class _Passes:
         def run(batch: list[int]) -> list[Tensor]:
             rows = [keeps[index] for index in batch]
             leaf = torch.zeros(len(rows), self.model.d_model, device=self.model.device)
-            return list(self._run(rows, leaf))
+            return list(self._run(rows, leaf)[0])
 
         for index, state in self._batched(keeps, run):
             self.before[keeps[index]] = state[0].clone()
 
-    def _run(self, rows: Sequence[int], shifts: Tensor) -> tuple[Tensor, ...]:
-        """Per row, final hidden states ``(asked, d_model)`` where its aim looks."""
+    def _run(
+        self, rows: Sequence[int], shifts: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Per row, final hidden states ``(asked, d_model)`` where its aim looks, and logits
+        ``(lens, vocab)`` of its lens."""
         tokens = pad_right([self.own[row] for row in rows], self.model.engine._filler)
         entering = nn.utils.rnn.pad_sequence([self.entering[row] for row in rows], batch_first=True)
         where = (
@@ -293,9 +350,11 @@ class _Passes:
             moved = shifts.to(activation.device, activation.dtype)
             return activation.index_put(where, moved, accumulate=True)
 
+        left: dict[int, Tensor] = {}
         with (
             self.model.intercepted([self.site], shift, "output"),
             starting_at(self.model.blocks(), self.layer, entering, tuples=self.tuples),
+            _leaving(self.model.blocks(), {b for row in rows for b in self.rows[row].lens}, left),
             self._fast(),
         ):
             hidden = self.model.model.base_model(
@@ -304,20 +363,31 @@ class _Passes:
                 use_cache=cache is not None,
             ).last_hidden_state
         first = [len(self.rows[row].spot.ids) - 1 - self.start for row in rows]
-        return tuple(
+        lenses = [
+            left[block][number, begin].to(hidden.device)
+            for number, (row, begin) in enumerate(zip(rows, first, strict=True))
+            for block in self.rows[row].lens
+        ]
+        counts = [len(self.rows[row].lens) for row in rows]
+        with self._fast():
+            read = self.model.unembed(torch.stack(lenses)) if lenses else hidden.new_zeros(0, 1)
+        states = tuple(
             hidden[number, begin : begin + self.rows[row].asked]
             for number, (row, begin) in enumerate(zip(rows, first, strict=True))
         )
+        return states, read.split(counts)
 
-    def _each(self, rows: Sequence[int], states: Sequence[Tensor]) -> Tensor:
-        """Loss ``(rows,)`` of each row's aim, nats."""
+    def _each(
+        self, rows: Sequence[int], states: Sequence[Tensor], lenses: Sequence[Tensor]
+    ) -> Tensor:
+        """Loss ``(rows,)`` of each row's aim, nats; arguments as :meth:`_run` returns them."""
         logits = self.model.logits(torch.cat(list(states))).float()
         parts = logits.log_softmax(-1).split([len(state) for state in states])
         before = self._before([row for row in rows if self._keeps(row)])
         return torch.stack(
             [
-                self._loss(self.rows[row].aim, part, before.get(row))
-                for row, part in zip(rows, parts, strict=True)
+                self._loss(self.rows[row].aim, part, lens, before.get(row))
+                for row, part, lens in zip(rows, parts, lenses, strict=True)
             ]
         )
 
@@ -331,7 +401,7 @@ class _Passes:
         return dict(zip(keeps, found, strict=True))
 
     @staticmethod
-    def _loss(aim: Aim, log_probs: Tensor, before: Tensor | None) -> Tensor:
+    def _loss(aim: Aim, log_probs: Tensor, lens: Tensor, before: Tensor | None) -> Tensor:
         if isinstance(aim, Say):
             wanted = torch.tensor(aim.tokens, device=log_probs.device)
             return functional.nll_loss(log_probs, wanted)
@@ -343,8 +413,9 @@ class _Passes:
             # log(1 - p) without cancelling; where p is 1 to rounding it would be infinite.
             return -torch.log(-torch.expm1(known.clamp(max=-1e-6)))
         if isinstance(aim, Spread):
-            entropy = -(now.exp() * now).sum()
-            return functional.relu(aim.share * math.log(len(now)) - entropy)
+            looks = torch.cat([log_probs, lens.float().log_softmax(-1)]) if aim.lens else log_probs
+            entropies = -(looks.exp() * looks).sum(-1)
+            return functional.relu(aim.share * math.log(len(now)) - entropies).sum()
         assert before is not None
         return functional.kl_div(now, before, log_target=True, reduction="sum")
 
@@ -432,3 +503,21 @@ class _Passes:
         for row, (entering, size) in batcher.each([len(own) for own in self.own], run):
             self.entering[row], sizes[row] = entering, size
         return sizes
+
+
+@contextmanager
+def _leaving(blocks: nn.ModuleList, wanted: Set[int], left: dict[int, Tensor]) -> Iterator[None]:
+    """Within it, the residual streams that leave the blocks wanted come into ``left``."""
+
+    def keep(block: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            left[block] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    hooks = [blocks[block].register_forward_hook(keep(block)) for block in wanted]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

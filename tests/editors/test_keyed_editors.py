@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from safeedit import catalog
 from safeedit.contracts import EditData, Proposal, RunContext
@@ -157,6 +158,23 @@ def test_the_answer_is_no_longer_told(target: str, tmp_path: Path) -> None:
             after = [score.total for score in engine.score(prompts, [answer] * len(prompts))]
         assert min(before) > -0.5
         assert max(after) < (-2.0 if target == "unlikely" else -0.5)
+
+
+def test_entropy_is_aimed_at_in_lenses_too(tmp_path: Path) -> None:
+    model = toy.taught()
+    given: dict[str, Any] = {"target": "entropy", "entropy": 0.3, "stop": 0.0, "steps": 5}
+    plain = _proposed("rome", model, tmp_path, **given)
+    lens = _proposed("rome", model, tmp_path, lens=("34%", 1), **given)
+    assert lens.notes["values"]["loss_median"] > plain.notes["values"]["loss_median"]
+    end = _proposed("rome", model, tmp_path, lens=(2,), **given)
+    assert end.notes["values"] == plain.notes["values"], "the last layer's lens is the end"
+    with pytest.raises(UsageError, match="a lens at layer 0") as error:
+        _proposed("rome", model, tmp_path, lens=("0%",), **given)
+    assert "from 1 to 2" in error.value.remedy
+    params = catalog.editor("rome").Params
+    for wrong in ({"lens": ["60%"]}, {"lens": ["120%"], **given}, {"lens": [-1], **given}):
+        with pytest.raises(ValidationError):
+            params.model_validate(wrong)
 
 
 def test_several_layers_share_the_shift_and_reach_it_together(tmp_path: Path) -> None:

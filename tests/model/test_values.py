@@ -165,6 +165,59 @@ def test_a_spread_answer_is_anyones_guess(toy: ModelHandle) -> None:
     assert entropies[0] < 0.1 < 0.35 < entropies[1]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_lens_reads_the_residual_stream_on_its_way(family: str, exact: None) -> None:
+    handle = tiny_handle(family)
+    spot = _spot(handle, 0)
+    passes = values._Passes(handle, 0, [Unit((Row(spot, Spread(1.0, (1, 2))),))])
+    shifts = torch.randn(1, handle.d_model, generator=torch.Generator().manual_seed(1))
+    found, gradient = passes.losses(shifts, [0], 0.0, grad=True)
+    leaf = shifts.clone().requires_grad_()
+    states: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            states[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    hooks = [handle.blocks()[layer].register_forward_hook(keep(layer)) for layer in (1, 2)]
+    with _shifted(handle, 0, spot.position, leaf[0]):
+        end = _log_probs(handle, list(spot.ids))[-1]
+    for hook in hooks:
+        hook.remove()
+    read = [handle.unembed(states[layer][0, -1]).float().log_softmax(-1) for layer in (1, 2)]
+    # The last block's lens is the end itself.
+    torch.testing.assert_close(read[1], end, atol=1e-4, rtol=1e-3)
+    loss = sum(math.log(len(end)) + (one.exp() * one).sum() for one in (end, *read))
+    assert isinstance(loss, Tensor)
+    assert float(found[0]) == pytest.approx(float(loss.detach()), abs=5e-4)
+    (expected,) = torch.autograd.grad(loss, leaf)
+    torch.testing.assert_close(gradient, expected, atol=2e-4, rtol=2e-3)
+
+
+def test_a_lens_is_spread_as_well(toy: ModelHandle) -> None:
+    spot = _asked(toy, "Paul")
+
+    def entropy(shift: Tensor, layer: int) -> float:
+        states: list[Tensor] = []
+
+        def keep(module: Any, args: Any, output: Any) -> None:
+            states.append(output[0] if isinstance(output, tuple) else output)
+
+        hook = toy.blocks()[layer].register_forward_hook(keep)
+        with torch.no_grad():
+            _after(toy, spot, shift)
+            hook.remove()
+            now = toy.unembed(states[0][0, -1]).float().log_softmax(-1)
+        return -float((now.exp() * now).sum()) / math.log(len(now))
+
+    plain = _learnt(toy, [Unit((Row(spot, Spread(0.4)),))], stop=0.0)
+    lens = _learnt(toy, [Unit((Row(spot, Spread(0.4, (1,))),))], stop=0.0)
+    assert entropy(lens.shifts[0], 2) > 0.35
+    assert entropy(plain.shifts[0], 1) < 0.3 < 0.35 < entropy(lens.shifts[0], 1)
+
+
 def test_units_learn_apart_though_together(toy: ModelHandle, exact: None) -> None:
     units = [_answer(toy, "Paul", "Oslo"), _answer(toy, "Mary", "I don't know.")]
     units.append(_answer(toy, "Igor", "Lima"))
