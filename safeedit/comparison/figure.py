@@ -19,24 +19,35 @@ _WIDTH, _HEIGHT = 760, 500
 _LEFT, _RIGHT, _TOP, _BOTTOM = 82, 732, 24, 428
 _LETTER, _LINE = 7.0, 14.0
 """Width and height that a letter of a label takes, roughly."""
+_AWAY = (5.0, 20.0, 38.0, 60.0, 85.0)
+"""How far from its mark a label may be, nearest first."""
+_CLOSE = 6
+"""Places for a label that are beside its mark."""
+_LEGEND = (("front", "on the Pareto front"), ("behind", "off it"), ("control", "no editor"))
 
 _STYLE = """
 svg { --ink: #1c2430; --soft: #5b6675; --rule: #e1e5ea; --accent: #2459a9; --page: #ffffff; }
 @media (prefers-color-scheme: dark) {
   svg { --ink: #e4e8ee; --soft: #a3adba; --rule: #2c343f; --accent: #82b1f5; --page: #1a2028; }
 }
-text { font: 13px system-ui, "Segoe UI", Roboto, "Noto Sans", sans-serif; fill: var(--ink); }
+text { font: 13px system-ui, "Segoe UI", Roboto, "Noto Sans", sans-serif; fill: var(--ink);
+  paint-order: stroke; stroke: var(--page); stroke-width: 3px; }
 .page { fill: var(--page); }
 .tick, .axis { fill: var(--soft); }
 .start { text-anchor: start; } .middle { text-anchor: middle; } .end { text-anchor: end; }
 .grid { stroke: var(--rule); }
 .whisker { stroke: var(--soft); stroke-width: 1.5; opacity: .55; }
+.leader { stroke: var(--soft); stroke-width: .75; }
 .edge { fill: none; stroke: var(--accent); stroke-width: 1.5; stroke-dasharray: 5 4; }
 .front { fill: var(--accent); stroke: var(--accent); }
 .behind { fill: var(--page); stroke: var(--accent); stroke-width: 2; }
 .control { fill: var(--page); stroke: var(--soft); stroke-width: 2; }
 .control.front { fill: var(--soft); stroke: var(--soft); }
 """
+
+
+_Box = tuple[float, float, float, float]
+"""Left, top, right and bottom, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ class _Scale:
         """Round numbers within, about five."""
         rough = (self.high - self.low) / 5
         power: float = 10.0 ** math.floor(math.log10(rough))
-        step = next(power * each for each in (1, 2, 5, 10) if power * each >= rough * 0.999)
+        step = next(power * each for each in (1, 2, 5, 10) if power * each >= 0.9 * rough)
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         return [round(i * step, 12) for i in range(first, last + 1)]
@@ -72,6 +83,10 @@ class _Mark:
     row: Standing
     x: float
     y: float
+    across: tuple[float, float]
+    """Where its interval in locality ends."""
+    up: tuple[float, float]
+    """The same in success."""
 
 
 def render(standings: Standings) -> str:
@@ -95,19 +110,18 @@ def render(standings: Standings) -> str:
     across = _scale(rows, locality, _LEFT, _RIGHT)
     up = _scale(rows, success, _BOTTOM, _TOP)
     _axes(svg, across, up, locality, success)
-    marks = [
-        _Mark(
-            row,
-            across(_value(row.metrics[locality.metric])),
-            up(_value(row.metrics[success.metric])),
-        )
-        for row in rows
-    ]
+    marks = []
+    for row in rows:
+        stays, works = row.metrics[locality.metric], row.metrics[success.metric]
+        ends = _span(across, stays), _span(up, works)
+        marks.append(_Mark(row, across(_value(stays)), up(_value(works)), *ends))
     _front(svg, [mark for mark in marks if mark.row.place == "front"])
     for mark in marks:
-        _whiskers(svg, mark, across, up, locality, success)
+        for x1, y1, x2, y2 in _whiskers(mark):
+            _put(svg, "line", "whisker", x1=x1, x2=x2, y1=y1, y2=y2)
     for mark in marks:
-        _mark(svg, mark)
+        _mark(svg, _kind(mark.row), mark.x, mark.y)
+    _legend(svg)
     _labels(svg, marks)
     ElementTree.indent(svg, " ")
     return ElementTree.tostring(svg, encoding="unicode") + "\n"
@@ -146,6 +160,12 @@ def _value(metric: Metric) -> float:
 def _ends(metric: Metric) -> tuple[float, float]:
     value, interval = _value(metric), metric.interval
     return (interval.low, interval.high) if interval is not None else (value, value)
+
+
+def _span(scale: _Scale, metric: Metric) -> tuple[float, float]:
+    """Where a metric's interval lies, in pixels, ascending."""
+    one, other = map(scale, _ends(metric))
+    return min(one, other), max(one, other)
 
 
 def _scale(rows: Sequence[Standing], axis: Axis, worst: float, best: float) -> _Scale:
@@ -187,41 +207,51 @@ def _front(svg: ElementTree.Element, marks: Sequence[_Mark]) -> None:
     _put(svg, "path", "edge", d="".join(path))
 
 
-def _whiskers(
-    svg: ElementTree.Element, mark: _Mark, across: _Scale, up: _Scale, locality: Axis, success: Axis
-) -> None:
-    low, high = map(across, _ends(mark.row.metrics[locality.metric]))
-    _put(svg, "line", "whisker", x1=low, x2=high, y1=mark.y, y2=mark.y)
-    low, high = map(up, _ends(mark.row.metrics[success.metric]))
-    _put(svg, "line", "whisker", x1=mark.x, x2=mark.x, y1=low, y2=high)
+def _whiskers(mark: _Mark) -> list[_Box]:
+    (left, right), (top, bottom) = mark.across, mark.up
+    return [(left, mark.y, right, mark.y), (mark.x, top, mark.x, bottom)]
 
 
-def _mark(svg: ElementTree.Element, mark: _Mark) -> None:
+def _mark(svg: ElementTree.Element, kind: str, x: float, y: float) -> None:
     """A disc on the front, a ring off it; diamonds for what is no editor."""
-    front = mark.row.place == "front"
-    if mark.row.kind == "editor":
-        _put(svg, "circle", "front" if front else "behind", cx=mark.x, cy=mark.y, r="5")
-        return
-    shape = f"M{mark.x:.1f} {mark.y - 6:.1f}l6 6-6 6-6-6z"
-    _put(svg, "path", "control front" if front else "control", d=shape)
+    if kind.startswith("control"):
+        _put(svg, "path", kind, d=f"M{x:.1f} {y - 6:.1f}l6 6-6 6-6-6z")
+    else:
+        _put(svg, "circle", kind, cx=x, cy=y, r="5")
+
+
+def _kind(row: Standing) -> str:
+    place = "front" if row.place == "front" else "behind"
+    return place if row.kind == "editor" else f"control {place}"
+
+
+def _legend(svg: ElementTree.Element) -> None:
+    x, y = float(_LEFT + 6), float(_BOTTOM + 48)
+    for kind, words in _LEGEND:
+        _mark(svg, kind, x, y - 4)
+        _text(svg, words, "axis start", x + 12, y)
+        x += 30 + _LETTER * len(words)
 
 
 def _labels(svg: ElementTree.Element, marks: Sequence[_Mark]) -> None:
-    """Names beside their marks, each where it meets least of the others."""
-    taken = [(mark.x - 7, mark.y - 7, mark.x + 7, mark.y + 7) for mark in marks]
+    """Names near their marks, each where it meets least of the others; one that had to move away
+    has a line to its mark."""
+    taken = [(mark.x - 6, mark.y - 6, mark.x + 6, mark.y + 6) for mark in marks]
+    taken += [(x1 - 1, y1 - 1, x2 + 1, y2 + 1) for m in marks for x1, y1, x2, y2 in _whiskers(m)]
     for mark in marks:
         width = _LETTER * len(mark.row.name)
         boxes = [
             (x, y, x + width, y + _LINE)
-            for dy in (-1.5 * _LINE, 0.5 * _LINE, -0.5 * _LINE, -2.5 * _LINE, 1.5 * _LINE)
-            for x, y in ((mark.x + 9, mark.y + dy), (mark.x - 9 - width, mark.y + dy))
+            for away in _AWAY
+            for dy in (-_LINE - away / 2, away / 2, -_LINE / 2)
+            for x, y in ((mark.x + 5 + away, mark.y + dy), (mark.x - 5 - away - width, mark.y + dy))
         ]
         box = min(boxes, key=lambda box: sum(_overlap(box, other) for other in taken) + _out(box))
         taken.append(box)
+        if boxes.index(box) >= _CLOSE:
+            x = box[0] - 2 if box[0] > mark.x else box[2] + 2
+            _put(svg, "line", "leader", x1=mark.x, y1=mark.y, x2=x, y2=box[1] + _LINE / 2)
         _text(svg, mark.row.name, "start", box[0], box[3] - 3)
-
-
-_Box = tuple[float, float, float, float]
 
 
 def _overlap(one: _Box, other: _Box) -> float:
