@@ -22,6 +22,11 @@ LIST_COLUMNS = ("aliases", "paraphrases")
 OUR_COLUMNS = (*TEXT_COLUMNS, *LIST_COLUMNS)
 """The columns that mean something to us; all others are kept in ``Item.extra``."""
 
+PLACEHOLDER = "{subject}"
+"""Stands for the row's subject in a file of our own columns."""
+FILLED: tuple[str, ...] = ("prompt", "paraphrases")
+"""Columns in which it counts."""
+
 KIND_COLUMNS = frozenset(
     {
         "role", "split", "type", "kind", "label", "category", "language", "level",
@@ -99,6 +104,29 @@ class Renaming:
         if "prompt" not in columns:
             raise self._no_prompt(row)
 
+    def filled(self, columns: dict[str, Any], row: Row) -> dict[str, Any]:
+        """A chosen row with its subject in place of :data:`PLACEHOLDER`.
+
+        Rows of published formats and prose stay as they are, whatever braces they hold.
+
+        Raises:
+            DataError: There is a placeholder and no subject.
+        """
+        if self.format is not None or self._is_prose(row.columns):
+            return columns
+        found = {name: columns[name] for name in FILLED if name in columns}
+        if not any(PLACEHOLDER in text for text in _texts(found)):
+            return columns
+        subject = columns.get("subject")
+        if not isinstance(subject, str) or not subject.strip():
+            raise row_error(
+                row,
+                f"has the placeholder {PLACEHOLDER} and no subject to put there",
+                field="subject",
+                remedy="give the row a 'subject', or write the name in its prompt",
+            )
+        return columns | {name: _with_subject(value, subject) for name, value in found.items()}
+
     def check(self) -> None:
         """Raises DataError where a column that ``columns`` names was in no row."""
         for ours in sorted(self._unseen):
@@ -116,7 +144,7 @@ class Renaming:
         raw = row.columns
         if self.format is None:
             columns = {name: value for name, value in raw.items() if value is not None}
-            if "prompt" not in columns and "prompt" not in self.spec.columns and "text" in columns:
+            if self._is_prose(columns):
                 columns["prompt"] = columns.pop("text")  # prose: {id, text}
             return columns
         try:
@@ -133,6 +161,11 @@ class Renaming:
             ) from None
         return {name: value for name, value in made.items() if value is not None}
 
+    def _is_prose(self, columns: Mapping[str, Any]) -> bool:
+        """Whether a row of our own columns is {id, text}."""
+        named = "prompt" in self.spec.columns or columns.get("prompt") is not None
+        return not named and columns.get("text") is not None
+
     def _no_prompt(self, row: Row) -> DataError:
         theirs = self.spec.columns.get("prompt")
         if theirs is not None:
@@ -143,6 +176,18 @@ class Renaming:
                 remedy=suggest_column(theirs, row.columns, row.file),
             )
         return row_error(row, "has no prompt", field="prompt", remedy=_advice(row))
+
+
+def _texts(columns: Mapping[str, Any]) -> Iterable[str]:
+    for value in columns.values():
+        yield from (text for text in (value if isinstance(value, list) else [value])
+                    if isinstance(text, str))  # fmt: skip
+
+
+def _with_subject(value: Any, subject: str) -> Any:
+    if isinstance(value, list):
+        return [_with_subject(each, subject) for each in value]
+    return value.replace(PLACEHOLDER, subject) if isinstance(value, str) else value
 
 
 def _advice(row: Row) -> str:

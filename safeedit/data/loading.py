@@ -243,7 +243,7 @@ def _read(
                     columns.setdefault("split", split)
                 if selection.keeps(columns, row):
                     renamed.require_prompt(columns, row)
-                    records.append(read_item(row, columns, prefix))
+                    records.append(read_item(row, renamed.filled(columns, row), prefix))
                     if spec.stream and spec.limit is not None and len(records) >= spec.limit:
                         break
             except DataError:

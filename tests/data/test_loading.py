@@ -49,6 +49,47 @@ def test_columns_are_mapped_by_name_and_into_nested_fields(tmp_path: Path) -> No
     assert "question" not in data.all()[0].extra
 
 
+def test_a_placeholder_is_filled_from_the_subject(tmp_path: Path) -> None:
+    row = {
+        "prompt": "The home of {subject} is", "paraphrases": ["{subject} lives in", "Who { lives?"],
+        "subject": "Ada {x}", "answer": "{subject}", "note": "{subject}",
+    }  # fmt: skip
+    item = load(jsonl(tmp_path / "a.jsonl", [row])).all()[0]
+    assert (item.prompt, item.paraphrases) == (
+        "The home of Ada {x} is", ("Ada {x} lives in", "Who { lives?"),
+    )  # fmt: skip
+    assert (item.answer, item.extra) == ("{subject}", {"note": "{subject}"})
+    mapped = [{"q": "Where is {subject}?", "who": "Ada"}]
+    found = load(jsonl(tmp_path / "b.jsonl", mapped), columns={"prompt": "q", "subject": "who"})
+    assert found.all()[0].prompt == "Where is Ada?"
+
+
+@pytest.mark.parametrize("subject", [{}, {"subject": None}, {"subject": "  "}])
+@pytest.mark.parametrize("text", [{"prompt": "{subject} is"},
+                                  {"prompt": "q", "paraphrases": ["{subject}?"]}])  # fmt: skip
+def test_a_placeholder_without_a_subject_is_an_error(
+    text: dict[str, Any], subject: dict[str, Any], tmp_path: Path
+) -> None:
+    content = [{"prompt": "fine", "role": "a"}, {**text, **subject, "role": "b"}]
+    path = jsonl(tmp_path / "a.jsonl", content)
+    error = refused(path)
+    assert (error.file, error.line, error.field) == (str(path), 2, "subject")
+    assert "no subject to put there" in error.message
+    assert len(load(path, where={"role": "a"})) == 1, "a row that is not chosen is not filled"
+
+
+def test_braces_elsewhere_stay_as_they_are(tmp_path: Path) -> None:
+    texts = ["Dear {subject}, {name} wrote {} and {{subject}}.", "f'{x}' {subjects} {Subject}"]
+    prose = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    assert [item.prompt for item in load(prose)] == texts
+    plain = jsonl(tmp_path / "b.jsonl", [{"prompt": texts[1], "subject": "Ada"}])
+    assert load(plain).all()[0].prompt == texts[1]
+    published = [{"question_id": "1", "question": "{subject}?", "answer": "a",
+                  "sanitization_phrase": "x"}]  # fmt: skip
+    path = jsonl(tmp_path / "c.jsonl", published)
+    assert load(path, format="sanitation").all()[0].prompt == "{subject}?"
+
+
 def test_two_columns_can_change_places(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "answer": "q"}])
     item = load(path, columns={"prompt": "answer", "answer": "prompt"}).all()[0]
