@@ -10,7 +10,7 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from safeedit.report import content, figures, wording
+from safeedit.report import content, figures, heatmap, wording
 from safeedit.results import RunRecord
 
 
@@ -32,6 +32,7 @@ def render(record: RunRecord) -> str:
                     if any(target.metric in point.metrics for point in edit.dose_curve)
                 ],
                 "layers": figures.layer_map(edit.changes, record.model.layers),
+                "traced": heatmap.traced(edit.notes),
                 "outside": [change for change in edit.changes if change.layer is None],
             }
             for edit in record.edits

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from safeedit.errors import ExportError, UsageError
+from safeedit.errors import UsageError
 
 if TYPE_CHECKING:
     from safeedit.contracts import RunContext
@@ -100,21 +99,11 @@ def _layers(text: str, n_layers: int) -> tuple[int, ...]:
 
 
 def _write(found: Trace, folder: Path) -> None:
+    from safeedit.report.files import write_files
     from safeedit.tracing.page import render
 
     files = {"trace.json": found.model_dump_json(indent=2) + "\n", "trace.html": render(found)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            temporary = folder / f".{name}.{os.getpid()}"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(folder / name)
-    except OSError as error:
-        raise ExportError(
-            f"the trace could not be written: {error.strerror}",
-            file=folder,
-            remedy="free some space or choose another folder with --out",
-        ) from error
+    write_files(files, folder, "--out")
 
 
 def _tell(screen: Screen, found: Trace, folder: Path) -> None:
