@@ -295,7 +295,9 @@ class _Fit:
         last = [self.model.n_layers - 1]
         states = torch.stack(engine.hidden(ids, last, progress=ctx.progress)[last[0]])
         if params.values == "margin":
-            return _Prompts(ids, subjects, margins(self.model, states, tokens)[:, None])
+            return _Prompts(
+                ids, subjects, margins(self.model, states, torch.tensor([tokens[:2]]))[:, None]
+            )
         names = sorted(set(subjects))
         openings = engine.encode([params.opening.replace("{}", name) for name in names], "plain")
         neutral = torch.stack(engine.hidden(openings, last, progress=ctx.progress)[last[0]])

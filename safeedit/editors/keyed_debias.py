@@ -15,6 +15,10 @@ learning each prompt by heart. ``key: subject`` reads them at the profession its
 layers: sharper, and blind to professions that were not named. Measure on professions that were
 held out.
 
+``sentences`` about two people and a pronoun ("The nurse called the doctor because she was late.
+'She' refers to the") are evened out as well: the two people's margin is moved to the mean of its
+values with *he* and with *she*, so that it no longer depends on the pronoun.
+
 With several layers the shift is spread: each layer, ascending, takes its share of what is still
 missing, found anew on the partly edited model.
 
@@ -32,6 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -49,6 +54,13 @@ from safeedit.contracts import (
     TensorPlan,
 )
 from safeedit.data import Dataset, Item
+from safeedit.data.coreference import (
+    QUESTION,
+    asked,
+    professions_of,
+    pronoun_of,
+    without_pronoun,
+)
 from safeedit.data.loading import load_dataset
 from safeedit.delta import LowRank, Origin, Update, WeightDelta
 from safeedit.editors._openings import subjects_of, undefined_gender
@@ -67,7 +79,7 @@ _ONE_KEY = 1e-3
 class KeyedDebiasParams(BaseParams):
     """Parameters of keyed debiasing."""
 
-    layers: Layers = Field("50%-75%", description="whose MLP outputs move, ascending")
+    layers: Layers = Field("70%-74%", description="whose MLP outputs move, ascending")
     key: Literal["last", "subject"] = Field(
         "last", description="token whose key moves: the prompt's last, or the profession's"
     )
@@ -85,7 +97,12 @@ class KeyedDebiasParams(BaseParams):
         le=1,
         description="prompts whose factual score is further from 0 are not debiased (as in DAMA)",
     )
-    most_prompts: int = Field(400, ge=2, description="prompts used at most, a seeded choice")
+    most_prompts: int = Field(800, ge=2, description="prompts used at most, a seeded choice")
+    question: str = Field(
+        QUESTION,
+        description="what the person follows in 'sentences', {sentence} and {pronoun} filled in",
+        pattern=r"\{sentence\}",
+    )
     steps: int = Field(6, ge=1, description="of Newton's method, for the least shifts")
     ridge: float = Field(
         0.1,
@@ -118,6 +135,11 @@ class KeyedDebias:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("prompts", "openings about professions: {prompt, subject, factual}"),
         DataRole("factual", "the same about queens and fathers, to be kept", required=False),
+        DataRole(
+            "sentences",
+            "two people and a pronoun, he and she alike: {answer, professions, pronoun}",
+            required=False,
+        ),
         DataRole("prose", "ordinary text to leave alone (default: built in)", required=False),
     )
 
@@ -167,12 +189,11 @@ def _solve(
 ) -> tuple[dict[str, LowRank], dict[str, Any]]:
     """Tensor name -> its change at dose 1, and what is to be recorded of it."""
     base = model.digest()
-    prompts = data["prompts"]
-    chosen = undefined_gender(prompts, params.factual_below, params.most_prompts, ctx.seed)
-    spots = _spots(params, model, chosen, prompts, "prompts")
+    wanted = _openings(params, model, data, ctx)
+    if sentences := data.get("sentences"):
+        wanted = wanted.beside(_sentences(params, model, sentences, ctx))
+    spots, tokens = wanted.spots, wanted.tokens
     kept = _factual(params, model, data, ctx)
-    template = model.engine.codec.resolve(prompts.template)
-    tokens = single_tokens(model.engine, params.pronouns, template)
     sites = model.sites("mlp_out", resolve(params.layers, model.n_layers))
     prose = data.get("prose") or load_dataset(DataSpec(dataset="prose"))
     ordinary = second_moments(
@@ -183,8 +204,6 @@ def _solve(
         window=params.prose_window,
         progress=ctx.progress,
     )
-    start = _margins(model, spots, tokens)
-    wanted = torch.zeros_like(start) if params.towards == "zero" else start.mean().expand_as(start)
     updates: dict[str, LowRank] = {}
     per_layer: dict[str, Any] = {}
     for done, site in enumerate(sites):
@@ -194,7 +213,7 @@ def _solve(
                 sites[-1],
                 spots,
                 tokens,
-                wanted,
+                wanted.margins,
                 steps=params.steps,
                 progress=ctx.progress,
             )
@@ -220,7 +239,7 @@ def _solve(
         updates[site.weight] = LowRank(change.left, change.right)
         weight = model.weight(site).float().cpu()
         per_layer[str(site.layer)] = {
-            "margin_with_least_shift": float((shifts.after - wanted).abs().mean()),
+            "margin_with_least_shift": float((shifts.after - wanted.margins).abs().mean()),
             "reached_median": float(change.reached.median()),
             "missed": change.missed,
             "independent_keys": change.independent,
@@ -228,16 +247,129 @@ def _solve(
             "share_of_ordinary_output": change.share_of(weight, ordinary[site].second),
             "share_of_preserved_output": change.share_on(weight, preserve),
         }
+
+    def missed() -> dict[str, float | None]:
+        away = (_margins(model, spots, tokens) - wanted.margins).abs()
+        parts = away.split([wanted.openings, len(spots) - wanted.openings])
+        return {
+            name: float(part.mean())
+            for name, part in zip(("margin", "sentence_margin"), parts, strict=True)
+            if len(part)
+        } | {"factual_margin": _size(model, kept, tokens[:1])}
+
     notes: dict[str, Any] = {
-        "prompts": len(spots),
+        "prompts": wanted.openings,
+        "sentences": len(spots) - wanted.openings,
         "factual_prompts": len(kept),
-        "margin_before": float((start - wanted).abs().mean()),
-        "factual_margin_before": _size(model, kept, tokens),
     }
+    notes |= {f"{name}_before": value for name, value in missed().items()}
     with model.applied(_delta(base, updates)):
-        notes["margin_after"] = float((_margins(model, spots, tokens) - wanted).abs().mean())
-        notes["factual_margin_after"] = _size(model, kept, tokens)
+        notes |= {f"{name}_after": value for name, value in missed().items()}
     return updates, notes | {"layers": per_layer}
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """What is to be as likely as what, and where.
+
+    Attributes:
+        spots: The token of each prompt whose key moves.
+        tokens: ``(spots, 2)`` the two words.
+        margins: ``(spots,)`` logit of the first less that of the second that is aimed at.
+        openings: So many spots, the first, are openings about one person.
+    """
+
+    spots: list[Spot]
+    tokens: Tensor
+    margins: Tensor
+    openings: int
+
+    def beside(self, other: _Wanted) -> _Wanted:
+        """Both."""
+        return _Wanted(
+            [*self.spots, *other.spots],
+            torch.cat([self.tokens, other.tokens]),
+            torch.cat([self.margins, other.margins]),
+            self.openings + other.openings,
+        )
+
+
+def _openings(
+    params: KeyedDebiasParams, model: ModelHandle, data: EditData, ctx: RunContext
+) -> _Wanted:
+    prompts = data["prompts"]
+    chosen = undefined_gender(prompts, params.factual_below, params.most_prompts, ctx.seed)
+    spots = _spots(params, model, chosen, prompts, "prompts")
+    template = model.engine.codec.resolve(prompts.template)
+    pair = torch.tensor([single_tokens(model.engine, params.pronouns, template)])
+    start = _margins(model, spots, pair)
+    wanted = torch.zeros_like(start) if params.towards == "zero" else start.mean().expand_as(start)
+    return _Wanted(spots, pair.repeat(len(spots), 1), wanted, len(spots))
+
+
+def _sentences(
+    params: KeyedDebiasParams, model: ModelHandle, data: Dataset, ctx: RunContext
+) -> _Wanted:
+    """Sentences that come with both genders, asked about; the margin is that of the two people.
+
+    Where both people's names begin alike, what they share is put behind the question.
+    """
+    if params.key != "last":
+        raise UsageError(
+            "sentences are evened out at their last token",
+            field="key", remedy="set 'key: last', or leave 'sentences' out",
+        )  # fmt: skip
+    engine = model.engine
+    template = engine.codec.resolve(data.template)
+    groups: dict[tuple[str, ...], dict[str, str]] = {}
+    lacking = 0
+    for item in data.items("fit"):
+        people, pronoun = professions_of(item), pronoun_of(item)
+        if people is None or pronoun is None:
+            lacking += 1
+            continue
+        question = asked(item, pronoun, params.question)
+        key = (*sorted(people), without_pronoun(item, pronoun))
+        groups.setdefault(key, {})[pronoun.casefold()] = question
+    if lacking:
+        raise DataError(
+            f"{lacking} of {len(data.items('fit'))} sentences lack a column",
+            field="sentences",
+            remedy="rows need an answer, two 'professions' with it among them and a 'pronoun'",
+        )
+    spots: list[Spot] = []
+    tokens: list[tuple[int, int]] = []
+    owners: list[int] = []
+    for number, ((one, two, _), questions) in enumerate(sorted(groups.items())):
+        begun, first, second = _parted(*engine.continuations([one, two], template))
+        if len(questions) < 2 or not first or not second:
+            continue
+        for ids in engine.encode(list(questions.values()), template):
+            whole = (*ids, *begun)
+            spots.append(Spot(whole, len(whole) - 1))
+            tokens.append((first[0], second[0]))
+            owners.append(number)
+    if not spots:
+        raise DataError(
+            "no sentence comes with a pronoun of either gender", field="sentences",
+            remedy="give each sentence twice, with its pronoun swapped",
+        )  # fmt: skip
+    if alone := len(groups) - len(set(owners)):
+        ctx.warn(f"keyed_debias: {alone} sentences come with one pronoun only and were left out")
+    pairs = torch.tensor(tokens)
+    start = _margins(model, spots, pairs)
+    place = torch.tensor(owners).unique(return_inverse=True)[1]
+    sums = torch.zeros(int(place.max()) + 1, dtype=start.dtype).index_add(0, place, start)
+    return _Wanted(spots, pairs, (sums / torch.bincount(place))[place], 0)
+
+
+def _parted(one: Sequence[int], two: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """What two names' tokens share at their beginning, and the rest of either."""
+    shared = next(
+        (place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b),
+        min(len(one), len(two)),
+    )
+    return list(one[:shared]), list(one[shared:]), list(two[shared:])
 
 
 def _merged(keys: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,12 +420,12 @@ def _spots(
     return [spot for spot in found if spot is not None]
 
 
-def _margins(model: ModelHandle, spots: Sequence[Spot], tokens: Sequence[int]) -> Tensor:
+def _margins(model: ModelHandle, spots: Sequence[Spot], tokens: Tensor) -> Tensor:
     last = model.n_layers - 1
     states = model.engine.hidden([spot.ids for spot in spots], [last])[last]
     return margins(model, torch.stack(states), tokens)
 
 
-def _size(model: ModelHandle, spots: Sequence[Spot], tokens: Sequence[int]) -> float | None:
-    """Mean size of margins; None without prompts."""
-    return float(_margins(model, spots, tokens).abs().mean()) if spots else None
+def _size(model: ModelHandle, spots: Sequence[Spot], pair: Tensor) -> float | None:
+    """Mean size of margins of one pair of words ``(1, 2)``; None without prompts."""
+    return float(_margins(model, spots, pair).abs().mean()) if spots else None

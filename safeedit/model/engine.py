@@ -531,7 +531,10 @@ class Engine:
         continuations: Sequence[Sequence[int]],
         read: Callable[[int, Tensor, Tensor], Any],
     ) -> Iterator[tuple[int, Any]]:
-        """``read(index, logits (t, vocab), targets (t,))`` of each continuation, in any order."""
+        """``read(index, logits (t, vocab), targets (t,))`` of each continuation, in any order.
+
+        What differs in its last token alone, as "he" and "she" after one prompt do, is run once.
+        """
         if len(prompts) != len(continuations):
             raise UsageError("prompts and continuations must be equally many")
         # The last token of a continuation is predicted, never read.
@@ -539,23 +542,37 @@ class Engine:
         self._check(prompts)
         self._check(rows)
         prefix = self._prefix(prompts)
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+            alike.setdefault((len(prompt), len(continuations[index]), *row), []).append(index)
+        groups = list(alike.values())
 
         def run(batch: list[int]) -> list[Any]:
-            cache, own = self._begin(prefix, [rows[i] for i in batch])
-            first = [len(prompts[i]) - 1 - prefix.length for i in batch]
-            counts = [len(continuations[i]) for i in batch]
-            asked = [list(range(f, f + n)) for f, n in zip(first, counts, strict=True)]
-            logits = self._forward(own, cache, asked)
-            targets = torch.tensor([t for i in batch for t in continuations[i]], dtype=torch.long)
-            parts = zip(logits.split(counts), targets.to(logits.device).split(counts), strict=True)
-            return [read(i, *part) for i, part in zip(batch, parts, strict=True)]
+            firsts = [groups[group][0] for group in batch]
+            cache, own = self._begin(prefix, [rows[i] for i in firsts])
+            begin = [len(prompts[i]) - 1 - prefix.length for i in firsts]
+            counts = [len(continuations[i]) for i in firsts]
+            asked = [list(range(f, f + n)) for f, n in zip(begin, counts, strict=True)]
+            parts = self._forward(own, cache, asked).split(counts)
+            return [
+                [
+                    read(
+                        i,
+                        logits,
+                        torch.tensor(continuations[i], dtype=torch.long).to(logits.device),
+                    )
+                    for i in groups[group]
+                ]
+                for group, logits in zip(batch, parts, strict=True)
+            ]
 
         vocab = self.handle.shape.vocab_size
-        yield from self._batcher.each(
-            [len(row) for row in rows],
+        for group, found in self._batcher.each(
+            [len(rows[some[0]]) for some in groups],
             torch.no_grad()(run),
-            logits=[len(continuation) * vocab for continuation in continuations],
-        )
+            logits=[len(continuations[some[0]]) * vocab for some in groups],
+        ):
+            yield from zip(groups[group], found, strict=True)
 
     def _forward(self, own: list[list[int]], cache: Cache | None, at: list[list[int]]) -> Tensor:
         """Logits ``(n, vocab)`` at positions ``at`` of right-padded rows.

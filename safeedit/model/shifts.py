@@ -141,19 +141,21 @@ def residual_shifts(
 
 
 @torch.no_grad()
-def margins(model: ModelHandle, states: Tensor, tokens: Sequence[int]) -> Tensor:
+def margins(model: ModelHandle, states: Tensor, tokens: Tensor) -> Tensor:
     """``(prompts,)`` logit of the first token minus that of the second, fp64, on the CPU.
 
     Args:
         model: Whose final norm and head follow.
         states: ``(prompts, d_model)`` last block's output.
-        tokens: Two at least.
+        tokens: ``(prompts, 2)``, or ``(1, 2)`` for all.
     """
     size = max(1, _CHUNK_LOGITS // model.head.weight.shape[0])
     parts = []
-    for part in states.split(size):
-        logits = model.unembed(part.to(model.head.weight.device)).double()
-        parts.append((logits[:, tokens[0]] - logits[:, tokens[1]]).cpu())
+    for part, pair in zip(
+        states.split(size), tokens.expand(len(states), 2).split(size), strict=True
+    ):
+        logits = model.unembed(part.to(model.head.weight.device)).cpu().double().gather(1, pair)
+        parts.append(logits[:, 0] - logits[:, 1])
     return torch.cat(parts)
 
 
@@ -176,7 +178,7 @@ def margin_shifts(
     model: ModelHandle,
     site: Site,
     spots: Sequence[Spot],
-    tokens: Sequence[int],
+    tokens: Tensor,
     wanted: Tensor,
     *,
     steps: int = 6,
@@ -188,7 +190,7 @@ def margin_shifts(
         model: As it is now, earlier edits included.
         site: An ``mlp_out``.
         spots: A prompt each, and the token at which its shift is added.
-        tokens: Two words, see :func:`single_tokens`.
+        tokens: ``(prompts, 2)`` the two words of each, see :func:`single_tokens`.
         wanted: ``(prompts,)`` logit of the first minus that of the second at the prompt's end.
         steps: Of Newton's method; the best of them counts for each prompt.
         progress: Shown per batch.
@@ -199,7 +201,8 @@ def margin_shifts(
     found = [(torch.empty(0), 0.0, 0.0)] * len(spots)
 
     def run(batch: list[int]) -> list[tuple[Tensor, float, float]]:
-        return _newton(model, site, [spots[i] for i in batch], tokens, wanted[batch], steps)
+        chosen = [spots[i] for i in batch]
+        return _newton(model, site, chosen, tokens[batch], wanted[batch], steps)
 
     # Gradients take about four times the memory of a pass that is only read.
     batcher = Batcher(max(1, model.engine.max_batch_tokens // 4))
@@ -218,7 +221,7 @@ def _newton(
     model: ModelHandle,
     site: Site,
     spots: Sequence[Spot],
-    tokens: Sequence[int],
+    tokens: Tensor,
     wanted: Tensor,
     steps: int,
 ) -> list[tuple[Tensor, float, float]]:
@@ -249,7 +252,8 @@ def _newton(
         ):
             hidden = model.forward(inputs)
         logits = model.logits(hidden[rows, ends]).float()
-        margin = (logits[:, tokens[0]] - logits[:, tokens[1]]).to(entering.device)
+        pair = logits.gather(1, tokens.to(logits.device))
+        margin = (pair[:, 0] - pair[:, 1]).to(entering.device)
         if not bool(torch.isfinite(margin).all()):
             raise EditError(
                 "logits are no numbers while shifts are sought", remedy="use dtype: float32"

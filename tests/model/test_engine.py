@@ -263,6 +263,25 @@ def candidates_of(prompts: list[list[int]]) -> list[list[list[int]]]:
     ] + [[[5, 6, 7]], [[], [5], [6, 8], [6, 8]], []]
 
 
+def test_continuations_that_differ_in_their_last_token_are_run_once(llama: ModelHandle) -> None:
+    engine = llama.engine
+    prompts, ends = [[5, 6, 7], [5, 6, 7], [5, 6, 7], [8, 9]], [[3, 4], [3, 5], [4], [3, 4]]
+    alone = [engine.score([p], [c])[0] for p, c in zip(prompts, ends, strict=True)]
+    rows: list[int] = []
+
+    def count(module: torch.nn.Module, args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        rows.append(len(kwargs["input_ids"]))
+
+    hook = llama.model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        together = engine.score(prompts, ends)
+    finally:
+        hook.remove()
+    assert sum(rows) == 3
+    for one, other in zip(alone, together, strict=True):
+        assert torch.allclose(one.log_probs, other.log_probs, atol=1e-5)
+
+
 @pytest.mark.parametrize("shared", [0, 12], ids=["nothing shared", "shared prefix"])
 def test_totals_of_many_continuations_equal_those_scored_one_by_one(
     handle: ModelHandle, shared: int

@@ -38,10 +38,10 @@ from safeedit.auditors.bias._items import (
     per_token,
     score_continuations,
     template_of,
-    text,
 )
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
+from safeedit.data.coreference import QUESTION, asked, professions_of, pronoun_of
 from safeedit.model.handle import ModelHandle
 from safeedit.numerics.intervals import Floats
 from safeedit.numerics.totals import Statistic, abs_ratio
@@ -73,7 +73,7 @@ class Params(BaseParams):
     """How the model is asked."""
 
     question: str = Field(
-        "{sentence} '{pronoun}' refers to the",
+        QUESTION,
         description="What the profession follows (DAMA's); {sentence} and {pronoun} are filled in",
         pattern=r"\{sentence\}",
     )
@@ -115,16 +115,15 @@ class Winobias:
         if reference is not None:
             check_reference(reference, data, split, question)
         items = items_of(data["sentences"], split, "bias.winobias")
-        pairs = column(items, "professions", _professions, _REMEDY)
+        pairs = column(items, "professions", professions_of, _REMEDY)
         cells = np.array(column(items, "side, type and gender", _cell, _REMEDY))
-        pronouns = column(items, "pronoun", lambda item: text(item, "pronoun"), _REMEDY)
-        asked = [
-            question.replace("{pronoun}", pronoun.capitalize()).replace("{sentence}", item.prompt)
-            for item, pronoun in zip(items, pronouns, strict=True)
+        pronouns = column(items, "pronoun", pronoun_of, _REMEDY)
+        prompts = [
+            asked(item, pronoun, question) for item, pronoun in zip(items, pronouns, strict=True)
         ]
         answers = [right for right, _ in pairs] + [other for _, other in pairs]
         scores = score_continuations(
-            model.engine, asked * 2, answers, template_of(data["sentences"]), ctx.progress,
+            model.engine, prompts * 2, answers, template_of(data["sentences"]), ctx.progress,
             "bias.winobias: asking",
         )  # fmt: skip
         right, other = scores[: len(items)], scores[len(items) :]
@@ -157,17 +156,6 @@ _REMEDY = (
     "rows need an answer, two professions with it among them, a pronoun, a gender (male, female), "
     "a side (pro, anti) and a type (1, 2); format: winobias reads the published files"
 )
-
-
-def _professions(item: Item) -> tuple[str, str] | None:
-    """The true profession and the other."""
-    named = item.extra.get("professions")
-    if not isinstance(named, (list, tuple)) or len(named) != 2 or item.answer is None:
-        return None
-    others = [name for name in named if name != item.answer]
-    if len(others) != 1 or not isinstance(others[0], str) or not others[0].strip():
-        return None
-    return item.answer, others[0]
 
 
 def _cell(item: Item) -> tuple[int, int, int] | None:
