@@ -240,8 +240,7 @@ def _kept_or_made(
         say(f"{name}: kept from an earlier run")
         return record
     say(f"{name}: running")
-    for stale in (MADE_OF, *_REPORTS):
-        (own / stale).unlink(missing_ok=True)
+    _clear(own)
     _forget_peaks()
     record = make(plan, replace(ctx, warn=lambda message: ctx.warn(f"{name}: {message}")))
     # What it was made of comes last: without it a record does not count.
@@ -251,6 +250,19 @@ def _kept_or_made(
 
 
 _REPORTS = (RECORD, "report.html", "report.md", "junit.xml")
+
+
+def _clear(folder: Path) -> None:
+    """Remove a report that no longer counts, so that a failure doesn't leave it standing."""
+    try:
+        for stale in (MADE_OF, *_REPORTS):
+            (folder / stale).unlink(missing_ok=True)
+    except OSError as error:
+        raise ExportError(
+            f"no report can be kept here: {error.strerror}",
+            file=folder,
+            remedy="choose another folder with --out",
+        ) from error
 
 
 def _kept(folder: Path, made_of: str) -> RunRecord | None:

@@ -314,6 +314,29 @@ def test_a_params_file_that_is_not_there_is_an_error(place: Workplace) -> None:
     assert "there is no such file of parameters" in result.stderr
 
 
+def test_a_record_that_no_longer_counts_does_not_outlive_a_failure(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare(place, "nudge")
+
+    def fail(*_: object) -> RunRecord:
+        raise MemoryError
+
+    monkeypatch.setattr(running, "execute", fail)
+    place.policy(seed=5)
+    result = compare(place, "nudge")
+    assert result.exit_code == 3
+    assert rows(result)["nudge"].error.startswith("unexpected MemoryError at test_compare.py")
+    assert list((folder(place) / "nudge").iterdir()) == []
+
+
+def test_a_folder_that_can_not_be_written_ends_it(place: Workplace) -> None:
+    place.text("taken", "a file")
+    result = compare(place, "nudge", "--out", place.folder / "taken" / "deeper")
+    assert result.exit_code == 3
+    assert "remedy: choose another folder with --out" in result.stderr
+
+
 def test_a_fixed_dose_of_another_editor_is_said_loudly(place: Workplace) -> None:
     found = rows(compare(place, "nudge,compared", params={"compared": {"dose": 2.0}}))
     assert not found["compared"].warning
