@@ -7,6 +7,9 @@ shifts while ordinary text, preserved facts and attention sinks are moved least
 (:mod:`safeedit.numerics.least_change`). With several layers the shift is spread over them, and keys
 and what is still missing are read anew on the partly edited model (MEMIT).
 
+With ``key: each`` a fact has a key for each phrasing instead of their mean, all moved by its one
+shift; a phrasing in which facts can't be told apart (the subject begins it) moves by their mean.
+
 A fact's key depends on the template, so each fact has a key and a value in each of ``templates``.
 Facts whose keys are one (same subject, same words before it) share one value, learnt for all of
 them. Preserved facts on the same subject are held by divergence while the value is learnt, and in
@@ -19,13 +22,14 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from torch import Tensor
 
 from safeedit import __version__
@@ -48,7 +52,6 @@ from safeedit.layers import Layers, resolve
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.model.keys import Ordinary, Spot, keys_at, second_moments, subject_spot
-from safeedit.model.least_values import least_values
 from safeedit.model.tracing import answer_probability, told_answers, trace, usual_window
 from safeedit.model.values import Aim, Avoid, Keep, Row, Say, Spread, Unit, Values, learn_values
 from safeedit.numerics.least_change import Change, Metric, least_change, same_keys
@@ -76,14 +79,26 @@ _KEPT_ROWS = 4
 _TRACED, _DRAWS = 20, 3
 """Facts traced, at most, and draws of the noise."""
 
-_LEAST_STEPS = 8
-"""Steps to a least value at most; a few do."""
-
 _MISSED = 0.5
 """Share of the wanted shifts missed from which a solve is worth a warning."""
 
 
-LensLayer = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^(100|\d{1,2}(\.\d+)?)%$")]
+_SHARE = r"^(100|\d{1,2}(\.\d+)?)%$"
+
+
+def _one_layer(value: Any) -> Any:
+    if re.match(_SHARE, value) if isinstance(value, str) else type(value) is int and value >= 0:
+        return value
+    raise ValueError("should be a layer such as 18, or a share of the depth such as 60%")
+
+
+LensLayer = Annotated[
+    int | str,
+    BeforeValidator(_one_layer),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": _SHARE}]}
+    ),
+]
 """A layer, or a share of the depth."""
 
 
@@ -117,21 +132,16 @@ class KeyedParams(BaseParams):
         description="how facts are put; a key differs between templates, so [chat, plain] edits "
         "both in one solve; data: as the data says",
     )
+    key: Literal["mean", "each"] = Field(
+        "mean",
+        description="mean: a fact has one key, over its fit phrasings (published); each: one for "
+        "each of them, all moved by the fact's one shift",
+    )
     contexts: int = Field(
         3, ge=1, le=len(CONTEXTS), description="openings a key is averaged over (published: 21)"
     )
     phrasings: int = Field(
         3, ge=1, description="fit phrasings of each fact that its value is learnt from, at most"
-    )
-    values: Literal["least", "adam"] = Field(
-        "least",
-        description="how shifts are found: the shortest that meet the target (unlikely with a "
-        "floor only), or by Adam (published)",
-    )
-    rank: int = Field(
-        20,
-        ge=0,
-        description="values: least: the forgotten answer is to come after so many others as well",
     )
     steps: int = Field(25, ge=1, description="Adam steps at most for a value (published)")
     learning_rate: float = Field(
@@ -256,8 +266,18 @@ class _Fact:
     template: Literal["chat", "plain"]
     prompts: tuple[Spot, ...]
     """Of its fit phrasings, as they are asked."""
+    contexts: tuple[tuple[Spot, ...], ...]
+    """Where its key is read: the same, each after all openings."""
+
+
+@dataclass(frozen=True)
+class _Key:
+    """One column of the solve: a key, read as a mean over spots, and whose it is."""
+
+    groups: tuple[int, ...]
     contexts: tuple[Spot, ...]
-    """Where its key is read: the same after each opening."""
+    prompts: tuple[Spot, ...]
+    """The same places without openings: there what has arrived is read."""
 
 
 class _Road:
@@ -278,9 +298,14 @@ class _Road:
         facts = self._facts()
         self.groups = self._grouped(facts)
         """Facts that share a key, hence a value."""
+        self.keys = self._columns()
+        self.shares = torch.zeros(len(self.keys), len(self.groups), dtype=torch.float64)
+        """``(keys, groups)``: a key moves by the mean of the shifts of those it belongs to."""
+        for row, key in zip(self.shares, self.keys, strict=True):
+            row[list(key.groups)] = 1 / len(key.groups)
         self.notes |= {
             "facts": len(data["forget"].items("fit")),
-            "keys": len(self.groups),
+            "keys": len(self.keys),
             "preserved_facts": len(self.preserved),
         }
         if self.params.locate == "measure":
@@ -303,8 +328,8 @@ class _Road:
         for done, site in enumerate(self.sites):
             delta = WeightDelta(base, dict[str, Update](updates), Origin(editor=self.editor.name))
             with self.model.applied(delta):
-                keys = self._keys(self.groups, [site])[site]
-                missing = values.shifts.double()
+                keys = self._read(self.keys, site)
+                missing = self.shares @ values.shifts.double()
                 if updates:
                     missing = missing - (self._residuals() - start)
                 held = self._held(site, keys, ordinary[site])
@@ -386,7 +411,7 @@ class _Road:
                 )
             if spots[0] is not None:
                 prompts.append(spots[0])
-                contexts += [spot for spot in spots if spot is not None]
+                contexts.append(tuple(spot for spot in spots if spot is not None))
         return _Fact(item, subject, template, tuple(prompts), tuple(contexts))
 
     def _check_targets(self, items: Sequence[Item]) -> None:
@@ -414,11 +439,36 @@ class _Road:
                 )
 
     def _grouped(self, facts: Sequence[_Fact]) -> list[list[_Fact]]:
-        keys = self._keys([[fact] for fact in facts], self.sites[:1])[self.sites[0]]
+        means = [_Key((), _flat(fact.contexts), fact.prompts) for fact in facts]
+        keys = self._read(means, self.sites[0])
         groups: dict[int, list[_Fact]] = {}
         for fact, first in zip(facts, same_keys(keys, _ONE_KEY).tolist(), strict=True):
             groups.setdefault(first, []).append(fact)
         return list(groups.values())
+
+    def _columns(self) -> list[_Key]:
+        """What is solved for: a key per group, or per phrasing, none twice."""
+        if self.params.key == "mean":
+            return [
+                _Key(
+                    (group,),
+                    _flat(spots for fact in some for spots in fact.contexts),
+                    _flat(fact.prompts for fact in some),
+                )
+                for group, some in enumerate(self.groups)
+            ]
+        each = [
+            _Key((group,), contexts, (prompt,))
+            for group, some in enumerate(self.groups)
+            for fact in some
+            for prompt, contexts in zip(fact.prompts, fact.contexts, strict=True)
+        ]
+        kept: dict[int, _Key] = {}
+        for key, first in zip(each, same_keys(self._read(each, self.sites[0]), _ONE_KEY).tolist(),
+                              strict=True):  # fmt: skip
+            known = kept.setdefault(first, key)
+            kept[first] = replace(known, groups=tuple(sorted({*known.groups, *key.groups})))
+        return list(kept.values())
 
     def _locate(self, facts: Sequence[_Fact]) -> None:
         """Record what MLPs bring back of the answers the model tells, whichever are edited."""
@@ -460,17 +510,12 @@ class _Road:
 
     # Keys -----------------------------------------------------------------------------
 
-    def _keys(self, groups: Sequence[Sequence[_Fact]], sites: Sequence[Site]) -> dict[Site, Tensor]:
-        """Site -> ``(m, groups)``, mean over a group's spots."""
-        spots = [[spot for fact in group for spot in fact.contexts] for group in groups]
-        found = keys_at(
-            self.model, [spot for some in spots for spot in some], sites, self.ctx.progress
-        )
-        counts = [len(some) for some in spots]
-        return {
-            site: torch.stack([part.mean(1) for part in keys.split(counts, 1)], 1)
-            for site, keys in found.items()
-        }
+    def _read(self, keys: Sequence[_Key], site: Site) -> Tensor:
+        """``(m, keys)``, each the mean over its spots."""
+        spots = _flat(key.contexts for key in keys)
+        found = keys_at(self.model, spots, [site], self.ctx.progress)[site]
+        parts = found.split([len(key.contexts) for key in keys], 1)
+        return torch.stack([part.mean(1) for part in parts], 1)
 
     def _preserved(self) -> list[tuple[str, Spot]]:
         """Subject and spot of each preserved fact in each template."""
@@ -515,30 +560,19 @@ class _Road:
     # Values ---------------------------------------------------------------------------
 
     def _values(self) -> Values:
-        params, units = self.params, self._units()
-        if params.values == "least" and params.target == "unlikely" and params.floor is not None:
-            values = least_values(
-                self.model,
-                self.sites[-1].layer,
-                units,
-                steps=min(params.steps, _LEAST_STEPS),
-                max_norm=params.max_norm,
-                stop=params.stop,
-                progress=self.ctx.progress,
-            )
-        else:
-            values = learn_values(
-                self.model,
-                self.sites[-1].layer,
-                units,
-                steps=params.steps,
-                learning_rate=params.learning_rate,
-                max_norm=params.max_norm,
-                keep_weight=params.divergence,
-                decay=params.decay,
-                stop=params.stop,
-                progress=self.ctx.progress,
-            )
+        params = self.params
+        values = learn_values(
+            self.model,
+            self.sites[-1].layer,
+            self._units(),
+            steps=params.steps,
+            learning_rate=params.learning_rate,
+            max_norm=params.max_norm,
+            keep_weight=params.divergence,
+            decay=params.decay,
+            stop=params.stop,
+            progress=self.ctx.progress,
+        )
         unmet = int((values.losses > params.stop).sum())
         self.notes["values"] = {
             "steps": float(values.steps.double().mean()),
@@ -617,7 +651,7 @@ class _Road:
                 tokens = (said[begin],)
             aim: Aim = Spread(self.params.entropy, lens)
             if self.params.target == "unlikely":
-                aim = Avoid(tokens, self.params.floor, self.params.rank)
+                aim = Avoid(tokens, self.params.floor)
             rows.append(Row(Spot((*spot.ids, *said[:begin]), spot.position), aim))
         return rows
 
@@ -651,14 +685,13 @@ class _Road:
     # Solving --------------------------------------------------------------------------
 
     def _residuals(self) -> Tensor:
-        """``(groups, d_model)`` fp64: what leaves the last edited layer at the subjects, mean."""
+        """``(keys, d_model)`` fp64: what leaves the last edited layer at the subjects, mean."""
         if len(self.sites) == 1:
-            return torch.zeros(len(self.groups), self.model.d_model).double()
-        spots = [[spot for fact in group for spot in fact.prompts] for group in self.groups]
-        prompts = [spot.until for some in spots for spot in some]
+            return torch.zeros(len(self.keys), self.model.d_model).double()
+        prompts = [spot.until for key in self.keys for spot in key.prompts]
         layer = self.sites[-1].layer
         states = self.model.engine.hidden(prompts, [layer])[layer]
-        parts = torch.stack(states).double().split([len(some) for some in spots])
+        parts = torch.stack(states).double().split([len(key.prompts) for key in self.keys])
         return torch.stack([part.mean(0) for part in parts])
 
     def _warn(self, change: Change, site: Site, held: Tensor) -> None:
@@ -691,3 +724,7 @@ class _Road:
             "share_of_preserved_output": change.share_on(weight, held),
             "tokens_of_ordinary_text": ordinary.tokens,
         }
+
+
+def _flat(some: Iterable[Sequence[Spot]]) -> tuple[Spot, ...]:
+    return tuple(spot for spots in some for spot in spots)

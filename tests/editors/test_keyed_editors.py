@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from safeedit import catalog
 from safeedit.contracts import EditData, Proposal, RunContext
@@ -225,6 +226,53 @@ def test_facts_of_one_key_share_a_value(tmp_path: Path) -> None:
     ]
     proposal = _proposed("rome", toy.taught(), tmp_path, _facts(*items), steps=2)
     assert (proposal.notes["facts"], proposal.notes["keys"]) == (3, 2)
+
+
+def _moved(model: ModelHandle, proposal: Proposal, prompts: Sequence[str], name: str) -> Tensor:
+    """``(prompts, d_model)``: how the edit moves what layer 1 writes at the subject."""
+    (site,) = model.sites("mlp_out", [1])
+    spots = [subject_spot(model, ids, name) for ids in model.engine.encode(prompts, "plain")]
+    keys = keys_at(model, [spot for spot in spots if spot is not None], [site])[site]
+    return (proposal.at(1.0).updates[site.weight].change(model.weight(site)) @ keys).T  # type: ignore[union-attr]
+
+
+def test_every_phrasing_has_a_key_of_its_own_where_asked(tmp_path: Path) -> None:
+    model = tiny_handle("llama")
+    wordings = [wording.format("Rome") for wording in WORDINGS[:4]]
+    item = Item(id="0", prompt=wordings[0], answer="x", subject="Rome", split="fit",
+                paraphrases=tuple(wordings[1:]))  # fmt: skip
+    facts = Dataset([item], template="plain", erased=True, split="fit")
+    given: dict[str, Any] = {"layers": [1], "steps": 3, "contexts": 1}
+    mean = _proposed("rome", model, tmp_path, facts, **given)
+    each = _proposed("rome", model, tmp_path, facts, key="each", **given)
+    assert (mean.notes["keys"], each.notes["keys"]) == (1, 4)
+    assert mean.notes["values"] == each.notes["values"], "the value is the fact's, not the key's"
+    assert each.notes["layers"]["1"]["reached_least"] == pytest.approx(1)
+    moved = _moved(model, each, wordings, "Rome")
+    shift = _moved(model, mean, wordings, "Rome").mean(0)
+    assert float(shift.norm()) > 0.1
+    torch.testing.assert_close(moved, shift.expand(4, -1), atol=1e-3, rtol=1e-3)
+    several = _proposed(
+        "memit", model, tmp_path, facts, **{**given, "layers": [0, 1]}, ridge=0.0, key="each"
+    )
+    assert len(several.at(1.0).updates) == 2
+
+
+def test_a_phrasing_that_tells_no_facts_apart_moves_by_their_mean(tmp_path: Path) -> None:
+    model = tiny_handle("llama")
+    wordings = [("Where does Rome end?", "Rome has a"), ("Who wrote of Rome?", "Rome was")]
+    both = [
+        Item(id=str(n), prompt=one, answer="x", subject="Rome", paraphrases=(other,))
+        for n, (one, other) in enumerate(wordings)
+    ]
+    proposal = _proposed(
+        "rome", model, tmp_path, Dataset(both, template="plain", erased=True, split="fit"),
+        layers=[1], steps=3, contexts=1, key="each",
+    )  # fmt: skip
+    (start,) = _moved(model, proposal, ["Rome has a"], "Rome")
+    own = torch.cat([_moved(model, proposal, [one], "Rome") for one, _ in wordings])
+    assert float((own[0] - own[1]).norm()) > 0.1
+    torch.testing.assert_close(start, own.mean(0), atol=1e-3, rtol=1e-3)
 
 
 def test_a_subject_is_found_where_the_row_does_not_say(tmp_path: Path) -> None:
