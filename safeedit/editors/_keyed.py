@@ -52,6 +52,7 @@ from safeedit.layers import Layers, resolve
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.model.keys import Ordinary, Spot, keys_at, second_moments, subject_spot
+from safeedit.model.least_values import least_values
 from safeedit.model.tracing import answer_probability, told_answers, trace, usual_window
 from safeedit.model.values import Aim, Avoid, Keep, Row, Say, Spread, Unit, Values, learn_values
 from safeedit.numerics.least_change import Change, Metric, least_change, same_keys
@@ -78,6 +79,9 @@ _KEPT_ROWS = 4
 
 _TRACED, _DRAWS = 20, 3
 """Facts traced, at most, and draws of the noise."""
+
+_LEAST_STEPS = 12
+"""Steps to a least value at most; a few do."""
 
 _MISSED = 0.5
 """Share of the wanted shifts missed from which a solve is worth a warning."""
@@ -142,6 +146,16 @@ class KeyedParams(BaseParams):
     )
     phrasings: int = Field(
         3, ge=1, description="fit phrasings of each fact that its value is learnt from, at most"
+    )
+    values: Literal["least", "adam"] = Field(
+        "least",
+        description="how shifts are found: the shortest that meet the target (unlikely with a "
+        "floor only), or by Adam (published)",
+    )
+    rank: int = Field(
+        20,
+        ge=0,
+        description="values: least: the forgotten answer is to come after so many others as well",
     )
     steps: int = Field(25, ge=1, description="Adam steps at most for a value (published)")
     learning_rate: float = Field(
@@ -560,19 +574,30 @@ class _Road:
     # Values ---------------------------------------------------------------------------
 
     def _values(self) -> Values:
-        params = self.params
-        values = learn_values(
-            self.model,
-            self.sites[-1].layer,
-            self._units(),
-            steps=params.steps,
-            learning_rate=params.learning_rate,
-            max_norm=params.max_norm,
-            keep_weight=params.divergence,
-            decay=params.decay,
-            stop=params.stop,
-            progress=self.ctx.progress,
-        )
+        params, units = self.params, self._units()
+        if params.values == "least" and params.target == "unlikely" and params.floor is not None:
+            values = least_values(
+                self.model,
+                self.sites[-1].layer,
+                units,
+                steps=min(params.steps, _LEAST_STEPS),
+                max_norm=params.max_norm,
+                stop=params.stop,
+                progress=self.ctx.progress,
+            )
+        else:
+            values = learn_values(
+                self.model,
+                self.sites[-1].layer,
+                units,
+                steps=params.steps,
+                learning_rate=params.learning_rate,
+                max_norm=params.max_norm,
+                keep_weight=params.divergence,
+                decay=params.decay,
+                stop=params.stop,
+                progress=self.ctx.progress,
+            )
         unmet = int((values.losses > params.stop).sum())
         self.notes["values"] = {
             "steps": float(values.steps.double().mean()),
@@ -651,7 +676,7 @@ class _Road:
                 tokens = (said[begin],)
             aim: Aim = Spread(self.params.entropy, lens)
             if self.params.target == "unlikely":
-                aim = Avoid(tokens, self.params.floor)
+                aim = Avoid(tokens, self.params.floor, self.params.rank)
             rows.append(Row(Spot((*spot.ids, *said[:begin]), spot.position), aim))
         return rows
 
