@@ -39,12 +39,12 @@ COLUMNS = (
 def runs(policy: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Name of the row -> the policy that makes it."""
     (keyed,) = policy["edits"]
-    audits = [
-        {**audit, "sentences": {**audit["sentences"], "limit": SENTENCES}}
-        if audit["use"] == "bias.winobias"
-        else audit
-        for audit in policy["audits"]
-    ]
+    audits = []
+    for audit in policy["audits"]:
+        published = audit["use"] in ("bias.winobias", "bias.stereoset")
+        audits.append({**audit, **({"control": False} if published else {})})
+        if audit["use"] == "bias.winobias":
+            audits[-1]["sentences"] = {**audit["sentences"], "limit": SENTENCES}
     shared = {key: keyed[key] for key in ("prompts", "factual", "prose", "dose", "targets")}
     contrast = {"use": "dama", **shared}
     alone = {key: value for key, value in keyed.items() if key != "sentences"}
