@@ -22,7 +22,7 @@ from torch import Tensor
 from safeedit.contracts import Progress, silent
 from safeedit.errors import EditError
 from safeedit.model.handle import ModelHandle
-from safeedit.model.values import Avoid, Unit, Values, _Passes
+from safeedit.model.values import Avoid, Passes, Unit, Values
 
 _FIRST_REACH = 0.4
 """Longest first step, as a share of the output's length; it doubles where a step helped and
@@ -59,7 +59,7 @@ def least_values(
         AuditError: A row is longer than the context, or does not fit into memory.
     """
     aims = [Unit(tuple(row for row in unit.rows if isinstance(row.aim, Avoid))) for unit in units]
-    passes = _Passes(model, layer, aims)
+    passes = Passes(model, layer, aims)
     longest = max_norm * passes.outputs.double()
     shifts = torch.zeros(len(units), model.d_model, dtype=torch.float64)
     losses = torch.full((len(units),), torch.inf, dtype=torch.float64)

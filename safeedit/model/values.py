@@ -5,9 +5,9 @@ Each :class:`Unit` (a fact in one template) has a shift of its own, ``(d_model,)
 Adam, each until its own aim is met, and then leaves the batch; none grows longer than a share of
 the output it is added to.
 
-A pass starts at the block concerned, from the residual kept there; what all rows begin with (a chat
-template's system message) is run once and its keys and values reused; logits are computed where an
-aim looks and nowhere else.
+A pass starts at the block concerned, from the residual kept there, and at the subject's last token:
+what stands before it does not see the shift, so that it is run once and its keys and values are
+reused (:mod:`safeedit.model.pasts`). Logits are computed where an aim looks and nowhere else.
 
 Source: Meng et al. 2022 (ROME, arXiv 2202.05262, section 3.1 and appendix E.5), for one fact at a
 time; the targets that erase after Patil et al. 2024 (arXiv 2309.17410).
@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,18 +29,21 @@ from safeedit.contracts import Progress, silent
 from safeedit.errors import EditError
 from safeedit.model.activations import Enough, starting_at
 from safeedit.model.architectures import Site
-from safeedit.model.batching import Batcher, common_prefix, pad_right
+from safeedit.model.batching import Batcher, common_prefix
 from safeedit.model.handle import ModelHandle
 from safeedit.model.keys import Spot
-
-if TYPE_CHECKING:
-    from transformers import Cache
+from safeedit.model.pasts import Pasts, distinct
 
 _TAPE_SHARE = 4
 """A token whose gradients are wanted takes about so many times the memory of one that is read."""
 
-_MIN_PREFIX = 8
-"""Shared tokens below which reuse is not worth a pass of its own."""
+_PAST_SHARE = 8
+"""A token before the subject, of which keys and values alone are needed, takes about so many times
+less memory in a pass than one after it."""
+
+_KEPT_SHARE = 0.5
+"""What is kept of all that stands before subjects takes this share of the weights' memory at most;
+where it would be more, what all rows begin with is kept alone."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def learn_values(
         EditError: The loss is not a finite number.
         AuditError: A row is longer than the context, or does not fit into memory.
     """
-    passes = _Passes(model, layer, units)
+    passes = Passes(model, layer, units)
     scale = passes.outputs / math.sqrt(model.d_model)
     free = torch.zeros(len(units), model.d_model, requires_grad=True)
     optimiser = torch.optim.Adam([free], lr=learning_rate)
@@ -207,7 +210,7 @@ def distance(aim: Avoid, log_probs: Tensor) -> Tensor:
     return away
 
 
-class _Passes:
+class Passes:
     """The rows of all units, run once as they are, and what further passes need of that."""
 
     def __init__(self, model: ModelHandle, layer: int, units: Sequence[Unit]) -> None:
@@ -223,16 +226,23 @@ class _Passes:
         ]
         ids = [row.ids for row in self.rows]
         model.engine._check(ids)
-        shared = common_prefix(ids)
-        first = min(min(row.spot.position, len(row.spot.ids) - 1) for row in self.rows)
-        self.start = min(shared, first) if min(shared, first) >= _MIN_PREFIX else 0
-        self.own = [each[self.start :] for each in ids]
         self.tuples = False
         """Whether blocks return tuples."""
-        self.kept = self._prefix(ids[0][: self.start])
+        size = self._probe(ids[0][:1])
+        self.starts = [row.spot.position for row in self.rows]
+        """Where a row's own tokens begin, up to which it is not run again."""
+        weights = sum(p.numel() * p.element_size() for p in model.model.parameters())
+        pasts = [each[:start] for each, start in zip(ids, self.starts, strict=True)]
+        if distinct(pasts) * size > _KEPT_SHARE * weights:
+            shared = min(common_prefix(ids), *self.starts)
+            self.starts = [shared] * len(ids)
+            pasts = [ids[0][:shared]] * len(ids)
+        self.own = [each[start:] for each, start in zip(ids, self.starts, strict=True)]
+        self.pasts = Pasts(model, pasts, self._fast)
         self.entering: list[Tensor] = [torch.empty(0)] * len(self.rows)
         """Row -> ``(own tokens, d_model)``, the residual that enters the block."""
         written = self._read()
+        self.pasts.forget_below(layer)
         self.outputs = torch.tensor(
             [
                 sum(w for w, owner in zip(written, self.owners, strict=True) if owner == unit)
@@ -313,12 +323,15 @@ class _Passes:
 
     def _batched(self, rows: Sequence[int], run: Any) -> Iterator[tuple[int, Any]]:
         vocab = _TAPE_SHARE * self.model.shape.vocab_size
-        lengths = [len(self.own[row]) for row in rows]
         return self._batcher.each(
-            lengths,
+            self._lengths(rows),
             run,
             logits=[(self.rows[row].asked + len(self.rows[row].lens)) * vocab for row in rows],
         )
+
+    def _lengths(self, rows: Sequence[int]) -> list[int]:
+        """Tokens of each row by the memory they take in a pass."""
+        return [len(self.own[row]) + self.starts[row] // _PAST_SHARE for row in rows]
 
     @torch.no_grad()
     def _remember(self) -> None:
@@ -337,12 +350,12 @@ class _Passes:
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Per row, final hidden states ``(asked, d_model)`` where its aim looks, and logits
         ``(lens, vocab)`` of its lens."""
-        tokens = pad_right([self.own[row] for row in rows], self.model.engine._filler)
         entering = nn.utils.rnn.pad_sequence([self.entering[row] for row in rows], batch_first=True)
         where = (
             torch.arange(len(rows), device=shifts.device),
             torch.tensor(
-                [self.rows[row].spot.position - self.start for row in rows], device=shifts.device
+                [self.rows[row].spot.position - self.starts[row] for row in rows],
+                device=shifts.device,
             ),
         )
 
@@ -357,12 +370,9 @@ class _Passes:
             _leaving(self.model.blocks(), {b for row in rows for b in self.rows[row].lens}, left),
             self._fast(),
         ):
-            hidden = self.model.model.base_model(
-                input_ids=tokens.to(self.model.device),
-                past_key_values=(cache := self._cache(len(rows))),
-                use_cache=cache is not None,
-            ).last_hidden_state
-        first = [len(self.rows[row].spot.ids) - 1 - self.start for row in rows]
+            inputs = self.pasts.inputs(rows, [self.own[row] for row in rows])
+            hidden = self.model.model.base_model(**inputs).last_hidden_state
+        first = [len(self.rows[row].spot.ids) - 1 - self.starts[row] for row in rows]
         lenses = [
             left[block][number, begin].to(hidden.device)
             for number, (row, begin) in enumerate(zip(rows, first, strict=True))
@@ -426,34 +436,22 @@ class _Passes:
             yield
 
     @torch.no_grad()
-    def _prefix(self, ids: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of what all rows begin with, and whether blocks return tuples."""
+    def _probe(self, ids: list[int]) -> int:
+        """Bytes of a token's keys and values; also sees whether blocks return tuples."""
         from transformers import DynamicCache
 
         def note(module: nn.Module, args: Any, output: Any) -> None:
             self.tuples = isinstance(output, tuple)
 
         hook = self.model.blocks()[0].register_forward_hook(note)
-        cache = DynamicCache()  # not told the config, as in the engine: it keeps all keys
-        # Without a prefix one token is run all the same, to see what blocks return.
-        tokens = torch.tensor([ids or self.own[0][:1]], device=self.model.device)
+        cache = DynamicCache()
+        tokens = torch.tensor([ids], device=self.model.device)
         try:
             with self._fast():
                 self.model.model.base_model(input_ids=tokens, past_key_values=cache, use_cache=True)
         finally:
             hook.remove()
-        return [(layer.keys, layer.values) for layer in cache.layers] if ids else []
-
-    def _cache(self, count: int) -> Cache | None:
-        from transformers import DynamicCache
-
-        if not self.start:
-            return None
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(self.kept):
-            size = (count, -1, -1, -1)
-            cache.update(keys.expand(size), values.expand(size), layer)
-        return cache
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
     @torch.no_grad()
     def _read(self) -> list[float]:
@@ -472,17 +470,10 @@ class _Passes:
 
             block = self.model.blocks()[self.layer]
             hook = block.register_forward_pre_hook(enter, with_kwargs=True)
-            tokens = pad_right([self.own[row] for row in batch], self.model.engine._filler)
+            inputs = self.pasts.inputs(batch, [self.own[row] for row in batch])
             try:
-                with (
-                    self.model.intercepted([self.site], look, "output"),
-                    self._fast(),
-                ):
-                    self.model.model.base_model(
-                        input_ids=tokens.to(self.model.device),
-                        past_key_values=(cache := self._cache(len(batch))),
-                        use_cache=cache is not None,
-                    )
+                with self.model.intercepted([self.site], look, "output"), self._fast():
+                    self.model.model.base_model(**inputs)
             except Enough:
                 pass
             finally:
@@ -491,7 +482,7 @@ class _Passes:
                 (
                     seen["entering"][number, : len(self.own[row])].clone(),
                     float(
-                        seen["written"][number, self.rows[row].spot.position - self.start]
+                        seen["written"][number, self.rows[row].spot.position - self.starts[row]]
                         .float()
                         .norm()
                     ),
@@ -500,7 +491,7 @@ class _Passes:
             ]
 
         batcher = Batcher(self.model.engine.max_batch_tokens)
-        for row, (entering, size) in batcher.each([len(own) for own in self.own], run):
+        for row, (entering, size) in batcher.each(self._lengths(range(len(self.rows))), run):
             self.entering[row], sizes[row] = entering, size
         return sizes
 

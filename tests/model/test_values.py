@@ -32,9 +32,8 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Passes in the weights' own dtype, and any shared beginning is run once."""
-    monkeypatch.setattr(values._Passes, "_fast", lambda self: nullcontext())
-    monkeypatch.setattr(values, "_MIN_PREFIX", 1)
+    """Passes in the weights' own dtype."""
+    monkeypatch.setattr(values.Passes, "_fast", lambda self: nullcontext())
 
 
 def _spot(handle: ModelHandle, number: int, template: str = "plain") -> Spot:
@@ -76,8 +75,7 @@ def test_a_pass_from_the_middle_is_the_whole_model(family: str, template: str, e
     keep = Row(_spot(handle, 0, template), Keep())
     units = [Unit((rows[0], keep)), Unit((rows[1],))]
     for layer in (0, handle.n_layers - 1):
-        passes = values._Passes(handle, layer, units)
-        assert passes.start > 0 or template == "plain"
+        passes = values.Passes(handle, layer, units)
         shifts = torch.randn(2, handle.d_model, generator=torch.Generator().manual_seed(1))
         found, gradient = passes.losses(shifts, [0, 1], 0.5, grad=True)
         leaf = shifts.clone().requires_grad_()
@@ -96,6 +94,114 @@ def test_a_pass_from_the_middle_is_the_whole_model(family: str, template: str, e
         total = total + 0.5 * (before.exp() * (before - now)).sum()
         (expected,) = torch.autograd.grad(total, leaf)
         torch.testing.assert_close(gradient, expected, atol=2e-4, rtol=2e-3)
+
+
+def _apart(handle: ModelHandle) -> list[Unit]:
+    """Subjects at the beginning, in the middle, late, and one behind another's past."""
+    texts = (
+        ("France lies here, where the answer to that question is", "France"),
+        ("Name the city in Italy now, please", "Italy"),
+        ("Name the city in Denmark", "Denmark"),
+        ("Water boils at one hundred degrees and ice melts at zero. In Denmark the", "Denmark"),
+    )
+    units = []
+    for (text, subject), said in zip(texts, (*TARGETS, " two"), strict=True):
+        (ids,) = handle.engine.encode([text], "plain")
+        spot = subject_spot(handle, ids, subject)
+        assert spot is not None
+        units.append(Unit((Row(spot, Say(tuple(handle.engine.codec._ids([said])[0]))),)))
+    return units
+
+
+def _whole(handle: ModelHandle, layer: int, units: list[Unit], shifts: Tensor) -> Any:
+    """Losses of the only row of each unit and their slopes, by the whole model, one by one."""
+    leaf = shifts.clone().requires_grad_()
+    losses = []
+    for unit, shift in zip(units, leaf, strict=True):
+        (row,) = unit.rows
+        said = torch.tensor(row.aim.tokens)  # type: ignore[union-attr]
+        first = len(row.spot.ids) - 1
+        with _shifted(handle, layer, row.spot.position, shift):
+            now = _log_probs(handle, row.ids)
+        losses.append(functional.nll_loss(now[first : first + len(said)], said))
+    (slopes,) = torch.autograd.grad(torch.stack(losses).sum(), leaf)
+    return torch.stack(losses).detach(), slopes
+
+
+WINDOWS = [(family, {}) for family in FAMILIES] + [
+    ("mistral", {"sliding_window": 5}),
+    ("gemma2", {"sliding_window": 5}),
+    ("gemma3_text", {"sliding_window": 5}),
+]
+
+
+@pytest.mark.parametrize(("family", "options"), WINDOWS)
+def test_pasts_of_any_lengths_share_a_batch(
+    family: str, options: dict[str, int], exact: None
+) -> None:
+    handle = tiny_handle(family, **options)
+    units = _apart(handle)
+    shifts = torch.randn(4, handle.d_model, generator=torch.Generator().manual_seed(1))
+    for layer in (0, 1):
+        passes = values.Passes(handle, layer, units)
+        assert len(set(passes.starts)) == 4
+        batches: list[int] = []
+        with _counted(handle, batches):
+            found, gradient = passes.losses(shifts, [0, 1, 2, 3], 0.0, grad=True)
+        longest = max(len(row.ids) - row.spot.position for unit in units for row in unit.rows)
+        assert batches == [4 * longest] * (handle.n_layers - layer), "all in one batch"
+        losses, slopes = _whole(handle, layer, units, shifts)
+        torch.testing.assert_close(found, losses, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(gradient, slopes, atol=2e-4, rtol=2e-3)
+
+
+@contextmanager
+def _counted(handle: ModelHandle, tokens: list[int]) -> Iterator[None]:
+    """Within it, tokens that run through each MLP, padding too, are written down."""
+
+    def count(site: Site, activation: Tensor) -> None:
+        tokens.append(activation.shape[0] * activation.shape[1])
+
+    with handle.intercepted(handle.sites("mlp_out"), count):
+        yield
+
+
+def test_what_stands_before_subjects_is_run_once(exact: None) -> None:
+    handle = tiny_handle("llama")
+    units = _apart(handle)[2:] * 2
+    before: list[int] = []
+    with _counted(handle, before):
+        passes = values.Passes(handle, 0, units)
+    pasts = {tuple(row.ids[: row.spot.position]) for row in passes.rows}
+    each = {past[:end] for past in pasts for end in range(1, len(past) + 1)}
+    assert len(passes.pasts.kept[1][0]) == len(each), "shared beginnings are kept once"
+    tails = [len(row.ids) - row.spot.position for row in passes.rows]
+    assert sum(before) <= handle.n_layers * (1 + 2 * len(each)) + len(tails) * max(tails)
+    step: list[int] = []
+    with _counted(handle, step):
+        passes.losses(torch.zeros(4, handle.d_model), [0, 1, 2, 3], 0.0, grad=True)
+    whole = sum(len(row.ids) for row in passes.rows)
+    assert sum(step) <= handle.n_layers * len(tails) * max(tails)
+    assert sum(step) < 0.4 * handle.n_layers * whole
+
+
+def test_too_much_to_keep_is_run_again_instead(
+    exact: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = tiny_handle("llama")
+    units = [Unit((_say(handle, number, "chat"),)) for number in (0, 2)]
+    shifts = torch.randn(2, handle.d_model, generator=torch.Generator().manual_seed(1))
+    plain = values.Passes(handle, 1, units)
+    monkeypatch.setattr(values, "_KEPT_SHARE", 0.0)
+    whole = values.Passes(handle, 1, units)
+    assert len(set(whole.starts)) == 1
+    assert 0 < whole.starts[0] < min(plain.starts)
+    for one, other in zip(
+        plain.losses(shifts, [0, 1], 0.0, grad=True),
+        whole.losses(shifts, [0, 1], 0.0, grad=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 NAMES = ("Paul", "Mary", "Igor")
@@ -169,7 +275,7 @@ def test_a_spread_answer_is_anyones_guess(toy: ModelHandle) -> None:
 def test_a_lens_reads_the_residual_stream_on_its_way(family: str, exact: None) -> None:
     handle = tiny_handle(family)
     spot = _spot(handle, 0)
-    passes = values._Passes(handle, 0, [Unit((Row(spot, Spread(1.0, (1, 2))),))])
+    passes = values.Passes(handle, 0, [Unit((Row(spot, Spread(1.0, (1, 2))),))])
     shifts = torch.randn(1, handle.d_model, generator=torch.Generator().manual_seed(1))
     found, gradient = passes.losses(shifts, [0], 0.0, grad=True)
     leaf = shifts.clone().requires_grad_()
