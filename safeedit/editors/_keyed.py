@@ -150,7 +150,7 @@ class KeyedParams(BaseParams):
     values: Literal["least", "adam"] = Field(
         "least",
         description="how shifts are found: the shortest that meet the target (unlikely with a "
-        "floor only), or by Adam (published)",
+        "floor; others are by Adam all the same), or by Adam (published)",
     )
     rank: int = Field(
         20,
@@ -206,6 +206,17 @@ class KeyedParams(BaseParams):
         return self
 
 
+def _method(params: KeyedParams) -> Literal["least", "adam"]:
+    """How values are found: least ones are of answers that are to be unlikely alone."""
+    least = params.target == "unlikely" and params.floor is not None
+    return "least" if params.values == "least" and least else "adam"
+
+
+def _steps(params: KeyedParams) -> int:
+    """Steps to a value at most."""
+    return min(params.steps, _LEAST_STEPS) if _method(params) == "least" else params.steps
+
+
 class KeyedEditor(ABC):
     """Base of the keyed editors; see the module's docstring."""
 
@@ -236,7 +247,7 @@ class KeyedEditor(ABC):
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens run forward and back, roughly, for ``plan``."""
         facts = len(data["forget"].items("fit")) * len(self.params.templates)
-        return facts * self.params.phrasings * 30 * self.params.steps
+        return facts * self.params.phrasings * 15 * _steps(self.params)
 
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
         """Read keys, learn values, solve; offer the change in several strengths."""
@@ -575,12 +586,13 @@ class _Road:
 
     def _values(self) -> Values:
         params, units = self.params, self._units()
-        if params.values == "least" and params.target == "unlikely" and params.floor is not None:
+        method = _method(params)
+        if method == "least":
             values = least_values(
                 self.model,
                 self.sites[-1].layer,
                 units,
-                steps=min(params.steps, _LEAST_STEPS),
+                steps=_steps(params),
                 max_norm=params.max_norm,
                 stop=params.stop,
                 progress=self.ctx.progress,
@@ -600,6 +612,7 @@ class _Road:
             )
         unmet = int((values.losses > params.stop).sum())
         self.notes["values"] = {
+            "method": method,
             "steps": float(values.steps.double().mean()),
             "loss_median": float(values.losses.median()),
             "loss_max": float(values.losses.max()),

@@ -193,21 +193,24 @@ def learn_values(
     return Values((free * scale[:, None]).detach(), passes.outputs, losses, taken)
 
 
-def distance(aim: Avoid, log_probs: Tensor) -> Tensor:
+def distances(aim: Avoid, log_probs: Tensor) -> Tensor:
     """How far tokens are from being as unlikely as wanted, nats of log-odds, 0 or less once they
-    are; ``log_probs`` ``(vocab,)``.
+    are: ``(2,)``, from the floor and from coming after ``rank`` others; ``log_probs`` ``(vocab,)``.
 
-    Log-odds keep their slope where a probability is close to 1. Below the floor, and below all but
-    ``rank`` of the other tokens.
+    Log-odds keep their slope where a probability is close to 1. The slope of the rank is that of
+    the mean over the ranks about it: which token has it changes from step to step.
     """
     tokens = list(aim.tokens)
     known = log_probs[tokens].logsumexp(0)
     others = log_probs.index_fill(0, torch.tensor(tokens, device=log_probs.device), -math.inf)
     assert aim.floor is not None
     away = known - others.logsumexp(0) - (aim.floor - math.log1p(-math.exp(aim.floor)))
-    if aim.rank:
-        away = torch.maximum(away, known - others.topk(aim.rank).values[-1])
-    return away
+    if not aim.rank:
+        return torch.stack([away, away])
+    first = others.topk(min(aim.rank + aim.rank // 2, len(others) - len(tokens))).values
+    about = first[aim.rank // 2 :].mean()
+    bar = about + (first[min(aim.rank, len(first)) - 1] - about).detach()
+    return torch.stack([away, known - bar])
 
 
 class Passes:
@@ -294,25 +297,29 @@ class Passes:
 
     def slopes(self, shifts: Tensor, active: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Of the rows of active units, whose aims are all :class:`Avoid`: how far each is from its
-        aim ``(rows,)`` (:func:`distance`), the slope of that ``(rows, d_model)``, and its unit
-        ``(rows,)``; fp64, on the CPU."""
+        aim ``(rows, 2)`` (:func:`distances`), the slopes of that ``(rows, 2, d_model)``, and its
+        unit ``(rows,)``; fp64, on the CPU."""
         chosen = [row for row, owner in enumerate(self.owners) if owner in set(active)]
         owners = torch.tensor([self.owners[row] for row in chosen])
-        values = torch.empty(len(chosen), dtype=torch.float64)
-        slopes = torch.empty(len(chosen), self.model.d_model, dtype=torch.float64)
+        values = torch.empty(len(chosen), 2, dtype=torch.float64)
+        slopes = torch.empty(len(chosen), 2, self.model.d_model, dtype=torch.float64)
+        ranked = any(isinstance(row.aim, Avoid) and row.aim.rank for row in self.rows)
 
-        def run(batch: list[int]) -> list[tuple[float, Tensor]]:
+        def run(batch: list[int]) -> list[tuple[Tensor, Tensor]]:
             rows = [chosen[index] for index in batch]
             leaf = shifts[owners[batch]].to(self.model.device).requires_grad_(True)
             states, _ = self._run(rows, leaf)
             log_probs = self.model.logits(torch.cat(list(states))).float().log_softmax(-1)
             aims = [self.rows[row].aim for row in rows]
             found = torch.stack(
-                [distance(aim, now) for aim, now in zip(aims, log_probs, strict=True)
+                [distances(aim, now) for aim, now in zip(aims, log_probs, strict=True)
                  if isinstance(aim, Avoid)]
             )  # fmt: skip
-            (own,) = torch.autograd.grad(found.sum(), leaf)
-            return list(zip(found.tolist(), own.double().cpu(), strict=True))
+            # Without a rank the two are one, and so are their slopes.
+            parts = found.T if ranked else found.T[:1]
+            each = [torch.autograd.grad(p.sum(), leaf, retain_graph=True)[0] for p in parts]
+            own = torch.stack([each[0], each[-1]], 1).double().cpu()
+            return list(zip(found.detach().double().cpu(), own, strict=True))
 
         for index, (value, slope) in self._batched(chosen, run):
             values[index], slopes[index] = value, slope

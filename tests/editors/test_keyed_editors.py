@@ -161,6 +161,28 @@ def test_the_answer_is_no_longer_told(target: str, tmp_path: Path) -> None:
         assert max(after) < (-2.0 if target == "unlikely" else -0.5)
 
 
+def test_least_values_are_of_unlikely_answers_with_a_floor_alone(tmp_path: Path) -> None:
+    model = toy.taught()
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("least", {"target": "unlikely", "floor": -3.0}),
+        ("adam", {"target": "unlikely", "floor": -3.0, "values": "adam"}),
+        ("adam", {"target": "unlikely", "floor": None}),
+        ("adam", {"target": "refusal", "values": "least"}),
+    ]
+    params = catalog.editor("rome").Params
+    for method, given in cases:
+        found = _proposed("rome", model, tmp_path, **{**given, "steps": 3}).notes["values"]
+        assert found["method"] == method, given
+        assert found["steps"] <= 3
+    kind = catalog.editor("rome")
+    roles = {"forget": toy.forget()}
+    runs = [
+        kind(params(**{"steps": 50, **given})).tokens(roles)  # type: ignore[attr-defined]
+        for _, given in cases
+    ]
+    assert runs[1] == runs[2] == runs[3] > 4 * runs[0]
+
+
 def test_entropy_is_aimed_at_in_lenses_too(tmp_path: Path) -> None:
     model = toy.taught()
     given: dict[str, Any] = {"target": "entropy", "entropy": 0.3, "stop": 0.0, "steps": 5}
