@@ -481,10 +481,9 @@ def _secret(cache: Path) -> bytes:
 
 
 def _write_reports(record: RunRecord, folder: Path) -> None:
-    from safeedit.report import render_all
-    from safeedit.report.files import write_files
+    from safeedit.report import write_all
 
-    write_files(render_all(record), folder)
+    write_all(record, folder)
 
 
 def _read_record(path: Path) -> RunRecord:

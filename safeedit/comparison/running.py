@@ -40,7 +40,7 @@ from safeedit.contracts import RunContext
 from safeedit.errors import ExportError, SafeeditError, UnsupportedModelError, UsageError
 from safeedit.plan import Plan, make_plan
 from safeedit.policy import LoadedPolicy
-from safeedit.report import render_all
+from safeedit.report import write_all
 from safeedit.report.files import write_files
 from safeedit.results import Metric, MetricSpec, RunRecord
 from safeedit.run import execute, measure
@@ -244,7 +244,7 @@ def _kept_or_made(
     _forget_peaks()
     record = make(plan, replace(ctx, warn=lambda message: ctx.warn(f"{name}: {message}")))
     # What it was made of comes last: without it a record does not count.
-    write_files(render_all(record), own, "--out")
+    write_all(record, own, "--out")
     write_files({MADE_OF: made_of}, own, "--out")
     return record
 

@@ -14,10 +14,13 @@ shown, not even by digest.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from safeedit.report import html, json, junit, markdown
+from safeedit.report.files import write_files
 from safeedit.results import RunRecord
 
-__all__ = ["render_all"]
+__all__ = ["render_all", "write_all"]
 
 
 def render_all(record: RunRecord) -> dict[str, str]:
@@ -28,3 +31,14 @@ def render_all(record: RunRecord) -> dict[str, str]:
         "report.md": markdown.render(record),
         "junit.xml": junit.render(record),
     }
+
+
+def write_all(record: RunRecord, folder: Path, option: str = "--report") -> None:
+    """Write every format into a folder; the record first, so that it is there whatever happens to
+    the others (``safeedit report`` makes them from it).
+
+    Raises:
+        ExportError: See :func:`~safeedit.report.files.write_files`.
+    """
+    write_files({"report.json": json.render(record)}, folder, option)
+    write_files(render_all(record), folder, option)
