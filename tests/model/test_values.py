@@ -128,7 +128,8 @@ def _whole(handle: ModelHandle, layer: int, units: list[Unit], shifts: Tensor) -
     return torch.stack(losses).detach(), slopes
 
 
-WINDOWS = [(family, {}) for family in FAMILIES] + [
+WINDOWS: list[tuple[str, dict[str, Any]]] = [
+    *((family, {}) for family in FAMILIES),
     ("mistral", {"sliding_window": 5}),
     ("gemma2", {"sliding_window": 5}),
     ("gemma3_text", {"sliding_window": 5}),
@@ -137,7 +138,7 @@ WINDOWS = [(family, {}) for family in FAMILIES] + [
 
 @pytest.mark.parametrize(("family", "options"), WINDOWS)
 def test_pasts_of_any_lengths_share_a_batch(
-    family: str, options: dict[str, int], exact: None
+    family: str, options: dict[str, Any], exact: None
 ) -> None:
     handle = tiny_handle(family, **options)
     units = _apart(handle)
