@@ -1,0 +1,80 @@
+"""CPU seconds that learning values takes, with and without what stands before subjects kept.
+
+Facts of ``known_1000`` in two openings each; the same steps are taken both ways. Without, the
+only thing kept is what all rows begin with.
+
+    python benchmarks/values.py --facts known_1000.json --model HuggingFaceTB/SmolLM2-135M-Instruct
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from safeedit.model import values
+from safeedit.model.handle import ModelHandle
+from safeedit.model.keys import subject_spot
+from safeedit.model.least_values import least_values
+from safeedit.model.sources import open_model
+from safeedit.model.values import Avoid, Row, Unit, learn_values
+
+OPENINGS = ("{}", "My neighbour told me this. {}")
+
+
+def _units(model: ModelHandle, source: Path, count: int) -> list[Unit]:
+    units = []
+    for fact in json.loads(source.read_text())[:count]:
+        rows = []
+        for template in (
+            ("plain", "chat") if model.engine.codec.tokenizer.chat_template else ("plain",)
+        ):
+            texts = [opening.format(fact["prompt"].strip()) for opening in OPENINGS]
+            first = model.engine.continuation(fact["attribute"], template)[0]
+            for ids in model.engine.encode(texts, template):
+                if spot := subject_spot(model, ids, fact["subject"]):
+                    rows.append(Row(spot, Avoid((first,), -8.0)))
+        if rows:
+            units.append(Unit(tuple(rows)))
+    return units
+
+
+def _seconds(model: ModelHandle, layer: int, units: list[Unit], way: str, steps: int) -> float:
+    start = time.process_time()
+    if way == "least":
+        least_values(model, layer, units, steps=steps, max_norm=1.5, stop=0.0)
+    else:
+        learn_values(
+            model, layer, units, steps=steps, learning_rate=0.1, max_norm=1.5, keep_weight=0.0,
+            decay=0.05, stop=0.0,
+        )  # fmt: skip
+    return time.process_time() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--facts", type=Path, required=True)
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--layer", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=10)
+    args = parser.parse_args()
+    model = open_model(args.model, dtype=args.dtype)
+    units = _units(model, args.facts, args.count)
+    for way in ("adam", "least"):
+        kept, share = _seconds(model, args.layer, units, way, args.steps), values._KEPT_SHARE
+        try:
+            values._KEPT_SHARE = 0.0
+            whole = _seconds(model, args.layer, units, way, args.steps)
+        finally:
+            values._KEPT_SHARE = share
+        print(
+            f"{way}: {kept / len(units):.2f} CPU seconds per fact, {whole / len(units):.2f} "
+            f"without what is kept, {whole / kept:.1f} times as many"
+        )
+
+
+if __name__ == "__main__":
+    main()
