@@ -62,7 +62,7 @@ def load_dataset(
 def read_records(
     spec: DataSpec, base: Path = Path(), counted: Counter[str] | None = None
 ) -> list[Record]:
-    """The rows of one source that ``where`` chooses, each checked on its own.
+    """The rows of one source, and of those it names in ``also``, each checked on its own.
 
     Args:
         spec: The source.
@@ -73,6 +73,18 @@ def read_records(
     Raises:
         DataError: The source is missing or empty, a row is malformed, or ``apart_from`` has all.
     """
+    records = _apart(spec, base, counted)
+    for number, other in enumerate(spec.also, start=2):
+        for record in _apart(other, base, counted):
+            item = replace(record.item, id=f"{number}-{record.item.id}")
+            if other.split is not None and record.item.split is None:
+                item = replace(item, split=other.split)
+            records.append(replace(record, item=item))
+    return records
+
+
+def _apart(spec: DataSpec, base: Path, counted: Counter[str] | None) -> list[Record]:
+    """The rows of one source that ``where`` chooses and ``apart_from`` leaves."""
     format_ = _format(spec)
     path, files = _locate(spec, base, format_)
     records = _read(spec, path, files, format_, counted if spec.on_error == "drop" else None)
@@ -123,7 +135,7 @@ def build_dataset(
         DataError: Rows contradict each other.
     """
     erased = role is not None and role.erased
-    published = _format(spec) is not None
+    published = any(_format(each) is not None for each in (spec, *spec.also))
     records, counted = check_rows(records, published=published, erased=erased, forced=spec.split)
     items = [record.item for record in records]
     if spec.group is not None:

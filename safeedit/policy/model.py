@@ -94,6 +94,8 @@ class DataSpec(PolicyPart):
     """Put every row in this split, whatever the rows say."""
     group: Annotated[str, Field(min_length=1)] | None = None
     """Rows equal in this column stay in one split, e.g. subject."""
+    also: list[DataSpec] = Field(default_factory=list)
+    """Further sources whose rows are added; template, group and limit are those named here."""
     apart_from: DataSpec | None = None
     """Leave out and count rows that this other source has too: rows with the same prompt, or with
     ``group`` of one of its groups, e.g. so that what is fitted is not what a benchmark tests."""
@@ -127,6 +129,8 @@ class DataSpec(PolicyPart):
             raise ValueError("sha256 is for files; pin a hub data set with revision")
         if self.apart_from is not None and self.apart_from.apart_from is not None:
             raise ValueError("apart_from can't hold another apart_from")
+        if any(other.also for other in self.also):
+            raise ValueError("also can't hold another also")
         return self
 
     @property

@@ -43,6 +43,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"layers": "1-2"},
         {"key": "subject", "layers": [1], "towards": "mean"},
     ),
+    "keyed_detox": ({"layers": [1]}, {"layers": "1-2", "words": ("fool", "hate")}),
     "remedi": ({"learning_rate": 1e-3, "epochs": 4, "batch": 16},),
     "sanitation": (
         {"update": "lora"},
@@ -203,6 +204,7 @@ EXAMPLES: dict[str, Callable[[DataRole, str], Dataset]] = {
     "dama": _openings,
     "subspace": _pairs,
     "value_vectors": _pairs,
+    "keyed_detox": _pairs,
 }
 """Editor -> data of a role, where questions and answers won't do."""
 

@@ -403,3 +403,15 @@ def test_rows_that_another_source_has_are_left_out_and_counted(tmp_path: Path) -
     assert any("apart_from" in note and note.endswith("1") for note in by_prompt.notes)
     assert [item.prompt for item in load(path, apart_from=apart, group="subject")] == ["a baker"]
     assert refused(path, apart_from={"file": str(path)}).field == "apart_from"
+
+
+def test_further_sources_are_added_with_what_they_leave_out(tmp_path: Path) -> None:
+    first = jsonl(tmp_path / "a.jsonl", [{"prompt": "a"}, {"prompt": "b", "id": "x"}])
+    second = jsonl(tmp_path / "b.jsonl", [{"prompt": "b"}, {"prompt": "c", "id": "x"}])
+    more = {"file": str(second), "apart_from": {"file": str(first)}, "split": "test"}
+    data = load(first, also=[more])
+    assert [item.prompt for item in data] == ["a", "b", "c"]
+    assert len({item.id for item in data}) == 3
+    assert "c" in [item.prompt for item in data.items("test")]
+    with pytest.raises(ValueError, match="another also"):
+        DataSpec.model_validate({"file": "a", "also": [{"file": "b", "also": [{"file": "c"}]}]})

@@ -1,0 +1,267 @@
+"""Keyed detoxification: words of abuse become unlikely where a text leads up to them.
+
+A projection or a silenced neuron acts on every input. This edit is tied to inputs: wherever a toxic
+continuation of the data goes on with a word of abuse, it finds the *least* shift of what the MLP of
+the last edited layer writes there, at the token before, after which such words together are
+``drop`` nats less likely (:func:`safeedit.model.least_values.least_values`), and solves for the
+change of the output matrices that moves the keys read there by these shifts and ordinary text least
+(:mod:`safeedit.numerics.least_change`). Neutral continuations count as ordinary text, so that what
+is softened is what tells the two apart.
+
+Words of abuse are those given, or tokens that stand ``lift`` times as often in toxic continuations
+as in their openings and in neutral text, three times at least. They are counted in the record and
+not named.
+
+With several layers the shift is spread: each layer, ascending, takes its share of what is still
+missing, found anew on the partly edited model. The last layers of a model are a bad place: what
+they write is read by nothing that could make good for it.
+
+Doses scale the change. Biases stay. Fails with :class:`~safeedit.errors.DataError` where pairs lack
+a text or no word of abuse is found in them, with :class:`~safeedit.errors.UsageError` where a layer
+lies outside the model, and with :class:`~safeedit.errors.UnsupportedModelError` where a norm
+follows the MLP and there are several layers.
+
+Source: ours; the solve is that of MEMIT (Meng et al., ICLR 2023, arXiv 2210.07229).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from safeedit import __version__
+from safeedit.contracts import (
+    BaseParams,
+    DataRole,
+    EditData,
+    LayerShape,
+    Proposal,
+    RunContext,
+    TensorPlan,
+)
+from safeedit.data import Dataset
+from safeedit.data.loading import load_dataset
+from safeedit.data.pairs import read_pairs
+from safeedit.delta import LowRank, Origin, Update, WeightDelta
+from safeedit.editors._contrast import Passages, passages
+from safeedit.errors import DataError, EditError, UnsupportedModelError, UsageError
+from safeedit.layers import Layers, resolve
+from safeedit.model.handle import ModelHandle
+from safeedit.model.keys import Spot, keys_at, second_moments
+from safeedit.model.least_values import least_values
+from safeedit.model.values import Avoid, Row, Unit
+from safeedit.numerics.least_change import Weighted, least_change
+from safeedit.policy import DataSpec
+
+_RARE = 3
+"""Times that a token must stand in toxic continuations to count as a word of abuse."""
+
+_STEPS = 6
+"""To a least shift, at most."""
+
+
+class KeyedDetoxParams(BaseParams):
+    """Parameters of keyed detoxification."""
+
+    layers: Layers = Field("90%-90%", description="whose MLP outputs move, ascending")
+    words: tuple[str, ...] | None = Field(
+        None, min_length=1, description="words of abuse; null: found in the pairs"
+    )
+    lift: float = Field(
+        5.0, gt=1, description="how much more frequent in toxic text a word of abuse is"
+    )
+    drop: float = Field(
+        3.0, gt=0, description="nats of log-odds by which words of abuse are to be less likely"
+    )
+    most_places: int = Field(1000, ge=1, description="keys used at most, a seeded choice")
+    max_norm: float = Field(
+        3.0, gt=0, description="greatest length of a shift, as a share of the MLP's output"
+    )
+    ridge: float = Field(
+        0.3,
+        gt=0,
+        description="what ordinary text weighs against missed shifts, in units of the MLP's width",
+    )
+    background: float = Field(
+        0.01,
+        gt=0,
+        description="share of the mean eigenvalue added to ordinary text's second moment",
+    )
+    prose_window: int = Field(128, ge=8, description="tokens of ordinary text read at a time")
+    doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.5, 1.0, 1.25, 1.5, 2.0), min_length=1, description="scales of the change, ascending"
+    )
+
+
+class KeyedDetox:
+    """See the module's docstring."""
+
+    Params = KeyedDetoxParams
+    summary: ClassVar[str] = "makes words of abuse unlikely where a text leads up to them"
+    roles: ClassVar[tuple[DataRole, ...]] = (
+        DataRole("pairs", "toxic and neutral continuations: {prompt, toxic, neutral}"),
+        DataRole("prose", "ordinary text to leave alone (default: built in)", required=False),
+    )
+
+    def __init__(self, params: Any) -> None:
+        self.params: KeyedDetoxParams = params
+
+    def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
+        """What the MLPs of the chosen layers write with; no biases."""
+        return model.tensors("mlp_out", resolve(self.params.layers, model.n_layers))
+
+    def tokens(self, data: Mapping[str, Dataset]) -> int:
+        """Tokens run forward and back, roughly, for ``plan``."""
+        return len(data["pairs"].items("fit")) * 40 * 2
+
+    def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
+        """Find the places and their least shifts, solve; offer the change in several strengths."""
+        params, base = self.params, model.digest()
+        sites = model.sites("mlp_out", resolve(params.layers, model.n_layers))
+        if len(sites) > 1 and model.architecture.post_mlp_norm:
+            raise UnsupportedModelError(
+                f"in {model.architecture.family} models a norm follows the MLP, so that a shift "
+                "cannot be spread over several layers",
+                remedy="choose one layer, such as 'layers: 90%-90%'",
+            )
+        pairs = data["pairs"]
+        tokens, places = _places(params, model, pairs, ctx)
+        before = _mass(model, places, tokens)
+        aims = [
+            Unit((Row(place, Avoid(tokens, min(float(now) - params.drop, -0.01))),))
+            for place, now in zip(places, before, strict=True)
+        ]
+        neutral = [
+            f"{pair.neutral_opening} {pair.neutral}".strip()
+            for pair in read_pairs(pairs.items("fit"), pairs.name)
+        ]
+        prose = data.get("prose") or load_dataset(DataSpec(dataset="prose"))
+        ordinary = second_moments(
+            model,
+            [*(item.prompt for item in prose.items("fit")), *neutral],
+            sites,
+            ctx.cache,
+            window=params.prose_window,
+            progress=ctx.progress,
+        )
+        updates: dict[str, LowRank] = {}
+        per_layer: dict[str, Any] = {}
+        for done, site in enumerate(sites):
+            with model.applied(_delta(base, updates)):
+                values = least_values(
+                    model,
+                    sites[-1].layer,
+                    aims,
+                    steps=_STEPS,
+                    max_norm=params.max_norm,
+                    stop=0.1,
+                    progress=ctx.progress,
+                )
+                keys = keys_at(model, places, [site])[site]
+            change = least_change(
+                keys,
+                values.shifts.double().T / (len(sites) - done),
+                Weighted.of(ordinary[site].second, params.background),
+                ridge=params.ridge * model.shape.d_mlp,
+                preserve=ordinary[site].sinks,
+            )
+            if not change.independent:
+                raise EditError(
+                    f"nothing is left to move keys by in layer {site.layer}: they lie in the span "
+                    "of attention sinks' keys",
+                    remedy="choose another layer",
+                )
+            updates[site.weight] = LowRank(change.left, change.right)
+            weight = model.weight(site).float().cpu()
+            per_layer[str(site.layer)] = {
+                "shift_over_output": float((values.shifts.norm(dim=1) / values.outputs).mean()),
+                "not_met": int((values.losses > 0.1).sum()),
+                "reached_median": float(change.reached.median()),
+                "missed": change.missed,
+                "share_of_ordinary_output": change.share_of(weight, ordinary[site].second),
+            }
+        with model.applied(_delta(base, updates)):
+            after = _mass(model, places, tokens)
+        notes: dict[str, Any] = {
+            "places": len(places),
+            "words_of_abuse": len(tokens),
+            "their_probability_before": float(before.exp().mean()),
+            "their_probability_after": float(after.exp().mean()),
+            "layers": per_layer,
+        }
+
+        def at(dose: float) -> WeightDelta:
+            if not 0 < dose < math.inf:
+                raise UsageError(f"a dose of {dose:g} is no scale over 0", field="dose")
+            origin = Origin(
+                editor="keyed_detox",
+                params=params.model_dump(mode="json"),
+                data_digest=pairs.digest,
+                version=__version__,
+                seed=ctx.seed,
+                dose=dose,
+            )
+            scaled = {name: LowRank(u.left * dose, u.right) for name, u in updates.items()}
+            return WeightDelta(base, scaled, origin)
+
+        return Proposal(tuple(sorted(set(params.doses))), at, notes)
+
+
+def _delta(base: str, updates: Mapping[str, LowRank]) -> WeightDelta:
+    return WeightDelta(base, dict[str, Update](updates), Origin(editor="keyed_detox"))
+
+
+def _places(
+    params: KeyedDetoxParams, model: ModelHandle, data: Dataset, ctx: RunContext
+) -> tuple[tuple[int, ...], list[Spot]]:
+    """Tokens of abuse, and the tokens before each of them in toxic continuations."""
+    read = passages(data, "fit", model.engine, ctx)
+    abuse = set(_given(params, model, data) if params.words else _found(params, read))
+    places = [
+        Spot(tuple(text.ids[:at]), at - 1)
+        for text in read.toxic
+        for at in range(max(1, text.start), len(text.ids))
+        if text.ids[at] in abuse
+    ]
+    if not places:
+        raise DataError(
+            f"{len(abuse)} words of abuse were found in the toxic continuations, and no place "
+            "that leads up to one",
+            field="pairs",
+            remedy="give more pairs, lower 'lift', or name 'words'",
+        )
+    if len(places) > params.most_places:
+        drawn = torch.randperm(len(places), generator=torch.Generator().manual_seed(ctx.seed))
+        places = [places[index] for index in sorted(drawn[: params.most_places].tolist())]
+    return tuple(sorted(abuse)), places
+
+
+def _given(params: KeyedDetoxParams, model: ModelHandle, data: Dataset) -> list[int]:
+    engine = model.engine
+    template = engine.codec.resolve(data.template)
+    return [ids[0] for ids in engine.continuations(list(params.words or ()), template) if ids]
+
+
+def _found(params: KeyedDetoxParams, read: Passages) -> list[int]:
+    """Tokens that toxic continuations have more often, by ``lift``, than everything else."""
+    toxic, neutral = read.toxic, read.neutral
+    own = Counter(token for text in toxic for token in set(text.ids[text.start :]))
+    other = Counter(token for text in toxic for token in set(text.ids[: text.start]))
+    other.update(token for text in neutral for token in set(text.ids))
+    ours, others = sum(own.values()), max(1, sum(other.values()))
+    return [
+        token
+        for token, count in own.items()
+        if count >= _RARE and count / ours > params.lift * (other[token] + 0.5) / others
+    ]
+
+
+def _mass(model: ModelHandle, places: Sequence[Spot], tokens: Sequence[int]) -> torch.Tensor:
+    """``(places,)`` log-probability of all words of abuse together."""
+    found = model.engine.next_token_log_probs([list(place.ids) for place in places])
+    return found[:, list(tokens)].logsumexp(1).double().cpu()
