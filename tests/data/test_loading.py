@@ -406,12 +406,13 @@ def test_rows_that_another_source_has_are_left_out_and_counted(tmp_path: Path) -
 
 
 def test_further_sources_are_added_with_what_they_leave_out(tmp_path: Path) -> None:
-    first = jsonl(tmp_path / "a.jsonl", [{"prompt": "a"}, {"prompt": "b", "id": "x"}])
+    rows = [{"prompt": "a", "split": "fit"}, {"prompt": "b", "id": "x", "split": "fit"}]
+    first = jsonl(tmp_path / "a.jsonl", rows)
     second = jsonl(tmp_path / "b.jsonl", [{"prompt": "b"}, {"prompt": "c", "id": "x"}])
     more = {"file": str(second), "apart_from": {"file": str(first)}, "split": "test"}
     data = load(first, also=[more])
     assert [item.prompt for item in data] == ["a", "b", "c"]
     assert len({item.id for item in data}) == 3
-    assert "c" in [item.prompt for item in data.items("test")]
+    assert [item.prompt for item in data.items("test")] == ["c"]
     with pytest.raises(ValueError, match="another also"):
         DataSpec.model_validate({"file": "a", "also": [{"file": "b", "also": [{"file": "c"}]}]})
