@@ -1,7 +1,9 @@
-"""Two closed-form detoxifiers, alone and together, beside random changes of the same size.
+"""Closed-form detoxifiers, alone and together, beside random changes of the same size.
 
-Every row is a run of ``policies/detox.yaml`` with another edit in its place, no gates and no
-export: the audits are the same, on prompts of RealToxicityPrompts that no edit was fitted on. Then
+The first row is ``policies/detox.yaml`` as it is, the others are runs of it with one edit in place
+of its two, no gates, no export and of its audits those of toxic prompts and of prose alone: on
+prompts of RealToxicityPrompts that no edit was fitted on. Each edit alone may cost what the two
+together may. Then
 how fast texts are sampled, against a bare ``generate`` loop at the same batch size. The table is
 printed and written to ``benchmarks/detox.md``, whatever it shows.
 
@@ -43,20 +45,18 @@ COLUMNS = (
 
 def runs(policy: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Name of the row -> the policy that makes it."""
-    (vectors,) = policy["edits"]
-    subspace = {
-        **{key: vectors[key] for key in ("pairs", "prose", "dose", "targets", "control")},
-        "use": "subspace",
-    }
-    # Together: each at the dose that it is given alone cannot be known here, so each chooses.
+    keyed = policy["edits"][1]
+    shared = {key: keyed[key] for key in ("pairs", "prose", "dose", "targets")}
     edits = {
-        "value_vectors": [vectors],
-        "subspace": [subspace],
-        "value_vectors, then subspace": [vectors, subspace],
+        "value_vectors": {**shared, "use": "value_vectors", "doses": [60, 100, 150, 200]},
+        "keyed_detox": {**keyed, "doses": [0.75, 1.0, 1.25, 1.5, 2.0]},
+        "subspace": {**shared, "use": "subspace"},
     }
+    few = [audit for audit in policy["audits"] if audit["use"] == "perplexity" or "pairs" in audit]
+    alone = {**policy, "audits": few, "gates": [], "export": None}
     return {
-        title: {**copy.deepcopy(dict(policy)), "edits": chosen, "gates": [], "export": None}
-        for title, chosen in edits.items()
+        "value_vectors, then keyed_detox": dict(policy),
+        **{title: {**copy.deepcopy(alone), "edits": [edit]} for title, edit in edits.items()},
     }
 
 
