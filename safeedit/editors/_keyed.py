@@ -32,7 +32,6 @@ import torch
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from torch import Tensor
 
-from safeedit import __version__
 from safeedit.contracts import (
     BaseParams,
     DataRole,
@@ -46,8 +45,9 @@ from safeedit.data import Dataset, Item
 from safeedit.data.loading import load_dataset
 from safeedit.data.splitting import normalise_prompt
 from safeedit.data.subjects import shared_span
-from safeedit.delta import LowRank, Origin, Update, WeightDelta
-from safeedit.errors import DataError, EditError, UnsupportedModelError, UsageError
+from safeedit.delta import LowRank
+from safeedit.editors._scaled import check_spread, scaled_proposal, so_far
+from safeedit.errors import DataError, EditError, UsageError
 from safeedit.layers import Layers, resolve
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
@@ -252,34 +252,12 @@ class KeyedEditor(ABC):
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
         """Read keys, learn values, solve; offer the change in several strengths."""
         sites = model.sites("mlp_out", self.layers(model.n_layers))
-        if len(sites) > 1 and model.architecture.post_mlp_norm:
-            raise UnsupportedModelError(
-                f"in {model.architecture.family} models a norm follows the MLP, so that a shift "
-                "cannot be spread over several layers",
-                remedy="choose one layer, such as 'layers: 16%-16%'",
-            )
+        check_spread(model, len(sites), "16%-16%")
         road = _Road(self, model, data, ctx, sites)
         updates = road.solve()
-        base = model.digest()
-
-        def at(dose: float) -> WeightDelta:
-            if not 0 < dose < math.inf:
-                raise UsageError(f"a dose of {dose:g} is no scale over 0", field="dose")
-            origin = Origin(
-                editor=self.name,
-                params=self.params.model_dump(mode="json"),
-                data_digest=data["forget"].digest,
-                version=__version__,
-                seed=ctx.seed,
-                dose=dose,
-            )
-            return WeightDelta(
-                base,
-                {name: LowRank(u.left * dose, u.right) for name, u in updates.items()},
-                origin,
-            )
-
-        return Proposal(tuple(sorted(set(self.params.doses))), at, road.notes)
+        return scaled_proposal(
+            self.name, self.params, data["forget"], ctx, model.digest(), updates, road.notes
+        )
 
 
 @dataclass(frozen=True)
@@ -351,7 +329,7 @@ class _Road:
         updates: dict[str, LowRank] = {}
         per_layer: dict[str, dict[str, Any]] = {}
         for done, site in enumerate(self.sites):
-            delta = WeightDelta(base, dict[str, Update](updates), Origin(editor=self.editor.name))
+            delta = so_far(self.editor.name, base, updates)
             with self.model.applied(delta):
                 keys = self._read(self.keys, site)
                 missing = self.shares @ values.shifts.double()

@@ -43,7 +43,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit import __version__
 from safeedit.contracts import (
     BaseParams,
     DataRole,
@@ -62,9 +61,10 @@ from safeedit.data.coreference import (
     without_pronoun,
 )
 from safeedit.data.loading import load_dataset
-from safeedit.delta import LowRank, Origin, Update, WeightDelta
+from safeedit.delta import LowRank
 from safeedit.editors._openings import subjects_of, undefined_gender
-from safeedit.errors import DataError, EditError, UnsupportedModelError, UsageError
+from safeedit.editors._scaled import check_spread, scaled_proposal, so_far
+from safeedit.errors import DataError, EditError
 from safeedit.layers import Layers, resolve
 from safeedit.model.handle import ModelHandle
 from safeedit.model.keys import Spot, keys_at, second_moments, subject_spot
@@ -159,29 +159,10 @@ class KeyedDebias:
         """Find least shifts, solve layer by layer; offer the change in several strengths."""
         params, base = self.params, model.digest()
         layers = resolve(params.layers, model.n_layers)
-        if len(layers) > 1 and model.architecture.post_mlp_norm:
-            raise UnsupportedModelError(
-                f"in {model.architecture.family} models a norm follows the MLP, so that a shift "
-                "cannot be spread over several layers",
-                remedy="choose one layer, such as 'layers: 60%-60%'",
-            )
+        check_spread(model, len(layers), "60%-60%")
         updates, notes = _solve(params, model, data, ctx)
 
-        def at(dose: float) -> WeightDelta:
-            if not 0 < dose < math.inf:
-                raise UsageError(f"a dose of {dose:g} is no scale over 0", field="dose")
-            origin = Origin(
-                editor="keyed_debias",
-                params=params.model_dump(mode="json"),
-                data_digest=data["prompts"].digest,
-                version=__version__,
-                seed=ctx.seed,
-                dose=dose,
-            )
-            scaled = {name: LowRank(u.left * dose, u.right) for name, u in updates.items()}
-            return WeightDelta(base, scaled, origin)
-
-        return Proposal(tuple(sorted(set(params.doses))), at, notes)
+        return scaled_proposal("keyed_debias", params, data["prompts"], ctx, base, updates, notes)
 
 
 def _solve(
@@ -207,7 +188,7 @@ def _solve(
     updates: dict[str, LowRank] = {}
     per_layer: dict[str, Any] = {}
     for done, site in enumerate(sites):
-        with model.applied(_delta(base, updates)):
+        with model.applied(so_far("keyed_debias", base, updates)):
             shifts = margin_shifts(
                 model,
                 sites[-1],
@@ -263,7 +244,7 @@ def _solve(
         "factual_prompts": len(kept),
     }
     notes |= {f"{name}_before": value for name, value in missed().items()}
-    with model.applied(_delta(base, updates)):
+    with model.applied(so_far("keyed_debias", base, updates)):
         notes |= {f"{name}_after": value for name, value in missed().items()}
     return updates, notes | {"layers": per_layer}
 
@@ -310,15 +291,11 @@ def _openings(
 def _sentences(
     params: KeyedDebiasParams, model: ModelHandle, data: Dataset, ctx: RunContext
 ) -> _Wanted:
-    """Sentences that come with both genders, asked about; the margin is that of the two people.
+    """Sentences that come with both genders, asked about; the margin is that of the two people, and
+    the key that of the question's last token, whatever ``key`` says of openings.
 
     Where both people's names begin alike, what they share is put behind the question.
     """
-    if params.key != "last":
-        raise UsageError(
-            "sentences are evened out at their last token",
-            field="key", remedy="set 'key: last', or leave 'sentences' out",
-        )  # fmt: skip
     engine = model.engine
     template = engine.codec.resolve(data.template)
     groups: dict[tuple[str, ...], dict[str, str]] = {}
@@ -378,10 +355,6 @@ def _merged(keys: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
     first, place = same_keys(keys, _ONE_KEY).unique(return_inverse=True)
     sums = torch.zeros(len(shifts), len(first), dtype=shifts.dtype).index_add(1, place, shifts)
     return keys[:, first], sums / torch.bincount(place)
-
-
-def _delta(base: str, updates: Mapping[str, LowRank]) -> WeightDelta:
-    return WeightDelta(base, dict[str, Update](updates), Origin(editor="keyed_debias"))
 
 
 def _factual(

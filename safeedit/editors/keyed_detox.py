@@ -26,7 +26,6 @@ Source: ours; the solve is that of MEMIT (Meng et al., ICLR 2023, arXiv 2210.072
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
@@ -34,7 +33,6 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 
-from safeedit import __version__
 from safeedit.contracts import (
     BaseParams,
     DataRole,
@@ -47,9 +45,10 @@ from safeedit.contracts import (
 from safeedit.data import Dataset
 from safeedit.data.loading import load_dataset
 from safeedit.data.pairs import read_pairs
-from safeedit.delta import LowRank, Origin, Update, WeightDelta
+from safeedit.delta import LowRank
 from safeedit.editors._contrast import Passages, passages
-from safeedit.errors import DataError, EditError, UnsupportedModelError, UsageError
+from safeedit.editors._scaled import check_spread, scaled_proposal, so_far
+from safeedit.errors import DataError, EditError
 from safeedit.layers import Layers, resolve
 from safeedit.model.handle import ModelHandle
 from safeedit.model.keys import Spot, keys_at, second_moments
@@ -123,12 +122,7 @@ class KeyedDetox:
         """Find the places and their least shifts, solve; offer the change in several strengths."""
         params, base = self.params, model.digest()
         sites = model.sites("mlp_out", resolve(params.layers, model.n_layers))
-        if len(sites) > 1 and model.architecture.post_mlp_norm:
-            raise UnsupportedModelError(
-                f"in {model.architecture.family} models a norm follows the MLP, so that a shift "
-                "cannot be spread over several layers",
-                remedy="choose one layer, such as 'layers: 90%-90%'",
-            )
+        check_spread(model, len(sites), "90%-90%")
         pairs = data["pairs"]
         tokens, places = _places(params, model, pairs, ctx)
         before = _mass(model, places, tokens)
@@ -152,7 +146,7 @@ class KeyedDetox:
         updates: dict[str, LowRank] = {}
         per_layer: dict[str, Any] = {}
         for done, site in enumerate(sites):
-            with model.applied(_delta(base, updates)):
+            with model.applied(so_far("keyed_detox", base, updates)):
                 values = least_values(
                     model,
                     sites[-1].layer,
@@ -185,7 +179,7 @@ class KeyedDetox:
                 "missed": change.missed,
                 "share_of_ordinary_output": change.share_of(weight, ordinary[site].second),
             }
-        with model.applied(_delta(base, updates)):
+        with model.applied(so_far("keyed_detox", base, updates)):
             after = _mass(model, places, tokens)
         notes: dict[str, Any] = {
             "places": len(places),
@@ -195,25 +189,7 @@ class KeyedDetox:
             "layers": per_layer,
         }
 
-        def at(dose: float) -> WeightDelta:
-            if not 0 < dose < math.inf:
-                raise UsageError(f"a dose of {dose:g} is no scale over 0", field="dose")
-            origin = Origin(
-                editor="keyed_detox",
-                params=params.model_dump(mode="json"),
-                data_digest=pairs.digest,
-                version=__version__,
-                seed=ctx.seed,
-                dose=dose,
-            )
-            scaled = {name: LowRank(u.left * dose, u.right) for name, u in updates.items()}
-            return WeightDelta(base, scaled, origin)
-
-        return Proposal(tuple(sorted(set(params.doses))), at, notes)
-
-
-def _delta(base: str, updates: Mapping[str, LowRank]) -> WeightDelta:
-    return WeightDelta(base, dict[str, Update](updates), Origin(editor="keyed_detox"))
+        return scaled_proposal("keyed_detox", params, pairs, ctx, base, updates, notes)
 
 
 def _places(

@@ -37,7 +37,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit import __version__
 from safeedit.contracts import (
     BaseParams,
     DataRole,
@@ -51,6 +50,7 @@ from safeedit.data import Dataset
 from safeedit.data.loading import load_dataset
 from safeedit.delta import LowRank, Origin, WeightDelta
 from safeedit.editors._keyed import CONTEXTS
+from safeedit.editors._scaled import scaled_proposal
 from safeedit.errors import DataError, EditError, ModelError, UnsupportedModelError, UsageError
 from safeedit.layers import Layers, resolve
 from safeedit.model.architectures import Site
@@ -159,22 +159,8 @@ class RemediEditor:
             )
         change, site, notes = _Road(params, model, data, ctx, layers[0]).solve()
 
-        def at(dose: float) -> WeightDelta:
-            if not 0 < dose < math.inf:
-                raise UsageError(f"a dose of {dose:g} is no scale over 0", field="dose")
-            origin = Origin(
-                editor="remedi",
-                params=params.model_dump(mode="json"),
-                data_digest=data["entities"].digest,
-                version=__version__,
-                seed=ctx.seed,
-                dose=dose,
-            )
-            return WeightDelta(
-                base, {site.weight: LowRank(change.left * dose, change.right)}, origin
-            )
-
-        return Proposal(tuple(sorted(set(params.doses))), at, notes)
+        updates = {site.weight: LowRank(change.left, change.right)}
+        return scaled_proposal("remedi", params, data["entities"], ctx, base, updates, notes)
 
 
 @dataclass(frozen=True)

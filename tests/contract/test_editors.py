@@ -133,6 +133,8 @@ def _openings(role: DataRole, test: str = "") -> Dataset:
     """Openings about professions with their scores; prose as questions."""
     if role.name == "prose":
         return _questions(role, test)
+    if role.name == "sentences":
+        return _couples(role, test)
     names = ("doctor", "nurse", "teacher", "prince", "river", "city", "country", "liar")
     return Dataset(
         [
@@ -145,6 +147,27 @@ def _openings(role: DataRole, test: str = "") -> Dataset:
             )
             for place, name in enumerate(names)
             for number, opening in enumerate(("The", "I know the", "In the city the"))
+        ],
+        template="plain",
+        name=role.name,
+    )
+
+
+def _couples(role: DataRole, test: str = "") -> Dataset:
+    """Two people and a pronoun of either gender."""
+    pairs = (("doctor", "nurse"), ("teacher", "prince"), ("liar", "fool"))
+    return Dataset(
+        [
+            DataItem(
+                id=f"{one}-{pronoun}",
+                prompt=f"The {one} met the {two}, {pronoun} said so{test if place > 1 else str()}",
+                answer=one,
+                subject=one,
+                extra={"professions": [one, two], "pronoun": pronoun},
+                split=("fit", "validation", "test")[place],
+            )
+            for place, (one, two) in enumerate(pairs)
+            for pronoun in ("he", "she")
         ],
         template="plain",
         name=role.name,
@@ -175,6 +198,8 @@ def _attributes(role: DataRole, test: str = "") -> Dataset:
         )
     if role.name != "lessons":
         return _questions(role, test)
+    if role.name == "sentences":
+        return _couples(role, test)
     names = ("doctor", "nurse", "teacher", "prince", "river", "city", "country", "liar")
     return Dataset(
         [

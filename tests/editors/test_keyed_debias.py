@@ -237,5 +237,3 @@ def test_sentences_that_do_not_tell_who_is_meant_are_refused(tmp_path: Path) -> 
     alone = Dataset(couples().items("fit")[:1], template="plain", name="couples")
     with pytest.raises(DataError, match="pronoun of either gender"):
         propose(handle, tmp_path, data(prose=prose(), sentences=alone))
-    with pytest.raises(UsageError, match="last token"):
-        propose(handle, tmp_path, data(prose=prose(), sentences=couples()), key="subject")

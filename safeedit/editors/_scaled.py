@@ -1,0 +1,71 @@
+"""What the editors share whose doses scale one low-rank change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from safeedit import __version__
+from safeedit.contracts import Proposal, RunContext
+from safeedit.data import Dataset
+from safeedit.delta import LowRank, Origin, Update, WeightDelta
+from safeedit.errors import UnsupportedModelError, UsageError
+from safeedit.model.handle import ModelHandle
+
+
+def scaled_proposal(
+    editor: str,
+    params: Any,
+    data: Dataset,
+    ctx: RunContext,
+    base: str,
+    updates: Mapping[str, LowRank],
+    notes: Mapping[str, Any],
+) -> Proposal:
+    """A change in the strengths that ``params.doses`` names.
+
+    Args:
+        editor: Its name.
+        params: Its parameters, ``doses`` among them.
+        data: What the change was fitted on, for the record.
+        ctx: Of the run.
+        base: Digest of the model it belongs to.
+        updates: Tensor name -> its change at dose 1.
+        notes: For the record.
+    """
+
+    def at(dose: float) -> WeightDelta:
+        if not 0 < dose < math.inf:
+            raise UsageError(f"a dose of {dose:g} is no scale over 0", field="dose")
+        origin = Origin(
+            editor=editor,
+            params=params.model_dump(mode="json"),
+            data_digest=data.digest,
+            version=__version__,
+            seed=ctx.seed,
+            dose=dose,
+        )
+        scaled = {name: LowRank(u.left * dose, u.right) for name, u in updates.items()}
+        return WeightDelta(base, scaled, origin)
+
+    return Proposal(tuple(sorted(set(params.doses))), at, dict(notes))
+
+
+def so_far(editor: str, base: str, updates: Mapping[str, LowRank]) -> WeightDelta:
+    """The change while it is being solved for, layer by layer."""
+    return WeightDelta(base, dict[str, Update](updates), Origin(editor=editor))
+
+
+def check_spread(model: ModelHandle, layers: int, example: str) -> None:
+    """See that a shift can be spread over so many layers.
+
+    Raises:
+        UnsupportedModelError: A norm follows the MLP, and there are several.
+    """
+    if layers > 1 and model.architecture.post_mlp_norm:
+        raise UnsupportedModelError(
+            f"in {model.architecture.family} models a norm follows the MLP, so that a shift "
+            "cannot be spread over several layers",
+            remedy=f"choose one layer, such as 'layers: {example}'",
+        )
