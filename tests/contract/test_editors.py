@@ -160,7 +160,7 @@ def _couples(role: DataRole, test: str = "") -> Dataset:
         [
             DataItem(
                 id=f"{one}-{pronoun}",
-                prompt=f"The {one} met the {two}, {pronoun} said so{test if place > 1 else str()}",
+                prompt=f"The {one} met the {two}, {pronoun} said so{test if place > 1 else ''}",
                 answer=one,
                 subject=one,
                 extra={"professions": [one, two], "pronoun": pronoun},
