@@ -35,8 +35,9 @@ as in AlphaEdit (Fang et al., ICLR 2025, arXiv 2410.02355).
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -61,6 +62,7 @@ from safeedit.data.coreference import (
     without_pronoun,
 )
 from safeedit.data.loading import load_dataset
+from safeedit.data.splitting import normalise_prompt
 from safeedit.delta import LowRank
 from safeedit.editors._openings import subjects_of, undefined_gender
 from safeedit.editors._scaled import check_spread, scaled_proposal, so_far
@@ -120,6 +122,11 @@ class KeyedDebiasParams(BaseParams):
         ge=0,
         description="what a factual key's move weighs against a missed shift; null: their span "
         "does not move at all",
+    )
+    share_openings: bool = Field(
+        True,
+        description="hold factual words in the openings of 'prompts' as well as in their own: what "
+        "is moved in an opening is then held in it",
     )
     prose_window: int = Field(128, ge=8, description="tokens of ordinary text read at a time")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -364,7 +371,24 @@ def _factual(
     if factual is None:
         ctx.warn("keyed_debias: without 'factual' prompts nothing keeps queens and fathers apart")
         return []
-    return _spots(params, model, factual.items("fit"), factual, "factual")
+    items = list(factual.items("fit"))
+    if params.share_openings:
+        openings = {
+            item.prompt.replace(item.subject, "{}")
+            for item in data["prompts"].items("fit")
+            if item.subject and item.prompt.count(item.subject) == 1 and "{" not in item.prompt
+        }
+        known = {normalise_prompt(item.prompt) for item in items}
+        words = {item.subject: item for item in items if item.subject}
+        items += [
+            replace(item, prompt=text)
+            for word, item in sorted(words.items())
+            for opening in sorted(openings)
+            if normalise_prompt(text := opening.replace("{}", word)) not in known
+        ]
+        if len(items) > params.most_prompts:
+            items = random.Random(ctx.seed).sample(items, params.most_prompts)
+    return _spots(params, model, items, factual, "factual")
 
 
 def _spots(

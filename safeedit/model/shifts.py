@@ -28,20 +28,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from safeedit.contracts import Progress, Template, silent
 from safeedit.errors import EditError, UsageError
-from safeedit.model.activations import Enough, starting_at
 from safeedit.model.architectures import Site
-from safeedit.model.batching import Batcher, pad_right
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.model.keys import Spot
+from safeedit.model.values import Even, Passes, Row, Unit
 
 _CHUNK_LOGITS = 1 << 24
 """Logits of words computed at a time: 64 MiB, and a few times that while gradients are taken."""
@@ -198,106 +196,37 @@ def margin_shifts(
     Raises:
         EditError: The margins are no numbers.
     """
-    found = [(torch.empty(0), 0.0, 0.0)] * len(spots)
-
-    def run(batch: list[int]) -> list[tuple[Tensor, float, float]]:
-        chosen = [spots[i] for i in batch]
-        return _newton(model, site, chosen, tokens[batch], wanted[batch], steps)
-
-    # Gradients take about four times the memory of a pass that is only read.
-    batcher = Batcher(max(1, model.engine.max_batch_tokens // 4))
-    shifted = batcher.each([len(spot.ids) for spot in spots], run)
-    for index, each in progress(shifted, "finding least shifts", len(spots)):
-        found[index] = each
-    values, before, after = zip(*found, strict=True)
-    return MarginShifts(
-        torch.stack(values),
-        torch.tensor(before, dtype=torch.float64),
-        torch.tensor(after, dtype=torch.float64),
-    )
-
-
-def _newton(
-    model: ModelHandle,
-    site: Site,
-    spots: Sequence[Spot],
-    tokens: Tensor,
-    wanted: Tensor,
-    steps: int,
-) -> list[tuple[Tensor, float, float]]:
-    rows = torch.arange(len(spots))
-    places = torch.tensor([spot.position for spot in spots])
-    ends = torch.tensor([len(spot.ids) - 1 for spot in spots])
-    inputs = {
-        "input_ids": pad_right([spot.ids for spot in spots]),
-        "attention_mask": pad_right([[1] * len(spot.ids) for spot in spots]),
-    }
-    entering, tuples = _entering(model, site.layer, inputs)
-    shift = torch.zeros(len(spots), model.d_model, device=entering.device)
-    target = wanted.to(entering.device).double()
-
-    def add(where: Site, activation: Tensor) -> Tensor:
-        index = (rows.to(activation.device), places.to(activation.device))
-        moved = shift.to(activation.device, activation.dtype)
-        return activation.index_put(index, moved, accumulate=True)
-
-    best = torch.full((len(spots),), torch.inf, dtype=torch.float64, device=entering.device)
-    kept, first, last = shift.clone(), best.clone(), best.clone()
-    further = torch.zeros_like(shift)
-    for step in range(steps + 1):
-        shift = (kept + further).detach().requires_grad_(True)
-        with (
-            model.intercepted([site], add, "output"),
-            starting_at(model.blocks(), site.layer, entering, tuples=tuples),
-        ):
-            hidden = model.forward(inputs)
-        logits = model.logits(hidden[rows, ends]).float()
-        pair = logits.gather(1, tokens.to(logits.device))
-        margin = (pair[:, 0] - pair[:, 1]).to(entering.device)
-        if not bool(torch.isfinite(margin).all()):
+    pairs = [(int(one), int(two)) for one, two in tokens]
+    units = [
+        Unit((Row(spot, Even(pair, margin)),))
+        for spot, pair, margin in zip(spots, pairs, wanted.tolist(), strict=True)
+    ]
+    passes = Passes(model, site.layer, units, exact=True)
+    everything = list(range(len(units)))
+    kept = torch.zeros(len(units), model.d_model, dtype=torch.float64)
+    further = kept.clone()
+    best = torch.full((len(units),), torch.inf, dtype=torch.float64)
+    first, last = best.clone(), best.clone()
+    for step in progress(range(steps + 1), "finding least shifts", steps + 1):
+        shift = kept + further
+        values, slopes, _ = passes.slopes(shift.float(), everything)
+        away, slope = values[:, 0], slopes[:, 0]
+        if not bool(torch.isfinite(away).all()):
             raise EditError(
                 "logits are no numbers while shifts are sought", remedy="use dtype: float32"
             )
-        (slope,) = torch.autograd.grad(margin.sum(), shift)
-        margin, shift = margin.detach().double(), shift.detach()
-        missed = (margin - target).abs()
-        better = missed < best
+        better = away.abs() < best
         kept = torch.where(better[:, None], shift, kept)
-        best, last = torch.where(better, missed, best), torch.where(better, margin, last)
+        best = torch.where(better, away.abs(), best)
+        last = torch.where(better, away + wanted, last)
         if step == 0:
-            first = margin
+            first = away + wanted
         # The least shift that gets there if the margin is linear; half of the last step where
         # that led away.
-        along = (slope * shift).sum(1) - (margin - target).float()
+        along = (slope * shift).sum(1) - away
         least = slope * (along / slope.square().sum(1).clamp(min=1e-30))[:, None]
         further = torch.where(better[:, None], least - shift, further / 2)
-    return list(zip(kept.double().cpu(), first.tolist(), last.tolist(), strict=True))
-
-
-@torch.no_grad()
-def _entering(model: ModelHandle, layer: int, inputs: dict[str, Tensor]) -> tuple[Tensor, bool]:
-    """What enters a block, and whether blocks return tuples."""
-    seen: dict[str, Any] = {"tuples": False}
-
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen["hidden"] = args[0] if args else kwargs["hidden_states"]
-        raise Enough
-
-    def note(module: nn.Module, args: Any, output: Any) -> None:
-        seen["tuples"] = isinstance(output, tuple)
-
-    blocks = model.blocks()
-    hooks = [blocks[layer].register_forward_pre_hook(enter, with_kwargs=True)]
-    if layer:
-        hooks.append(blocks[0].register_forward_hook(note))
-    try:
-        model.forward(inputs)
-    except Enough:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen["hidden"], seen["tuples"]
+    return MarginShifts(kept, first, last)
 
 
 def _chunk(

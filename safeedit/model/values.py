@@ -79,7 +79,15 @@ class Keep:
     """The next token's distribution is to stay: the divergence KL(before || now), nats."""
 
 
-Aim = Say | Avoid | Spread | Keep
+@dataclass(frozen=True)
+class Even:
+    """The first of two tokens is to be ``margin`` nats likelier than the second."""
+
+    tokens: tuple[int, int]
+    margin: float
+
+
+Aim = Say | Avoid | Spread | Keep | Even
 
 
 @dataclass(frozen=True)
@@ -193,13 +201,17 @@ def learn_values(
     return Values((free * scale[:, None]).detach(), passes.outputs, losses, taken)
 
 
-def distances(aim: Avoid, log_probs: Tensor) -> Tensor:
+def distances(aim: Avoid | Even, log_probs: Tensor) -> Tensor:
     """How far tokens are from being as unlikely as wanted, nats of log-odds, 0 or less once they
     are: ``(2,)``, from the floor and from coming after ``rank`` others; ``log_probs`` ``(vocab,)``.
+    Of :class:`Even`, what the margin has too much, twice.
 
     Log-odds keep their slope where a probability is close to 1. The slope of the rank is that of
     the mean over the ranks about it: which token has it changes from step to step.
     """
+    if isinstance(aim, Even):
+        first, second = log_probs[list(aim.tokens)]
+        return (first - second - aim.margin).expand(2)
     tokens = list(aim.tokens)
     known = log_probs[tokens].logsumexp(0)
     others = log_probs.index_fill(0, torch.tensor(tokens, device=log_probs.device), -math.inf)
@@ -214,10 +226,19 @@ def distances(aim: Avoid, log_probs: Tensor) -> Tensor:
 
 
 class Passes:
-    """The rows of all units, run once as they are, and what further passes need of that."""
+    """The rows of all units, run once as they are, and what further passes need of that.
 
-    def __init__(self, model: ModelHandle, layer: int, units: Sequence[Unit]) -> None:
-        self.model, self.layer = model, layer
+    Args:
+        model: Stays as it is.
+        layer: Whose MLP's output is shifted.
+        units: Each has one shift.
+        exact: Whether to compute in the weights' own type rather than in bfloat16.
+    """
+
+    def __init__(
+        self, model: ModelHandle, layer: int, units: Sequence[Unit], *, exact: bool = False
+    ) -> None:
+        self.model, self.layer, self.exact = model, layer, exact
         (self.site,) = model.sites("mlp_out", [layer])
         self.rows = [row for unit in units for row in unit.rows]
         self.owners = [number for number, unit in enumerate(units) for _ in unit.rows]
@@ -296,9 +317,9 @@ class Passes:
         return worst, gradient
 
     def slopes(self, shifts: Tensor, active: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the rows of active units, whose aims are all :class:`Avoid`: how far each is from its
-        aim ``(rows, 2)`` (:func:`distances`), the slopes of that ``(rows, 2, d_model)``, and its
-        unit ``(rows,)``; fp64, on the CPU."""
+        """Of the rows of active units, whose aims are :class:`Avoid` or :class:`Even`: how far each
+        is from its aim ``(rows, 2)`` (:func:`distances`), the slopes of that ``(rows, 2,
+        d_model)``, and its unit ``(rows,)``; fp64, on the CPU."""
         chosen = [row for row, owner in enumerate(self.owners) if owner in set(active)]
         owners = torch.tensor([self.owners[row] for row in chosen])
         values = torch.empty(len(chosen), 2, dtype=torch.float64)
@@ -313,7 +334,7 @@ class Passes:
             aims = [self.rows[row].aim for row in rows]
             found = torch.stack(
                 [distances(aim, now) for aim, now in zip(aims, log_probs, strict=True)
-                 if isinstance(aim, Avoid)]
+                 if isinstance(aim, Avoid | Even)]
             )  # fmt: skip
             # Without a rank the two are one, and so are their slopes.
             parts = found.T if ranked else found.T[:1]
@@ -429,6 +450,8 @@ class Passes:
                 return functional.relu(known - aim.floor)
             # log(1 - p) without cancelling; where p is 1 to rounding it would be infinite.
             return -torch.log(-torch.expm1(known.clamp(max=-1e-6)))
+        if isinstance(aim, Even):
+            return (now[aim.tokens[0]] - now[aim.tokens[1]] - aim.margin).abs()
         if isinstance(aim, Spread):
             looks = torch.cat([log_probs, lens.float().log_softmax(-1)]) if aim.lens else log_probs
             entropies = -(looks.exp() * looks).sum(-1)
@@ -438,8 +461,8 @@ class Passes:
 
     @contextmanager
     def _fast(self) -> Iterator[None]:
-        """bfloat16 whatever the weights, as in :mod:`safeedit.model.tuning`."""
-        with torch.autocast(self.model.device.type, torch.bfloat16):
+        """bfloat16 whatever the weights, as in :mod:`safeedit.model.tuning`; unless ``exact``."""
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=not self.exact):
             yield
 
     @torch.no_grad()

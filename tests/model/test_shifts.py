@@ -100,11 +100,12 @@ def _spots(handle: ModelHandle, back: int = 0) -> list[Spot]:
 def test_least_shifts_make_two_words_equally_likely(family: str, layer: int, back: int) -> None:
     handle = tiny_handle(family)
     tokens = single_tokens(handle.engine, ("he", "she"), "plain")
+    pair = torch.tensor([tokens])
     (site,) = handle.sites("mlp_out", [layer])
     spots = _spots(handle, back)
-    found = margin_shifts(handle, site, spots, tokens, torch.zeros(3).double(), steps=12)
+    found = margin_shifts(handle, site, spots, pair.expand(3, 2), torch.zeros(3).double(), steps=12)
     states = torch.stack(handle.engine.hidden([spot.ids for spot in spots], [2])[2])
-    assert torch.allclose(found.before, margins(handle, states, tokens), atol=1e-3)
+    assert torch.allclose(found.before, margins(handle, states, pair), atol=1e-3)
     # Far from the end a random model may hold no such shift near by; none leads away.
     most = 0.05 + (0.1 if not back else 0.6) * float(found.before.abs().mean())
     assert float(found.after.abs().mean()) < most
@@ -129,9 +130,12 @@ def test_least_shifts_make_two_words_equally_likely(family: str, layer: int, bac
 def test_they_are_least_and_any_margin_may_be_wanted() -> None:
     handle = tiny_handle("llama")
     tokens = single_tokens(handle.engine, ("he", "she"), "plain")
+    pair = torch.tensor([tokens])
     (site,) = handle.sites("mlp_out", [2])
     spots = _spots(handle)
-    found = margin_shifts(handle, site, spots, tokens, torch.tensor([1.0, -1.0, 0.5]), steps=8)
+    found = margin_shifts(
+        handle, site, spots, pair.expand(3, 2), torch.tensor([1.0, -1.0, 0.5]), steps=8
+    )
     assert torch.allclose(found.after, torch.tensor([1.0, -1.0, 0.5]).double(), atol=1e-3)
     states = torch.stack(handle.engine.hidden([spot.ids for spot in spots], [2])[2])
     generator = torch.Generator().manual_seed(0)
@@ -144,7 +148,7 @@ def test_they_are_least_and_any_margin_may_be_wanted() -> None:
         near *= (
             0.97 * found.values.float().norm(dim=1, keepdim=True) / near.norm(dim=1, keepdim=True)
         )
-        reached = (margins(handle, states + near, tokens) - found.before) / (
+        reached = (margins(handle, states + near, pair) - found.before) / (
             found.after - found.before
         )
         assert float(reached.max()) < 1, "a shorter shift does not get there"
