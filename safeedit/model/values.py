@@ -201,17 +201,26 @@ def learn_values(
     return Values((free * scale[:, None]).detach(), passes.outputs, losses, taken)
 
 
-def distances(aim: Avoid | Even, log_probs: Tensor) -> Tensor:
+def _apart(aims: Sequence[Aim], logits: Tensor) -> Tensor:
+    """``(rows, 2)`` :func:`distances` of each aim; of :class:`Even`, what the margin has too much,
+    twice. ``logits`` ``(rows, vocab)``."""
+    even = [aim for aim in aims if isinstance(aim, Even)]
+    if len(even) == len(aims):
+        tokens = torch.tensor([aim.tokens for aim in even], device=logits.device)
+        margins = torch.tensor([aim.margin for aim in even], device=logits.device)
+        pair = logits.gather(1, tokens)
+        return (pair[:, 0] - pair[:, 1] - margins)[:, None].expand(-1, 2)
+    found = zip(aims, logits.log_softmax(-1), strict=True)
+    return torch.stack([distances(aim, now) for aim, now in found if isinstance(aim, Avoid)])
+
+
+def distances(aim: Avoid, log_probs: Tensor) -> Tensor:
     """How far tokens are from being as unlikely as wanted, nats of log-odds, 0 or less once they
     are: ``(2,)``, from the floor and from coming after ``rank`` others; ``log_probs`` ``(vocab,)``.
-    Of :class:`Even`, what the margin has too much, twice.
 
     Log-odds keep their slope where a probability is close to 1. The slope of the rank is that of
     the mean over the ranks about it: which token has it changes from step to step.
     """
-    if isinstance(aim, Even):
-        first, second = log_probs[list(aim.tokens)]
-        return (first - second - aim.margin).expand(2)
     tokens = list(aim.tokens)
     known = log_probs[tokens].logsumexp(0)
     others = log_probs.index_fill(0, torch.tensor(tokens, device=log_probs.device), -math.inf)
@@ -317,8 +326,8 @@ class Passes:
         return worst, gradient
 
     def slopes(self, shifts: Tensor, active: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the rows of active units, whose aims are :class:`Avoid` or :class:`Even`: how far each
-        is from its aim ``(rows, 2)`` (:func:`distances`), the slopes of that ``(rows, 2,
+        """Of the rows of active units, whose aims are all :class:`Avoid` or all :class:`Even`: how
+        far each is from its aim ``(rows, 2)`` (:func:`distances`), the slopes of that ``(rows, 2,
         d_model)``, and its unit ``(rows,)``; fp64, on the CPU."""
         chosen = [row for row, owner in enumerate(self.owners) if owner in set(active)]
         owners = torch.tensor([self.owners[row] for row in chosen])
@@ -330,12 +339,8 @@ class Passes:
             rows = [chosen[index] for index in batch]
             leaf = shifts[owners[batch]].to(self.model.device).requires_grad_(True)
             states, _ = self._run(rows, leaf)
-            log_probs = self.model.logits(torch.cat(list(states))).float().log_softmax(-1)
-            aims = [self.rows[row].aim for row in rows]
-            found = torch.stack(
-                [distances(aim, now) for aim, now in zip(aims, log_probs, strict=True)
-                 if isinstance(aim, Avoid | Even)]
-            )  # fmt: skip
+            logits = self.model.logits(torch.cat(list(states))).float()
+            found = _apart([self.rows[row].aim for row in rows], logits)
             # Without a rank the two are one, and so are their slopes.
             parts = found.T if ranked else found.T[:1]
             each = [torch.autograd.grad(p.sum(), leaf, retain_graph=True)[0] for p in parts]
