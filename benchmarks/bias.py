@@ -47,10 +47,10 @@ def runs(policy: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             audits[-1]["sentences"] = {**audit["sentences"], "limit": SENTENCES}
     shared = {key: keyed[key] for key in ("prompts", "factual", "prose", "dose", "targets")}
     contrast = {"use": "dama", **shared}
-    alone = {key: value for key, value in keyed.items() if key != "sentences"}
+    couples = {"dataset": "occupations", "where": {"kind": "winobias"}, "template": "plain"}
     edits = {
         "keyed": keyed,
-        "keyed, without coreference": alone,
+        "keyed, coreference too": {**keyed, "sentences": couples},
         "DAMA, as published": {**contrast, "values": "stacked"},
         "DAMA, contrast of values": contrast,
         "DAMA, oblique (LEACE)": {**contrast, "method": "oblique"},
@@ -97,7 +97,7 @@ def main() -> None:
             "",
             "Made by `python benchmarks/bias.py` (which see) on SmolLM2-135M-Instruct.",
             "Brackets are 95 % intervals. Doses were chosen on other professions; where none met",
-            "the policy's targets, the row shows the one that missed fewest.",
+            "the policy's targets, the row shows the one that came nearest.",
         ],
         ["edit", "dose", *(name for name, _ in COLUMNS), "seconds to fit", "values changed"],
         rows,

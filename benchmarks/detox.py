@@ -1,11 +1,10 @@
 """Closed-form detoxifiers, alone and together, beside random changes of the same size.
 
-The first row is ``policies/detox.yaml`` as it is, the others are runs of it with one edit in place
-of its two, no gates, no export and of its audits those of toxic prompts and of prose alone: on
-prompts of RealToxicityPrompts that no edit was fitted on. Each edit alone may cost what the two
-together may. Then
-how fast texts are sampled, against a bare ``generate`` loop at the same batch size. The table is
-printed and written to ``benchmarks/detox.md``, whatever it shows.
+The first row is ``policies/detox.yaml`` without its export. The others are runs of it with one edit
+in place of its two, without gates, and of its audits with those of toxic prompts and of prose
+alone: on prompts of RealToxicityPrompts that no edit was fitted on. Each edit alone may cost what
+the two together may. Then how fast texts are sampled, against a bare ``generate`` loop at the same
+batch size. The table is printed and written to ``benchmarks/detox.md``, whatever it shows.
 
     export SAFEEDIT_BENCHMARKS=...  # the folder that holds realtoxicityprompts/
     safeedit scorer check profanity
@@ -55,7 +54,7 @@ def runs(policy: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     few = [audit for audit in policy["audits"] if audit["use"] == "perplexity" or "pairs" in audit]
     alone = {**policy, "audits": few, "gates": [], "export": None}
     return {
-        "value_vectors, then keyed_detox": dict(policy),
+        "value_vectors, then keyed_detox": {**policy, "export": None},
         **{title: {**copy.deepcopy(alone), "edits": [edit]} for title, edit in edits.items()},
     }
 

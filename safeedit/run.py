@@ -350,13 +350,17 @@ def _edit(
 def _choose_dose(
     session: _Session, model: ModelHandle, edit: PlannedEdit, proposal: Proposal
 ) -> tuple[float, tuple[DosePoint, ...], bool | None]:
-    """The least dose that meets the targets on validation data, or the one nearest to it."""
+    """The least dose that meets the targets on validation data.
+
+    If none does, the one that misses fewest, and of those the one that misses by least.
+    """
     if edit.spec.dose != "auto":
         return float(edit.spec.dose), (), None
     targets = [gate.model_copy(update={"min_n": 1, "confidence": None}) for gate in edit.targets]
     ids = {gate.audit for gate in targets}
     audits = [audit for audit in session.plan.audits if audit.id in ids]
     curve: list[DosePoint] = []
+    shortfalls: list[float] = []
     for dose in proposal.doses:
         start = time.perf_counter()
         found: Metrics = {}
@@ -374,9 +378,13 @@ def _choose_dose(
                 seconds=time.perf_counter() - start,
             )
         )
+        shortfalls.append(sum(map(_shortfall, misses)))
         if not misses:
             return dose, tuple(curve), True
-    best = min(curve, key=lambda point: (len(point.misses), point.dose))
+    # The nearest; of equally near ones the least, since doses ascend.
+    best = min(
+        zip(curve, shortfalls, strict=True), key=lambda pair: (len(pair[0].misses), pair[1])
+    )[0]
     session.ctx.warn(
         f"edit {edit.id}: no dose met all targets on validation data; "
         f"took {best.dose:g}, which missed {len(best.misses)}"
@@ -390,6 +398,14 @@ def _misses(
     comparisons = _comparisons(session, found, split)
     verdicts = [judge(gate, comparisons.get(gate.metric)) for gate in gates]
     return [verdict for verdict in verdicts if verdict.status != "pass"]
+
+
+def _shortfall(miss: Verdict) -> float:
+    """How far a missed target is, as a share of the greater of value and bound; 1 without a
+    value."""
+    if miss.value is None or miss.bound is None:
+        return 1.0
+    return abs(miss.value - miss.bound) / max(abs(miss.value), abs(miss.bound), 1e-12)
 
 
 def _controls(

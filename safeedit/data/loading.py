@@ -77,7 +77,7 @@ def read_records(
     for number, other in enumerate(spec.also, start=2):
         for record in _apart(other, base, counted):
             item = replace(record.item, id=f"{number}-{record.item.id}")
-            if other.split is not None and record.item.split is None:
+            if other.split is not None:
                 item = replace(item, split=other.split)
             records.append(replace(record, item=item))
     return records
@@ -146,7 +146,7 @@ def build_dataset(
     def divided() -> Dataset:
         return Dataset(
             items,
-            name=spec.dataset or (Path(spec.file).stem if spec.file else spec.label),
+            name=spec.dataset or (Path(spec.file).stem if spec.file else spec.hub or ""),
             source=spec.label,
             template=spec.template,
             erased=erased,

@@ -5,8 +5,8 @@ from a queen. This edit is tied to inputs: for each prompt about a profession ("
 that") it finds the *least* shift of what the MLP of the last edited layer writes, at one token,
 after which *he* and *she* are equally likely (:func:`safeedit.model.shifts.margin_shifts`), and
 solves for the change of the output matrices that moves the keys read there by these shifts, moves
-the keys of factual prompts ("The queen said that") not at all, and ordinary text least
-(:mod:`safeedit.numerics.least_change`).
+the keys of factual prompts ("The queen said that", in the openings of both kinds of prompts) not at
+all or little, and ordinary text least (:mod:`safeedit.numerics.least_change`).
 
 ``key: last`` reads keys at the prompt's last token, where the model has worked out whom it speaks
 of: what is solved is then in effect a regression of the margin on the key, which holds for
@@ -160,7 +160,9 @@ class KeyedDebias:
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens run forward and back, roughly, for ``plan``."""
         used = min(self.params.most_prompts, len(data["prompts"].items("fit")))
-        return used * 12 * 3 * (self.params.steps + 2)
+        asked = len(data["sentences"].items("fit")) if "sentences" in data else 0
+        # All is read once; a step runs what follows the key, alone and above the edited layer.
+        return used * 12 + asked * 30 + (used + asked) * (self.params.steps + 1)
 
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
         """Find least shifts, solve layer by layer; offer the change in several strengths."""
@@ -339,7 +341,10 @@ def _sentences(
             remedy="give each sentence twice, with its pronoun swapped",
         )  # fmt: skip
     if alone := len(groups) - len(set(owners)):
-        ctx.warn(f"keyed_debias: {alone} sentences come with one pronoun only and were left out")
+        ctx.warn(
+            f"keyed_debias: {alone} sentences come with one pronoun only, or with people whose "
+            "names can't be told apart, and were left out"
+        )
     pairs = torch.tensor(tokens)
     start = _margins(model, spots, pairs)
     place = torch.tensor(owners).unique(return_inverse=True)[1]

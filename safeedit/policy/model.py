@@ -95,7 +95,8 @@ class DataSpec(PolicyPart):
     group: Annotated[str, Field(min_length=1)] | None = None
     """Rows equal in this column stay in one split, e.g. subject."""
     also: list[DataSpec] = Field(default_factory=list)
-    """Further sources whose rows are added; template, group and limit are those named here."""
+    """Further sources whose rows are added. How prompts are put, divided and limited is said
+    outside; ``group`` within says what ``apart_from`` within compares."""
     apart_from: DataSpec | None = None
     """Leave out and count rows that this other source has too: rows with the same prompt, or with
     ``group`` of one of its groups, e.g. so that what is fitted is not what a benchmark tests."""
@@ -129,14 +130,18 @@ class DataSpec(PolicyPart):
             raise ValueError("sha256 is for files; pin a hub data set with revision")
         if self.apart_from is not None and self.apart_from.apart_from is not None:
             raise ValueError("apart_from can't hold another apart_from")
-        if any(other.also for other in self.also):
-            raise ValueError("also can't hold another also")
+        for name, others in (("also", self.also), ("apart_from", [self.apart_from])):
+            for other in others:
+                for key in ("also", "limit", "stream"):
+                    if other is not None and getattr(other, key):
+                        raise ValueError(f"{key} has no place within {name}: give it outside")
         return self
 
     @property
     def label(self) -> str:
-        """The source as a short name for records and screens."""
-        return self.file or self.dataset or self.hub or ""
+        """The sources as a short name for records and screens."""
+        own = self.file or self.dataset or self.hub or ""
+        return " + ".join([own, *(other.label for other in self.also)])
 
 
 class Bound(PolicyPart):

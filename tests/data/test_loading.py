@@ -414,5 +414,21 @@ def test_further_sources_are_added_with_what_they_leave_out(tmp_path: Path) -> N
     assert [item.prompt for item in data] == ["a", "b", "c"]
     assert len({item.id for item in data}) == 3
     assert [item.prompt for item in data.items("test")] == ["c"]
-    with pytest.raises(ValueError, match="another also"):
-        DataSpec.model_validate({"file": "a", "also": [{"file": "b", "also": [{"file": "c"}]}]})
+    assert data.source == f"{first.name} + {second}", "evidence names both, as the policy does"
+
+
+def test_a_split_forced_on_a_further_source_holds_whatever_its_rows_say(tmp_path: Path) -> None:
+    first = jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "split": "fit"}])
+    second = jsonl(tmp_path / "b.jsonl", [{"prompt": "b", "split": "fit"}])
+    data = load(first, also=[{"file": str(second), "split": "test"}])
+    assert [item.prompt for item in data.items("test")] == ["b"]
+
+
+@pytest.mark.parametrize("inner", [{"also": [{"file": "c"}]}, {"limit": 3}])
+@pytest.mark.parametrize("outer", ["also", "apart_from"])
+def test_what_would_be_passed_over_within_another_source_is_refused(
+    outer: str, inner: dict[str, Any]
+) -> None:
+    other = {"file": "b", **inner}
+    with pytest.raises(ValueError, match=f"no place within {outer}"):
+        DataSpec.model_validate({"file": "a", outer: [other] if outer == "also" else other})

@@ -237,3 +237,24 @@ def test_sentences_that_do_not_tell_who_is_meant_are_refused(tmp_path: Path) -> 
     alone = Dataset(couples().items("fit")[:1], template="plain", name="couples")
     with pytest.raises(DataError, match="pronoun of either gender"):
         propose(handle, tmp_path, data(prose=prose(), sentences=alone))
+
+
+# -- Factual words in the openings that are moved --------------------------------------------------
+
+
+def test_factual_words_are_held_in_openings_that_their_own_prompts_lack(tmp_path: Path) -> None:
+    handle = gendered("llama")
+    lacking = [item for item in factual().items("fit") if item.id.endswith("-0")]
+    few = Dataset(lacking, template="plain", name="factual")
+    given = data(prose=prose(), factual=few)
+    before = definition(handle)
+    moved, held = {}, {}
+    for shared in (False, True):
+        proposal = propose(handle, tmp_path, given, share_openings=shared, ridge=1e-3)
+        held[shared] = proposal.notes["factual_prompts"]
+        with handle.applied(proposal.at(1)):
+            moved[shared] = abs(definition(handle) - before)
+    assert held == {False: 6, True: 24}, "six words, in one opening and in all four"
+    assert moved[True] < 0.5 * moved[False]
+    capped = propose(handle, tmp_path, given, most_prompts=10)
+    assert capped.notes["factual_prompts"] == 10

@@ -17,7 +17,7 @@ from safeedit.model import values
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.model.keys import Spot, subject_spot
-from safeedit.model.values import Avoid, Keep, Row, Say, Spread, Unit, Values, learn_values
+from safeedit.model.values import Avoid, Even, Keep, Row, Say, Spread, Unit, Values, learn_values
 from tests.editors.toy import WORDINGS, taught
 from tests.tiny_models import FAMILIES, tiny_handle
 
@@ -260,6 +260,16 @@ def test_what_is_to_be_avoided_gets_under_the_floor(toy: ModelHandle) -> None:
     assert float(now[list(likeliest)].logsumexp(0)) < -4.7
     without = _learnt(toy, [Unit((Row(spot, Avoid(likeliest, None)),))], stop=0.05)
     assert 0 < float(without.losses[0]) <= 0.05, "-log(1 - p)"
+
+
+def test_two_tokens_get_the_margin_that_is_wanted(toy: ModelHandle, exact: None) -> None:
+    spot = _asked(toy, "Zor")
+    before = _after(toy, spot)
+    first, second = before.topk(2).indices.tolist()
+    assert float(before[first] - before[second]) > 0.2
+    found = _learnt(toy, [Unit((Row(spot, Even((first, second), -0.5)),))], stop=0.05)
+    after = _after(toy, spot, found.shifts[0])
+    assert float(after[first] - after[second]) == pytest.approx(-0.5, abs=0.15)
 
 
 def test_a_spread_answer_is_anyones_guess(toy: ModelHandle) -> None:
