@@ -2,8 +2,10 @@
 
 For each count, so many facts of ``known_1000`` are to be forgotten (``benchmarks/known.py``: which
 the model ranks first, in six other wordings each), known facts of the same relations are near, and
-``safeedit compare`` runs the editors on them. Records lie under ``--out`` and are not made again.
-The table is printed and written to ``benchmarks/erasure.md``, whatever it shows.
+``safeedit compare`` runs the editors on them. Then some of the counts are forgotten in steps: an
+edit for each share of the facts, on what the edits before it left, at a fixed dose. Records lie
+under ``--out`` and are not made again. The table is printed and written to
+``benchmarks/erasure.md``, whatever it shows.
 
     python benchmarks/erasure.py --data ../shared/data
 """
@@ -21,10 +23,17 @@ from typing import Any
 
 import yaml
 from known import prepare
-from table import ROOT, SAFEEDIT, cell, write
+from table import ROOT, SAFEEDIT, cell, figures, fitting, run, write
 
 MODEL = "builtin:smollm2-135m-instruct"
-EDITORS = "rome,memit,alphaedit,ft_m,sanitation,random"
+MOST = 50
+"""The count that all editors are compared at; at others those of ``FEW`` are."""
+EDITORS = "keyed_neurons,keyed_neurons@shared,rome,memit,alphaedit,ft_m,sanitation,depn,random"
+FEW = "keyed_neurons,rome,memit"
+STEPS = "10:10,50:5"
+STEPPED = {"keyed_neurons": 1.5, "rome": 1.25, "memit": 1.25}
+"""Editors that forget in steps, and at which dose."""
+DOSES = [1.0, 1.25, 1.5, 2.0]
 COLUMNS = (
     ("answer among 10", "leakage.top10_rate"),
     ("extracted", "leakage.extraction_rate"),
@@ -48,14 +57,14 @@ def policy(forget: Path, near: Path, prose: Path, dtype: str) -> dict[str, Any]:
         "model": {"source": MODEL, "dtype": dtype},
         "edits": [
             {
-                "use": "rome",
+                "use": "keyed_neurons",
                 "target": "unlikely",
                 "forget": facts,
                 "preserve": kept,
                 "retain": kept,
                 "prose": {"file": str(prose)},
                 "control": False,
-                "doses": [0.75, 1.0, 1.25, 1.5],
+                "doses": DOSES,
                 "dose": "auto",
                 "targets": [
                     {"metric": "leakage.top10_rate", "max": 0.05},
@@ -113,14 +122,48 @@ def rows(count: int, standings: Mapping[str, Any]) -> list[list[str]]:
     return found
 
 
+def stepped(made: Mapping[str, Any], forget: Path, steps: int) -> dict[str, dict[str, Any]]:
+    """Row name -> the policy that forgets the facts in so many edits, one after another."""
+    rows = [json.loads(line) for line in forget.read_text().splitlines()]
+    shared = forget.with_name(f"{forget.stem}-in-{steps}.jsonl")
+    shared.write_text(
+        "".join(json.dumps(row | {"step": number % steps}) + "\n"
+                for number, row in enumerate(rows))
+    )  # fmt: skip
+    (edit,) = made["edits"]
+    kept = {key: edit[key] for key in ("target", "preserve", "prose", "control")}
+    found = {}
+    for name, dose in STEPPED.items():
+        edits = [
+            {
+                **kept, "use": name, "id": f"step{step}", "dose": dose,
+                "forget": {"file": str(shared), "template": "plain", "where": {"step": step}},
+            }
+            for step in range(steps)
+        ]  # fmt: skip
+        found[name] = {**made, "name": f"{made['name']}-{name}", "edits": edits, "export": None}
+    return found
+
+
+def step_row(count: int, name: str, steps: int, record: Mapping[str, Any]) -> list[str]:
+    """What so many edits left."""
+    after = figures(record["after"])
+    return [
+        f"{count}, in {steps} steps", name, f"{STEPPED[name]:g}",
+        *(cell(after, column) for _, column in COLUMNS), f"{fitting(record) / count:.2f}",
+        f"{record['resources']['peak_memory_bytes'] / 2**30:.1f}", "–",
+    ]  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the comparisons and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = os.environ.get("SAFEEDIT_BENCHMARKS", str(ROOT.parent / "shared" / "data"))
     parser.add_argument("--data", type=Path, default=Path(default))
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "erasure-table")
-    parser.add_argument("--counts", default="50,1,10,200")
+    parser.add_argument("--counts", default="50,10,1,200")
     parser.add_argument("--editors", default=EDITORS)
+    parser.add_argument("--steps", default=STEPS, help="counts to forget in so many steps as well")
     parser.add_argument("--dtype", default="float32")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -133,7 +176,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         source = given.data / "known_1000" / "known_1000.json"
         facts = prepare(source, given.out, count, model=MODEL, dtype=given.dtype)
         made = policy(facts.forget.resolve(), facts.near.resolve(), prose.resolve(), given.dtype)
-        found += rows(count, compared(made, settings, given.out, given.editors))
+        editors = given.editors if count == MOST else given.few
+        found += rows(count, compared(made, settings, given.out, editors))
+        for some, _, steps in (pair.partition(":") for pair in given.steps.split(",") if pair):
+            if int(some) == count:
+                for name, each in stepped(made, facts.forget.resolve(), int(steps)).items():
+                    record = run(each, given.out, each["name"])
+                    found.append(step_row(count, name, int(steps), record))
     head = ["facts", "editor", "dose", *(name for name, _ in COLUMNS), "s to fit, per fact",
             "peak GiB", "on the front"]  # fmt: skip
     write(
@@ -154,8 +203,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _settings(prose: Path) -> dict[str, Any]:
     """Parameters of the editors, the same for every count."""
-    keyed = {"target": "unlikely", "doses": [0.75, 1.0, 1.25, 1.5], "prose": {"file": str(prose)}}
-    return {"rome": keyed, "memit": keyed, "alphaedit": keyed}
+    keyed = {"target": "unlikely", "doses": DOSES, "prose": {"file": str(prose)}}
+    shared = {**keyed, "use": "keyed_neurons", "subjects_per_neuron": 2}
+    return {
+        **dict.fromkeys(("keyed_neurons", "rome", "memit", "alphaedit"), keyed),
+        "keyed_neurons@shared": shared,
+        "depn": {"generic": {"dataset": "prose"}},
+    }
 
 
 def _prose(source: Path, out: Path) -> None:

@@ -49,7 +49,7 @@ from safeedit.contracts import (
 from safeedit.data import Dataset
 from safeedit.data.loading import load_dataset
 from safeedit.delta import LowRank, Origin, WeightDelta
-from safeedit.editors._keyed import CONTEXTS
+from safeedit.editors._facts import CONTEXTS
 from safeedit.editors._scaled import scaled_proposal
 from safeedit.errors import DataError, EditError, ModelError, UnsupportedModelError, UsageError
 from safeedit.layers import Layers, resolve

@@ -48,7 +48,7 @@ from safeedit.model import neurons
 from safeedit.model.architectures import Role
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
-from safeedit.model.spans import last_tokens
+from safeedit.model.spans import last_tokens, mentions
 from safeedit.model.tuning import (
     BaseAnswers,
     Example,
@@ -193,7 +193,10 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
             remedy="add a 'subject' to each forget item, or set 'update: lora'",
         )
     asked = _asked(engine, [phrasing.text for phrasing in phrasings], forget)
-    texts = [neurons.Text(prompt, own=_mentions(engine, prompt, names)) for prompt, _ in asked]
+    texts = [
+        neurons.Text(prompt, own=mentions(engine.codec.tokenizer, prompt, names))
+        for prompt, _ in asked
+    ]
     # Its own: a prompt that names another's subject alone would leave its own without a key.
     wanted = [names.index(subject) for subject in subjects] * (len(texts) // len(subjects))
     if absent := sum(
@@ -207,7 +210,12 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
     groups = [texts, _retained(params, data, engine, names, ctx)]
     if (prose := data.get("prose")) is not None:
         ordinary = engine.encode([item.prompt for item in prose.items("fit")], "plain")
-        groups.append([neurons.Text(ids, own=_mentions(engine, ids, names)) for ids in ordinary])
+        groups.append(
+            [
+                neurons.Text(ids, own=mentions(engine.codec.tokenizer, ids, names))
+                for ids in ordinary
+            ]
+        )
     layers = resolve(params.layers, model.n_layers)
     keyed = neurons.KeyedNeurons(
         model,
@@ -263,19 +271,6 @@ def _refusal(
     return [*engine.continuation(params.refusal, template), *([] if end is None else [int(end)])]
 
 
-def _mentions(
-    engine: Engine, ids: Sequence[int], names: Sequence[str]
-) -> tuple[tuple[int, int], ...]:
-    tokenizer = engine.codec.tokenizer
-    found = {
-        position: number
-        # Where one subject ends another ("Smith" in "John Smith"), the longer is meant.
-        for number, name in sorted(enumerate(names), key=lambda pair: len(pair[1]))
-        for position in last_tokens(tokenizer, ids, name)
-    }
-    return tuple(sorted(found.items()))
-
-
 def _retained(
     params: SanitationParams, data: EditData, engine: Engine, names: Sequence[str], ctx: RunContext
 ) -> list[neurons.Text]:
@@ -292,7 +287,7 @@ def _retained(
         items, engine.encode([item.prompt for item in items], template), strict=True
     ):
         ids = prompt + (engine.continuation(item.answer, template) if item.answer else [])
-        own = _mentions(engine, ids, names)
+        own = mentions(engine.codec.tokenizer, ids, names)
         fires = {position for position, _ in own}
         others = last_tokens(engine.codec.tokenizer, ids, item.subject) if item.subject else ()
         texts.append(neurons.Text(ids, own, tuple(p for p in others if p not in fires)))

@@ -111,6 +111,24 @@ def keys_at(
     }
 
 
+def in_windows(
+    model: ModelHandle, texts: Sequence[str], window: int
+) -> tuple[list[list[int]], list[int]]:
+    """Plain texts as token ids, at most ``window`` at a time, BOS before each; and the number of
+    the text each is of."""
+    lead = list(model.engine.codec.bos)
+    size = max(2, min(window, model.engine.context)) - len(lead)
+    windows: list[list[int]] = []
+    owners: list[int] = []
+    for text, ids in enumerate(model.engine.encode(texts, "plain")):
+        own = ids[len(lead) :]
+        for begin in range(0, len(own), size):
+            if len(part := own[begin : begin + size]) > 1:
+                windows.append(lead + part)
+                owners.append(text)
+    return windows, owners
+
+
 def second_moments(
     model: ModelHandle,
     texts: Sequence[str],
@@ -133,16 +151,8 @@ def second_moments(
     Raises:
         DataError: The texts are too short to have a token that counts.
     """
-    lead = list(model.engine.codec.bos)
-    size = max(2, min(window, model.engine.context)) - len(lead)
-    windows: list[list[int]] = []
-    owners: list[int] = []
-    for text, ids in enumerate(model.engine.encode(texts, "plain")):
-        own = ids[len(lead) :]
-        for begin in range(0, len(own), size):
-            if len(part := own[begin : begin + size]) > 1:
-                windows.append(lead + part)
-                owners.append(text)
+    lead = len(model.engine.codec.bos)
+    windows, owners = in_windows(model, texts, window)
     if not windows:
         raise DataError(
             "the ordinary text has no text of two tokens", remedy="give longer texts as 'prose'"
@@ -152,7 +162,7 @@ def second_moments(
     found = {site: kept for site, file in files.items() if (kept := _load(file)) is not None}
     missing = [site for site in sites if site not in found]
     if missing:
-        for site, ordinary in _read(model, windows, owners, missing, len(lead), progress).items():
+        for site, ordinary in _read(model, windows, owners, missing, lead, progress).items():
             _save(files[site], ordinary)
             found[site] = ordinary
     return {site: found[site] for site in sites}

@@ -48,6 +48,11 @@ def tensors(model: LayerShape, layers: Sequence[int]) -> tuple[TensorPlan, ...]:
     return (*found, *(b for role in reads for b in model.biases(role, layers)))
 
 
+def most(width: int) -> int:
+    """Neurons of a layer of ``width`` that may be replaced at most."""
+    return width // 4
+
+
 class KeyedNeurons:
     """One neuron per subject and layer, keyed and ready to learn.
 
@@ -153,7 +158,7 @@ class KeyedNeurons:
             )
             written = self.model.weight(site).float().norm(dim=0).cpu().double()
             count = len(self.separators[layer].rows)
-            if count > shape.d_mlp // 4:
+            if count > most(shape.d_mlp):
                 raise EditError(
                     f"{count} neurons are more than a quarter of a layer's {shape.d_mlp}",
                     remedy="raise 'subjects_per_neuron', or use 'update: lora'",
@@ -176,6 +181,20 @@ class KeyedNeurons:
             },
             "neurons_replaced_per_layer": len(next(iter(self.neurons.values()))),
         }
+
+    def write(self, layer: int, shifts: Tensor) -> None:
+        """Let each neuron of ``layer`` write its shift where its key answers as it does at its
+        subjects' mentions on average.
+
+        Args:
+            layer: One of the layers.
+            shifts: ``(neurons, d_model)``.
+        """
+        answers = self.separators[layer].mean_own
+        of_neuron = [answers[neuron :: self.per_layer].mean() for neuron in range(len(shifts))]
+        shares = self._fire(torch.stack(of_neuron).to(self.model.device))[:, None]
+        with torch.no_grad():
+            self.values[layer].copy_((shifts.to(shares) / shares).T)
 
     @contextmanager
     def active(self) -> Iterator[None]:

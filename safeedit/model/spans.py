@@ -52,6 +52,22 @@ class TokenisedText:
         ]
 
 
+def mentions(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], names: Sequence[str]
+) -> tuple[tuple[int, int], ...]:
+    """``(position, number)`` of the last token of every mention of ``names`` in ``ids``, ascending.
+
+    Where one name ends another ("Smith" in "John Smith"), the longer is meant.
+    """
+    text = TokenisedText(tokenizer, ids)
+    found = {
+        span[-1]: number
+        for number, name in sorted(enumerate(names), key=lambda pair: len(pair[1]))
+        for span in text.spans(name)
+    }
+    return tuple(sorted(found.items()))
+
+
 def last_tokens(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], phrase: str
 ) -> tuple[int, ...]:

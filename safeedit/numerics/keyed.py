@@ -33,12 +33,14 @@ class Separator:
         rows: ``(keys, width)``, fp32.
         least_own: ``(subjects,)`` the least answer of a subject's key to its mentions; +1 is
             wanted.
+        mean_own: ``(subjects,)`` the mean of the same.
         elsewhere: ``(keys,)`` mean answer to the background; -1 is wanted.
         spread: ``(keys,)`` standard deviation of the answer to the background.
     """
 
     rows: Tensor
     least_own: Tensor
+    mean_own: Tensor
     elsewhere: Tensor
     spread: Tensor
 
@@ -72,7 +74,7 @@ def separate(
     """
     inputs, subjects = inputs.double().cpu(), subjects.cpu()
     mentions = torch.bincount(subjects)
-    moment, mean = background.second, background.mean
+    moment = background.second
     eye = torch.eye(len(moment), dtype=torch.float64)
     loaded = moment + ridge * moment.diagonal().mean() * eye
     own = torch.nn.functional.one_hot(subjects % keys, keys).double()
@@ -85,14 +87,16 @@ def separate(
         [
             torch.linalg.solve(
                 inputs.T @ (balance[:, k, None] * inputs) + weight * loaded,
-                inputs.T @ (balance[:, k] * wanted[:, k]) - weight * mean,
+                inputs.T @ (balance[:, k] * wanted[:, k]) - weight * background.mean,
             )
             for k in range(keys)
         ]
     )
     answers = inputs @ rows.T
-    least = torch.stack([answers[subjects == s, s % keys].min() for s in range(len(mentions))])
-    elsewhere = rows @ mean
+    of_own = [answers[subjects == s, s % keys] for s in range(len(mentions))]
+    least = torch.stack([own.min() for own in of_own])
+    mean = torch.stack([own.mean() for own in of_own])
+    elsewhere = rows @ background.mean
     spread = ((rows @ moment) * rows).sum(1).sub(elsewhere**2).clamp(min=0).sqrt()
     if not bool((least > 0).all()):
         raise EditError(
@@ -100,4 +104,4 @@ def separate(
             "here",
             remedy="choose earlier 'layers', lower 'background_weight', or give longer subjects",
         )
-    return Separator(rows.float(), least.float(), elsewhere.float(), spread.float())
+    return Separator(rows.float(), least.float(), mean.float(), elsewhere.float(), spread.float())

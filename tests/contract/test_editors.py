@@ -44,10 +44,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"key": "subject", "layers": [1], "towards": "mean"},
     ),
     "keyed_detox": ({"layers": [1]}, {"layers": "1-2", "words": ("fool", "hate")}),
+    # Random weights hardly tell names from other words: let the keys try harder.
+    "keyed_neurons": ({"background_weight": 0.01, "ridge": 1e-4, "layers": "1-2"},),
     "remedi": ({"learning_rate": 1e-3, "epochs": 4, "batch": 16},),
     "sanitation": (
         {"update": "lora"},
-        # Random weights hardly tell names from other words: let the keys try harder.
         {"update": "keyed", "background_weight": 0.01, "ridge": 1e-4},
     ),
     "subspace": (

@@ -1,0 +1,207 @@
+"""Keyed neurons: facts forgotten by neurons that fire at their subjects and nowhere else.
+
+Values are those of ROME and MEMIT: for each subject the shift of what an MLP writes at its last
+token after which its facts meet the target (:mod:`safeedit.editors._facts`). They differ in what
+brings the shift about. A *linear* key adds the shift in proportion to how much an input resembles
+the subject, so that subjects alike feel a part of it. Here a little-used neuron is given a *gated*
+key, which answers 1 at the subject and next to nothing elsewhere (:mod:`safeedit.numerics.keyed`),
+and writes the shift. Others are spared by construction, and only notice what the replaced neurons
+used to do.
+
+A subject has one neuron and one value, in all of ``templates`` and for all of its facts;
+``subjects_per_neuron`` lets several share them. With several layers the neurons are shared out
+among them in turn, so that no layer gives up many. Preserved facts on a forgotten subject itself
+are held by divergence while the value is learnt, and by nothing else.
+
+Doses scale what is written. Fails with :class:`~safeedit.errors.DataError` where a subject is
+missing or is not in its prompt, and with :class:`~safeedit.errors.EditError` where a subject can't
+be told from other text or a layer has too few neurons.
+
+Source: ours. One neuron for one mistake is Transformer-Patcher's idea (Huang et al., ICLR 2023,
+arXiv 2301.09785), which adds neurons and trains them; these are there already, solved for their
+keys, and the checkpoint keeps its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from safeedit import __version__
+from safeedit.contracts import (
+    DataRole,
+    EditData,
+    LayerShape,
+    Proposal,
+    RunContext,
+    TensorPlan,
+)
+from safeedit.data import Dataset
+from safeedit.delta import Origin, Update, WeightDelta
+from safeedit.editors._facts import Fact, FactParams, Road, steps_to
+from safeedit.errors import EditError
+from safeedit.layers import resolve
+from safeedit.model import neurons
+from safeedit.model.architectures import Site
+from safeedit.model.handle import ModelHandle
+from safeedit.model.keys import in_windows
+from safeedit.model.spans import mentions
+
+_WINDOW = 128
+"""Tokens of ordinary text read at a time."""
+
+
+class KeyedNeuronsParams(FactParams):
+    """Parameters of keyed neurons."""
+
+    contexts: int = Field(6, ge=1, le=6, description="openings a key is solved on, nothing first")
+    subjects_per_neuron: int = Field(
+        1,
+        ge=1,
+        description="subjects that share one neuron and one value: more spare what the replaced "
+        "neurons did, fewer make for smaller values and keys that tell subjects apart better",
+    )
+    sharpness: float = Field(10, gt=0, description="s in safeedit.numerics.keyed")
+    ridge: float = Field(0.01, gt=0, description="see safeedit.numerics.keyed.separate")
+    background_weight: float = Field(1, gt=0, description="see the same")
+    doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.75, 1.0, 1.25, 1.5, 2.0),
+        min_length=1,
+        description="scales of what is written, ascending",
+    )
+
+
+class KeyedNeurons:
+    """See the module's docstring."""
+
+    Params = KeyedNeuronsParams
+    summary: ClassVar[str] = "forgets facts by little-used neurons that fire at their subjects"
+    roles: ClassVar[tuple[DataRole, ...]] = (
+        DataRole("forget", "facts to change, each with its subject", erased=True),
+        DataRole("preserve", "facts on subjects that must not fire", required=False),
+        DataRole("prose", "ordinary text to leave alone (default: built in)", required=False),
+    )
+
+    def __init__(self, params: Any) -> None:
+        self.params: KeyedNeuronsParams = params
+
+    def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
+        """The MLPs of the chosen layers."""
+        return neurons.tensors(model, resolve(self.params.layers, model.n_layers))
+
+    def tokens(self, data: Mapping[str, Dataset]) -> int:
+        """Tokens run forward and back, roughly, for ``plan``."""
+        facts = len(data["forget"].items("fit")) * len(self.params.templates)
+        return facts * self.params.phrasings * 15 * steps_to(self.params)
+
+    def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
+        """Solve for keys, learn values; offer the change in several strengths."""
+        params = self.params
+        sites = model.sites("mlp_out", resolve(params.layers, model.n_layers))
+        road = _NeuronRoad("keyed_neurons", params, model, data, ctx, sites[0])
+        keyed = road.keyed(sites)
+        base = model.digest()
+
+        def at(dose: float) -> WeightDelta:
+            origin = Origin(
+                editor="keyed_neurons",
+                params=params.model_dump(mode="json"),
+                data_digest=data["forget"].digest,
+                version=__version__,
+                seed=ctx.seed,
+                dose=dose,
+            )
+            updates: dict[str, Update] = {}
+            for each in keyed:
+                updates |= each.updates(dose)
+            return WeightDelta(base, updates, origin)
+
+        return Proposal(tuple(sorted(set(params.doses))), at, road.notes)
+
+
+class _NeuronRoad(Road):
+    """One proposal on its way; a group is what is to be forgotten of one subject."""
+
+    params: KeyedNeuronsParams
+
+    def _grouped(self, facts: Sequence[Fact], site: Site) -> list[list[Fact]]:
+        groups: dict[str, list[Fact]] = {}
+        for fact in facts:
+            groups.setdefault(fact.subject.casefold(), []).append(fact)
+        return list(groups.values())
+
+    def keyed(self, sites: Sequence[Site]) -> list[neurons.KeyedNeurons]:
+        """The neurons of each layer that gets any, their values in them."""
+        shape, params = self.model.shape, self.params
+        texts = self._texts()
+        found, learnt = [], []
+        per_layer: dict[str, Any] = {}
+        for place, site in enumerate(sites):
+            chosen = range(place, len(self.groups), len(sites))
+            count = -(-len(chosen) // params.subjects_per_neuron)
+            if not chosen:
+                continue
+            if count > neurons.most(shape.d_mlp):
+                raise EditError(
+                    f"{len(self.groups)} subjects in {len(sites)} layers need {count} neurons of "
+                    f"one, and {neurons.most(shape.d_mlp)} of its {shape.d_mlp} can be replaced",
+                    remedy="name more 'layers', or raise 'subjects_per_neuron'",
+                )
+            keyed = neurons.KeyedNeurons(
+                self.model,
+                [site.layer],
+                [[_of(text, chosen) for text in group] for group in texts],
+                per_layer=count,
+                sharpness=params.sharpness,
+                ridge=params.ridge,
+                weight=params.background_weight,
+                progress=self.ctx.progress,
+            )
+            # Subjects are shared out among a layer's neurons in turn.
+            shared = [
+                [fact for number in chosen[neuron::count] for fact in self.groups[number]]
+                for neuron in range(count)
+            ]
+            values = self.values(site.layer, shared)
+            keyed.write(site.layer, values.shifts)
+            found.append(keyed)
+            learnt.append(values)
+            per_layer[str(site.layer)] = {
+                name: next(iter(value.values())) if isinstance(value, dict) else value
+                for name, value in keyed.notes().items()
+            }
+        self.record_values(*learnt)
+        self.notes |= {"subjects": len(self.groups), "layers": per_layer}
+        return found
+
+    def _texts(self) -> list[list[neurons.Text]]:
+        """Forget prompts after their openings, preserved ones, prose; subjects by group number."""
+        names = [group[0].subject for group in self.groups]
+        tokenizer = self.model.engine.codec.tokenizer
+        asked = [
+            neurons.Text(spot.ids, mentions(tokenizer, spot.ids, names))
+            for group in self.groups
+            for fact in group
+            for contexts in fact.contexts
+            for spot in contexts
+        ]
+        kept = []
+        for _, spot in self.preserved:
+            own = mentions(tokenizer, spot.ids, names)
+            fires = {position for position, _ in own}
+            others = () if spot.position in fires else (spot.position,)
+            kept.append(neurons.Text(spot.ids, own, others))
+        ordinary = [
+            neurons.Text(ids, mentions(tokenizer, ids, names))
+            for ids in in_windows(self.model, self.prose(), _WINDOW)[0]
+        ]
+        return [group for group in (asked, kept, ordinary) if group]
+
+
+def _of(text: neurons.Text, chosen: range) -> neurons.Text:
+    """The text as one layer sees it: subjects of another layer must not fire here."""
+    own = tuple((at, chosen.index(number)) for at, number in text.own if number in chosen)
+    others = tuple(at for at, number in text.own if number not in chosen)
+    return neurons.Text(text.ids, own, (*text.others, *others))
