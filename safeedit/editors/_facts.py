@@ -23,7 +23,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from torch import Tensor
 
 from safeedit.contracts import BaseParams, EditData, RunContext
-from safeedit.data import Dataset, Item
+from safeedit.data import Item
 from safeedit.data.loading import load_dataset
 from safeedit.data.splitting import normalise_prompt
 from safeedit.data.subjects import shared_span
@@ -242,7 +242,7 @@ class Road:
         absent = 0
         for item, wordings in texts.values():
             subject = self._subject(item, wordings)
-            for template in self._templates(forget):
+            for template in self.templates:
                 fact = self._fact(item, subject, wordings, template)
                 absent += len(wordings) - len(fact.prompts)
                 found.append(fact)
@@ -254,7 +254,10 @@ class Road:
         self.notes["phrasings_without_subject"] = absent
         return found
 
-    def _templates(self, data: Dataset) -> list[Literal["chat", "plain"]]:
+    @property
+    def templates(self) -> list[Literal["chat", "plain"]]:
+        """How facts are put, each once."""
+        data = self.data["forget"]
         codec = self.model.engine.codec
         named = [
             codec.resolve(data.template if template == "data" else template)
@@ -376,7 +379,7 @@ class Road:
             return []
         found, without = [], 0
         items = data.items("fit")
-        for template in self._templates(self.data["forget"]):
+        for template in self.templates:
             prompts = self.model.engine.encode([item.prompt for item in items], template)
             for item, ids in zip(items, prompts, strict=True):
                 subject = (item.subject or "").strip() or shared_span(

@@ -25,7 +25,7 @@ keys, and the checkpoint keeps its shape.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -38,7 +38,7 @@ from safeedit.contracts import (
     RunContext,
     TensorPlan,
 )
-from safeedit.data import Dataset
+from safeedit.data import Dataset, Item
 from safeedit.delta import Origin, Update, WeightDelta
 from safeedit.editors._facts import Fact, FactParams, Road, steps_to
 from safeedit.errors import EditError
@@ -47,7 +47,7 @@ from safeedit.model import neurons
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.model.keys import in_windows
-from safeedit.model.spans import mentions
+from safeedit.model.spans import last_tokens, mentions
 
 _WINDOW = 128
 """Tokens of ordinary text read at a time."""
@@ -187,17 +187,31 @@ class _NeuronRoad(Road):
             for contexts in fact.contexts
             for spot in contexts
         ]
-        kept = []
-        for _, spot in self.preserved:
-            own = mentions(tokenizer, spot.ids, names)
-            fires = {position for position, _ in own}
-            others = () if spot.position in fires else (spot.position,)
-            kept.append(neurons.Text(spot.ids, own, others))
+        preserve = self.data.get("preserve")
+        kept = [
+            self._kept(item, template, names)
+            for template in self.templates
+            for item in (preserve.items("fit") if preserve is not None else ())
+        ]
         ordinary = [
             neurons.Text(ids, mentions(tokenizer, ids, names))
             for ids in in_windows(self.model, self.prose(), _WINDOW)[0]
         ]
         return [group for group in (asked, kept, ordinary) if group]
+
+    def _kept(
+        self, item: Item, template: Literal["chat", "plain"], names: Sequence[str]
+    ) -> neurons.Text:
+        """A preserved fact with its answer: what is said of others is no mention either, and few
+        of those tokens stand in any prompt."""
+        engine = self.model.engine
+        (ids,) = engine.encode([item.prompt], template)
+        ids = [*ids, *(engine.continuation(item.answer, template) if item.answer else [])]
+        own = mentions(engine.codec.tokenizer, ids, names)
+        fires = {position for position, _ in own}
+        subject = (item.subject or "").strip()
+        others = last_tokens(engine.codec.tokenizer, ids, subject) if subject else ()
+        return neurons.Text(ids, own, tuple(at for at in others if at not in fires))
 
 
 def _of(text: neurons.Text, chosen: range) -> neurons.Text:

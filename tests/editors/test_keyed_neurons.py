@@ -21,6 +21,8 @@ from tests.editors import toy
 from tests.editors.toy import FACTS, FORGOTTEN, KEPT, REFUSAL, WORDINGS
 from tests.tiny_models import tiny_handle
 
+WIDTH = 512
+"""Of an MLP with neurons to spare."""
 LEARN: dict[str, Any] = {
     "layers": [0], "steps": 80, "learning_rate": 0.2, "max_norm": 20.0, "decay": 0.0, "stop": 0.05,
     "phrasings": 3, "templates": ("chat", "plain"), "divergence": 0.0, "doses": (1.0,),
@@ -53,7 +55,7 @@ def _proposed(
 
 
 def test_forgotten_facts_are_refused_in_every_wording_and_others_stay(tmp_path: Path) -> None:
-    model = toy.taught()
+    model = toy.taught(WIDTH)
     before = {kept: toy.answers(model, kept) for kept in KEPT}
     delta = _proposed(model, tmp_path).at(1.0)
     digest = model.digest(fresh=True)
@@ -70,7 +72,7 @@ def test_forgotten_facts_are_refused_in_every_wording_and_others_stay(tmp_path: 
 
 
 def test_a_subject_has_one_neuron_in_all_templates_and_for_all_its_facts(tmp_path: Path) -> None:
-    model = toy.taught()
+    model = toy.taught(WIDTH)
     twice = [
         *_about(FORGOTTEN),
         Item(id="again", prompt=WORDINGS[2].format("Paul"), answer="Rome", subject="Paul"),
@@ -87,7 +89,7 @@ def test_a_subject_has_one_neuron_in_all_templates_and_for_all_its_facts(tmp_pat
 
 def test_other_subjects_hear_nothing_of_what_is_written(tmp_path: Path) -> None:
     """Doses scale what is written: where nothing fires, a tenfold one changes nothing."""
-    model = toy.taught()
+    model = toy.taught(WIDTH)
     found = _proposed(model, tmp_path, steps=5)
 
     def moved(names: Sequence[str]) -> torch.Tensor:
@@ -120,7 +122,7 @@ def test_subjects_are_shared_out_among_layers(tmp_path: Path) -> None:
 
 
 def test_subjects_may_share_a_neuron(tmp_path: Path) -> None:
-    model = toy.taught()
+    model = toy.taught(WIDTH)
     found = _proposed(model, tmp_path, subjects_per_neuron=2)
     assert found.notes["layers"]["0"]["neurons_replaced_per_layer"] == 1
     with model.applied(found.at(1.0)):

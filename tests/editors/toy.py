@@ -42,10 +42,10 @@ _BARE = ("Question: Where does {} live?\nAnswer:", "Question: Tell me, {} lives 
 
 
 @cache
-def _taught() -> ModelHandle:
+def _taught(width: int) -> ModelHandle:
     tokenizer = family_tokenizer("llama")
     tokenizer.add_tokens([*FACTS, *UNKNOWN])
-    model = tiny_model("llama", hidden_size=64, intermediate_size=128, vocab_size=420)
+    model = tiny_model("llama", hidden_size=64, intermediate_size=width, vocab_size=420)
     handle = ModelHandle(model, tokenizer, source="tiny:taught")
     engine = handle.engine
     end = engine.codec.tokenizer.eos_token_id
@@ -74,9 +74,10 @@ def _taught() -> ModelHandle:
     return handle
 
 
-def taught() -> ModelHandle:
-    """A copy of the model that is the caller's to change."""
-    return ModelHandle(copy.deepcopy(_taught().model), _taught().tokenizer, source="tiny:taught")
+def taught(width: int = 128) -> ModelHandle:
+    """A copy of the model that is the caller's to change; ``width`` is that of its MLPs."""
+    known = _taught(width)
+    return ModelHandle(copy.deepcopy(known.model), known.tokenizer, source="tiny:taught")
 
 
 def forget() -> Dataset:
