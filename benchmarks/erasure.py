@@ -162,9 +162,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path(default))
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "erasure-table")
     parser.add_argument("--counts", default="50,10,1,200")
-    parser.add_argument("--editors", default=EDITORS)
+    parser.add_argument("--editors", default=EDITORS, help=f"at {MOST} facts")
+    parser.add_argument("--few", default=FEW, help="at other counts")
     parser.add_argument("--steps", default=STEPS, help="counts to forget in so many steps as well")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", default="bfloat16")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     prose = given.out / "prose.jsonl"
