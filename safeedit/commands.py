@@ -17,7 +17,7 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -77,8 +77,28 @@ class Screen:
             )
 
 
+def _hush(context: click.Context, _: click.Parameter, given: bool) -> None:
+    if given:
+        context.obj = replace(context.find_object(Screen) or Screen(False, False), quiet=True)
+
+
 class _Boundary(click.Group):
     """The one place where an exception becomes an exit code."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Every command takes -q behind its name as well as before it."""
+        leaves = cmd.commands.values() if isinstance(cmd, click.Group) else (cmd,)
+        for leaf in leaves:
+            leaf.params.append(
+                click.Option(
+                    ["-q", "--quiet"],
+                    is_flag=True,
+                    expose_value=False,
+                    callback=_hush,
+                    help="Errors and warnings only.",
+                )
+            )
+        super().add_command(cmd, name)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False

@@ -246,6 +246,8 @@ def test_quiet_leaves_errors_and_warnings(place: Workplace) -> None:
     policy = place.policy(edits=[nothing], export={"dir": "out/second"})
     assert "warning: edit nudge changed no stored weight" in place.run("-q", "apply", policy).stderr
     assert "error: " in place.run("-q", "apply", place.folder / "none.yaml").stderr
+    assert ": valid" in place.run("validate", place.policy()).stderr
+    assert ": valid" not in place.run("validate", "-q", place.policy()).stderr, "behind as well"
 
 
 def test_what_libraries_warn_of_is_shown_only_to_who_asks(
