@@ -75,8 +75,9 @@ def read_json(path: Path, spec: DataSpec) -> Any:
     Raises:
         DataError: It is missing or not JSON.
     """
+    text = _decoded(path, _bytes(path, spec.sha256)).strip()
     try:
-        return _DECODER.decode(_decoded(path, _bytes(path, spec.sha256)).strip())
+        return _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise _not_json(path, getattr(error, "lineno", 1), error) from None
 

@@ -157,6 +157,14 @@ def test_dama_prompts_get_the_scores_of_the_list_beside(dama: Path) -> None:
     assert [item.extra["gendered"] for item in data] == [False, False, True]
 
 
+def test_a_file_that_is_missing_or_in_no_known_encoding_is_told_as_such(dama: Path) -> None:
+    error = refused(dama / "nowhere.json", format="dama_prompts")
+    assert "no such file" in error.message
+    (dama / "test_dama.json").write_bytes(b'["The n\xff\xfeurse"]')
+    error = refused(dama / "test_dama.json", format="dama_prompts")
+    assert "UTF-8" in str(error.remedy)
+
+
 def test_a_list_without_scores_is_an_error_and_so_is_none(dama: Path) -> None:
     (dama / "professions.json").write_text(json.dumps([["nurse", 0.0, -0.9], ["baker"]]))
     error = refused(dama / "test_dama.json", format="dama_prompts")
