@@ -284,7 +284,7 @@ def test_professions_of_the_built_in_set_are_in_one_split_in_every_kind() -> Non
                 for name in {str(item.subject), *item.extra.get("professions", ())}:
                     place.setdefault(name, set()).add(split)
     assert all(len(splits) == 1 for splits in place.values())
-    assert len(place) == 340
+    assert len(place) == 970
 
 
 def test_built_in_sentences_are_balanced_and_hold_what_they_name() -> None:
