@@ -23,6 +23,9 @@ from safeedit.model.handle import ModelHandle
 from safeedit.numerics.covariance import Moments
 from safeedit.numerics.keyed import Separator, separate
 
+_PARALLEL = 0.99
+"""Cosine of a gate's row with the up row from which they are one key."""
+
 _READS = ("mlp_gate", "mlp_up", "mlp_gate_up")
 
 
@@ -163,8 +166,31 @@ class KeyedNeurons:
                     f"{count} neurons are more than a quarter of a layer's {shape.d_mlp}",
                     remedy="raise 'subjects_per_neuron', or use 'update: lora'",
                 )
-            least_used = (use[layer].sqrt() * written).argsort()[:count]
+            # An earlier edit's neurons are silent but for its own subjects, and not to be had.
+            cost = (use[layer].sqrt() * written).masked_fill(self._keyed_before(layer), torch.inf)
+            least_used = cost.argsort()[:count]
             self.neurons[layer] = least_used.sort().values
+
+    def _keyed_before(self, layer: int) -> Tensor:
+        """``(d_mlp,)`` which neurons have been given a key by an earlier edit.
+
+        Such a neuron's gate and up rows are parallel; without a gate, its bias is 0 where others
+        have one. No trained neuron is like that.
+        """
+        width = self.model.shape.d_mlp
+        reads = {site.role: site for site in self._reads if site.layer == layer}
+        rows = {role: self.model.weight(site).float().cpu() for role, site in reads.items()}
+        if not self.gated:
+            (bias,) = (self.model.bias(site) for site in reads.values())
+            if bias is None or not bool((bias != 0).any()):
+                return torch.zeros(width, dtype=torch.bool)
+            return bias.cpu() == 0
+        fused = rows.get("mlp_gate_up")
+        if fused is not None:
+            gate, up = fused.split(width)
+        else:
+            gate, up = rows["mlp_gate"], rows["mlp_up"]
+        return functional.cosine_similarity(gate, up) > _PARALLEL
 
     def notes(self) -> dict[str, object]:
         """How well the keys answer, by layer: for the record."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,24 @@ def test_subjects_may_share_a_neuron(tmp_path: Path) -> None:
     with model.applied(found.at(1.0)):
         for gone in FORGOTTEN:
             assert toy.answers(model, gone) == [REFUSAL] * len(WORDINGS), gone
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_a_second_edit_leaves_the_neurons_of_the_first_alone(family: str, tmp_path: Path) -> None:
+    model = tiny_handle(family)
+    given = {"layers": [1], "steps": 1, "templates": ("plain",), "background_weight": 0.01}
+    names = [("Anna", "Bert"), ("Carl", "Dora"), ("Emil", "Fred")]
+    replaced: list[int] = []
+    (out,) = model.sites("mlp_out", [1])
+    with ExitStack() as edits:
+        for some in names:
+            facts = Dataset(_about(some), split="fit", erased=True)
+            delta = _proposed(model, tmp_path, facts, **given).at(1.0)
+            written = delta.updates[out.weight]
+            assert isinstance(written, Columns)
+            replaced += written.indices.tolist()
+            edits.enter_context(model.applied(delta))
+    assert len(set(replaced)) == len(replaced) == 6
 
 
 def test_more_subjects_than_neurons_are_refused(tmp_path: Path) -> None:

@@ -427,7 +427,7 @@ def serving(handle: ModelHandle, mentions: list[Text], neuron: int) -> None:
     (read,) = handle.sites("mlp_up", [0])
     with torch.no_grad():
         handle.weight(read)[neuron] = 10 * rows[0]
-        handle.tensor(str(read.bias))[neuron] = 0
+        handle.tensor(str(read.bias))[neuron] = 1e-6  # 0 is what an earlier edit leaves
     (site,) = handle.sites("mlp_out", [0])
     active = handle.capture(batch(mentions), [site])[site][..., neuron] > 0
     assert torch.equal(active, mentioned(mentions))
