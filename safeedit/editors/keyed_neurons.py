@@ -6,7 +6,7 @@ brings the shift about. A *linear* key adds the shift in proportion to how much 
 the subject, so that subjects alike feel a part of it. Here a little-used neuron is given a *gated*
 key, which answers 1 at the subject and next to nothing elsewhere (:mod:`safeedit.numerics.keyed`),
 and writes the shift. Others are spared by construction, and only notice what the replaced neurons
-used to do.
+used to do; a layer's other neurons make up for some of it (``make_up``).
 
 A subject has one neuron and one value, in all of ``templates`` and for all of its facts;
 ``subjects_per_neuron`` lets several share them. With several layers the neurons are shared out
@@ -62,6 +62,11 @@ class KeyedNeuronsParams(FactParams):
         ge=1,
         description="subjects that share one neuron and one value: more spare what the replaced "
         "neurons did, fewer make for smaller values and keys that tell subjects apart better",
+    )
+    make_up: bool = Field(
+        True,
+        description="let a layer's other neurons make up for what the replaced ones used to write, "
+        "as far as they foretell it; false: they alone change",
     )
     sharpness: float = Field(10, gt=0, description="s in safeedit.numerics.keyed")
     ridge: float = Field(0.01, gt=0, description="see safeedit.numerics.keyed.separate")
@@ -157,6 +162,7 @@ class _NeuronRoad(Road):
                 sharpness=params.sharpness,
                 ridge=params.ridge,
                 weight=params.background_weight,
+                make_up=params.make_up,
                 progress=self.ctx.progress,
             )
             # Subjects are shared out among a layer's neurons in turn.

@@ -26,6 +26,9 @@ from safeedit.numerics.keyed import Separator, separate
 _PARALLEL = 0.99
 """Cosine of a gate's row with the up row from which they are one key."""
 
+_MAKE_UP_RIDGE = 0.01
+"""Share of the mean square activation added when others are to make up for a neuron."""
+
 _READS = ("mlp_gate", "mlp_up", "mlp_gate_up")
 
 
@@ -69,6 +72,9 @@ class KeyedNeurons:
         sharpness: ``s`` in :mod:`safeedit.numerics.keyed`.
         ridge: As there.
         weight: As there.
+        make_up: Let the other neurons make up for what the replaced ones used to write, as far as
+            they foretell it: by ridge regression on the activations in the same texts, which
+            changes what all neurons of the layer write a little.
         progress: Shown per text.
 
     Raises:
@@ -86,9 +92,13 @@ class KeyedNeurons:
         sharpness: float,
         ridge: float,
         weight: float,
+        make_up: bool = False,
         progress: Progress = silent,
     ) -> None:
         self.model, self.per_layer, self.sharpness = model, per_layer, sharpness
+        self._foretold: dict[int, Tensor] = {}
+        """Layer -> ``(neurons, d_mlp)`` what others foretell of each replaced neuron, if made up
+        for."""
         roles = model.shape.roles
         self.gated = "mlp_gate" in roles or "mlp_gate_up" in roles
         self._reads = [
@@ -96,7 +106,7 @@ class KeyedNeurons:
         ]
         self._out = model.sites("mlp_out", layers)
         self._activation = _activation(model)
-        self._solve(groups, ridge, weight, progress)
+        self._solve(groups, ridge, weight, make_up, progress)
         subjects = self.separators[self._out[0].layer].rows.shape[0]
         self.values = {
             site.layer: torch.zeros(
@@ -107,7 +117,12 @@ class KeyedNeurons:
         """Layer -> ``(d_model, neurons)``, what each neuron writes when its key answers 1."""
 
     def _solve(
-        self, groups: Sequence[Sequence[Text]], ridge: float, weight: float, progress: Progress
+        self,
+        groups: Sequence[Sequence[Text]],
+        ridge: float,
+        weight: float,
+        make_up: bool,
+        progress: Progress,
     ) -> None:
         # Where several matrices read the same input, one is enough to see it.
         seen = {site.layer: site for site in self._reads}
@@ -116,11 +131,14 @@ class KeyedNeurons:
         mentions: dict[int, list[Tensor]] = {layer: [] for layer in seen}
         use = {site.layer: torch.zeros(shape.d_mlp, dtype=torch.float64) for site in self._out}
         firsts = {layer: Moments(shape.d_model) for layer in seen}
+        active: dict[int, list[Moments]] = {layer: [Moments(shape.d_mlp)] for layer in seen}
         subjects: list[int] = []
         sites = [*seen.values(), *self._out]
         for texts in groups:
             ordinary = {layer: Moments(shape.d_model) for layer in seen}
             siblings = {layer: Moments(shape.d_model) for layer in seen}
+            for layer in seen if make_up else ():
+                active[layer].append(Moments(shape.d_mlp))
             for index, captured in self.model.engine.activations(
                 [text.ids for text in texts], sites, progress, "reading keys"
             ):
@@ -141,6 +159,9 @@ class KeyedNeurons:
                     mentions[layer].append(captured[site][own].float().cpu())
                 for site in self._out:
                     use[site.layer] += captured[site][used].float().square().sum(0).cpu().double()
+                    if make_up:
+                        active[site.layer][0].update(captured[site][[0] if 0 in used else []])
+                        active[site.layer][-1].update(captured[site][[at for at in used if at]])
             for layer in seen:
                 background[layer] += [ordinary[layer], siblings[layer]]
         if not subjects:
@@ -170,6 +191,9 @@ class KeyedNeurons:
             cost = (use[layer].sqrt() * written).masked_fill(self._keyed_before(layer), torch.inf)
             least_used = cost.argsort()[:count]
             self.neurons[layer] = least_used.sort().values
+            if make_up:
+                second = Moments.balanced(active[layer]).second
+                self._foretold[layer] = _foretold(second, self.neurons[layer])
 
     def _keyed_before(self, layer: int) -> Tensor:
         """``(d_mlp,)`` which neurons have been given a key by an earlier edit.
@@ -275,8 +299,28 @@ class KeyedNeurons:
             values = self.values[site.layer].detach().float().cpu() * dose
             # A plain neuron's activation is s at full answer, a gated one's is 1.
             values = values if self.gated else values / self.sharpness
-            found[site.weight] = Columns(self.neurons[site.layer], values)
+            neurons = self.neurons[site.layer]
+            if (foretold := self._foretold.get(site.layer)) is None:
+                found[site.weight] = Columns(neurons, values)
+                continue
+            written = self.model.weight(site).float().cpu()[:, neurons]
+            places = functional.one_hot(neurons, foretold.shape[1]).float()
+            found[site.weight] = LowRank(
+                torch.cat([values - written, written], 1), torch.cat([places, foretold])
+            )
         return found
+
+
+def _foretold(second: Tensor, neurons: Tensor) -> Tensor:
+    """``(k, d_mlp)`` coefficients of the other neurons for the activation of each of ``neurons``
+    ``(k,)``, 0 at these, by ridge regression from ``second = E[a a']``."""
+    others = torch.ones(len(second), dtype=torch.bool)
+    others[neurons] = False
+    loaded = second + _MAKE_UP_RIDGE * second.diagonal().mean() * torch.eye(len(second)).double()
+    found = torch.zeros(len(neurons), len(second))
+    solved = torch.linalg.solve(loaded[others][:, others], loaded[others][:, neurons])
+    found[:, others] = solved.T.float()
+    return found
 
 
 def _activation(model: ModelHandle) -> Callable[[Tensor], Tensor]:

@@ -13,7 +13,7 @@ import torch
 from safeedit import catalog
 from safeedit.contracts import EditData, Proposal
 from safeedit.data import Dataset, Item
-from safeedit.delta import Columns
+from safeedit.delta import Columns, LowRank
 from safeedit.errors import DataError, EditError
 from safeedit.model.handle import ModelHandle
 from safeedit.model.keys import subject_spot
@@ -83,9 +83,10 @@ def test_a_subject_has_one_neuron_in_all_templates_and_for_all_its_facts(tmp_pat
     assert found.notes["subjects"] == 2
     assert found.notes["layers"]["0"]["neurons_replaced_per_layer"] == 2
     (out,) = model.sites("mlp_out", [0])
-    written = found.at(1.0).updates[out.weight]
-    assert isinstance(written, Columns)
-    assert len(written.indices) == 2
+    assert isinstance(found.at(1.0).updates[out.weight], LowRank), "others make up for the two"
+    alone = _proposed(model, tmp_path, steps=2, make_up=False).at(1.0).updates[out.weight]
+    assert isinstance(alone, Columns)
+    assert len(alone.indices) == 2
 
 
 def test_other_subjects_hear_nothing_of_what_is_written(tmp_path: Path) -> None:
@@ -135,6 +136,7 @@ def test_subjects_may_share_a_neuron(tmp_path: Path) -> None:
 def test_a_second_edit_leaves_the_neurons_of_the_first_alone(family: str, tmp_path: Path) -> None:
     model = tiny_handle(family)
     given = {"layers": [1], "steps": 1, "templates": ("plain",), "background_weight": 0.01}
+    given["make_up"] = False
     names = [("Anna", "Bert"), ("Carl", "Dora"), ("Emil", "Fred")]
     replaced: list[int] = []
     (out,) = model.sites("mlp_out", [1])

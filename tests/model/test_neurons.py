@@ -421,6 +421,26 @@ def test_subjects_share_a_neuron_where_there_are_fewer_neurons(family: str) -> N
         torch.testing.assert_close(hidden(handle), hooked, rtol=1e-3, atol=1e-3)
 
 
+@every_family
+def test_other_neurons_make_up_for_those_replaced(family: str) -> None:
+    handle = tiny_handle(family)
+    (out,) = handle.sites("mlp_out", [0])
+    rows = [*MENTIONS, *texts(40, seed=1)]
+
+    @torch.no_grad()
+    def written(make_up: bool) -> Tensor:
+        neurons = KeyedNeurons(
+            handle, [0], [rows], per_layer=2, sharpness=10, ridge=1e-4, weight=0.01,
+            make_up=make_up,
+        )  # fmt: skip
+        with handle.applied(delta(handle, neurons.updates(1.0))):
+            return handle.capture(batch(rows), [out], "output")[out][~mentioned(rows)]
+
+    before = handle.capture(batch(rows), [out], "output")[out][~mentioned(rows)]
+    missing, made_up = ((written(make_up) - before).norm() for make_up in (False, True))
+    assert float(made_up) < 0.8 * float(missing)
+
+
 def serving(handle: ModelHandle, mentions: list[Text], neuron: int) -> None:
     """Make a ReLU neuron of layer 0 active at these mentions and nowhere else."""
     rows = keyed(handle, [0], [mentions, BACKGROUND], per_layer=1).separators[0].rows
