@@ -28,7 +28,7 @@ from table import ROOT, SAFEEDIT, cell, figures, fitting, run, write
 MODEL = "builtin:smollm2-135m-instruct"
 MOST = 50
 """The count that all editors are compared at; at others those of ``FEW`` are."""
-EDITORS = "keyed_neurons,keyed_neurons@shared,rome,memit,alphaedit,ft_m,sanitation,depn,random"
+EDITORS = "keyed_neurons,rome,memit,alphaedit,ft_m,sanitation,depn,keyed_neurons@shared,random"
 FEW = "keyed_neurons,rome,memit"
 STEPS = "10:10,50:5"
 STEPPED = {"keyed_neurons": 1.5, "rome": 1.25, "memit": 1.25}
