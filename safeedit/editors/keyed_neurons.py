@@ -41,7 +41,7 @@ from safeedit.contracts import (
 from safeedit.data import Dataset, Item
 from safeedit.delta import Origin, Update, WeightDelta
 from safeedit.editors._facts import Fact, FactParams, Road, steps_to
-from safeedit.errors import EditError
+from safeedit.errors import DataError, EditError
 from safeedit.layers import resolve
 from safeedit.model import neurons
 from safeedit.model.architectures import Site
@@ -193,6 +193,14 @@ class _NeuronRoad(Road):
             for contexts in fact.contexts
             for spot in contexts
         ]
+        named = {number for text in asked for _, number in text.own}
+        if absent := len(names) - len(named):
+            raise DataError(
+                f"{absent} of {len(names)} subjects stand in their prompts only as the end of "
+                "another subject",
+                remedy="each prompt must contain its item's subject as written, and not only as "
+                "the end of a longer one",
+            )
         preserve = self.data.get("preserve")
         kept = [
             self._kept(item, template, names)

@@ -166,6 +166,15 @@ def test_a_subject_that_is_not_in_its_prompt_is_an_error(tmp_path: Path) -> None
     assert "Paul" not in str(caught.value)
 
 
+def test_a_subject_that_only_ends_another_is_an_error(tmp_path: Path) -> None:
+    both = [
+        Item(id="1", prompt="Where does Ann Nora live?", answer="Bern", subject="Nora"),
+        Item(id="2", prompt="Where does Ann Nora live now?", answer="Bonn", subject="Ann Nora"),
+    ]
+    with pytest.raises(DataError, match="1 of 2 subjects"):
+        _proposed(tiny_handle("llama"), tmp_path, Dataset(both, split="fit", erased=True))
+
+
 def test_of_names_that_end_alike_the_longer_is_meant() -> None:
     tokenizer = tiny_handle("llama").tokenizer
     ids = tokenizer("Mr John Smith met Smith.")["input_ids"]
