@@ -37,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="builtin:smollm2-135m-instruct")
     parser.add_argument("--layers", default="16%-16%")
+    parser.add_argument("--learning-rate", type=float, default=3e-4, help="the map's")
     parser.add_argument("--scales", type=float, nargs="+", default=[0.5, 1.0, 1.5])
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
@@ -54,8 +55,9 @@ def main() -> None:
         ctx = RunContext(seed=arguments.seed, cache=Path(folder), secret=b"benchmark", warn=print)
         begin = time.perf_counter()
         proposal = compiled(
-            model, test, {"lessons": lessons, "neighbours": near}, ctx, layers=arguments.layers
-        )
+            model, test, {"lessons": lessons, "neighbours": near}, ctx, layers=arguments.layers,
+            learning_rate=arguments.learning_rate,
+        )  # fmt: skip
         seconds = time.perf_counter() - begin
         (file,) = Path(folder, "remedi").glob("*.safetensors")
         learnt = Remedi.load(file)
