@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from table import ROOT, cell, changed, doses, figures, fitting, run, write
+from table import ROOT, cell, changed, command, doses, figures, fitting, run, write
 
 POLICY = ROOT / "policies" / "debias-dama.yaml"
 REMEDI = POLICY.with_name("remedi.yaml")
@@ -105,7 +105,7 @@ def main() -> None:
         [
             "# Editors of gender bias",
             "",
-            "Made by `python benchmarks/bias.py` (which see) on SmolLM2-135M-Instruct.",
+            f"Made by `{command('bias')}` (which see) on SmolLM2-135M-Instruct.",
             "Brackets are 95 % intervals. Doses were chosen on other professions; where none met",
             "the policy's targets, the row shows the one that came nearest.",
         ],

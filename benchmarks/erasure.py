@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 from known import prepare
-from table import ROOT, SAFEEDIT, cell, figures, fitting, run, write
+from table import ROOT, SAFEEDIT, cell, command, figures, fitting, run, write
 
 MODEL = "builtin:smollm2-135m-instruct"
 MOST = 50
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         [
             "# Editors that erase facts",
             "",
-            "Made by `python benchmarks/erasure.py` (which see) on SmolLM2-135M-Instruct,",
+            f"Made by `{command('erasure')}` (which see) on SmolLM2-135M-Instruct,",
             f"{given.dtype}. Facts of `known_1000` that the model ranks first; judged on wordings",
             "that were not fitted, beside near facts that no editor was told of. Brackets are",
             "95 % intervals. Doses were chosen on validation wordings and near facts; 'missed':",

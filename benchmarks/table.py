@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,15 @@ def changed(record: Mapping[str, Any]) -> int:
 def doses(record: Mapping[str, Any]) -> str:
     """The dose of each of its edits."""
     return ", ".join(f"{edit['dose']:g}" for edit in record["edits"])
+
+
+def command(script: str) -> str:
+    """How a table was made: the script and its options, less where the data lies."""
+    options = list(sys.argv[1:])
+    if "--data" in options:
+        place = options.index("--data")
+        del options[place : place + 2]
+    return shlex.join(["python", f"benchmarks/{script}.py", *options])
 
 
 def write(name: str, lines: Sequence[str], heads: Sequence[str], rows: Sequence[Sequence[str]],
