@@ -2,10 +2,10 @@
 
 Every row is a run of ``policies/debias-dama.yaml`` with another edit in its place, no gates and no
 export, and of WinoBias a seeded choice of 400 sentences. Slopes are those on DAMA's test prompts,
-none of whose professions was fitted. Random changes of the same size stand below the first edit and
-DAMA's. REMEDI's is that of ``policies/remedi.yaml`` at dose 1: it gives persons their occupations,
-and is here to show that it leaves professions alone. The
-table is printed and written to ``benchmarks/bias.md``, whatever it shows.
+none of whose professions was fitted. Random changes of the same size stand below DAMA's edit as
+published and below ours. REMEDI's is that of ``policies/remedi.yaml`` at dose 1: it gives persons
+their occupations, and is here to show that it leaves professions alone. The table is printed and
+written to ``benchmarks/bias.md``, whatever it shows.
 
     python benchmarks/bias.py --data ../shared/data
 """
@@ -26,6 +26,7 @@ REMEDI = POLICY.with_name("remedi.yaml")
 SENTENCES = 400
 """Of WinoBias, per row."""
 CONTROLLED = ("keyed", "DAMA, as published")
+"""Rows below which a random change stands."""
 COLUMNS = (
     ("stereotype slope", "stereotype.stereotype_slope"),
     ("... over the base's", "stereotype.stereotype_slope_ratio"),

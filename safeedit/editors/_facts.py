@@ -23,7 +23,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from torch import Tensor
 
 from safeedit.contracts import BaseParams, EditData, RunContext
-from safeedit.data import Item
+from safeedit.data import Dataset, Item
 from safeedit.data.loading import load_dataset
 from safeedit.data.splitting import normalise_prompt
 from safeedit.data.subjects import shared_span
@@ -170,9 +170,15 @@ def _method(params: FactParams) -> Literal["least", "adam"]:
     return "least" if params.values == "least" and least else "adam"
 
 
-def steps_to(params: FactParams) -> int:
+def _steps(params: FactParams) -> int:
     """Steps to a value at most."""
     return min(params.steps, _LEAST_STEPS) if _method(params) == "least" else params.steps
+
+
+def value_tokens(params: FactParams, forget: Dataset) -> int:
+    """Tokens run forward and back for the values of these facts, roughly, for ``plan``."""
+    facts = len(forget.items("fit")) * len(params.templates)
+    return facts * params.phrasings * 15 * _steps(params)
 
 
 @dataclass(frozen=True)
@@ -419,7 +425,7 @@ class Road:
                 self.model,
                 layer,
                 units,
-                steps=steps_to(params),
+                steps=_steps(params),
                 max_norm=params.max_norm,
                 stop=params.stop,
                 progress=self.ctx.progress,

@@ -38,7 +38,7 @@ from safeedit.contracts import (
 )
 from safeedit.data import Dataset
 from safeedit.delta import LowRank
-from safeedit.editors._facts import ONE_KEY, FactParams, Road, flat, steps_to
+from safeedit.editors._facts import ONE_KEY, FactParams, Road, flat, value_tokens
 from safeedit.editors._scaled import check_spread, scaled_proposal, so_far
 from safeedit.errors import EditError
 from safeedit.layers import resolve
@@ -103,8 +103,7 @@ class KeyedEditor(ABC):
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens run forward and back, roughly, for ``plan``."""
-        facts = len(data["forget"].items("fit")) * len(self.params.templates)
-        return facts * self.params.phrasings * 15 * steps_to(self.params)
+        return value_tokens(self.params, data["forget"])
 
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
         """Read keys, learn values, solve; offer the change in several strengths."""

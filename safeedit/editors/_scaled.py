@@ -1,9 +1,9 @@
-"""What the editors share whose doses scale one low-rank change."""
+"""What the editors share whose doses scale a change."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from safeedit import __version__
@@ -14,13 +14,13 @@ from safeedit.errors import UnsupportedModelError, UsageError
 from safeedit.model.handle import ModelHandle
 
 
-def scaled_proposal(
+def proposal_of(
     editor: str,
     params: Any,
     data: Dataset,
     ctx: RunContext,
     base: str,
-    updates: Mapping[str, LowRank],
+    updates: Callable[[float], Mapping[str, Update]],
     notes: Mapping[str, Any],
 ) -> Proposal:
     """A change in the strengths that ``params.doses`` names.
@@ -31,7 +31,7 @@ def scaled_proposal(
         data: What the change was fitted on, for the record.
         ctx: Of the run.
         base: Digest of the model it belongs to.
-        updates: Tensor name -> its change at dose 1.
+        updates: Dose -> tensor name -> its change.
         notes: For the record.
     """
 
@@ -46,10 +46,26 @@ def scaled_proposal(
             seed=ctx.seed,
             dose=dose,
         )
-        scaled = {name: LowRank(u.left * dose, u.right) for name, u in updates.items()}
-        return WeightDelta(base, scaled, origin)
+        return WeightDelta(base, updates(dose), origin)
 
     return Proposal(tuple(sorted(set(params.doses))), at, dict(notes))
+
+
+def scaled_proposal(
+    editor: str,
+    params: Any,
+    data: Dataset,
+    ctx: RunContext,
+    base: str,
+    updates: Mapping[str, LowRank],
+    notes: Mapping[str, Any],
+) -> Proposal:
+    """As :func:`proposal_of`, of a low-rank change at dose 1 that doses scale."""
+
+    def scaled(dose: float) -> dict[str, Update]:
+        return {name: LowRank(u.left * dose, u.right) for name, u in updates.items()}
+
+    return proposal_of(editor, params, data, ctx, base, scaled, notes)
 
 
 def so_far(editor: str, base: str, updates: Mapping[str, LowRank]) -> WeightDelta:

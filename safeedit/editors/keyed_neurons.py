@@ -29,7 +29,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from safeedit import __version__
 from safeedit.contracts import (
     DataRole,
     EditData,
@@ -39,8 +38,9 @@ from safeedit.contracts import (
     TensorPlan,
 )
 from safeedit.data import Dataset, Item
-from safeedit.delta import Origin, Update, WeightDelta
-from safeedit.editors._facts import Fact, FactParams, Road, steps_to
+from safeedit.delta import Update
+from safeedit.editors._facts import Fact, FactParams, Road, value_tokens
+from safeedit.editors._scaled import proposal_of
 from safeedit.errors import DataError, EditError
 from safeedit.layers import resolve
 from safeedit.model import neurons
@@ -98,8 +98,7 @@ class KeyedNeurons:
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens run forward and back, roughly, for ``plan``."""
-        facts = len(data["forget"].items("fit")) * len(self.params.templates)
-        return facts * self.params.phrasings * 15 * steps_to(self.params)
+        return value_tokens(self.params, data["forget"])
 
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
         """Solve for keys, learn values; offer the change in several strengths."""
@@ -107,23 +106,13 @@ class KeyedNeurons:
         sites = model.sites("mlp_out", resolve(params.layers, model.n_layers))
         road = _NeuronRoad("keyed_neurons", params, model, data, ctx, sites[0])
         keyed = road.keyed(sites)
-        base = model.digest()
 
-        def at(dose: float) -> WeightDelta:
-            origin = Origin(
-                editor="keyed_neurons",
-                params=params.model_dump(mode="json"),
-                data_digest=data["forget"].digest,
-                version=__version__,
-                seed=ctx.seed,
-                dose=dose,
-            )
-            updates: dict[str, Update] = {}
-            for each in keyed:
-                updates |= each.updates(dose)
-            return WeightDelta(base, updates, origin)
+        def updates(dose: float) -> dict[str, Update]:
+            return {name: update for each in keyed for name, update in each.updates(dose).items()}
 
-        return Proposal(tuple(sorted(set(params.doses))), at, road.notes)
+        return proposal_of(
+            "keyed_neurons", params, data["forget"], ctx, model.digest(), updates, road.notes
+        )
 
 
 class _NeuronRoad(Road):

@@ -30,7 +30,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from safeedit import __version__
 from safeedit.contracts import (
     BaseParams,
     DataRole,
@@ -41,7 +40,8 @@ from safeedit.contracts import (
     TensorPlan,
 )
 from safeedit.data import Dataset, Item
-from safeedit.delta import LowRank, Origin, Update, WeightDelta
+from safeedit.delta import LowRank, Update
+from safeedit.editors._scaled import proposal_of
 from safeedit.errors import DataError, UsageError
 from safeedit.layers import Layers, resolve
 from safeedit.model import neurons
@@ -162,20 +162,9 @@ class Sanitation:
             )
         learn = _keyed if self.params.update == "keyed" else _lora
         updates, notes = learn(self, model, data, ctx)
-        base = model.digest()
-
-        def at(dose: float) -> WeightDelta:
-            origin = Origin(
-                editor="sanitation",
-                params=self.params.model_dump(mode="json"),
-                data_digest=data["forget"].digest,
-                version=__version__,
-                seed=ctx.seed,
-                dose=dose,
-            )
-            return WeightDelta(base, updates(dose), origin)
-
-        return Proposal(doses=tuple(sorted(set(self.params.doses))), at=at, notes=notes)
+        return proposal_of(
+            "sanitation", self.params, data["forget"], ctx, model.digest(), updates, notes
+        )
 
 
 Learnt = tuple[Callable[[float], dict[str, Update]], dict[str, Any]]

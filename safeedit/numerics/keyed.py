@@ -74,7 +74,7 @@ def separate(
     """
     inputs, subjects = inputs.double().cpu(), subjects.cpu()
     mentions = torch.bincount(subjects)
-    moment = background.second
+    moment, mean = background.second, background.mean
     eye = torch.eye(len(moment), dtype=torch.float64)
     loaded = moment + ridge * moment.diagonal().mean() * eye
     own = torch.nn.functional.one_hot(subjects % keys, keys).double()
@@ -87,7 +87,7 @@ def separate(
         [
             torch.linalg.solve(
                 inputs.T @ (balance[:, k, None] * inputs) + weight * loaded,
-                inputs.T @ (balance[:, k] * wanted[:, k]) - weight * background.mean,
+                inputs.T @ (balance[:, k] * wanted[:, k]) - weight * mean,
             )
             for k in range(keys)
         ]
@@ -95,8 +95,8 @@ def separate(
     answers = inputs @ rows.T
     of_own = [answers[subjects == s, s % keys] for s in range(len(mentions))]
     least = torch.stack([own.min() for own in of_own])
-    mean = torch.stack([own.mean() for own in of_own])
-    elsewhere = rows @ background.mean
+    mean_own = torch.stack([own.mean() for own in of_own])
+    elsewhere = rows @ mean
     spread = ((rows @ moment) * rows).sum(1).sub(elsewhere**2).clamp(min=0).sqrt()
     if not bool((least > 0).all()):
         raise EditError(
@@ -104,4 +104,6 @@ def separate(
             "here",
             remedy="choose earlier 'layers', lower 'background_weight', or give longer subjects",
         )
-    return Separator(rows.float(), least.float(), mean.float(), elsewhere.float(), spread.float())
+    return Separator(
+        rows.float(), least.float(), mean_own.float(), elsewhere.float(), spread.float()
+    )
