@@ -207,6 +207,9 @@ class EditRecord(Record):
     notes: dict[str, Any] = Field(default_factory=dict)
     """The editor's own account (losses, controls, warnings); numbers and words, no data."""
     controls: tuple[ControlRecord, ...] = ()
+    gates_so_far: tuple[Verdict, ...] = ()
+    """What the gates say of the model with this edit and those before it; empty for the last
+    edit, after which the record's own verdicts are."""
     seconds: float
 
 

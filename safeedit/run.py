@@ -160,8 +160,11 @@ def execute(
     edits: list[EditRecord] = []
     deltas: dict[str, WeightDelta] = {}
     originals: dict[str, torch.Tensor] = {}
-    for edit in plan.edits:
+    for number, edit in enumerate(plan.edits, 1):
         edited, delta, undo = _edit(session, model, edit)
+        if number < len(plan.edits):
+            with session.clock.stage(f"edit {edit.id}: gates so far"):
+                edited = edited.model_copy(update={"gates_so_far": _gates_so_far(session, model)})
         edits.append(edited)
         deltas[edit.id] = delta
         for name, tensor in undo.items():
@@ -433,17 +436,47 @@ def _controls(
 def _control_metrics(
     session: _Session, model: ModelHandle, delta: WeightDelta
 ) -> tuple[Metric, ...]:
-    metrics: list[Metric] = []
     with model.applied(delta):
-        for audit in session.plan.audits:
-            base = session.baseline(audit, "test")
-            if base is None or not audit.spec.control:
-                continue
-            try:
-                metrics += _audit(session, model, audit, "test", base.reference).record.metrics
-            except AuditError as error:
-                session.ctx.warn(f"a control could not be measured by {audit.id}: {error.message}")
-    return tuple(metrics)
+        return tuple(
+            metric
+            for audit in session.plan.audits
+            for metric in _in_passing(session, model, audit, "a control")
+        )
+
+
+def _gates_so_far(session: _Session, model: ModelHandle) -> tuple[Verdict, ...]:
+    """What gates say of a model that awaits further edits, as far as their audits are made between
+    edits: those that controls are measured with."""
+    gates, found = session.plan.gates, dict[str, Metric]()
+    for audit in session.plan.audits:
+        if names := frozenset(gate.name for gate in gates if gate.audit == audit.id):
+            found |= {
+                metric.name: metric
+                for metric in _in_passing(session, model, audit, "the edits so far", names)
+            }
+    comparisons = _comparisons(session, found, "test")
+    return tuple(
+        judge(gate, comparisons[gate.metric]) for gate in gates if gate.metric in comparisons
+    )
+
+
+def _in_passing(
+    session: _Session,
+    model: ModelHandle,
+    audit: PlannedAudit,
+    what: str,
+    wanted: frozenset[str] | None = None,
+) -> tuple[Metric, ...]:
+    """An audit's metrics of a model that is not to stay; none where its policy says ``control:
+    false``, or, said loudly, where it can't be measured."""
+    base = session.baseline(audit, "test")
+    if base is None or not audit.spec.control:
+        return ()
+    try:
+        return _audit(session, model, audit, "test", base.reference, wanted).record.metrics
+    except AuditError as error:
+        session.ctx.warn(f"{what} could not be measured by {audit.id}: {error.message}")
+        return ()
 
 
 def _audit_base(session: _Session, model: ModelHandle, audit: PlannedAudit, split: Split) -> None:
@@ -487,9 +520,10 @@ def _audit(
     audit: PlannedAudit,
     split: Split,
     reference: Mapping[str, torch.Tensor] | None,
+    wanted: frozenset[str] | None = None,
 ) -> _Audited:
     start = time.perf_counter()
-    ctx = replace(session.ctx, wanted=_wanted(session, audit, split))
+    ctx = replace(session.ctx, wanted=wanted or _wanted(session, audit, split))
     outcome: AuditOutcome = audit.auditor.audit(model, audit.data, split, ctx, reference)
     record = AuditRecord(
         id=audit.id,

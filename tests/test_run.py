@@ -28,7 +28,7 @@ from safeedit.errors import ExportError
 from safeedit.export.evidence import revert, verify
 from safeedit.export.manifest import hash_files
 from safeedit.model.sources import open_model
-from safeedit.report.content import control_table
+from safeedit.report.content import control_table, edit_by_edit
 from safeedit.results import Metric, RunRecord
 from tests.road import (
     ANSWERS,
@@ -513,6 +513,39 @@ def test_the_second_edit_too_is_held_against_the_untouched_base(place: Workplace
     assert both > one * 1.1
     # The base was measured once on each split, before any edit; nothing is a base later.
     assert [call for call in Drift.calls if call[1]] == [("test", True), ("validation", True)]
+
+
+def test_gates_are_told_after_each_edit_and_which_edit_undid_what(place: Workplace) -> None:
+    first = {**NUDGE, "id": "first"}
+    second = {**NUDGE, "id": "second", "layer": 1, "size": 0.02}
+    assert place.run("apply", place.policy(edits=[first])).exit_code == 0
+    one = drift_of(place.report)
+    assert place.report.edits[0].gates_so_far == ()
+    assert edit_by_edit(place.report) is None
+    shutil.rmtree(place.target)
+    gate = {"metric": "drift.distance", "max": 1.05 * one, "min_n": 1}
+    result = place.run("apply", place.policy(edits=[first, second], gates=[gate]))
+    assert result.exit_code == 1
+    record = place.report
+    (between,) = record.edits[0].gates_so_far
+    assert (between.status, between.value) == ("pass", pytest.approx(one, rel=1e-5))
+    assert record.edits[1].gates_so_far == ()
+    table = edit_by_edit(record)
+    assert table is not None
+    assert table.edits == ("first", "second")
+    ((_, verdicts),) = table.rows
+    assert [verdict.status for verdict in verdicts] == ["pass", "fail"]
+    (sentence,) = table.undone
+    assert "passed after first and no longer does after second" in sentence
+    assert "no longer does after second" in " ".join(result.output.split())
+
+
+def test_no_gate_is_told_between_edits_of_an_audit_kept_out_of_controls(place: Workplace) -> None:
+    edits = [{**NUDGE, "id": "first"}, {**NUDGE, "id": "second", "layer": 1}]
+    audits = [{**DRIFT, "control": False}]
+    assert place.run("apply", place.policy(edits=edits, audits=audits)).exit_code == 0
+    assert place.report.edits[0].gates_so_far == ()
+    assert edit_by_edit(place.report) is None
 
 
 def test_the_control_moves_the_model_as_far_and_leaves_no_trace(place: Workplace) -> None:

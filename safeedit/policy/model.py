@@ -337,7 +337,8 @@ class AuditSpec(StageSpec):
     required: bool = True
     """False: a run where this audit can't be made is not inconclusive for it."""
     control: bool = True
-    """False: the controls of the edits are not measured with this audit, which saves its time."""
+    """False: this audit is not made on the controls of edits, nor between one edit and the next,
+    which saves its time."""
 
 
 class KeySpec(PolicyPart):

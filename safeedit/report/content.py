@@ -204,6 +204,37 @@ def control_table(record: RunRecord) -> ControlTable | None:
     return ControlTable(names, tuple(rows))
 
 
+@dataclass(frozen=True)
+class EditByEdit:
+    """What the gates said after each of several edits, and what one edit undid of another's."""
+
+    edits: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Verdict, ...]], ...]
+    """Metric with its condition -> its verdict after each edit."""
+    undone: tuple[str, ...]
+    """A sentence for each gate that passed after some edit and no longer does at the end."""
+
+
+def edit_by_edit(record: RunRecord) -> EditByEdit | None:
+    """Gates from edit to edit; None where there is one edit, or nothing was gated between them."""
+    stages = [edit.gates_so_far for edit in record.edits[:-1]] + [record.verdicts]
+    ids = tuple(edit.id for edit in record.edits)
+    found = [{(v.metric, v.condition): v for v in stage} for stage in stages]
+    rows, undone = [], []
+    for gate in found[-1]:
+        if not all(gate in stage for stage in found) or len(found) < 2:
+            continue
+        verdicts = tuple(stage[gate] for stage in found)
+        rows.append((" ".join(gate), verdicts))
+        held = [place for place, verdict in enumerate(verdicts) if verdict.status == "pass"]
+        if held and held[-1] < len(verdicts) - 1:
+            undone.append(
+                f"{gate[0]} passed after {ids[held[-1]]} and no longer does after "
+                f"{ids[held[-1] + 1]}: {verdicts[held[-1] + 1].reason}."
+            )
+    return EditByEdit(ids, tuple(rows), tuple(undone)) if rows else None
+
+
 def targets(record: RunRecord, edit: EditRecord) -> tuple[Target, ...]:
     """The targets of an edit's dose: its own, or the policy's gates."""
     stages: Sequence[Mapping[str, Any]] = record.policy.get("edits") or ()

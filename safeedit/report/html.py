@@ -21,6 +21,7 @@ def render(record: RunRecord) -> str:
         audits=content.audits(record),
         compares=content.compares(record),
         controls=content.control_table(record),
+        edit_by_edit=content.edit_by_edit(record),
         has_controls=any(edit.controls for edit in record.edits),
         edits=[
             {

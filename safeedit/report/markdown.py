@@ -47,6 +47,7 @@ def render(record: RunRecord) -> str:
         *gates(record),
         *metrics(record),
         *controls(record),
+        *edit_by_edit(record),
         *(line for edit in record.edits for line in _edit(record, edit)),
         *limits(record),
         *_provenance(record),
@@ -115,6 +116,23 @@ def controls(record: RunRecord) -> list[str]:
         for name, values in found.rows
     ]
     return ["## Controls", "", *table(["change", *map(escape, found.metrics)], rows)]
+
+
+def edit_by_edit(record: RunRecord) -> list[str]:
+    """What the gates said after each edit, where there are several."""
+    found = content.edit_by_edit(record)
+    if found is None:
+        return []
+    rows = [
+        [
+            escape(gate),
+            *(f"{number(verdict.value)} {STATUS_WORDS[verdict.status]}" for verdict in verdicts),
+        ]
+        for gate, verdicts in found.rows
+    ]
+    lines = ["## Edit by edit", "", "Gates after each edit, with all edits before it.", ""]
+    lines += table(["gate", *(f"after {escape(edit)}" for edit in found.edits)], rows)
+    return lines + [f"- {escape(sentence)}" for sentence in found.undone] + [""]
 
 
 def limits(record: RunRecord) -> list[str]:

@@ -62,6 +62,10 @@ def _render(record: RunRecord, console: Console) -> None:
     for audit in content.audits(record):
         if audit.rows:
             _print(console, audit.id, _metrics(audit.rows, two_models))
+    if found := content.edit_by_edit(record):
+        _print(console, "Edit by edit", _edit_by_edit(found))
+        for sentence in found.undone:
+            console.print(_item(sentence))
     for edit in record.edits:
         _print_edit(console, record, edit)
     console.print()
@@ -143,6 +147,14 @@ def _metrics(rows: tuple[Row, ...], two_models: bool) -> Table:
         if two_models:
             cells.append(_text(p_value(found.p_value).removeprefix("p ").removeprefix("= ")))
         table.add_row(*cells, _text(count(row.after).partition(" ")[0], "dim"))
+    return table
+
+
+def _edit_by_edit(found: content.EditByEdit) -> Table:
+    table = _table(("gate, after", False), *((edit, True) for edit in found.edits))
+    for gate, verdicts in found.rows:
+        values = (_text(number(verdict.value), _STYLES[verdict.status]) for verdict in verdicts)
+        table.add_row(_text(gate), *values)
     return table
 
 

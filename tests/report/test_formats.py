@@ -45,15 +45,19 @@ def variants() -> dict[str, RunRecord]:
     fixed = passed.edits[0].model_copy(
         update={"dose_mode": "fixed", "dose_curve": (), "targets_met": None, "controls": ()}
     )
+    failed = run_record(gates=FAILING)
+    held = tuple(v.model_copy(update={"status": "pass"}) for v in failed.verdicts)
+    undone = fixed.model_copy(update={"id": "first", "gates_so_far": held})
     unmeasured = passed.comparisons[0].after.model_copy(update={"value": None, "interval": None})
     return {
         "passed": passed,
-        "failed": run_record(gates=FAILING),
+        "failed": failed,
         "no gates": run_record(gates=()),
         "audit only": run_record(edited=False),
         "skipped": run_record(gates=({"metric": "probe.accuracy", "max": 0.5},)),
         "fixed dose": passed.model_copy(update={"edits": (fixed,)}),
         "two edits": passed.model_copy(update={"edits": (fixed, passed.edits[0])}),
+        "undone": failed.model_copy(update={"edits": (undone, passed.edits[0])}),
         "nothing changed": passed.model_copy(
             update={"edits": (fixed.model_copy(update={"changes": ()}),)}
         ),
