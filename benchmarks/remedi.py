@@ -36,7 +36,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="builtin:smollm2-135m-instruct")
-    parser.add_argument("--layers", default="16%-16%")
+    parser.add_argument("--layers", default="36%-36%")
     parser.add_argument("--learning-rate", type=float, default=3e-4, help="the map's")
     parser.add_argument("--scales", type=float, nargs="+", default=[0.5, 1.0, 1.5])
     parser.add_argument("--seed", type=int, default=7)

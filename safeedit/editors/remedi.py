@@ -64,21 +64,27 @@ from safeedit.policy import DataSpec
 _ONE_KEY = 1e-3
 """Relative distance within which a neighbour's key is that of an entity."""
 
-_VERSION = 1
+_VERSION = 2
 """Raised whenever the same lessons would give another map."""
 
 
 class RemediParams(BaseParams):
     """Parameters of REMEDI."""
 
-    layers: Layers = Field("16%-16%", description="the layer that is read and shifted; one")
+    layers: Layers = Field("36%-36%", description="the layer that is read and shifted; one")
     rank: int | None = Field(
         None, ge=1, description="of the map; null: full where lessons outnumber dimensions, else 64"
     )
     epochs: int = Field(20, ge=1, description="over the lessons, at most (published)")
     batch: int = Field(16, ge=1, description="lessons in a step (published)")
     learning_rate: float = Field(
-        5e-3, gt=0, description="AdamW's (published: 1e-3, for states as they are)"
+        3e-4, gt=0, description="AdamW's (published: 1e-3, for states as they are)"
+    )
+    own: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (0.0, 0.5, 1.0, 1.5),
+        min_length=1,
+        description="multiples of the attribute's own state that the map may begin with; the best "
+        "for the lessons taught counts; [0]: none (published)",
     )
     patience: int = Field(
         2, ge=1, description="epochs without a better held-out loss before it ends (published)"
@@ -155,7 +161,7 @@ class RemediEditor:
             raise UsageError(
                 f"{len(layers)} layers were chosen, and the map reads and shifts one",
                 field="layers",
-                remedy="choose one layer, such as 'layers: 16%-16%'",
+                remedy="choose one layer, such as 'layers: 36%-36%'",
             )
         change, site, notes = _Road(params, model, data, ctx, layers[0]).solve()
 
@@ -326,7 +332,7 @@ class _Road:
         schooling = Schooling(
             rank=params.rank, epochs=params.epochs, batch=params.batch, seed=self.ctx.seed,
             learning_rate=params.learning_rate, patience=params.patience, avoid=params.avoid,
-            keep=params.keep,
+            keep=params.keep, own=params.own,
         )  # fmt: skip
         made_of = json.dumps(
             [_VERSION, self.model.digest(), data.digest, self.layer, template,

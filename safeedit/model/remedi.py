@@ -13,9 +13,12 @@ blocks up to ``layer`` are run once for all epochs; a pass of training starts ab
 
 Unlike the published code, the divergence counts every position of every lesson (there, the last
 lesson of a batch alone), ``log(1 - p)`` is a sum over the other words and never infinite, the best
-state is a copy, prompts of one token are edited like others, and tokens are found by offsets. With
-fewer lessons than dimensions the map is of low rank. Inputs are standardised and outputs scaled by
-the entities' states, both taken into ``F`` and ``b``, so that one learning rate fits any model.
+state is a copy, prompts of one token are edited like others, and tokens are found by offsets.
+``F`` begins as ``own`` times the identity, which adds what tells an attribute from others as it
+stands in its context: that holds for attributes never seen, where a few hundred lessons teach
+little. What is learnt comes on top. With fewer lessons than dimensions that is of low rank. Inputs
+are standardised and outputs scaled by the entities' states, both taken into ``F`` and ``b``, so
+that one learning rate fits any model.
 
 As a *probe*, an attribute is held of an entity as far as ``<z(entity), z(F h + b)>`` says, where z
 standardises each dimension by the statistics of the training lessons.
@@ -58,7 +61,7 @@ from safeedit.model.lessons import (
 )
 from safeedit.model.steering import Steer
 
-FORMAT = "safeedit-remedi-1"
+FORMAT = "safeedit-remedi-2"
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Schooling:
         patience: Epochs without a better held-out loss before it ends.
         held_out: Share of the attributes whose lessons only decide when to end.
         avoid: Weight of ``-log(1 - p(other))``.
+        own: Multiples of the attribute's own state to begin with, of which the one counts that has
+            the least loss over the lessons taught; (0,): none (published).
         keep: Weight of the divergence (published: 10, of which its loop applied the part of one
             lesson in a batch of 16).
         seed: Of order, start and what is held out.
@@ -81,10 +86,11 @@ class Schooling:
     rank: int | None = None
     epochs: int = 20
     batch: int = 16
-    learning_rate: float = 5e-3
+    learning_rate: float = 3e-4
     patience: int = 2
     held_out: float = 0.1
     avoid: float = 1.0
+    own: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5)
     keep: float = 1.0
     seed: int = 0
 
@@ -115,7 +121,9 @@ class Remedi:
         base: Digest of the weights it was trained on.
         layer: Whose output it reads and shifts.
         probe_layer: Whose output is probed at the entity.
-        factors: ``F`` as a product, each fp32 on the CPU: one matrix, or two of low rank.
+        own: Multiple of the identity in ``F``.
+        factors: The rest of ``F`` as a product, each fp32 on the CPU: one matrix, or two of low
+            rank.
         bias: ``(d_model,)`` fp32.
         entities: Statistics of the training entities at ``probe_layer``.
         directions: Of the training directions.
@@ -125,6 +133,7 @@ class Remedi:
     base: str
     layer: int
     probe_layer: int
+    own: float
     factors: tuple[Tensor, ...]
     bias: Tensor
     entities: Scaling
@@ -133,7 +142,7 @@ class Remedi:
 
     def __call__(self, states: Tensor) -> Tensor:
         """Directions ``(n, d_model)`` of attributes' representations ``(n, d_model)``."""
-        return _mapped(self.factors, self.bias, states)
+        return self.own * states + _mapped(self.factors, self.bias, states)
 
     def check(self, model: ModelHandle) -> None:
         """See that it was made for this model.
@@ -195,7 +204,7 @@ class Remedi:
         }
         header = {
             "format": FORMAT, "base": self.base, "layer": self.layer, "version": __version__,
-            "probe_layer": self.probe_layer, "notes": dict(self.notes),
+            "probe_layer": self.probe_layer, "own": self.own, "notes": dict(self.notes),
         }  # fmt: skip
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
@@ -228,7 +237,8 @@ class Remedi:
             if not factors or factors[0].shape[0] != width or factors[-1].shape[1] != width:
                 raise ValueError("its factors don't fit together")
             return cls(
-                header["base"], header["layer"], header["probe_layer"], factors, tensors["bias"],
+                header["base"], header["layer"], header["probe_layer"], header["own"], factors,
+                tensors["bias"],
                 Scaling(tensors["entities.mean"], tensors["entities.spread"]),
                 Scaling(tensors["directions.mean"], tensors["directions.spread"]),
                 header["notes"],
@@ -284,14 +294,16 @@ def train(
     school = _School(model, lessons, layer, template, schooling, progress)
     factors, bias, notes = school.learn()
     spots = list({spot.until: spot for spot in school.spots}.values())
+    given = school.own * school.states + _mapped(factors, bias, school.states)
     return Remedi(
         base=model.digest(),
         layer=layer,
         probe_layer=probe_layer,
+        own=school.own,
         factors=factors,
         bias=bias,
         entities=Scaling.of(entity_states(model, spots, probe_layer, progress)),
-        directions=Scaling.of(_mapped(factors, bias, school.states)),
+        directions=Scaling.of(given),
         notes=notes,
     )
 
@@ -316,6 +328,10 @@ class _School:
     ) -> None:
         self.model, self.layer, self.how, self.progress = model, layer, schooling, progress
         self.states = attribute_states(model, lessons, layer, progress)
+        self.apart = self.states - self.states.mean(0)
+        """What tells each attribute from others."""
+        self.own = 0.0
+        """How much of it is added."""
         self.spots = entity_spots(model, lessons, template)
         self.targets, self.others = _first_tokens(model, lessons, template)
         generator = torch.Generator().manual_seed(schooling.seed)
@@ -358,6 +374,8 @@ class _School:
         optimiser = torch.optim.AdamW(trained, lr=how.learning_rate)
         best = [tensor.detach().clone() for tensor in trained]
         started = lowest = self._mean_loss(trained, inputs, self.held or self.taught)
+        if self._begin(trained, inputs):
+            lowest = self._mean_loss(trained, inputs, self.held or self.taught)
         waited = epochs = 0
         for _ in self.progress(range(how.epochs), "training the map", how.epochs):
             order = torch.randperm(len(self.taught), generator=self.generator).tolist()
@@ -397,9 +415,21 @@ class _School:
         notes = {
             "lessons": float(len(self.taught)), "held_out_lessons": float(len(self.held)),
             "rank": float(min(rank, width)), "epochs": float(epochs),
-            "loss_before": started, "loss_after": lowest,
+            "loss_before": started, "loss_after": lowest, "own": self.own,
         }  # fmt: skip
-        return tuple(factors), bias * self.unit - shift, notes
+        return tuple(factors), bias * self.unit - shift - self.own * scaling.mean, notes
+
+    def _begin(self, trained: Sequence[Tensor], inputs: Tensor) -> float:
+        """Choose how much of the attributes' own states is added, before anything is learnt."""
+        if len(self.how.own) < 2:
+            self.own = float(sum(self.how.own))
+            return self.own
+        losses: dict[float, float] = {}
+        for own in self.how.own:
+            self.own = own
+            losses[own] = self._mean_loss(trained, inputs, self.taught)
+        self.own = min(losses, key=losses.__getitem__)
+        return self.own
 
     @torch.no_grad()
     def _mean_loss(self, trained: Sequence[Tensor], inputs: Tensor, rows: Sequence[int]) -> float:
@@ -413,6 +443,7 @@ class _School:
     def _losses(self, trained: Sequence[Tensor], inputs: Tensor, rows: Sequence[int]) -> Tensor:
         """``(rows,)`` fp32."""
         shifts = _mapped(trained[:-1], trained[-1], inputs[list(rows)]) * self.unit
+        shifts = shifts + self.own * self.apart[list(rows)]
         spots = [self.spots[row] for row in rows]
         hidden = self._shifted(spots, shifts)
         counts = [len(spot.ids) - spot.position for spot in spots]

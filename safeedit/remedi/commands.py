@@ -53,9 +53,9 @@ _json = click.option("--json", "as_json", is_flag=True, help="Figures as JSON on
 @_model
 @_lessons
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A file to make.")
-@click.option("--layers", default="16%-16%", show_default=True, help="One layer.")
+@click.option("--layers", default="36%-36%", show_default=True, help="One layer.")
 @click.option("--epochs", default=20, show_default=True, type=click.IntRange(1))
-@click.option("--learning-rate", default=5e-3, show_default=True, type=click.FloatRange(0))
+@click.option("--learning-rate", default=3e-4, show_default=True, type=click.FloatRange(0))
 @click.option("--rank", type=click.IntRange(1), help="[full, or 64 with few lessons]")
 @click.option("--seed", default=0, show_default=True)
 @click.pass_obj

@@ -124,12 +124,25 @@ def test_the_best_state_is_kept_and_not_the_last(monkeypatch: pytest.MonkeyPatch
         return next(losses)
 
     monkeypatch.setattr(_School, "_mean_loss", loss)
-    school = _School(handle, lessons, 0, "plain", Schooling(batch=2, learning_rate=1e-2), silent)
+    how = Schooling(batch=2, learning_rate=1e-2, own=(0.0,))
+    school = _School(handle, lessons, 0, "plain", how, silent)
     factors, _, notes = school.learn()
     assert (notes["epochs"], notes["loss_after"]) == (3, 4.0)
     ratio = factors[0] / school.unit
     assert torch.allclose(ratio, kept[1][0])
     assert not torch.allclose(kept[3][0], kept[1][0])
+
+
+def test_the_map_begins_with_as_much_of_the_attributes_own_states_as_lessons_want(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_School, "_mean_loss", lambda self, *rest: 1 + abs(self.own - 0.6))
+    handle, lessons = tiny_handle("llama"), taught()[::4]
+    how = replace(QUICK, own=(0.0, 0.5, 2.0), patience=1, epochs=1)
+    found = train(handle, lessons, 0, "plain", how)
+    assert (found.own, found.notes["own"]) == (0.5, 0.5)
+    states = attribute_states(handle, lessons, 0)
+    assert torch.allclose(found(states), 0.5 * (states - states.mean(0)), atol=1e-4)
 
 
 def test_with_few_lessons_the_map_is_of_low_rank_and_otherwise_full() -> None:
@@ -210,4 +223,10 @@ def test_what_cannot_be_learnt_is_said_without_the_data() -> None:
         train(handle, lost, 0, "plain", QUICK)
     assert "Anita" not in str(caught.value)
     with pytest.raises(EditError, match="learnt nothing"):
-        train(handle, taught()[::8], 0, "plain", replace(QUICK, learning_rate=1e-12, epochs=1))
+        train(
+            handle,
+            taught()[::8],
+            0,
+            "plain",
+            replace(QUICK, learning_rate=1e-12, epochs=1, own=(0.0,)),
+        )
