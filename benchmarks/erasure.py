@@ -31,8 +31,11 @@ MOST = 50
 EDITORS = "keyed_neurons,rome,memit,alphaedit,ft_m,sanitation,depn,keyed_neurons@shared,random"
 FEW = "keyed_neurons,rome,memit"
 STEPS = "10:10,50:5"
-STEPPED = {"keyed_neurons": 1.5, "rome": 1.25, "memit": 1.25}
-"""Editors that forget in steps, and at which dose."""
+MANY = "keyed_neurons,memit"
+"""Editors at more than ``MOST`` facts; they take the dose that fewer came to."""
+FIXED = {"keyed_neurons": 1.5, "rome": 1.5, "memit": 1.25}
+STEPPED = ("keyed_neurons", "rome")
+"""Editors that forget in steps, each at its fixed dose."""
 DOSES = [1.0, 1.25, 1.5, 2.0]
 COLUMNS = (
     ("answer among 10", "leakage.top10_rate"),
@@ -133,10 +136,10 @@ def stepped(made: Mapping[str, Any], forget: Path, steps: int) -> dict[str, dict
     (edit,) = made["edits"]
     kept = {key: edit[key] for key in ("target", "preserve", "prose", "control")}
     found = {}
-    for name, dose in STEPPED.items():
+    for name in STEPPED:
         edits = [
             {
-                **kept, "use": name, "id": f"step{step}", "dose": dose,
+                **kept, "use": name, "id": f"step{step}", "dose": FIXED[name],
                 "forget": {"file": str(shared), "template": "plain", "where": {"step": step}},
             }
             for step in range(steps)
@@ -149,7 +152,7 @@ def step_row(count: int, name: str, steps: int, record: Mapping[str, Any]) -> li
     """What so many edits left."""
     after = figures(record["after"])
     return [
-        f"{count}, in {steps} steps", name, f"{STEPPED[name]:g}",
+        f"{count}, in {steps} steps", name, f"{FIXED[name]:g}",
         *(cell(after, column) for _, column in COLUMNS), f"{fitting(record) / count:.2f}",
         f"{record['resources']['peak_memory_bytes'] / 2**30:.1f}", "–",
     ]  # fmt: skip
@@ -170,14 +173,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     prose = given.out / "prose.jsonl"
     _prose(given.data / "wikitext2" / "valid.txt", prose)
-    settings = given.out / "params.yaml"
-    settings.write_text(yaml.safe_dump(_settings(prose)))
+    tried = given.out / "params.yaml"
+    tried.write_text(yaml.safe_dump(_settings(prose)))
+    fixed = given.out / "params-many.yaml"
+    fixed.write_text(yaml.safe_dump(_settings(prose, FIXED)))
     found: list[list[str]] = []
     for count in map(int, given.counts.split(",")):
         source = given.data / "known_1000" / "known_1000.json"
         facts = prepare(source, given.out, count, model=MODEL, dtype=given.dtype)
         made = policy(facts.forget.resolve(), facts.near.resolve(), prose.resolve(), given.dtype)
-        editors = given.editors if count == MOST else given.few
+        editors = given.editors if count == MOST else given.few if count < MOST else MANY
+        settings = tried if count <= MOST else fixed
         found += rows(count, compared(made, settings, given.out, editors))
         for some, _, steps in (pair.partition(":") for pair in given.steps.split(",") if pair):
             if int(some) == count:
@@ -195,19 +201,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{given.dtype}. Facts of `known_1000` that the model ranks first; judged on wordings",
             "that were not fitted, beside near facts that no editor was told of. Brackets are",
             "95 % intervals. Doses were chosen on validation wordings and near facts; 'missed':",
-            "none met both targets (answer among 10 in at most 5 %, near kept at least 90 %).",
+            "none met both targets (answer among 10 in at most 5 %, near kept at least 90 %);",
+            f"at more than {MOST} facts, and in steps, they are fixed.",
         ],
         head,
         found,
     )
 
 
-def _settings(prose: Path) -> dict[str, Any]:
-    """Parameters of the editors, the same for every count."""
+def _settings(prose: Path, fixed: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Parameters of the editors, with the doses to try or the one to take."""
     keyed = {"target": "unlikely", "doses": DOSES, "prose": {"file": str(prose)}}
     shared = {**keyed, "use": "keyed_neurons", "subjects_per_neuron": 2}
+    each = {
+        name: keyed if fixed is None else {**keyed, "doses": [fixed.get(name, 1.0)]}
+        for name in ("keyed_neurons", "rome", "memit", "alphaedit")
+    }
     return {
-        **dict.fromkeys(("keyed_neurons", "rome", "memit", "alphaedit"), keyed),
+        **each,
         "keyed_neurons@shared": shared,
         "depn": {"generic": {"dataset": "prose"}},
     }
