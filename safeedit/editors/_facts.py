@@ -60,7 +60,7 @@ _KEPT_ROWS = 4
 _TRACED, _DRAWS = 20, 3
 """Facts traced, at most, and draws of the noise."""
 
-_LEAST_STEPS = 6
+_LEAST_STEPS = 12
 """Steps to a least value at most; a few do."""
 
 _SHARE = r"^(100|\d{1,2}(\.\d+)?)%$"

@@ -328,8 +328,7 @@ class Passes:
     def slopes(self, shifts: Tensor, active: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Of the rows of active units, whose aims are all :class:`Avoid` or all :class:`Even`: how
         far each is from its aim ``(rows, 2)`` (:func:`distances`), the slopes of that ``(rows, 2,
-        d_model)``, and its unit ``(rows,)``; fp64, on the CPU. The slope of a rank that lacks less
-        than the floor, in all rows of a batch, is told to be the floor's."""
+        d_model)``, and its unit ``(rows,)``; fp64, on the CPU."""
         chosen = [row for row, owner in enumerate(self.owners) if owner in set(active)]
         owners = torch.tensor([self.owners[row] for row in chosen])
         values = torch.empty(len(chosen), 2, dtype=torch.float64)
@@ -342,9 +341,8 @@ class Passes:
             states, _ = self._run(rows, leaf)
             logits = self.model.logits(torch.cat(list(states))).float()
             found = _apart([self.rows[row].aim for row in rows], logits)
-            # A rank that asks for less than the floor does is met on the way: no slope of its own.
-            apart = ranked and bool((found[:, 1] > found[:, 0]).any())
-            parts = found.T if apart else found.T[:1]
+            # Without a rank the two are one, and so are their slopes.
+            parts = found.T if ranked else found.T[:1]
             each = [torch.autograd.grad(p.sum(), leaf, retain_graph=True)[0] for p in parts]
             own = torch.stack([each[0], each[-1]], 1).double().cpu()
             return list(zip(found.detach().double().cpu(), own, strict=True))
