@@ -3,8 +3,10 @@
 For each count, so many facts of ``known_1000`` are to be forgotten (``benchmarks/known.py``: which
 the model ranks first, in six other wordings each), known facts of the same relations are near, and
 ``safeedit compare`` runs the editors on them. Then some of the counts are forgotten in steps: an
-edit for each share of the facts, on what the edits before it left, at a fixed dose. Records lie
-under ``--out`` and are not made again. The table is printed and written to
+edit for each share of the facts, on what the edits before it left, at a fixed dose. Last comes the
+first published Sanitation split, which is to forget all that is answered by one of five words, in
+questions not seen: for editors that need no subject. Records lie under ``--out`` and are not made
+again. The table is printed and written to
 ``benchmarks/erasure.md``, whatever it shows.
 
     python benchmarks/erasure.py --data ../shared/data
@@ -23,6 +25,7 @@ from typing import Any
 
 import yaml
 from known import prepare
+from sanitation import policy as published
 from table import ROOT, SAFEEDIT, cell, command, figures, fitting, run, write
 
 MODEL = "builtin:smollm2-135m-instruct"
@@ -36,6 +39,9 @@ MANY = "keyed_neurons,memit"
 FIXED = {"keyed_neurons": 1.5, "rome": 1.5, "memit": 1.25}
 STEPPED = ("keyed_neurons", "rome")
 """Editors that forget in steps, each at its fixed dose."""
+SPLIT, UNKEYED = 1, "sanitation,ft_m,depn,keyed_neurons"
+"""The published split, and who is compared on it."""
+SPLIT_DOSES = {"sanitation": 1.0, "ft_m": 1.0, "depn": 200}
 DOSES = [1.0, 1.25, 1.5, 2.0]
 COLUMNS = (
     ("answer among 10", "leakage.top10_rate"),
@@ -89,13 +95,27 @@ def policy(forget: Path, near: Path, prose: Path, dtype: str) -> dict[str, Any]:
     }
 
 
-def compared(made: Mapping[str, Any], settings: Path, out: Path, editors: str) -> dict[str, Any]:
+def split_policy(data: Path, seed: int) -> dict[str, Any]:
+    """The comparison on the published split, each editor at one dose."""
+    made = published(SPLIT, data / "sanitization_triviaqa", seed)
+    (edit,) = made["edits"]
+    edit |= {"dose": "auto", "targets": [{"metric": "leakage.extraction_rate", "max": 0.05}]}
+    return {**made, "gates": []}
+
+
+def compared(
+    made: Mapping[str, Any],
+    settings: Path,
+    out: Path,
+    editors: str,
+    success: str = "leakage.top10_rate",
+) -> dict[str, Any]:
     """The standings of one comparison."""
     path = out / f"{made['name']}.yaml"
     path.write_text(yaml.safe_dump(dict(made), sort_keys=False))
     folder = out / made["name"]
     command = [*SAFEEDIT, "-q", "compare", str(path), "--editors", editors, "--out", str(folder),
-               "--params", str(settings), "--success", "leakage.top10_rate",
+               "--params", str(settings), "--success", success,
                "--locality", "locality.near_accuracy_kept"]  # fmt: skip
     code = subprocess.run(command, check=False).returncode
     if code not in (0, 3):
@@ -104,18 +124,18 @@ def compared(made: Mapping[str, Any], settings: Path, out: Path, editors: str) -
     return standings
 
 
-def rows(count: int, standings: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each editor."""
+def rows(title: str, count: int, standings: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each editor, of so many facts."""
     found = []
     for row in standings["rows"]:
         if row["error"]:
-            found.append([str(count), row["name"], row["error"], *["–"] * (len(COLUMNS) + 3)])
+            found.append([title, row["name"], row["error"], *["–"] * (len(COLUMNS) + 3)])
             continue
         cost, dose = row["cost"], row["dose"]
         shown = "–" if dose is None else f"{dose:g}" + ("" if row["targets_met"] else " (missed)")
         found.append(
             [
-                str(count), row["name"], shown,
+                title, row["name"], shown,
                 *(cell(row["metrics"], name) for _, name in COLUMNS),
                 f"{cost['fit_seconds'] / count:.2f}" if cost else "–",
                 f"{cost['peak_memory_bytes'] / 2**30:.1f}" if cost else "–",
@@ -168,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--editors", default=EDITORS, help=f"at {MOST} facts")
     parser.add_argument("--few", default=FEW, help="at other counts")
     parser.add_argument("--steps", default=STEPS, help="counts to forget in so many steps as well")
+    parser.add_argument("--no-split", action="store_true", help="without the published split")
     parser.add_argument("--dtype", default="bfloat16")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -184,12 +205,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         made = policy(facts.forget.resolve(), facts.near.resolve(), prose.resolve(), given.dtype)
         editors = given.editors if count == MOST else given.few if count < MOST else MANY
         settings = tried if count <= MOST else fixed
-        found += rows(count, compared(made, settings, given.out, editors))
+        found += rows(str(count), count, compared(made, settings, given.out, editors))
         for some, _, steps in (pair.partition(":") for pair in given.steps.split(",") if pair):
             if int(some) == count:
                 for name, each in stepped(made, facts.forget.resolve(), int(steps)).items():
                     record = run(each, given.out, each["name"])
                     found.append(step_row(count, name, int(steps), record))
+    if not given.no_split:
+        made = split_policy(given.data, 7)
+        settings = given.out / "params-split.yaml"
+        settings.write_text(
+            yaml.safe_dump({name: {"doses": [dose]} for name, dose in SPLIT_DOSES.items()})
+        )
+        standings = compared(made, settings, given.out, UNKEYED, "leakage.extraction_rate")
+        known = next(
+            metric["n"] for row in standings["rows"] if row["name"] == "none"
+            for name, metric in row["metrics"].items() if name == "leakage.extraction_rate"
+        )  # fmt: skip
+        found += rows(f"Sanitation split {SPLIT}", known, standings)
     head = ["facts", "editor", "dose", *(name for name, _ in COLUMNS), "s to fit, per fact",
             "peak GiB", "on the front"]  # fmt: skip
     write(
