@@ -39,9 +39,8 @@ MANY = "keyed_neurons,memit"
 FIXED = {"keyed_neurons": 1.5, "rome": 1.5, "memit": 1.25}
 STEPPED = ("keyed_neurons", "rome")
 """Editors that forget in steps, each at its fixed dose."""
-SPLIT, UNKEYED = 1, "sanitation,ft_m,depn,keyed_neurons"
+SPLIT, UNKEYED = 1, "sanitation,ft_m"
 """The published split, and who is compared on it."""
-SPLIT_DOSES = {"sanitation": 1.0, "ft_m": 1.0, "depn": 200}
 DOSES = [1.0, 1.25, 1.5, 2.0]
 COLUMNS = (
     ("answer among 10", "leakage.top10_rate"),
@@ -96,10 +95,9 @@ def policy(forget: Path, near: Path, prose: Path, dtype: str) -> dict[str, Any]:
 
 
 def split_policy(data: Path, seed: int) -> dict[str, Any]:
-    """The comparison on the published split, each editor at one dose."""
+    """The comparison on the published split, at dose 1, asked directly and in other words."""
     made = published(SPLIT, data / "sanitization_triviaqa", seed)
-    (edit,) = made["edits"]
-    edit |= {"dose": "auto", "targets": [{"metric": "leakage.extraction_rate", "max": 0.05}]}
+    made["audits"][0]["attacks"] = []
     return {**made, "gates": []}
 
 
@@ -214,9 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not given.no_split:
         made = split_policy(given.data, 7)
         settings = given.out / "params-split.yaml"
-        settings.write_text(
-            yaml.safe_dump({name: {"doses": [dose]} for name, dose in SPLIT_DOSES.items()})
-        )
+        settings.write_text("{}\n")
         standings = compared(made, settings, given.out, UNKEYED, "leakage.extraction_rate")
         known = next(
             metric["n"] for row in standings["rows"] if row["name"] == "none"
