@@ -154,6 +154,12 @@ class _NeuronRoad(Road):
                 make_up=params.make_up,
                 progress=self.ctx.progress,
             )
+            if keyed.silent:
+                self.ctx.warn(
+                    f"keyed_neurons: {keyed.silent} of {len(chosen)} subjects of layer "
+                    f"{site.layer} have a mention at which their neuron stays silent: what is "
+                    "asked in such words is not forgotten"
+                )
             # Subjects are shared out among a layer's neurons in turn.
             shared = [
                 [fact for number in chosen[neuron::count] for fact in self.groups[number]]

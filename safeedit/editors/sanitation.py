@@ -216,6 +216,11 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
         weight=params.background_weight,
         progress=ctx.progress,
     )
+    if keyed.silent:
+        ctx.warn(
+            f"sanitation: {keyed.silent} of {len(names)} subjects have a mention at which a "
+            "neuron of theirs stays silent"
+        )
     examples = [Example(prompt, _refusal(engine, params, template)) for prompt, template in asked]
     drawn = endless(examples, random.Random(ctx.seed))
     values = list(keyed.values.values())

@@ -216,6 +216,12 @@ class KeyedNeurons:
             gate, up = rows["mlp_gate"], rows["mlp_up"]
         return functional.cosine_similarity(gate, up) > _PARALLEL
 
+    @property
+    def silent(self) -> int:
+        """Subjects with a mention at which some neuron of theirs stays silent."""
+        least = torch.stack([found.least_own for found in self.separators.values()])
+        return int((least <= 0).any(0).sum())
+
     def notes(self) -> dict[str, object]:
         """How well the keys answer, by layer: for the record."""
         return {
@@ -229,6 +235,7 @@ class KeyedNeurons:
             "spread_of_answer_elsewhere": {
                 str(layer): float(found.spread.mean()) for layer, found in self.separators.items()
             },
+            "subjects_with_a_silent_mention": self.silent,
             "neurons_replaced_per_layer": len(next(iter(self.neurons.values()))),
         }
 

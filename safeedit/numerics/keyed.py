@@ -24,6 +24,9 @@ from torch import Tensor
 from safeedit.errors import EditError
 from safeedit.numerics.covariance import Moments
 
+_TOLD = 0.25
+"""Mean answer to its mentions below which a subject counts as not told from the background."""
+
 
 @dataclass(frozen=True)
 class Separator:
@@ -70,7 +73,8 @@ def separate(
         weight: Of the background against the mentions.
 
     Raises:
-        EditError: A subject can't be told from the background in this layer.
+        EditError: A subject's mentions can't, on average, be told from the background in this
+            layer.
     """
     inputs, subjects = inputs.double().cpu(), subjects.cpu()
     mentions = torch.bincount(subjects)
@@ -98,10 +102,11 @@ def separate(
     mean_own = torch.stack([own.mean() for own in of_own])
     elsewhere = rows @ mean
     spread = ((rows @ moment) * rows).sum(1).sub(elsewhere**2).clamp(min=0).sqrt()
-    if not bool((least > 0).all()):
+    # One mention of many may lie among other text; the subject as a whole must not.
+    if not bool((mean_own >= _TOLD).all()):
         raise EditError(
-            f"{int((least <= 0).sum())} of {len(least)} subjects can't be told from other text "
-            "here",
+            f"{int((mean_own < _TOLD).sum())} of {len(least)} subjects can't be told from other "
+            "text here",
             remedy="choose earlier 'layers', lower 'background_weight', or give longer subjects",
         )
     return Separator(

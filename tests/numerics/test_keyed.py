@@ -206,6 +206,14 @@ def test_a_subject_that_reads_like_ordinary_text_is_refused() -> None:
         solved(inputs, torch.zeros(20, dtype=torch.long), rest)
 
 
+def test_one_mention_among_ordinary_text_does_not_stop_a_subject() -> None:
+    inputs, whose = clusters([12])
+    rest = background()
+    found = solved(torch.cat([inputs, rest[:1]]), torch.tensor([*whose.tolist(), 0]), rest)
+    assert float(found.least_own) <= 0
+    assert float(found.mean_own) > 0.25
+
+
 def test_two_subjects_that_read_the_same_are_refused() -> None:
     inputs, _ = clusters([4])
     both, whose = torch.cat([inputs, inputs]), torch.tensor([0] * 4 + [1] * 4)
