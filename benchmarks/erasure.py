@@ -34,9 +34,9 @@ MOST = 50
 EDITORS = "keyed_neurons,rome,memit,alphaedit,ft_m,sanitation,depn,keyed_neurons@shared,random"
 FEW = "keyed_neurons,rome,memit"
 STEPS = "10:10,50:5"
-MANY = "keyed_neurons"
-"""The editor at more than ``MOST`` facts; it takes the dose that fewer came to."""
-FIXED = {"keyed_neurons": 1.5, "rome": 1.5}
+MANY = "keyed_neurons,memit"
+"""Editors at more than ``MOST`` facts; they take the dose that fewer came to."""
+FIXED = {"keyed_neurons": 1.5, "rome": 1.5, "memit": 1.25}
 STEPPED = ("keyed_neurons", "rome")
 """Editors that forget in steps, each at its fixed dose."""
 SPLIT, UNKEYED = 1, "sanitation,ft_m"
