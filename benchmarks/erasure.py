@@ -130,7 +130,11 @@ def rows(title: str, count: int, standings: Mapping[str, Any]) -> list[list[str]
             found.append([title, row["name"], row["error"], *["–"] * (len(COLUMNS) + 3)])
             continue
         cost, dose = row["cost"], row["dose"]
-        shown = "–" if dose is None else f"{dose:g}" + (" (missed)" if row["targets_met"] is False else "")
+        shown = (
+            "–"
+            if dose is None
+            else f"{dose:g}" + (" (missed)" if row["targets_met"] is False else "")
+        )
         found.append(
             [
                 title, row["name"], shown,
