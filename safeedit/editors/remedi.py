@@ -140,7 +140,17 @@ class RemediEditor:
 
     def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
         """What the MLP of the chosen layer writes with; no bias."""
-        return model.tensors("mlp_out", resolve(self.params.layers, model.n_layers))
+        return model.tensors("mlp_out", [self._layer(model.n_layers)])
+
+    def _layer(self, n_layers: int) -> int:
+        layers = resolve(self.params.layers, n_layers)
+        if len(layers) != 1:
+            raise UsageError(
+                f"{len(layers)} layers were chosen, and the map reads and shifts one",
+                field="layers",
+                remedy="choose one layer, such as 'layers: 36%-36%'",
+            )
+        return layers[0]
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens run forward and back, roughly, for ``plan``."""
@@ -156,14 +166,8 @@ class RemediEditor:
                 "residual stream can't be written by it",
                 remedy="steer at run time instead: safeedit remedi steer",
             )
-        layers = resolve(params.layers, model.n_layers)
-        if len(layers) != 1:
-            raise UsageError(
-                f"{len(layers)} layers were chosen, and the map reads and shifts one",
-                field="layers",
-                remedy="choose one layer, such as 'layers: 36%-36%'",
-            )
-        change, site, notes = _Road(params, model, data, ctx, layers[0]).solve()
+        layer = self._layer(model.n_layers)
+        change, site, notes = _Road(params, model, data, ctx, layer).solve()
 
         updates = {site.weight: LowRank(change.left, change.right)}
         return scaled_proposal("remedi", params, data["entities"], ctx, base, updates, notes)

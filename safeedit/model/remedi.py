@@ -374,7 +374,8 @@ class _School:
         optimiser = torch.optim.AdamW(trained, lr=how.learning_rate)
         best = [tensor.detach().clone() for tensor in trained]
         started = lowest = self._mean_loss(trained, inputs, self.held or self.taught)
-        if self._begin(trained, inputs):
+        self.own = self._best_own(trained, inputs)
+        if self.own:
             lowest = self._mean_loss(trained, inputs, self.held or self.taught)
         waited = epochs = 0
         for _ in self.progress(range(how.epochs), "training the map", how.epochs):
@@ -419,17 +420,15 @@ class _School:
         }  # fmt: skip
         return tuple(factors), bias * self.unit - shift - self.own * scaling.mean, notes
 
-    def _begin(self, trained: Sequence[Tensor], inputs: Tensor) -> float:
-        """Choose how much of the attributes' own states is added, before anything is learnt."""
-        if len(self.how.own) < 2:
-            self.own = float(sum(self.how.own))
-            return self.own
+    def _best_own(self, trained: Sequence[Tensor], inputs: Tensor) -> float:
+        """How much of the attributes' own states is to be added, before anything is learnt."""
+        if len(self.how.own) == 1:
+            return self.how.own[0]
         losses: dict[float, float] = {}
         for own in self.how.own:
             self.own = own
             losses[own] = self._mean_loss(trained, inputs, self.taught)
-        self.own = min(losses, key=losses.__getitem__)
-        return self.own
+        return min(losses, key=losses.__getitem__)
 
     @torch.no_grad()
     def _mean_loss(self, trained: Sequence[Tensor], inputs: Tensor, rows: Sequence[int]) -> float:

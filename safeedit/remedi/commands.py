@@ -85,7 +85,8 @@ def train(
     try:
         asked = TypeAdapter(Layers).validate_python(layers)
     except ValidationError as error:
-        raise UsageError(f"--layers: {error.errors()[0]['msg']}") from error
+        problem = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise UsageError(f"--layers: {problem}", remedy="name one, such as 36%-36%") from error
     data = _data(lessons)
     how = Schooling(rank=rank, epochs=epochs, learning_rate=learning_rate, seed=seed)
     with screen.context(seed) as ctx:

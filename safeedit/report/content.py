@@ -217,12 +217,14 @@ class EditByEdit:
 
 def edit_by_edit(record: RunRecord) -> EditByEdit | None:
     """Gates from edit to edit; None where there is one edit, or nothing was gated between them."""
+    if len(record.edits) < 2:
+        return None
     stages = [edit.gates_so_far for edit in record.edits[:-1]] + [record.verdicts]
     ids = tuple(edit.id for edit in record.edits)
     found = [{(v.metric, v.condition): v for v in stage} for stage in stages]
     rows, undone = [], []
     for gate in found[-1]:
-        if not all(gate in stage for stage in found) or len(found) < 2:
+        if not all(gate in stage for stage in found):
             continue
         verdicts = tuple(stage[gate] for stage in found)
         rows.append((" ".join(gate), verdicts))
