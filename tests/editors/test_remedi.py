@@ -125,6 +125,8 @@ def test_what_cannot_be_done_is_said_without_a_word_of_the_data(tmp_path: Path) 
             propose(model(), tmp_path, data(entities=given))
         assert "zyxquand" not in str(caught.value).casefold()
     with pytest.raises(UsageError, match="2 layers"):
+        RemediEditor(RemediParams(layers=(0, 1))).touches(model().shape)
+    with pytest.raises(UsageError, match="2 layers"):
         propose(model(), tmp_path, data(), layers=[0, 1])
     with pytest.raises(UsageError, match="the last"):
         propose(model(), tmp_path, data(), layers=[2])

@@ -374,6 +374,16 @@ def test_a_mention_counts_in_whichever_group_it_stands() -> None:
     assert answers(only).mean() < answers(split).mean() - 0.1
 
 
+def test_subjects_with_a_mention_that_is_not_answered_are_counted() -> None:
+    found = keyed(tiny_handle("llama"), [0])
+    assert found.silent == 0
+    ((layer, separator),) = found.separators.items()
+    least = separator.least_own.clone()
+    least[0] = -0.1
+    found.separators[layer] = replace(separator, least_own=least)
+    assert found.silent == found.notes()["subjects_with_a_silent_mention"] == 1
+
+
 def test_the_record_holds_figures_and_no_data() -> None:
     notes = keyed(tiny_handle("llama")).notes()
     assert notes["neurons_replaced_per_layer"] == 2
