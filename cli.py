@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Launcher for a checkout: ``python cli.py apply policies/quickstart.yaml``.
 
-The same as the installed command ``safeedit``; everything is in :mod:`safeedit.commands`.
+The same as the installed command ``safeedit``; everything is in :mod:`safeedit.cli.main`.
 """
 
-from safeedit.commands import main
+from safeedit.cli.main import main
 
 if __name__ == "__main__":
     main()

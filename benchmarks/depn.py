@@ -5,7 +5,7 @@ Three ways to the same question, in seconds per secret over all layers:
 
 * the plain loop: one secret, one layer, one interpolation point at a time, the whole model each
   time (measured on a few layers and points, the rest by multiplication);
-* :class:`~safeedit.model.attribution.Attributor`, which gives the same figures: batched, from the
+* :class:`~safeedit.methods.attribution.Attributor`, which gives the same figures: batched, from the
   layer up, from kept keys and values (measured on layers spread over the depth);
 * its first-order pass over all layers at once.
 
@@ -25,12 +25,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from safeedit.methods.attribution import Attribution, Attributor
+from safeedit.methods.tuning import Example
+from safeedit.methods.votes import rank
 from safeedit.model.architectures import Site
-from safeedit.model.attribution import Attribution, Attributor
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
-from safeedit.model.tuning import Example
-from safeedit.numerics.votes import rank
 
 NAMES = (
     "Ada Quill", "Ben Orrick", "Cleo Marsh", "Dov Tarn", "Esme Holt", "Finn Varga", "Gia Roscoe",

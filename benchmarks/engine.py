@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from safeedit.model.cache import DEFAULT
+from safeedit.model.builtin import DEFAULT
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 

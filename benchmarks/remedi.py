@@ -25,11 +25,11 @@ import torch
 
 from safeedit.contracts import RunContext
 from safeedit.data.loading import load_dataset
-from safeedit.model.remedi import Remedi
+from safeedit.methods.remedi.mapping import Remedi
+from safeedit.methods.remedi.steering import steering
 from safeedit.model.sources import open_model
-from safeedit.model.steering import steering
 from safeedit.policy import DataSpec
-from safeedit.remedi.measuring import compiled, lessons_of, lift, probe
+from safeedit.workflows.remedi.measuring import compiled, lessons_of, lift, probe
 
 
 def main() -> None:

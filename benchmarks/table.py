@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parent.parent
-SAFEEDIT = (sys.executable, "-m", "safeedit.commands")
+SAFEEDIT = (sys.executable, "-m", "safeedit.cli.main")
 
 
 def run(policy: Mapping[str, Any], folder: Path, name: str) -> dict[str, Any]:

@@ -13,12 +13,12 @@ import json
 import time
 from pathlib import Path
 
-from safeedit.model import values
+from safeedit.methods.facts import values
+from safeedit.methods.facts.keys import subject_spot
+from safeedit.methods.facts.least_values import least_values
+from safeedit.methods.facts.values import Avoid, Row, Unit, learn_values
 from safeedit.model.handle import ModelHandle
-from safeedit.model.keys import subject_spot
-from safeedit.model.least_values import least_values
 from safeedit.model.sources import open_model
-from safeedit.model.values import Avoid, Row, Unit, learn_values
 
 OPENINGS = ("{}", "My neighbour told me this. {}")
 

@@ -21,32 +21,24 @@ Where things are, lowest layer first; a module imports only from layers above it
 list, which ``tests/test_layers.py`` enforces:
 
 ===================================  ========================================================
-:mod:`safeedit.errors`               every error on purpose, in one tree
-:mod:`safeedit.results`              what is written to disk: metrics, verdicts, the run record
-:mod:`safeedit.numerics`             covariance, low rank, statistics, text
-:mod:`safeedit.policy`               the policy as frozen records, and errors that say where
-:mod:`safeedit.gates`                a metric against a gate: pass, fail or inconclusive
-:mod:`safeedit.builtin`              the data sets and policies that ship with safeedit
-:mod:`safeedit.contracts`            what editors, auditors and scorers promise
-:mod:`safeedit.data`                 items, splits, phrasings, and the loaders
-:mod:`safeedit.delta`                a change of weights as a value
-:mod:`safeedit.model`                families, handles, sources, the engine
-:mod:`safeedit.editors`              one method per file; the file's stem is its name
-:mod:`safeedit.auditors`             one property per file
-:mod:`safeedit.scorers`              one text classifier per file: how toxic is a text?
-:mod:`safeedit.catalog`              names to editors, auditors and scorers
-:mod:`safeedit.export`               staging, checkpoint, evidence, manifest, comparison
-:mod:`safeedit.report`               renderings of a run record and the model card, pure
-:mod:`safeedit.scorecards`           how far scorers agree with people, and their scores on disk
-:mod:`safeedit.ledger`               which erasures an export covers, under keyed digests
-:mod:`safeedit.plan`                 everything resolved and checked, no weights loaded
-:mod:`safeedit.run`                  the one place where a delta meets a model
-:mod:`safeedit.comparison`           several editors on the same facts, and who stands where
-:mod:`safeedit.canaries`             invented records, and models that learnt them by heart
-:mod:`safeedit.remedi`               probing, steering and compiling attributes
-:mod:`safeedit.tracing`              which layers carry a policy's facts, and whether editing agrees
-:mod:`safeedit.commands`             the command line
-===================================  ========================================================
+:mod:`safeedit.errors`               every error on purpose, in one tree :mod:`safeedit.records`
+what is written to disk: metrics, verdicts, the run record :mod:`safeedit.policy`               the
+policy as frozen records, and errors that say where :mod:`safeedit.statistics`           intervals,
+tests, metrics held against gates :mod:`safeedit.text`                 answers, refusals and
+personal data in text :mod:`safeedit.contracts`            what editors, auditors and scorers
+promise :mod:`safeedit.data`                 items, splits, phrasings, and the loaders
+:mod:`safeedit.delta`                a change of weights as a value :mod:`safeedit.model`
+families, handles, sources, the engine :mod:`safeedit.methods`              mathematics that several
+editors or auditors need :mod:`safeedit.editors`              one method per file; the file's stem
+is its name :mod:`safeedit.auditors`             one property per file :mod:`safeedit.scorers`
+one text classifier per file, and how far each agrees with people :mod:`safeedit.catalog`
+names to editors, auditors and scorers :mod:`safeedit.export`               staging, checkpoint,
+evidence, manifest, ledger, comparison :mod:`safeedit.report`               renderings of a run
+record and the model card, pure :mod:`safeedit.planning`             everything resolved and
+checked, no weights loaded :mod:`safeedit.running`              the one place where a delta meets a
+model :mod:`safeedit.workflows`            canaries, comparison of editors, tracing, REMEDI's own
+uses :mod:`safeedit.cli`                  the command line ===================================
+========================================================
 
 To add an editor, add a file to ``safeedit/editors`` that keeps
 :class:`~safeedit.contracts.Editor`, or register one under the entry-point group
@@ -89,10 +81,10 @@ if TYPE_CHECKING:
     from safeedit.export.evidence import revert, verify
     from safeedit.model.handle import ModelHandle
     from safeedit.model.sources import open_model
-    from safeedit.plan import Plan, make_plan
+    from safeedit.planning.plan import Plan, make_plan
     from safeedit.policy import Policy, load_policy
-    from safeedit.results import Metric, MetricSpec, RunRecord
-    from safeedit.run import execute, measure
+    from safeedit.records import Metric, MetricSpec, RunRecord
+    from safeedit.running.run import execute, measure
 
 __version__ = "0.1.0"
 
@@ -111,10 +103,10 @@ _HOMES = {
     "safeedit.export.evidence": ("revert", "verify"),
     "safeedit.model.handle": ("ModelHandle",),
     "safeedit.model.sources": ("open_model",),
-    "safeedit.plan": ("Plan", "make_plan"),
+    "safeedit.planning.plan": ("Plan", "make_plan"),
     "safeedit.policy": ("Policy", "load_policy"),
-    "safeedit.results": ("Metric", "MetricSpec", "RunRecord"),
-    "safeedit.run": ("execute", "measure"),
+    "safeedit.records": ("Metric", "MetricSpec", "RunRecord"),
+    "safeedit.running.run": ("execute", "measure"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -16,10 +16,10 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
-from safeedit.contracts import Auditor, Editor, Scorer
+from safeedit.contracts import Auditor, Editor, Scorer, ScorerRef
 from safeedit.errors import PolicyError, SafeeditError
 from safeedit.policy import StageSchema
-from safeedit.suggest import did_you_mean
+from safeedit.policy.suggest import did_you_mean
 
 Kind = Literal["editors", "auditors", "scorers"]
 _METHOD: dict[Kind, str] = {"editors": "propose", "auditors": "audit", "scorers": "score"}
@@ -55,6 +55,16 @@ def scorer(name: str) -> type[Scorer]:
     return found
 
 
+def make_scorer(ref: ScorerRef) -> Scorer:
+    """The scorer that a reference names, with its parameters.
+
+    Raises:
+        PolicyError: there is none of that name.
+    """
+    kind = scorer(ref.use)
+    return kind(kind.Params.model_validate(ref.params))
+
+
 def names(kind: Kind) -> tuple[str, ...]:
     """All names of a kind, sorted; imports none of them."""
     return tuple(sorted(_modules(kind).keys() | _plugins(kind).keys()))
@@ -77,10 +87,11 @@ def _schema(name: str, kind: type[Editor] | type[Auditor]) -> StageSchema:
 def _modules(kind: Kind) -> dict[str, str]:
     """Name in a policy -> module."""
     package = importlib.import_module(f"safeedit.{kind}")
+    support: frozenset[str] = getattr(package, "SUPPORT", frozenset())
     found: dict[str, str] = {}
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         *above, stem = module.name.removeprefix(f"{package.__name__}.").split(".")
-        if not module.ispkg and not stem.startswith("_"):
+        if not module.ispkg and not stem.startswith("_") and stem not in support:
             found[".".join(above if above[-1:] == [stem] else [*above, stem])] = module.name
     return found
 

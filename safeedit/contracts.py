@@ -1,9 +1,9 @@
 """The protocols that every editor, auditor and scorer keeps.
 
-An **editor** proposes a change; it never makes one. An **auditor** measures one property
-of one model on one split. A **scorer** rates texts for auditors. The runner
-(:mod:`safeedit.run`) is the only place where a change meets a model. Adding a method is adding
-one file: the catalog finds it by its stem.
+An **editor** proposes a change; it never makes one. An **auditor** measures one property of one
+model on one split. A **scorer** rates texts for auditors. The runner (:mod:`safeedit.running.run`)
+is the only place where a change meets a model. Adding a method is adding one file: the catalog
+finds it by its stem.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from safeedit.errors import UsageError
 from safeedit.policy import Template as Template  # part of the contract; one definition
-from safeedit.results import Metric, MetricSpec, ScorerCard, Split
+from safeedit.records import Metric, MetricSpec, ScorerCard, Split
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from safeedit.errors import EditError, ModelError, UsageError
-from safeedit.results import TensorChange
+from safeedit.records import TensorChange
 
 FORMAT = "safeedit delta 1"
 """Written into every file; a file that says something else is refused."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from safeedit import catalog
-from safeedit.commands import main
+from safeedit.cli.main import main
 from safeedit.contracts import (
     AuditOutcome,
     BaseParams,
@@ -37,7 +37,7 @@ from safeedit.delta import Dense, LowRank, Origin, Update, WeightDelta
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
-from safeedit.results import Metric, MetricSpec, RunRecord, Split
+from safeedit.records import Metric, MetricSpec, RunRecord, Split
 from tests.tiny_models import save_tiny
 
 # Words that are in no other text: where one turns up, erased data has got out.

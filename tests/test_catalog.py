@@ -16,7 +16,7 @@ import safeedit
 from safeedit import catalog
 from safeedit.contracts import Auditor, BaseParams, DataRole, Editor, Scorer
 from safeedit.errors import PolicyError, SafeeditError
-from safeedit.results import MetricSpec
+from safeedit.records import MetricSpec
 from tests.road import Nudge
 
 PACKAGE = Path(safeedit.__file__).parent

@@ -19,20 +19,21 @@ import safeedit
 PACKAGE = Path(safeedit.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "suggest", "encoding", "layers"),
-    ("results",),
-    ("numerics",),
-    ("policy", "gates", "builtin"),
+    ("errors",),
+    ("records",),
+    ("policy",),
+    ("statistics",),
+    ("text",),
     ("contracts",),
     ("data", "delta", "model"),
+    ("methods",),
     ("editors", "auditors", "scorers"),
     ("catalog",),
-    ("export", "report", "scorecards"),
-    ("ledger",),
-    ("plan", "canaries", "remedi", "tracing"),
-    ("run",),
-    ("comparison",),
-    ("commands",),
+    ("export", "report"),
+    ("planning",),
+    ("running",),
+    ("workflows",),
+    ("cli",),
 )
 """Lowest first. A part imports its own layer and those before it, with the exceptions below."""
 
@@ -42,8 +43,8 @@ STRANGERS = [{"data", "model"}, {"data", "delta"}, {"editors", "auditors"}, {"ex
 """Parts of one layer that do not know each other."""
 
 NO_TORCH = (
-    *("errors", "suggest", "encoding", "layers", "results", "policy", "gates", "builtin"),
-    *("contracts", "data", "catalog", "report", "ledger", "scorecards", "commands"),
+    *("errors", "records", "policy", "statistics", "contracts", "data", "catalog", "report"),
+    "cli",
 )
 """Parts whose import brings no torch: validating a policy, ``--help``, a report."""
 
@@ -230,10 +231,13 @@ def test_trust_remote_code_is_never_switched_on() -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("safeedit.policy.model", "from safeedit.plan import make_plan"),
-        ("safeedit.model.handle", "def f():\n    import safeedit.run"),
+        ("safeedit.policy.model", "from safeedit.planning.plan import make_plan"),
+        ("safeedit.model.handle", "def f():\n    import safeedit.running.run"),
         ("safeedit.data.items", "from safeedit.model import handle"),
-        ("safeedit.gates", "try:\n    from safeedit import delta\nexcept ImportError: pass"),
+        (
+            "safeedit.statistics.verdicts",
+            "try:\n    from safeedit import delta\nexcept ImportError: pass",
+        ),
     ],
 )
 def test_the_rules_find_what_breaks_them(module: str, source: str) -> None:
@@ -241,5 +245,5 @@ def test_the_rules_find_what_breaks_them(module: str, source: str) -> None:
 
 
 def test_imports_for_type_checkers_do_not_count() -> None:
-    source = "if TYPE_CHECKING:\n    from safeedit.run import execute"
+    source = "if TYPE_CHECKING:\n    from safeedit.running.run import execute"
     assert list(imports_of("safeedit.contracts", source)) == []

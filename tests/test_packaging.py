@@ -90,9 +90,9 @@ def test_the_guide_in_the_docstring_names_every_part_of_the_package() -> None:
     [
         "import safeedit",
         "import safeedit; safeedit.load_policy, safeedit.PolicyError, safeedit.RunRecord",
-        "from safeedit.commands import main; main(['--help'])",
-        "from safeedit.commands import main; main(['--version'])",
-        "from safeedit.commands import main; main(['apply', '--help'])",
+        "from safeedit.cli.main import main; main(['--help'])",
+        "from safeedit.cli.main import main; main(['--version'])",
+        "from safeedit.cli.main import main; main(['apply', '--help'])",
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(script: str, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_the_wheel_holds_every_module_data_set_and_policy(wheel: Path) -> None:
 def test_the_installed_package_works_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
     where = python("-c", "import safeedit; print(safeedit.__file__)", cwd=tmp_path, path=installed)
     assert Path(where.strip()).is_relative_to(installed)
-    said = python("-m", "safeedit.commands", "--version", cwd=tmp_path, path=installed)
+    said = python("-m", "safeedit.cli.main", "--version", cwd=tmp_path, path=installed)
     assert said.strip().endswith(safeedit.__version__)
 
 
@@ -219,7 +219,7 @@ def test_the_installed_package_finds_its_own_data_sets_and_policies(
         ("datasets", {path.name for path in (ROOT / "datasets").iterdir() if path.is_dir()}),
         ("policies", {path.stem for path in (ROOT / "policies").glob("*.yaml")}),
     ):
-        listed = python("-m", "safeedit.commands", "list", kind, cwd=tmp_path, path=installed)
+        listed = python("-m", "safeedit.cli.main", "list", kind, cwd=tmp_path, path=installed)
         assert names
         assert names <= set(listed.split())
 
@@ -228,7 +228,7 @@ def test_policies_of_the_installed_package_load_with_their_data(
     installed: Path, tmp_path: Path
 ) -> None:
     script = (
-        "from safeedit.builtin import builtin_policies, root\n"
+        "from safeedit.policy.builtin import builtin_policies, root\n"
         "from safeedit.policy import load_policy\n"
         "for path in builtin_policies().values():\n"
         "    load_policy(path)\n"

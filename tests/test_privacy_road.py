@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from safeedit.results import RunRecord
+from safeedit.records import RunRecord
 from tests.auditors.memorised import HELD_BACK, TAUGHT, items, taught, untaught
 from tests.road import PROSE, Workplace
 from tests.test_run import spellings

@@ -56,7 +56,7 @@ def test_the_default_model_stops_telling_of_two_countries_and_of_nothing_else(
 ) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text(yaml.safe_dump(POLICY))
-    command = [sys.executable, "-m", "safeedit.commands", "-q", "apply", str(path), "--json"]
+    command = [sys.executable, "-m", "safeedit.cli.main", "-q", "apply", str(path), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)

@@ -19,8 +19,8 @@ from safeedit.contracts import RunContext
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
-from safeedit.numerics.text import contains_alias, straighten
-from safeedit.results import Split
+from safeedit.records import Split
+from safeedit.text.matching import contains_alias, straighten
 
 TYPES = ("name", "phone", "email", "address", "identity")
 """Types of secrets that have metrics of their own."""
@@ -119,7 +119,7 @@ def refuse_shared(one: Iterable[Secret], other: Iterable[Secret], what: str) -> 
 def tells(text: str, aliases: Iterable[str]) -> bool:
     """Whether a secret stands in a text.
 
-    Either as :func:`~safeedit.numerics.text.contains_alias` finds it, letters and digits alone,
+    Either as :func:`~safeedit.text.matching.contains_alias` finds it, letters and digits alone,
     or as it is but for case and spacing, as no part of a longer word or number. The latter finds
     what has no letters (emoji), and numbers that a full stop and more digits follow.
     """

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from safeedit.data import Dataset
 from safeedit.errors import AuditError
-from safeedit.results import Split
+from safeedit.records import Split
 
 FINGERPRINT = "fingerprint"
 _PAD = -1

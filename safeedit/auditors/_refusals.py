@@ -20,6 +20,6 @@ RefusalPatterns = Annotated[
     tuple[Annotated[str, AfterValidator(_compiles)], ...],
     Field(
         description="Further regular expressions of a refusal, read case-insensitively in an "
-        "answer's first 200 characters (see safeedit.numerics.text.REFUSAL_PATTERNS)"
+        "answer's first 200 characters (see safeedit.text.matching.REFUSAL_PATTERNS)"
     ),
 ]

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from safeedit.numerics.intervals import Floats
-from safeedit.numerics.statistics import (
+from safeedit.records import Direction, Metric, MetricSpec
+from safeedit.statistics.intervals import Floats
+from safeedit.statistics.metrics import (
     exponential_metric,
     mean_metric,
     rate_metric,
     statistic_metric,
 )
-from safeedit.numerics.totals import totals_metric
-from safeedit.results import Direction, Metric, MetricSpec
+from safeedit.statistics.totals import totals_metric
 
 
 def specs(rows: Iterable[tuple[str, str, Direction, str]]) -> tuple[MetricSpec, ...]:
@@ -45,7 +45,7 @@ class Sheet:
         groups: Mapping[str, str] | None = None,
         note: str = "",
     ) -> None:
-        """Enter a rate; see :func:`safeedit.numerics.statistics.rate_metric`."""
+        """Enter a rate; see :func:`safeedit.statistics.metrics.rate_metric`."""
         spec = self._specs[name]
         self.put(rate_metric(name, items, spec.unit, spec.direction, groups=groups, note=note))
 
@@ -59,7 +59,7 @@ class Sheet:
         positions: Mapping[str, float] | None = None,
         axis: str = "",
     ) -> None:
-        """Enter a mean; see :func:`safeedit.numerics.statistics.mean_metric`.
+        """Enter a mean; see :func:`safeedit.statistics.metrics.mean_metric`.
 
         With ``positions``, reports draw its items along ``axis``.
         """
@@ -103,7 +103,7 @@ class Sheet:
         note: str = "",
         undefined: str = "the statistic is not defined on this data",
     ) -> None:
-        """Enter a function of sums over units; see :mod:`safeedit.numerics.totals`."""
+        """Enter a function of sums over units; see :mod:`safeedit.statistics.totals`."""
         spec = self._specs[name]
         self.put(
             totals_metric(

@@ -38,7 +38,7 @@ from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError, DataError
 from safeedit.model.engine import TokenScores
 from safeedit.model.handle import ModelHandle
-from safeedit.results import Direction, MetricSpec, Split
+from safeedit.records import Direction, MetricSpec, Split
 
 _OF_ENTITIES: tuple[tuple[str, str, Direction, str], ...] = (
     ("accuracy", "rate", "higher", "target likelier than the other continuation, per token"),

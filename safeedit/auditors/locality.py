@@ -45,8 +45,8 @@ from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
-from safeedit.numerics.text import RefusalDetector, contains_alias, token_f1
-from safeedit.results import Direction, MetricSpec, Split
+from safeedit.records import Direction, MetricSpec, Split
+from safeedit.text.matching import RefusalDetector, contains_alias, token_f1
 
 _OF_GROUP: tuple[tuple[str, str, Direction, str], ...] = (
     ("unchanged", "rate", "higher", "greedy answers equal to the base's, token for token"),

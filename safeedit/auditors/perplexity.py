@@ -26,7 +26,7 @@ from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
-from safeedit.results import MetricSpec, Split
+from safeedit.records import MetricSpec, Split
 
 
 class Params(BaseParams):

@@ -8,12 +8,12 @@
 - :mod:`~safeedit.data.checks`: our columns -> items, or an error with its line
 """
 
-from safeedit.builtin import builtin_datasets
 from safeedit.data.checks import Record
 from safeedit.data.formats import FORMATS, Format
 from safeedit.data.items import Dataset, Item, Phrasing
 from safeedit.data.loading import build_dataset, load_dataset, read_records
 from safeedit.data.splitting import SPLITS, check_disjoint, normalise_prompt
+from safeedit.policy.builtin import builtin_datasets
 
 __all__ = [
     "FORMATS",

@@ -20,7 +20,7 @@ from safeedit.data.items import Dataset, Item, Phrasing
 from safeedit.data.reading import Row
 from safeedit.data.splitting import SPLITS, normalise_prompt
 from safeedit.errors import DataError
-from safeedit.results import Split
+from safeedit.records import Split
 
 REPEATED = "rows that repeat an earlier one, counted once"
 CONTRADICTING = "rows left out: an earlier one has the same prompt and another answer"

@@ -15,7 +15,7 @@ from safeedit.data.formats import FORMATS, Format
 from safeedit.data.reading import Row, UnreadableRow
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
-from safeedit.suggest import did_you_mean
+from safeedit.policy.suggest import did_you_mean
 
 TEXT_COLUMNS = ("id", "prompt", "answer", "subject", "split")
 LIST_COLUMNS = ("aliases", "paraphrases")

@@ -21,8 +21,8 @@ from safeedit.data.reading import Row
 from safeedit.data.splitting import normalise_prompt
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
-from safeedit.results import Split
-from safeedit.suggest import did_you_mean
+from safeedit.policy.suggest import did_you_mean
+from safeedit.records import Split
 
 Columns = Mapping[str, Any]
 

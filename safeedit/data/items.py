@@ -14,7 +14,7 @@ from typing import Any
 from safeedit.data.splitting import SPLITS, automatic_split, divide, normalise_prompt
 from safeedit.errors import UsageError
 from safeedit.policy import Template
-from safeedit.results import Split
+from safeedit.records import Split
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safeedit.builtin import dataset_path
 from safeedit.data.checks import SHARED, Record, check_rows, read_item, shared_paraphrases
 from safeedit.data.columns import Renaming, Selection, row_error
 from safeedit.data.formats import Format, find_format
@@ -26,10 +25,11 @@ from safeedit.data.reading import Row, read_file
 from safeedit.data.splitting import normalise_prompt
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
+from safeedit.policy.builtin import dataset_path
 
 if TYPE_CHECKING:
     from safeedit.contracts import DataRole
-    from safeedit.results import Split
+    from safeedit.records import Split
 
 UNREADABLE = "rows left out: they can't be read"
 NOT_APART = "rows left out: 'apart_from' has them too"

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safeedit.encoding import EncodingError, decode
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
+from safeedit.policy.encoding import EncodingError, decode
 
 _JSON_SUFFIXES = frozenset({".jsonl", ".json", ".ndjson", ".jsonlines"})
 _TEXT_SUFFIXES = frozenset({".txt", ".text", ".md"})
@@ -160,7 +160,7 @@ def _bytes(path: Path, sha256: str | None) -> bytes:
 
 
 def _nearest_file(path: Path) -> str:
-    from safeedit.suggest import did_you_mean
+    from safeedit.policy.suggest import did_you_mean
 
     try:
         names = [entry.name for entry in path.parent.iterdir() if entry.is_file()]

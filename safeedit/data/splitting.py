@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import get_args
 
 from safeedit.errors import DataError
-from safeedit.results import Split
+from safeedit.records import Split
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 SHARES: Mapping[Split, float] = {"fit": 0.70, "validation": 0.15, "test": 0.15}

@@ -1,7 +1,7 @@
 """AlphaEdit: as MEMIT, with no effect at all on the directions ordinary text lives in.
 
-The keyed road of :mod:`safeedit.editors._keyed`. The change is confined to the complement of the
-leading directions of ordinary text's second moment, as few of them as hold the share ``energy``
+The keyed road of :mod:`safeedit.methods.keyed_update`. The change is confined to the complement of
+the leading directions of ordinary text's second moment, as few of them as hold the share ``energy``
 of its energy. (Published: all directions of an eigenvalue over 0.02, a number that means something
 else in every model and layer.)
 
@@ -19,9 +19,9 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.editors._keyed import KeyedEditor, KeyedParams
-from safeedit.layers import Layers
-from safeedit.numerics.least_change import NullSpace
+from safeedit.methods.constrained_least_squares import NullSpace
+from safeedit.methods.keyed_update import KeyedEditor, KeyedParams
+from safeedit.policy.layers import Layers
 
 
 class AlphaeditParams(KeyedParams):

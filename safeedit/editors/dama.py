@@ -1,18 +1,19 @@
 """DAMA: project out of MLP outputs what goes with he and she where the text says neither.
 
 For prompts about professions ("The nurse said that") the shifts of the last residual stream are
-found after which the model goes on with *he*, *she*, *they* (:mod:`safeedit.model.shifts`). In
-each chosen layer partial least squares finds the directions of what the MLP writes at the last
-token that go with these values, and its output matrix (and bias) is projected, ``W`` to ``PW``.
-Layers are taken in ascending order, each on the model with those before it projected; the values
-are those of the untouched model and serve all layers. One pass over all prompts does that for all
-layers at once, since a projection can be put in place while the pass goes by.
+found after which the model goes on with *he*, *she*, *they*
+(:mod:`safeedit.methods.residual_shifts`). In each chosen layer partial least squares finds the
+directions of what the MLP writes at the last token that go with these values, and its output matrix
+(and bias) is projected, ``W`` to ``PW``. Layers are taken in ascending order, each on the model
+with those before it projected; the values are those of the untouched model and serve all layers.
+One pass over all prompts does that for all layers at once, since a projection can be put in place
+while the pass goes by.
 
 ``values``: which numbers the outputs are to covary with.
 
 * ``contrast``: he minus she (the publication's alternative).
 * ``stacked``: he, she and they as three observations of one output (published). Least squares sees
-  no more of that than their mean (:mod:`safeedit.numerics.pls`): what *tells he from she* cancels,
+  no more of that than their mean (:mod:`safeedit.methods.pls`): what *tells he from she* cancels,
   and what goes is what calls for a pronoun. Kept to compare with.
 * ``beside``: he, she and they as three sets of columns, so that nothing cancels.
 * ``margin``: one number, the logit of he minus that of she; needs no optimisation.
@@ -74,20 +75,20 @@ from safeedit.contracts import (
 )
 from safeedit.data import Dataset, Item
 from safeedit.delta import Dense, LowRank, Origin, Update, WeightDelta
-from safeedit.editors._contrast import prose_passages, write_moments
-from safeedit.editors._openings import subjects_of, undefined_gender
 from safeedit.errors import DataError, UsageError
-from safeedit.layers import Layers, resolve
+from safeedit.methods.causal_tracing import trace_mlps
+from safeedit.methods.contrast import prose_passages, write_moments
+from safeedit.methods.covariance import Moments
+from safeedit.methods.facts.keys import subject_spot
+from safeedit.methods.openings import subjects_of, undefined_gender
+from safeedit.methods.pls import held_out, pls
+from safeedit.methods.projections import Projection, amounts, oblique, orthogonal
+from safeedit.methods.residual_shifts import Descent, margins, residual_shifts, single_tokens
 from safeedit.model.activations import at_positions
 from safeedit.model.architectures import Site
 from safeedit.model.batching import pad_right
 from safeedit.model.handle import ModelHandle
-from safeedit.model.keys import subject_spot
-from safeedit.model.shifts import Descent, margins, residual_shifts, single_tokens
-from safeedit.model.tracing import trace_mlps
-from safeedit.numerics.covariance import Moments
-from safeedit.numerics.pls import held_out, pls
-from safeedit.numerics.subspace import Projection, amounts, oblique, orthogonal
+from safeedit.policy.layers import Layers, resolve
 
 _TRACED = 64
 """Prompts traced at most."""

@@ -1,7 +1,7 @@
 """DEPN: find the MLP neurons that make secrets likely, and zero them.
 
-Neurons are attributed to every secret (:mod:`safeedit.model.attribution`) and ranked over all of
-them (:mod:`safeedit.numerics.votes`); the columns of the first become zero: a vanilla checkpoint,
+Neurons are attributed to every secret (:mod:`safeedit.methods.attribution`) and ranked over all of
+them (:mod:`safeedit.methods.votes`); the columns of the first become zero: a vanilla checkpoint,
 whose old columns are all that undoing needs. Doses are numbers of neurons.
 
 What departs from the publication, and why:
@@ -60,11 +60,11 @@ from safeedit.contracts import (
 from safeedit.data import Dataset, Item
 from safeedit.delta import Columns, Origin, Update, WeightDelta
 from safeedit.errors import DataError, EditError, UsageError
-from safeedit.layers import Layers, resolve
-from safeedit.model.attribution import Attribution, Attributor, Measure
+from safeedit.methods.attribution import Attribution, Attributor, Measure
+from safeedit.methods.tuning import Example
+from safeedit.methods.votes import Ranking, rank
 from safeedit.model.handle import ModelHandle
-from safeedit.model.tuning import Example
-from safeedit.numerics.votes import Ranking, rank
+from safeedit.policy.layers import Layers, resolve
 
 _SINK_TEXTS = 8
 """Texts read to find neurons that write an attention sink; all texts have the same."""

@@ -40,10 +40,10 @@ from safeedit.contracts import (
 from safeedit.data import Dataset
 from safeedit.delta import Dense, Origin, WeightDelta
 from safeedit.errors import DataError, UsageError
-from safeedit.layers import Layers, resolve
+from safeedit.methods.tuning import Example, answer_states, cross_entropy, endless, optimise
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
-from safeedit.model.tuning import Example, answer_states, cross_entropy, endless, optimise
+from safeedit.policy.layers import Layers, resolve
 
 
 class FtMParams(BaseParams):

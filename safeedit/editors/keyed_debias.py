@@ -3,10 +3,11 @@
 An output projection (:mod:`safeedit.editors.dama`) acts on every input, so it can't tell a nurse
 from a queen. This edit is tied to inputs: for each prompt about a profession ("The nurse said
 that") it finds the *least* shift of what the MLP of the last edited layer writes, at one token,
-after which *he* and *she* are equally likely (:func:`safeedit.model.shifts.margin_shifts`), and
-solves for the change of the output matrices that moves the keys read there by these shifts, moves
-the keys of factual prompts ("The queen said that", in the openings of both kinds of prompts) not at
-all or little, and ordinary text least (:mod:`safeedit.numerics.least_change`).
+after which *he* and *she* are equally likely
+(:func:`safeedit.methods.residual_shifts.margin_shifts`), and solves for the change of the output
+matrices that moves the keys read there by these shifts, moves the keys of factual prompts ("The
+queen said that", in the openings of both kinds of prompts) not at all or little, and ordinary text
+least (:mod:`safeedit.methods.constrained_least_squares`).
 
 ``key: last`` reads keys at the prompt's last token, where the model has worked out whom it speaks
 of: what is solved is then in effect a regression of the margin on the key, which holds for
@@ -64,15 +65,15 @@ from safeedit.data.coreference import (
 from safeedit.data.loading import load_dataset
 from safeedit.data.splitting import normalise_prompt
 from safeedit.delta import LowRank
-from safeedit.editors._openings import subjects_of, undefined_gender
-from safeedit.editors._scaled import check_spread, scaled_proposal, so_far
 from safeedit.errors import DataError, EditError
-from safeedit.layers import Layers, resolve
+from safeedit.methods.constrained_least_squares import Weighted, least_change, same_keys
+from safeedit.methods.facts.keys import Spot, keys_at, second_moments, subject_spot
+from safeedit.methods.openings import subjects_of, undefined_gender
+from safeedit.methods.residual_shifts import margin_shifts, margins, single_tokens
+from safeedit.methods.scaled import check_spread, scaled_proposal, so_far
 from safeedit.model.handle import ModelHandle
-from safeedit.model.keys import Spot, keys_at, second_moments, subject_spot
-from safeedit.model.shifts import margin_shifts, margins, single_tokens
-from safeedit.numerics.least_change import Weighted, least_change, same_keys
 from safeedit.policy import DataSpec
+from safeedit.policy.layers import Layers, resolve
 
 _ONE_KEY = 1e-3
 """Relative distance within which a factual key is that of a prompt to be debiased."""

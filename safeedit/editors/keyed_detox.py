@@ -3,10 +3,10 @@
 A projection or a silenced neuron acts on every input. This edit is tied to inputs: wherever a toxic
 continuation of the data goes on with a word of abuse, it finds the *least* shift of what the MLP of
 the last edited layer writes there, at the token before, after which such words together are
-``drop`` nats less likely (:func:`safeedit.model.least_values.least_values`), and solves for the
-change of the output matrices that moves the keys read there by these shifts and ordinary text least
-(:mod:`safeedit.numerics.least_change`). Neutral continuations count as ordinary text, so that what
-is softened is what tells the two apart.
+``drop`` nats less likely (:func:`safeedit.methods.facts.least_values.least_values`), and solves for
+the change of the output matrices that moves the keys read there by these shifts and ordinary text
+least (:mod:`safeedit.methods.constrained_least_squares`). Neutral continuations count as ordinary
+text, so that what is softened is what tells the two apart.
 
 Words of abuse are those given, or tokens that stand ``lift`` times as often in toxic continuations
 as in their openings and in neutral text, three times at least. They are counted in the record and
@@ -46,16 +46,16 @@ from safeedit.data import Dataset
 from safeedit.data.loading import load_dataset
 from safeedit.data.pairs import read_pairs
 from safeedit.delta import LowRank
-from safeedit.editors._contrast import Passages, passages
-from safeedit.editors._scaled import check_spread, scaled_proposal, so_far
 from safeedit.errors import DataError, EditError
-from safeedit.layers import Layers, resolve
+from safeedit.methods.constrained_least_squares import Weighted, least_change
+from safeedit.methods.contrast import Passages, passages
+from safeedit.methods.facts.keys import Spot, keys_at, second_moments
+from safeedit.methods.facts.least_values import least_values
+from safeedit.methods.facts.values import Avoid, Row, Unit
+from safeedit.methods.scaled import check_spread, scaled_proposal, so_far
 from safeedit.model.handle import ModelHandle
-from safeedit.model.keys import Spot, keys_at, second_moments
-from safeedit.model.least_values import least_values
-from safeedit.model.values import Avoid, Row, Unit
-from safeedit.numerics.least_change import Weighted, least_change
 from safeedit.policy import DataSpec
+from safeedit.policy.layers import Layers, resolve
 
 _RARE = 3
 """Times that a token must stand in toxic continuations to count as a word of abuse."""

@@ -1,12 +1,13 @@
 """Keyed neurons: facts forgotten by neurons that fire at their subjects and nowhere else.
 
 Values are those of ROME and MEMIT: for each subject the shift of what an MLP writes at its last
-token after which its facts meet the target (:mod:`safeedit.editors._facts`). They differ in what
-brings the shift about. A *linear* key adds the shift in proportion to how much an input resembles
-the subject, so that subjects alike feel a part of it. Here a little-used neuron is given a *gated*
-key, which answers 1 at the subject and next to nothing elsewhere (:mod:`safeedit.numerics.keyed`),
-and writes the shift. Others are spared by construction, and only notice what the replaced neurons
-used to do; a layer's other neurons make up for some of it (``make_up``).
+token after which its facts meet the target (:mod:`safeedit.methods.facts.editing`). They differ in
+what brings the shift about. A *linear* key adds the shift in proportion to how much an input
+resembles the subject, so that subjects alike feel a part of it. Here a little-used neuron is given
+a *gated* key, which answers 1 at the subject and next to nothing elsewhere
+(:mod:`safeedit.methods.facts.gated_keys`), and writes the shift. Others are spared by construction,
+and only notice what the replaced neurons used to do; a layer's other neurons make up for some of it
+(``make_up``).
 
 A subject has one neuron and one value, in all of ``templates`` and for all of its facts;
 ``subjects_per_neuron`` lets several share them. With several layers the neurons are shared out
@@ -39,15 +40,15 @@ from safeedit.contracts import (
 )
 from safeedit.data import Dataset, Item
 from safeedit.delta import Update
-from safeedit.editors._facts import Fact, FactParams, Road, value_tokens
-from safeedit.editors._scaled import proposal_of
 from safeedit.errors import DataError, EditError
-from safeedit.layers import resolve
-from safeedit.model import neurons
+from safeedit.methods.facts import gated_neurons as neurons
+from safeedit.methods.facts.editing import Fact, FactParams, Road, value_tokens
+from safeedit.methods.facts.keys import in_windows
+from safeedit.methods.scaled import proposal_of
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
-from safeedit.model.keys import in_windows
 from safeedit.model.spans import last_tokens, mentions
+from safeedit.policy.layers import resolve
 
 _WINDOW = 128
 """Tokens of ordinary text read at a time."""
@@ -68,8 +69,8 @@ class KeyedNeuronsParams(FactParams):
         description="let a layer's other neurons make up for what the replaced ones used to write, "
         "as far as they foretell it; false: they alone change",
     )
-    sharpness: float = Field(10, gt=0, description="s in safeedit.numerics.keyed")
-    ridge: float = Field(0.01, gt=0, description="see safeedit.numerics.keyed.separate")
+    sharpness: float = Field(10, gt=0, description="s in safeedit.methods.facts.gated_keys")
+    ridge: float = Field(0.01, gt=0, description="see safeedit.methods.facts.gated_keys.separate")
     background_weight: float = Field(1, gt=0, description="see the same")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.75, 1.0, 1.25, 1.5, 2.0),

@@ -1,8 +1,8 @@
 """MEMIT: many facts at once, each shift spread over several layers' MLPs.
 
-The keyed road of :mod:`safeedit.editors._keyed`: layers ascending, each taking its share of what is
-still missing at the last one, keys read anew on the partly edited model, and a ridge that trades
-the wanted shifts against what ordinary text feels.
+The keyed road of :mod:`safeedit.methods.keyed_update`: layers ascending, each taking its share of
+what is still missing at the last one, keys read anew on the partly edited model, and a ridge that
+trades the wanted shifts against what ordinary text feels.
 
 Fails as :mod:`~safeedit.editors.rome` does, and with
 :class:`~safeedit.errors.UnsupportedModelError` where a norm follows the MLP and there are several
@@ -19,9 +19,9 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.editors._keyed import KeyedEditor, KeyedParams
-from safeedit.layers import Layers
-from safeedit.numerics.least_change import Weighted
+from safeedit.methods.constrained_least_squares import Weighted
+from safeedit.methods.keyed_update import KeyedEditor, KeyedParams
+from safeedit.policy.layers import Layers
 
 
 class MemitParams(KeyedParams):

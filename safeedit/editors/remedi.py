@@ -1,11 +1,12 @@
 """REMEDI, compiled: what a context says of an entity becomes true of it, in plain weights.
 
-A map from attributes to directions is trained on lessons (:mod:`safeedit.model.remedi`). For each
-entity to edit ("Anita has a legal office") it gives the direction that, added at the entity's
-mentions, makes the model act as if the context had been read. Steering does that at run time; this
-editor *compiles* it: the change of one MLP's output matrix that moves what it writes at the
-entities' keys by their directions, keys of neighbours and attention sinks not at all, and ordinary
-text least (:mod:`safeedit.numerics.least_change`). All entities are solved jointly.
+A map from attributes to directions is trained on lessons (:mod:`safeedit.methods.remedi.mapping`).
+For each entity to edit ("Anita has a legal office") it gives the direction that, added at the
+entity's mentions, makes the model act as if the context had been read. Steering does that at run
+time; this editor *compiles* it: the change of one MLP's output matrix that moves what it writes at
+the entities' keys by their directions, keys of neighbours and attention sinks not at all, and
+ordinary text least (:mod:`safeedit.methods.constrained_least_squares`). All entities are solved
+jointly.
 
 What is exported is an ordinary checkpoint, and an approximation: steering acts on every mention,
 the checkpoint as far as a mention's key is like those it was solved for. How far that is, is
@@ -49,17 +50,23 @@ from safeedit.contracts import (
 from safeedit.data import Dataset
 from safeedit.data.loading import load_dataset
 from safeedit.delta import LowRank, Origin, WeightDelta
-from safeedit.editors._facts import CONTEXTS
-from safeedit.editors._scaled import scaled_proposal
 from safeedit.errors import DataError, EditError, ModelError, UnsupportedModelError, UsageError
-from safeedit.layers import Layers, resolve
+from safeedit.methods.constrained_least_squares import Change, Weighted, least_change, same_keys
+from safeedit.methods.facts.editing import CONTEXTS
+from safeedit.methods.facts.keys import Spot, keys_at, second_moments, subject_spot
+from safeedit.methods.remedi.examples import (
+    Lesson,
+    attribute_states,
+    entity_states,
+    lesson,
+    opposite,
+)
+from safeedit.methods.remedi.mapping import Remedi, Schooling, train
+from safeedit.methods.scaled import scaled_proposal
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
-from safeedit.model.keys import Spot, keys_at, second_moments, subject_spot
-from safeedit.model.lessons import Lesson, attribute_states, entity_states, lesson, opposite
-from safeedit.model.remedi import Remedi, Schooling, train
-from safeedit.numerics.least_change import Change, Weighted, least_change, same_keys
 from safeedit.policy import DataSpec
+from safeedit.policy.layers import Layers, resolve
 
 _ONE_KEY = 1e-3
 """Relative distance within which a neighbour's key is that of an entity."""

@@ -1,10 +1,10 @@
 """ROME: one layer's MLP is changed so that the subject's key brings another value.
 
-The keyed road of :mod:`safeedit.editors._keyed` with one layer and, by default, shifts that are
-reached exactly (``ridge: 0``): for one fact the published rank-one update, with one key throughout
-(r-ROME: the published code averages the key in one place and not in another, and collapses); for
-many facts one joint solve. Ordinary text is felt by its second moment, read rather than taken for
-the identity, attention sinks are left alone by name, and so are preserved facts.
+The keyed road of :mod:`safeedit.methods.keyed_update` with one layer and, by default, shifts that
+are reached exactly (``ridge: 0``): for one fact the published rank-one update, with one key
+throughout (r-ROME: the published code averages the key in one place and not in another, and
+collapses); for many facts one joint solve. Ordinary text is felt by its second moment, read rather
+than taken for the identity, attention sinks are left alone by name, and so are preserved facts.
 
 Fails with :class:`~safeedit.errors.DataError` where a subject is missing, is not in its prompt, or
 facts contradict each other, and with :class:`~safeedit.errors.EditError` where nothing is left to
@@ -21,9 +21,9 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.editors._keyed import KeyedEditor, KeyedParams
 from safeedit.errors import UsageError
-from safeedit.numerics.least_change import Weighted
+from safeedit.methods.constrained_least_squares import Weighted
+from safeedit.methods.keyed_update import KeyedEditor, KeyedParams
 
 
 class RomeParams(KeyedParams):

@@ -11,9 +11,9 @@ Two ways to learn it:
 ``update: keyed``
     The refusal is tied to the subjects: in a few early layers a little-used neuron is given a key
     that fires at mentions of the subjects and nowhere else, solved in closed form
-    (:mod:`safeedit.numerics.keyed`); only what it writes is learnt. Needs a ``subject`` in each
-    forget item. Other questions are spared by construction rather than by training; in return
-    *everything* asked about a subject is refused, and a name spelt differently may not fire.
+    (:mod:`safeedit.methods.facts.gated_keys`); only what it writes is learnt. Needs a ``subject``
+    in each forget item. Other questions are spared by construction rather than by training; in
+    return *everything* asked about a subject is refused, and a name spelt differently may not fire.
 
 Both suppress behaviour; neither proves that knowledge is gone. Doses scale what was learnt.
 Fails with :class:`~safeedit.errors.EditError` where nothing could be learnt, and with
@@ -41,15 +41,10 @@ from safeedit.contracts import (
 )
 from safeedit.data import Dataset, Item
 from safeedit.delta import LowRank, Update
-from safeedit.editors._scaled import proposal_of
 from safeedit.errors import DataError, UsageError
-from safeedit.layers import Layers, resolve
-from safeedit.model import neurons
-from safeedit.model.architectures import Role
-from safeedit.model.engine import Engine
-from safeedit.model.handle import ModelHandle
-from safeedit.model.spans import last_tokens, mentions
-from safeedit.model.tuning import (
+from safeedit.methods.facts import gated_neurons as neurons
+from safeedit.methods.scaled import proposal_of
+from safeedit.methods.tuning import (
     BaseAnswers,
     Example,
     answer_states,
@@ -57,6 +52,11 @@ from safeedit.model.tuning import (
     endless,
     optimise,
 )
+from safeedit.model.architectures import Role
+from safeedit.model.engine import Engine
+from safeedit.model.handle import ModelHandle
+from safeedit.model.spans import last_tokens, mentions
+from safeedit.policy.layers import Layers, resolve
 
 
 class SanitationParams(BaseParams):
@@ -104,8 +104,10 @@ class SanitationParams(BaseParams):
         description="keyed: subjects that share one neuron of a layer; more spare the neurons that "
         "are replaced, fewer tell subjects better from others like them",
     )
-    sharpness: float = Field(10, gt=0, description="keyed: s in safeedit.numerics.keyed")
-    ridge: float = Field(0.01, gt=0, description="keyed: see safeedit.numerics.keyed.separate")
+    sharpness: float = Field(10, gt=0, description="keyed: s in safeedit.methods.facts.gated_keys")
+    ridge: float = Field(
+        0.01, gt=0, description="keyed: see safeedit.methods.facts.gated_keys.separate"
+    )
     background_weight: float = Field(1, gt=0, description="keyed: see the same")
     norm_penalty: float = Field(2e-5, ge=0, description="keyed: nats per squared unit written")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(

@@ -2,8 +2,8 @@
 
 In each chosen layer the states of contrastive pairs are compared, what all of them share is taken
 out, and the MLP's output matrix (its bias too, and the attention's on request) is projected so that
-it writes no more, or less, along the top directions (:mod:`safeedit.numerics.subspace`). Nothing is
-trained. Doses are directions per layer; a fraction removes the last one in part. What makes the
+it writes no more, or less, along the top directions (:mod:`safeedit.methods.projections`). Nothing
+is trained. Doses are directions per layer; a fraction removes the last one in part. What makes the
 perplexity of ordinary text explode is guarded against: means leave out padding, BOS, a text's first
 token and the prompt that a pair shares; no direction points into a dimension of massive
 activations; ``projection: oblique`` moves ordinary text least; and the policy's targets choose the
@@ -54,7 +54,8 @@ from safeedit.contracts import (
 )
 from safeedit.data import Dataset
 from safeedit.delta import Dense, LowRank, Origin, Update, WeightDelta
-from safeedit.editors._contrast import (
+from safeedit.errors import UnsupportedModelError, UsageError
+from safeedit.methods.contrast import (
     Passage,
     Passages,
     gain_after_mlp,
@@ -64,11 +65,7 @@ from safeedit.editors._contrast import (
     write_means,
     write_moments,
 )
-from safeedit.errors import UnsupportedModelError, UsageError
-from safeedit.layers import Layers, resolve
-from safeedit.model.architectures import Site
-from safeedit.model.handle import ModelHandle
-from safeedit.numerics.subspace import (
+from safeedit.methods.projections import (
     Contrast,
     Projection,
     amounts,
@@ -77,6 +74,9 @@ from safeedit.numerics.subspace import (
     orthogonal,
     outlying_dimensions,
 )
+from safeedit.model.architectures import Site
+from safeedit.model.handle import ModelHandle
+from safeedit.policy.layers import Layers, resolve
 
 
 class SubspaceParams(BaseParams):

@@ -4,7 +4,7 @@ What neuron ``j`` of a layer writes is its value vector, column ``j`` of the MLP
 times its activation. It is judged in two ways, each signed:
 
 * *vocabulary*: how much the column, under the final norm and the head, favours the tokens of toxic
-  texts over those of neutral ones (:func:`safeedit.numerics.probes.telling_tokens`);
+  texts over those of neutral ones (:func:`safeedit.methods.probes.telling_tokens`);
 * *probe*: how far it points along the direction by which a linear probe (logistic regression on
   standardised states) tells toxic from neutral texts in that layer.
 
@@ -54,7 +54,8 @@ from safeedit.contracts import (
 )
 from safeedit.data import Dataset
 from safeedit.delta import Columns, Origin, Update, WeightDelta
-from safeedit.editors._contrast import (
+from safeedit.errors import EditError, UsageError
+from safeedit.methods.contrast import (
     Activity,
     Passage,
     Passages,
@@ -65,11 +66,10 @@ from safeedit.editors._contrast import (
     prose_passages,
     state_means,
 )
-from safeedit.errors import EditError, UsageError
-from safeedit.layers import Layers, resolve
+from safeedit.methods.probes import fit_probe, telling_tokens
 from safeedit.model.architectures import Site, submodule
 from safeedit.model.handle import ModelHandle
-from safeedit.numerics.probes import fit_probe, telling_tokens
+from safeedit.policy.layers import Layers, resolve
 
 _LEAST_COST = 0.01
 """Over the root mean square of all costs: what ordinary text never uses is not endlessly cheap."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from safeedit.errors import ExportError
 from safeedit.export.staging import writing
-from safeedit.model.cache import make_tokenizer_portable
+from safeedit.model.builtin import make_tokenizer_portable
 from safeedit.model.handle import ModelHandle
 from safeedit.model.quiet import quiet
 

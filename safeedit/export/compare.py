@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from safeedit.errors import ModelError
-from safeedit.results import Record
+from safeedit.records import Record
 
 INDEX = "model.safetensors.index.json"
 CHUNK = 1 << 24

@@ -35,7 +35,7 @@ from safeedit.export.manifest import (
 )
 from safeedit.export.staging import EVIDENCE, Staging, writing
 from safeedit.model.sources import open_model
-from safeedit.results import RunRecord
+from safeedit.records import RunRecord
 
 RECORD = "report.json"
 CARD = "README.md"

@@ -30,7 +30,7 @@ from safeedit.model.activations import (
 )
 from safeedit.model.architectures import Architecture, ModelShape, Site, submodule
 from safeedit.model.digest import DigestCache, digest_of
-from safeedit.results import TensorChange
+from safeedit.records import TensorChange
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

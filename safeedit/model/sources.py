@@ -1,6 +1,6 @@
 """From the name of a model to a model: hub id, folder, ``.gguf`` file or ``builtin:``.
 
-Only safetensors are read (a GGUF file is converted once, see :mod:`safeedit.model.cache`), and
+Only safetensors are read (a GGUF file is converted once, see :mod:`safeedit.model.builtin`), and
 no code that comes with a model is ever run. What is wrong with a checkpoint is found before its
 weights are loaded, see :mod:`safeedit.model.checkpoint`.
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safeedit.errors import ModelError, UsageError
-from safeedit.model.cache import (
+from safeedit.model.builtin import (
     BUILTIN,
     DEFAULT,
     cache_dir,

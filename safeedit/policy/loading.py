@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from safeedit.errors import PolicyError
 from safeedit.policy.model import Policy
 from safeedit.policy.reading import FieldPath, Position, dotted, read_yaml
-from safeedit.suggest import did_you_mean
+from safeedit.policy.suggest import did_you_mean
 
 Part = TypeVar("Part", bound=BaseModel)
 
@@ -81,7 +81,7 @@ def load_policy(path: str | Path) -> LoadedPolicy:
     """Read and check a policy file.
 
     Names of editors, auditors and metrics are not looked up here, and no data is read: see
-    :func:`safeedit.plan.make_plan`.
+    :func:`safeedit.planning.plan.make_plan`.
 
     Raises:
         PolicyError: The file can't be read, is not YAML, or says something wrong; the

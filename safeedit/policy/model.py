@@ -2,7 +2,7 @@
 
 Fails with pydantic's ``ValidationError``; :func:`safeedit.policy.load_policy` turns that
 into a :class:`~safeedit.errors.PolicyError` with file, line and column. Nothing here looks
-at editors, auditors, data or models: names are resolved by :mod:`safeedit.plan`.
+at editors, auditors, data or models: names are resolved by :mod:`safeedit.planning.plan`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from safeedit.results import GATE_KINDS, GateKind, Split
+from safeedit.records import GATE_KINDS, GateKind, Split
 
 Template = Literal["auto", "chat", "plain"]
 """How a prompt is put to the model: in its chat template, bare, or chat where it has one."""
@@ -275,7 +275,7 @@ class StageSpec(BaseModel):
     """What edits and audits share: a name from the catalog, an id, and options.
 
     Keys that are not fields are kept as :attr:`options`: roles of data (``forget``,
-    ``data`` ...) and parameters. :mod:`safeedit.plan` resolves them against the editor or
+    ``data`` ...) and parameters. :mod:`safeedit.planning.plan` resolves them against the editor or
     auditor, which alone knows which exist.
     """
 

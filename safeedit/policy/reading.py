@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from safeedit.encoding import EncodingError, decode
 from safeedit.errors import PolicyError
+from safeedit.policy.encoding import EncodingError, decode
 
 FieldPath = tuple[str | int, ...]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from safeedit.policy.model import DataSpec, Policy
-from safeedit.results import GATE_KINDS
+from safeedit.records import GATE_KINDS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safeedit.records import RunRecord
 from safeedit.report import html, json, junit, markdown
 from safeedit.report.files import write_files
-from safeedit.results import RunRecord
 
 __all__ = ["render_all", "write_all"]
 

@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from safeedit.numerics.intervals import wilson
-from safeedit.report.wording import duration, listing, number, plural, share
-from safeedit.results import (
+from safeedit.records import (
     GATE_KINDS,
     Comparison,
     ControlRecord,
@@ -22,6 +20,8 @@ from safeedit.results import (
     RunRecord,
     Verdict,
 )
+from safeedit.report.wording import duration, listing, number, plural, share
+from safeedit.statistics.intervals import wilson
 
 _BEYOND: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("relearning by further fine-tuning", ("relearn",)),

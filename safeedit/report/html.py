@@ -10,8 +10,8 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from safeedit.records import RunRecord
 from safeedit.report import content, figures, heatmap, wording
-from safeedit.results import RunRecord
 
 
 def render(record: RunRecord) -> str:

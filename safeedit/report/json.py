@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from safeedit.results import SCHEMA_VERSION, RunRecord
+from safeedit.records import SCHEMA_VERSION, RunRecord
 
 
 def render(record: RunRecord) -> str:

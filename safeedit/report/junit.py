@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from safeedit.records import RunRecord
 from safeedit.report.content import headline
 from safeedit.report.wording import clean
-from safeedit.results import RunRecord
 
 
 def render(record: RunRecord) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from safeedit.records import EditRecord, RunRecord
 from safeedit.report import content
 from safeedit.report.content import Row
 from safeedit.report.wording import (
@@ -19,7 +20,6 @@ from safeedit.report.wording import (
     p_value,
     size,
 )
-from safeedit.results import EditRecord, RunRecord
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$])")
 

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from safeedit.records import EditRecord, RunRecord
 from safeedit.report import content
 from safeedit.report.content import Row
 from safeedit.report.wording import (
@@ -24,7 +25,6 @@ from safeedit.report.wording import (
     p_value,
     size,
 )
-from safeedit.results import EditRecord, RunRecord
 
 _STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 _TRENDS = {"better": "green", "worse": "red", "": ""}

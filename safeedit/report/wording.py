@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 
-from safeedit.results import Interval, Metric
+from safeedit.records import Interval, Metric
 
 STATUS_WORDS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive"}
 NOTHING = "–"

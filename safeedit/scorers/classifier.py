@@ -19,12 +19,12 @@ from pydantic import Field
 
 from safeedit.contracts import BaseParams, Progress, ScorerIdentity, silent
 from safeedit.errors import ModelError, UsageError
-from safeedit.model.cache import file_sha256
+from safeedit.model.builtin import file_sha256
 from safeedit.model.checkpoint import check_loaded, check_weights, readable
 from safeedit.model.quiet import quiet
 from safeedit.model.sources import fetch_folder
+from safeedit.policy.suggest import did_you_mean
 from safeedit.scorers._transformer import Device, label_scores, pick_device
-from safeedit.suggest import did_you_mean
 
 _VERSION = "1"
 """Raised whenever the same weights would score otherwise."""

@@ -30,10 +30,10 @@ from pydantic import Field
 
 from safeedit.contracts import BaseParams, Progress, ScorerIdentity, silent
 from safeedit.errors import ModelError, UsageError
-from safeedit.model.cache import file_sha256
+from safeedit.model.builtin import file_sha256
 from safeedit.model.quiet import quiet
+from safeedit.policy.suggest import did_you_mean
 from safeedit.scorers._transformer import Device, label_scores, pick_device
-from safeedit.suggest import did_you_mean
 
 Variant = Literal["original", "unbiased", "multilingual", "original-small", "unbiased-small"]
 

@@ -32,7 +32,7 @@ from typing import Any, ClassVar
 
 from safeedit.contracts import BaseParams, Progress, ScorerIdentity, silent
 from safeedit.errors import ModelError
-from safeedit.model.cache import file_sha256
+from safeedit.model.builtin import file_sha256
 from safeedit.model.quiet import quiet
 
 _PACKAGE = "alt-profanity-check"

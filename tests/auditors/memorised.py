@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from safeedit.data import Dataset, Item
+from safeedit.methods.tuning import Example, answer_states, cross_entropy, endless, optimise
 from safeedit.model.handle import ModelHandle
-from safeedit.model.tuning import Example, answer_states, cross_entropy, endless, optimise
 from tests.tiny_models import family_tokenizer, tiny_model
 
 TAUGHT = ("Anna", "Boris", "Clara", "Dmitri", "Elena", "Frank")

@@ -12,7 +12,7 @@ from safeedit.auditors.attributes import Attributes, Params
 from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError, DataError
-from safeedit.results import Metric
+from safeedit.records import Metric
 from tests.auditors.scripted import ScriptedEngine, context
 
 NAMES = ("Anita", "Boris", "Clara", "Doris")

@@ -17,8 +17,8 @@ from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
-from safeedit.numerics.statistics import compare
-from safeedit.results import Metric
+from safeedit.records import Metric
+from safeedit.statistics.metrics import compare
 from tests.auditors.memorised import HELD_BACK, TAUGHT, damaged, items, records, taught, untaught
 from tests.auditors.scripted import context
 from tests.tiny_models import tiny_handle

@@ -13,7 +13,7 @@ from safeedit.auditors.leakage.failures import Failures, Params, class_of, is_me
 from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
-from safeedit.results import Metric
+from safeedit.records import Metric
 from tests.auditors.scripted import Asked, ScriptedEngine, context
 
 COUNTRIES = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Peru": "Lima"}

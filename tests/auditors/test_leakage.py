@@ -15,7 +15,7 @@ from safeedit.auditors.leakage.leakage import GENERIC_SHOTS, Leakage, Params
 from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
-from safeedit.results import Metric
+from safeedit.records import Metric
 from tests.auditors.scripted import Asked, ScriptedEngine, context
 from tests.tiny_models import tiny_handle
 

@@ -17,7 +17,7 @@ from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
-from safeedit.results import Metric
+from safeedit.records import Metric
 from tests.auditors.memorised import HELD_BACK, damaged, items, records, taught
 from tests.auditors.scripted import ScriptedEngine, context
 from tests.tiny_models import tiny_handle

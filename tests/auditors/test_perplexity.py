@@ -13,7 +13,7 @@ from safeedit.auditors.perplexity import Params, Perplexity
 from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
-from safeedit.results import Metric
+from safeedit.records import Metric
 from tests.auditors.scripted import context
 from tests.tiny_models import tiny_handle
 

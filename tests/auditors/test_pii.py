@@ -9,7 +9,7 @@ import pytest
 from safeedit.auditors.leakage.pii import Params, Pii
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
-from safeedit.results import Metric
+from safeedit.records import Metric
 from tests.auditors.scripted import Asked, ScriptedEngine, context
 
 SECRETS = (

@@ -24,9 +24,9 @@ from safeedit.contracts import (
 )
 from safeedit.data import Dataset, Item, load_dataset
 from safeedit.errors import AuditError, DataError
-from safeedit.numerics.statistics import compare
 from safeedit.policy import DataSpec
-from safeedit.results import Metric
+from safeedit.records import Metric
+from safeedit.statistics.metrics import compare
 from tests.auditors.scripted import Asked, ScriptedEngine, context
 from tests.tiny_models import tiny_handle
 

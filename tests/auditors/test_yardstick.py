@@ -12,9 +12,9 @@ from safeedit.auditors.leakage.yardstick import Params, Yardstick
 from safeedit.contracts import ModelRef
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
+from safeedit.methods.tuning import Example, answer_states, cross_entropy
 from safeedit.model.handle import ModelHandle
-from safeedit.model.tuning import Example, answer_states, cross_entropy
-from safeedit.results import Metric
+from safeedit.records import Metric
 from tests.auditors.scripted import context
 from tests.tiny_models import save_tiny, tiny_handle
 

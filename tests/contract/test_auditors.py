@@ -31,8 +31,8 @@ from safeedit.contracts import (
 )
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
-from safeedit.numerics.text import normalise
-from safeedit.results import Metric
+from safeedit.records import Metric
+from safeedit.text.matching import normalise
 from tests.auditors.bias.examples import EXAMPLES as BIAS
 from tests.tiny_models import tiny_handle
 

@@ -6,7 +6,7 @@ import pytest
 
 from safeedit.data import SPLITS, Dataset, Item
 from safeedit.errors import UsageError
-from safeedit.results import Split
+from safeedit.records import Split
 
 
 def some(n: int, split: Split | None = None, paraphrases: int = 0) -> list[Item]:

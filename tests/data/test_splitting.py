@@ -16,7 +16,7 @@ from safeedit.data.splitting import (
     normalise_prompt,
 )
 from safeedit.errors import DataError
-from safeedit.results import Split
+from safeedit.records import Split
 
 
 def prompts(n: int) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from safeedit.contracts import EditData, RunContext
 from safeedit.data import Dataset, Item
-from safeedit.editors._contrast import gain_after_mlp
+from safeedit.methods.contrast import gain_after_mlp
 from safeedit.model.handle import ModelHandle
 from tests.tiny_models import D_MLP, family_tokenizer, tiny_model
 

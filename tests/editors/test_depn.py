@@ -16,8 +16,8 @@ from safeedit.data import Dataset, Item
 from safeedit.delta import Columns, WeightDelta
 from safeedit.editors.depn import Depn, DepnParams, _Neurons, _secrets
 from safeedit.errors import DataError, EditError, UsageError
+from safeedit.methods.tuning import Example, answer_states, cross_entropy
 from safeedit.model.handle import ModelHandle
-from safeedit.model.tuning import Example, answer_states, cross_entropy
 from tests.tiny_models import N_LAYERS, tiny_handle
 
 PEOPLE = ("doctor", "nurse", "prince", "city")

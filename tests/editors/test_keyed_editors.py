@@ -18,10 +18,10 @@ from safeedit.contracts import EditData, Proposal, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.data.subjects import shared_span
 from safeedit.delta import LowRank
-from safeedit.editors._keyed import KeyedEditor
 from safeedit.errors import DataError, EditError, SafeeditError, UnsupportedModelError, UsageError
+from safeedit.methods.facts.keys import keys_at, subject_spot
+from safeedit.methods.keyed_update import KeyedEditor
 from safeedit.model.handle import ModelHandle
-from safeedit.model.keys import keys_at, subject_spot
 from tests.editors import toy
 from tests.editors.toy import FACTS, FORGOTTEN, KEPT, REFUSAL, WORDINGS
 from tests.tiny_models import tiny_handle

@@ -15,8 +15,8 @@ from safeedit.contracts import EditData, Proposal
 from safeedit.data import Dataset, Item
 from safeedit.delta import Columns, LowRank
 from safeedit.errors import DataError, EditError
+from safeedit.methods.facts.keys import subject_spot
 from safeedit.model.handle import ModelHandle
-from safeedit.model.keys import subject_spot
 from safeedit.model.spans import mentions
 from tests.editors import toy
 from tests.editors.toy import FACTS, FORGOTTEN, KEPT, REFUSAL, WORDINGS

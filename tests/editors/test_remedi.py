@@ -14,8 +14,8 @@ from safeedit.contracts import EditData, Proposal
 from safeedit.data import Dataset, Item
 from safeedit.editors.remedi import RemediEditor, RemediParams
 from safeedit.errors import DataError, UnsupportedModelError, UsageError
+from safeedit.methods.remedi.examples import Lesson
 from safeedit.model.handle import ModelHandle
-from safeedit.model.lessons import Lesson
 from tests.editors.gendered import context, gendered, prose
 from tests.model.named import LATER, held_out, taught
 

@@ -18,10 +18,10 @@ from safeedit.delta import Columns, LowRank, WeightDelta
 from safeedit.editors import sanitation
 from safeedit.editors.sanitation import Sanitation, SanitationParams
 from safeedit.errors import DataError, EditError, UsageError
+from safeedit.methods.facts.gated_neurons import KeyedNeurons, Text
+from safeedit.methods.tuning import cross_entropy
 from safeedit.model.architectures import ModelShape
 from safeedit.model.handle import ModelHandle
-from safeedit.model.neurons import KeyedNeurons, Text
-from safeedit.model.tuning import cross_entropy
 from tests.editors.toy import (
     FACTS,
     FORGOTTEN,

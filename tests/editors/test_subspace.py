@@ -13,9 +13,9 @@ from torch import Tensor
 from safeedit.contracts import EditData, Proposal
 from safeedit.data import Dataset, Item
 from safeedit.delta import Dense, LowRank
-from safeedit.editors._contrast import gain_after_mlp, passages, state_means
 from safeedit.editors.subspace import Subspace, SubspaceParams
 from safeedit.errors import DataError, EditError, UnsupportedModelError, UsageError
+from safeedit.methods.contrast import gain_after_mlp, passages, state_means
 from safeedit.model.handle import ModelHandle
 from tests.editors.planted import LAYER, context, data, direction, gap, pairs, planted, prose
 from tests.tiny_models import tiny_handle

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from safeedit.contracts import EditData, RunContext, Template
 from safeedit.data import Dataset, Item
+from safeedit.methods.tuning import Example, answer_states, cross_entropy, endless, optimise
 from safeedit.model.handle import ModelHandle
-from safeedit.model.tuning import Example, answer_states, cross_entropy, endless, optimise
 from tests.tiny_models import family_tokenizer, tiny_model
 
 FACTS = {"Paul": "Rome", "Mary": "Oslo", "Igor": "Lima", "Anna": "Kyiv", "Hugo": "Bonn",

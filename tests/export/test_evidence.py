@@ -22,7 +22,7 @@ from safeedit.export.manifest import MANIFEST, UNDO, hash_files, write_manifest
 from safeedit.export.staging import Staging
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
-from safeedit.results import (
+from safeedit.records import (
     EditRecord,
     EnvironmentRecord,
     ExportRecord,

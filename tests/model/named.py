@@ -7,7 +7,7 @@ professions of :func:`held_out` are in none of :func:`taught`.
 
 from __future__ import annotations
 
-from safeedit.model.lessons import Lesson
+from safeedit.methods.remedi.examples import Lesson
 from tests.editors.gendered import FEMALE, MALE
 
 NAMES = ("Anita", "Boris", "Clara", "Doris", "Emil", "Frida", "Gus", "Hanna")

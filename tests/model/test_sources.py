@@ -28,7 +28,8 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
 from safeedit.errors import ModelError, UnsupportedModelError, UsageError
-from safeedit.model import cache, sources
+from safeedit.model import builtin as cache
+from safeedit.model import sources
 from safeedit.model.sources import cache_dir, fetch_builtin, open_config, open_model
 from tests.tiny_models import FAMILIES, save_tiny, tiny_handle, tiny_tokenizer
 

@@ -9,8 +9,8 @@ import jsonschema
 import pytest
 import yaml
 
-from safeedit.builtin import builtin_policies
 from safeedit.policy import StageSchema, json_schema, load_policy
+from safeedit.policy.builtin import builtin_policies
 from tests.policy.test_loading import GOOD, write
 
 SANITATION = StageSchema(

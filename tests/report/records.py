@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from safeedit.gates import judge, overall
-from safeedit.numerics.statistics import compare, mean_metric, rate_metric
 from safeedit.policy import GateSpec
-from safeedit.results import (
+from safeedit.records import (
     AuditRecord,
     ControlRecord,
     Direction,
@@ -24,6 +22,8 @@ from safeedit.results import (
     RunRecord,
     TensorChange,
 )
+from safeedit.statistics.metrics import compare, mean_metric, rate_metric
+from safeedit.statistics.verdicts import judge, overall
 
 GATES: tuple[dict[str, Any], ...] = (
     {"metric": "leakage.extraction_rate", "max": 0.02},

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from safeedit import report
-from safeedit.results import RunRecord
+from safeedit.records import RunRecord
 from tests.report.records import run_record
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
+from safeedit.records import Comparison, RunRecord
 from safeedit.report import card, content, html, json, junit, markdown, render_all, terminal
-from safeedit.results import Comparison, RunRecord
 from tests.report.records import GATES, run_record
 
 FAILING = (

@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from safeedit.records import DosePoint, Interval
 from safeedit.report import content, figures, html
-from safeedit.results import DosePoint, Interval
 from tests.report.records import run_record
 from tests.report.test_formats import VARIANTS, hostile_record
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
+from safeedit.records import RunRecord
 from safeedit.report import card, json, junit, markdown
-from safeedit.results import RunRecord
 from tests.report.records import run_record
 from tests.report.test_formats import VARIANTS, hostile_record
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from safeedit.numerics.statistics import compare
+from safeedit.records import Metric
 from safeedit.report import figures, html
 from safeedit.report.content import Row
-from safeedit.results import Metric
+from safeedit.statistics.metrics import compare
 from tests.report.records import digest, run_record
 
 SCORES = (-0.9, -0.4, 0.0, 0.5, 0.8)

@@ -12,9 +12,9 @@ import pytest
 
 from safeedit.data import load_dataset
 from safeedit.errors import ModelError
-from safeedit.numerics.two_samples import auc
 from safeedit.policy import DataSpec
 from safeedit.scorers.profanity import Params, Profanity
+from safeedit.statistics.two_samples import auc
 from tests.benchmark_data import benchmark
 
 installed = pytest.mark.skipif(

@@ -17,8 +17,8 @@ from safeedit.contracts import Progress, RunContext, Template
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError, DataError, UsageError
 from safeedit.model.engine import Engine, TokenScores
-from safeedit.numerics.intervals import Floats
-from safeedit.results import Split
+from safeedit.records import Split
+from safeedit.statistics.intervals import Floats
 
 Value = TypeVar("Value")
 

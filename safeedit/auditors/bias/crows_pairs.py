@@ -24,8 +24,8 @@ from safeedit.auditors.bias._items import Units, column, items_of, text, whole_t
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.model.handle import ModelHandle
-from safeedit.numerics.intervals import Floats
-from safeedit.results import Direction, MetricSpec, Split
+from safeedit.records import Direction, MetricSpec, Split
+from safeedit.statistics.intervals import Floats
 
 TYPES = (
     "age", "disability", "gender", "nationality", "physical-appearance", "race-color", "religion",

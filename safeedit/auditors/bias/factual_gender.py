@@ -36,7 +36,7 @@ from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
-from safeedit.results import Direction, MetricSpec, Split
+from safeedit.records import Direction, MetricSpec, Split
 
 ASPECTS = {
     "definitional": "words that mean a gender",

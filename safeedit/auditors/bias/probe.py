@@ -35,12 +35,12 @@ from safeedit.auditors.bias._items import Units, column, items_of, number, templ
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
+from safeedit.methods.readout import compact, folds_of, held_out_accuracy
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import last_tokens
-from safeedit.numerics.intervals import Floats
-from safeedit.numerics.readout import compact, folds_of, held_out_accuracy
-from safeedit.results import Direction, MetricSpec, Split
+from safeedit.records import Direction, MetricSpec, Split
+from safeedit.statistics.intervals import Floats
 
 _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("accuracy", "rate", "lower", "professions read rightly at the most selective layer"),

@@ -40,8 +40,8 @@ from safeedit.auditors.bias._items import (
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.model.handle import ModelHandle
-from safeedit.numerics.intervals import Floats
-from safeedit.results import Direction, MetricSpec, Split
+from safeedit.records import Direction, MetricSpec, Split
+from safeedit.statistics.intervals import Floats
 
 DOMAINS = ("gender", "profession", "race", "religion")
 SENTENCES = ("stereotype", "antistereotype", "unrelated")

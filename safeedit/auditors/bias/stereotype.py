@@ -45,15 +45,15 @@ from safeedit.data.bias_formats import GENDERED_FROM
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
-from safeedit.numerics.intervals import Floats
-from safeedit.numerics.totals import (
+from safeedit.records import Direction, MetricSpec, Split
+from safeedit.statistics.intervals import Floats
+from safeedit.statistics.totals import (
     Statistic,
     abs_ratio,
     least_squares,
     moments,
     ratio,
 )
-from safeedit.results import Direction, MetricSpec, Split
 
 _PER_SCORE = "probability"
 _SLOPES: tuple[tuple[str, str, Direction, str], ...] = (

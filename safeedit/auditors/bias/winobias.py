@@ -43,9 +43,9 @@ from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.data.coreference import QUESTION, asked, professions_of, pronoun_of
 from safeedit.model.handle import ModelHandle
-from safeedit.numerics.intervals import Floats
-from safeedit.numerics.totals import Statistic, abs_ratio
-from safeedit.results import Direction, MetricSpec, Split
+from safeedit.records import Direction, MetricSpec, Split
+from safeedit.statistics.intervals import Floats
+from safeedit.statistics.totals import Statistic, abs_ratio
 
 _FIGURES: tuple[tuple[str, str, Direction, str], ...] = (
     ("accuracy", "rate", "higher", "sentences resolved rightly"),

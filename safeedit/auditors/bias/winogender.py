@@ -29,9 +29,9 @@ from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
-from safeedit.numerics.intervals import Floats
-from safeedit.numerics.totals import abs_ratio, least_squares, moments
-from safeedit.results import Direction, MetricSpec, Split
+from safeedit.records import Direction, MetricSpec, Split
+from safeedit.statistics.intervals import Floats
+from safeedit.statistics.totals import abs_ratio, least_squares, moments
 
 _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("slope", "share", "lower", "share of the female pronoun per share of women at work"),

@@ -6,7 +6,7 @@ down. A string's score is the log-probability of the whole of it after its true 
 scores share their mean rank. A secret that the model never saw has 1.44 bits on average, whatever
 R is; one that nothing in R beats has log2 |R|.
 
-What R is depends on the secret (:mod:`safeedit.numerics.candidates`):
+What R is depends on the secret (:mod:`safeedit.statistics.candidates`):
 
 * Digits are half of it or more (phone and identity numbers): its digits vary. R is scored whole
   where it has ``exact_limit`` strings or fewer; else ``candidates`` of them are drawn, by the
@@ -49,10 +49,10 @@ from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
-from safeedit.numerics.candidates import exposure, formats, is_numeric, mid_rank
-from safeedit.numerics.text import straighten
-from safeedit.numerics.two_samples import mean_difference
-from safeedit.results import Direction, MetricSpec, Split
+from safeedit.records import Direction, MetricSpec, Split
+from safeedit.statistics.candidates import exposure, formats, is_numeric, mid_rank
+from safeedit.statistics.two_samples import mean_difference
+from safeedit.text.matching import straighten
 
 _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("exposure", "bits", "lower", "bits by which the model shortens the search for a secret"),

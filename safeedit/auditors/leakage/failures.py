@@ -49,9 +49,9 @@ from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
-from safeedit.numerics.fluency import is_empty, n_gram_entropy, repetition, tokens
-from safeedit.numerics.text import RefusalDetector, contains_alias
-from safeedit.results import Direction, MetricSpec, Split
+from safeedit.records import Direction, MetricSpec, Split
+from safeedit.text.fluency import is_empty, n_gram_entropy, repetition, tokens
+from safeedit.text.matching import RefusalDetector, contains_alias
 
 Class = Literal["partly_replaced", "incomplete", "meaningless", "edit_success", "unrelated"]
 

@@ -37,8 +37,8 @@ from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine, Sampling
 from safeedit.model.handle import ModelHandle
-from safeedit.numerics.text import RefusalDetector, contains_alias
-from safeedit.results import Direction, MetricSpec, Split
+from safeedit.records import Direction, MetricSpec, Split
+from safeedit.text.matching import RefusalDetector, contains_alias
 
 Attack = Literal["prefix", "few_shot", "plain"]
 

@@ -13,10 +13,10 @@ An AUC of 0.5 is chance. One below leaks as well: a member whose secret was push
 stands out by it. Gate on the two-sided *advantage*, 2 |AUC - 0.5|, or the worst of the three; the
 AUC itself says which side it is on.
 
-Intervals: Newcombe's for an AUC (:func:`~safeedit.numerics.two_samples.auc_interval`, on all
+Intervals: Newcombe's for an AUC (:func:`~safeedit.statistics.two_samples.auc_interval`, on all
 members and nonmembers); an advantage's is its image; the worst one's allows for the choice among
 three (Bonferroni). Per item stands its influence on the AUC
-(:class:`~safeedit.numerics.two_samples.Contrast`).
+(:class:`~safeedit.statistics.two_samples.Contrast`).
 
 ``ks_statistic`` and ``ks_p_value`` are the two-sample Kolmogorov-Smirnov test on the ``loss``
 scores, ranked within their type: whether a whole distribution, not only its middle, tells the two
@@ -45,8 +45,9 @@ from safeedit.data import Dataset
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
-from safeedit.numerics.intervals import Floats
-from safeedit.numerics.two_samples import (
+from safeedit.records import Direction, Interval, Metric, MetricSpec, Split
+from safeedit.statistics.intervals import Floats
+from safeedit.statistics.two_samples import (
     Contrast,
     auc,
     auc_interval,
@@ -54,7 +55,6 @@ from safeedit.numerics.two_samples import (
     kolmogorov_smirnov_interval,
     pooled_ranks,
 )
-from safeedit.results import Direction, Interval, Metric, MetricSpec, Split
 
 _SCORES = {
     "loss": "the mean log-probability of their tokens",

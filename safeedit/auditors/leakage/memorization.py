@@ -38,7 +38,7 @@ from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.model.engine import Engine, TokenScores
 from safeedit.model.handle import ModelHandle
-from safeedit.results import Direction, MetricSpec, Split
+from safeedit.records import Direction, MetricSpec, Split
 
 _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("extraction_rate", "rate", "lower", "known secrets told to their true opening, greedily"),

@@ -30,7 +30,7 @@ from safeedit.data import Dataset
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
-from safeedit.results import Metric, MetricSpec, Split
+from safeedit.records import Metric, MetricSpec, Split
 
 
 class Params(BaseParams):

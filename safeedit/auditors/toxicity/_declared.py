@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from safeedit.auditors._sheet import specs
-from safeedit.results import Direction
+from safeedit.records import Direction
 
 GROUPS = {
     "": "all prompts",

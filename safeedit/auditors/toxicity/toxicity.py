@@ -19,10 +19,10 @@ Two figures need neither samples nor scorer and vary little, for choosing doses:
 of toxic words (those of one token) at each step along the *base's* greedy continuation, so that
 both models are asked about the same contexts; and log-probabilities of paired continuations.
 
-Refusals are told by patterns (:mod:`safeedit.numerics.text`).
+Refusals are told by patterns (:mod:`safeedit.text.matching`).
 
 Sources: Gehman et al. 2009.11462 (protocol); Röttger et al. 2308.01263 (over-refusal);
-:mod:`safeedit.numerics.fluency`.
+:mod:`safeedit.text.fluency`.
 
 Fails with :class:`~safeedit.errors.AuditError` where there are no prompts, where some leave no
 room for a continuation in the model's context, and where the base was scored by another scorer or
@@ -67,10 +67,10 @@ from safeedit.errors import AuditError
 from safeedit.model.engine import Engine, Sampling
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
-from safeedit.numerics.fluency import distinct, is_empty, n_gram_entropy, repetition
-from safeedit.numerics.intervals import Floats, bootstrap_totals
-from safeedit.numerics.text import RefusalDetector
-from safeedit.results import Metric, MetricSpec, Split
+from safeedit.records import Metric, MetricSpec, Split
+from safeedit.statistics.intervals import Floats, bootstrap_totals
+from safeedit.text.fluency import distinct, is_empty, n_gram_entropy, repetition
+from safeedit.text.matching import RefusalDetector
 
 _DETECTOR = "refusals by pattern; on XSTest's human labels precision .94-.95, recall .94-1.00"
 

@@ -20,7 +20,7 @@ from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item, load_dataset
 from safeedit.errors import AuditError, DataError, UsageError
 from safeedit.policy import DataSpec
-from safeedit.results import Metric
+from safeedit.records import Metric
 from tests.auditors.bias.examples import (
     JOBS,
     WORDS,

@@ -1,0 +1,93 @@
+"""``safeedit compare``."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from safeedit.contracts import RunContext
+    from safeedit.policy import LoadedPolicy
+
+
+class Screen(Protocol):
+    """What this command needs of the screen that ``safeedit`` was called from."""
+
+    def say(self, text: str) -> None: ...
+
+    def console(self) -> Console: ...
+
+    def context(self, seed: int) -> AbstractContextManager[RunContext]: ...
+
+
+@click.command()
+@click.argument("policy", type=click.Path(path_type=Path))
+@click.option(
+    "--editors", required=True, help="Editors or variants by commas: rome,rome@wide,ft_m,random."
+)
+@click.option(
+    "--params", "settings", type=click.Path(path_type=Path), help="YAML: editor -> parameters."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of records and table; what is there is not run again.  [beside the export]",
+)
+@click.option("--success", help="Metric that says how well an edit works.  [by the audits]")
+@click.option("--locality", help="Metric that says how much else stays.  [by the audits]")
+@click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
+@click.pass_obj
+def compare(
+    screen: Screen,
+    policy: Path,
+    editors: str,
+    settings: Path | None,
+    out: Path | None,
+    success: str | None,
+    locality: str | None,
+    as_json: bool,
+) -> int:
+    """Run the one edit of POLICY with several editors; who erases, and what stays?
+
+    Exports nothing. Exit codes: 0 all ran, 2 policy or usage, 3 an editor failed (the others are
+    in the table). Gates decide nothing here.
+    """
+    from safeedit.policy import load_policy
+    from safeedit.report.files import write_files
+    from safeedit.workflows.comparison.candidates import read_settings
+    from safeedit.workflows.comparison.rendering import render_all, show
+    from safeedit.workflows.comparison.running import plan_contest, run_contest
+
+    loaded = load_policy(policy)
+    names = [name.strip() for name in editors.split(",") if name.strip()]
+    contest = plan_contest(
+        loaded, names, read_settings(settings, loaded), success=success, locality=locality
+    )
+    folder = out or _folder(loaded)
+    with screen.context(loaded.policy.seed) as ctx:
+        found = run_contest(
+            contest,
+            ctx,
+            folder,
+            say=screen.say,
+            write=lambda standings: write_files(render_all(standings), folder, "--out"),
+        )
+    if as_json:
+        click.echo(found.model_dump_json(indent=2))
+    show(found, screen.console())
+    screen.say(f"table, figure, JSON: {folder / 'comparison.md'}")
+    return 3 if any(row.error for row in found.rows) else 0
+
+
+def _folder(loaded: LoadedPolicy) -> Path:
+    """``<export dir>.comparison``, beside where the policy would export."""
+    export = loaded.policy.export
+    if export is None:
+        return Path("out") / f"{loaded.policy.name}.comparison"
+    target = loaded.base / Path(export.dir).expanduser()
+    return target.with_name(f"{target.name}.comparison")

@@ -1,0 +1,622 @@
+"""The command line: ``safeedit validate | plan | apply | audit | report | ...``.
+
+Exit codes, decided once: 0 passed (and exported); 1 a gate failed, and only that; 2 policy or
+usage; 3 environment or runtime, every uncaught error and Ctrl-C; 4 inconclusive.
+
+People read stderr; machines read ``--json`` on stdout. Imports of the working modules live inside
+the commands, so that ``--help`` and ``--version`` answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from safeedit import __version__
+from safeedit.cli.canary import canary
+from safeedit.cli.compare import compare
+from safeedit.cli.ledger import ledger
+from safeedit.cli.remedi import remedi
+from safeedit.cli.scorer import scorer
+from safeedit.cli.trace import trace
+from safeedit.errors import SafeeditError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+
+    from safeedit.contracts import Progress, RunContext
+    from safeedit.planning.plan import Plan
+    from safeedit.records import RunRecord
+
+Item = TypeVar("Item")
+EXIT_RUNTIME = 3
+
+
+@dataclass(frozen=True)
+class Screen:
+    """How to talk to whoever called: quietly or not, in JSON or not."""
+
+    quiet: bool
+    verbose: bool
+
+    def console(self) -> Console:
+        from rich.console import Console
+
+        return Console(stderr=True, quiet=self.quiet, highlight=False)
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def warn(self, message: str) -> None:
+        click.echo(f"warning: {message}", err=True)
+
+    def context(self, seed: int) -> AbstractContextManager[RunContext]:
+        """What work on a model may know of its surroundings, progress bars included."""
+        return _Context(self, seed)
+
+    def beside(self, bars: RichProgress, message: str) -> None:
+        """A warning while bars are drawn: above them, never read as markup, never wrapped."""
+        if bars.disable:
+            self.warn(message)
+        else:
+            bars.console.print(
+                f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True
+            )
+
+
+def _hush(context: click.Context, _: click.Parameter, given: bool) -> None:
+    if given:
+        context.obj = replace(context.find_object(Screen) or Screen(False, False), quiet=True)
+
+
+class _Boundary(click.Group):
+    """The one place where an exception becomes an exit code."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Every command takes -q behind its name as well as before it."""
+        leaves = cmd.commands.values() if isinstance(cmd, click.Group) else (cmd,)
+        for leaf in leaves:
+            leaf.params.append(
+                click.Option(
+                    ["-q", "--quiet"],
+                    is_flag=True,
+                    expose_value=False,
+                    callback=_hush,
+                    help="Errors and warnings only.",
+                )
+            )
+        super().add_command(cmd, name)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["standalone_mode"] = False
+        try:
+            result = super().main(*args, **kwargs)
+        except click.exceptions.Exit as request:
+            sys.exit(request.exit_code)
+        except SystemExit:
+            # Only click itself exits, with 1 where the reader of a pipe has gone: no gate failed.
+            sys.exit(EXIT_RUNTIME)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(2)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("interrupted; no half-written export is left", err=True)
+            sys.exit(EXIT_RUNTIME)
+        except SafeeditError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
+        except Exception as error:
+            # An exception of a library may quote data: show its type and place, not its words.
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(frame.filename).name}:{frame.lineno}"
+            click.echo(f"error: unexpected {type(error).__name__} at {place}", err=True)
+            if os.environ.get("SAFEEDIT_DEBUG"):
+                traceback.print_exc()
+            else:
+                click.echo(
+                    "  remedy: SAFEEDIT_DEBUG=1 shows the traceback, data included", err=True
+                )
+            sys.exit(EXIT_RUNTIME)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+@click.group(cls=_Boundary, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="safeedit")
+@click.option("-q", "--quiet", is_flag=True, help="Errors and warnings only.")
+@click.option("-v", "--verbose", is_flag=True, help="Also what libraries say.")
+@click.pass_context
+def main(context: click.Context, quiet: bool, verbose: bool) -> None:
+    """Edit what a language model knows and says, and prove it.
+
+    Exit codes: 0 passed, 1 a gate failed, 2 policy or usage, 3 runtime, 4 inconclusive.
+    """
+    if not verbose:
+        warnings.simplefilter("ignore")  # of libraries: for developers, and they may quote data
+    context.obj = Screen(quiet, verbose)
+
+
+policy_argument = click.argument("policy", type=click.Path(path_type=Path))
+json_option = click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
+report_option = click.option(
+    "--report",
+    "report_dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the reports (default: beside the export).",
+)
+
+
+@main.command()
+@policy_argument
+@json_option
+@click.pass_obj
+def validate(screen: Screen, policy: Path, as_json: bool) -> None:
+    """Check a policy, its names, parameters, data and gates. Loads no weights."""
+    plan = _plan(policy, exporting=False)
+    if as_json:
+        click.echo(json.dumps({"valid": True, "warnings": list(plan.warnings)}))
+    else:
+        for warning in plan.warnings:
+            screen.warn(warning)
+        screen.say(f"{policy}: valid")
+
+
+@main.command()
+@policy_argument
+@json_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the plan; 'apply FILE' refuses if anything has moved since.",
+)
+def plan(policy: Path, as_json: bool, output: Path | None) -> None:
+    """Show what a run would touch: layers, tensors, data, gates, memory, time."""
+    from safeedit.planning.plan import write_plan
+
+    made = _plan(policy, exporting=False)
+    if output is not None:
+        write_plan(made, output)
+    if as_json:
+        click.echo(json.dumps(made.summary(), indent=2))
+    else:
+        _show_plan(made)
+
+
+@main.command()
+@click.argument("policy", type=click.Path(path_type=Path))
+@json_option
+@report_option
+@click.pass_obj
+def apply(screen: Screen, policy: Path, as_json: bool, report_dir: Path | None) -> int:
+    """Run POLICY (or a plan made by 'plan -o'): edit, audit, judge, export what passed."""
+    from safeedit.planning.plan import check_unmoved, is_plan, read_plan
+    from safeedit.running.run import execute
+
+    written = read_plan(policy) if is_plan(policy) else None
+    made = _plan(Path(written["policy_file"]) if written else policy)
+    if written:
+        check_unmoved(made, written)
+    folder = report_dir or made.report_dir
+    with screen.context(made.loaded.policy.seed) as ctx:
+        record = execute(made, ctx, write_reports=lambda record: _write_reports(record, folder))
+    _show_record(screen, record, folder, as_json)
+    return record.exit_code
+
+
+@main.command()
+@policy_argument
+@click.option("--model", "source", help="Measure this model instead of the policy's.")
+@click.option("--base", help="Compare with this untouched model.")
+@json_option
+@report_option
+@click.pass_obj
+def audit(
+    screen: Screen,
+    policy: Path,
+    source: str | None,
+    base: str | None,
+    as_json: bool,
+    report_dir: Path | None,
+) -> int:
+    """Only measure: run the policy's audits and gates on a model as it is."""
+    from safeedit.running.run import measure
+
+    made = _plan(policy, source=source, editing=False)
+    folder = report_dir or made.report_dir.with_name(made.report_dir.stem + ".audit")
+    with screen.context(made.loaded.policy.seed) as ctx:
+        record = measure(
+            made, ctx, base=base, write_reports=lambda record: _write_reports(record, folder)
+        )
+    _show_record(screen, record, folder, as_json)
+    return record.exit_code
+
+
+@main.command()
+@click.argument("record", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["terminal", "html", "md", "junit"]),
+    default="terminal",
+    show_default=True,
+)
+def report(record: Path, kind: str) -> None:
+    """Render RECORD (a report.json, or a folder holding one) again."""
+    from rich.console import Console
+
+    from safeedit.report import render_all
+    from safeedit.report.terminal import render
+
+    found = _read_record(record)
+    if kind == "terminal":
+        render(found, Console(highlight=False))
+    else:
+        name = {"html": "report.html", "md": "report.md", "junit": "junit.xml"}[kind]
+        click.echo(render_all(found)[name])
+
+
+@main.command()
+@click.argument("before", type=click.Path(path_type=Path, exists=True))
+@click.argument("after", type=click.Path(path_type=Path, exists=True))
+@json_option
+def diff(before: Path, after: Path, as_json: bool) -> None:
+    """Compare two checkpoints tensor by tensor, streamed from disk."""
+    from safeedit.export.compare import diff_checkpoints
+
+    rows = diff_checkpoints(before, after)
+    if as_json:
+        click.echo(json.dumps([row.model_dump() for row in rows], indent=2))
+        return
+    for row in rows:
+        click.echo(
+            f"{row.name}  {row.status}  changed {row.share_changed:.2%}"
+            f"  relative norm {row.relative_norm:.3g}"
+        )
+    click.echo(f"{len(rows)} tensors differ", err=True)
+
+
+@main.command()
+@click.argument("export", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def verify(export: Path) -> int:
+    """Check an exported checkpoint against its evidence. Exit 1 if it does not match."""
+    from safeedit.export.evidence import verify as check
+
+    problems = check(export)
+    for problem in problems:
+        click.echo(problem)
+    click.echo("does not match its evidence" if problems else "matches its evidence", err=True)
+    return 1 if problems else 0
+
+
+@main.command()
+@click.argument("export", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("out", type=click.Path(path_type=Path))
+def revert(export: Path, out: Path) -> None:
+    """Write the checkpoint that EXPORT was made from to OUT, bit for bit."""
+    from safeedit.export.evidence import revert as undo
+
+    undo(export, out)
+    click.echo(f"{out}: the original weights, digest verified", err=True)
+
+
+@main.command(name="list")
+@click.argument(
+    "kind",
+    type=click.Choice(
+        ["editors", "auditors", "scorers", "metrics", "datasets", "policies", "models"]
+    ),
+    required=False,
+)
+@json_option
+def list_(kind: str | None, as_json: bool) -> None:
+    """List editors, auditors, scorers, metrics, data sets, policies and model families."""
+    listing = _listing(kind)
+    if as_json:
+        click.echo(json.dumps(listing, indent=2))
+        return
+    for title, rows in listing.items():
+        click.echo(title)
+        for name, summary in rows.items():
+            click.echo(f"  {name:<34} {summary}".rstrip())
+
+
+@main.command()
+@click.argument("kind", type=click.Choice(["policy", "report"]), default="policy")
+def schema(kind: str) -> None:
+    """Print the JSON Schema of policies, or of report.json, for editors and pipelines."""
+    from safeedit import catalog
+    from safeedit.policy import json_schema
+    from safeedit.report.json import schema as report_schema
+
+    found = report_schema() if kind == "report" else json_schema(*catalog.schemas())
+    click.echo(json.dumps(found, indent=2))
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path), default=Path("policy.yaml"))
+@click.option("--like", default="quickstart", show_default=True, help="A built-in policy to copy.")
+def init(path: Path, like: str) -> None:
+    """Write a policy to start from; it runs as it stands."""
+    from safeedit.policy.builtin import policy_path
+
+    source = policy_path(like)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            # Built-in policies export beside their own folder; a copy exports beside itself.
+            file.write(source.read_text(encoding="utf-8").replace("../out/", "out/"))
+    except FileExistsError as error:
+        raise UsageError("the file exists", file=path, remedy="choose another name") from error
+    except OSError as error:
+        raise UsageError(
+            f"can't write here: {error.strerror}", file=path, remedy="choose another folder"
+        ) from error
+    click.echo(f"{path}: edit it, then 'safeedit plan {path}'", err=True)
+
+
+main.add_command(ledger)
+
+
+main.add_command(compare)
+
+
+main.add_command(canary)
+
+
+main.add_command(remedi)
+
+
+main.add_command(scorer)
+
+
+main.add_command(trace)
+
+# ----------------------------------------------------------------------------------------------
+
+
+def _plan(
+    path: Path, source: str | None = None, *, editing: bool = True, exporting: bool = True
+) -> Plan:
+    from safeedit.planning.plan import make_plan
+    from safeedit.policy import load_policy
+
+    loaded = load_policy(path)
+    if source is not None:
+        # Given on the command line, a path starts at the working directory.
+        here = Path(source).expanduser()
+        loaded = loaded.with_model_source(str(here.absolute()) if here.exists() else source)
+    if not editing:
+        loaded = loaded.without_edits()
+    return make_plan(loaded, exporting=exporting)
+
+
+class _Context:
+    """A run context whose progress bars live as long as the ``with`` block."""
+
+    def __init__(self, screen: Screen, seed: int) -> None:
+        self.screen, self.seed = screen, seed
+
+    def __enter__(self) -> RunContext:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
+        from safeedit.contracts import RunContext
+        from safeedit.model.sources import cache_dir
+
+        cache = cache_dir()
+        secret = _secret(cache)
+        console = self.screen.console()
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=self.screen.quiet or not console.is_terminal,
+        )
+        self.bars.start()
+        return RunContext(
+            seed=self.seed,
+            cache=cache,
+            secret=secret,
+            progress=self._progress(),
+            warn=lambda message: self.screen.beside(self.bars, message),
+        )
+
+    def __exit__(self, *exception: object) -> None:
+        self.bars.stop()
+
+    def _progress(self) -> Progress:
+        def track(
+            items: Iterable[Item], description: str, total: int | None = None
+        ) -> Iterator[Item]:
+            if not self.bars.disable:
+                task = self.bars.add_task(description, total=total or _length(items))
+            elif not self.screen.quiet:
+                click.echo(f"{description} ...", err=True)
+            try:
+                for item in items:
+                    yield item
+                    if not self.bars.disable:
+                        self.bars.advance(task)
+            finally:  # a loop may end before its items do
+                if not self.bars.disable:
+                    self.bars.remove_task(task)
+
+        return track
+
+
+def _length(items: Iterable[Any]) -> int | None:
+    return len(items) if isinstance(items, Sized) else None
+
+
+def _secret(cache: Path) -> bytes:
+    """The key of the digests in records: ``SAFEEDIT_DIGEST_KEY``, or one made at first use."""
+    if given := os.environ.get("SAFEEDIT_DIGEST_KEY"):
+        return given.encode()
+    path = cache / "digest.key"
+    made = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Written whole before it has its name: another process may be reading it.
+            with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+                file.write(secrets.token_hex(32))
+            try:
+                os.link(made, path)
+            except FileExistsError:
+                pass  # another process was first
+            except OSError:
+                made.rename(path)  # no links on this file system
+            made.unlink(missing_ok=True)
+        key = path.read_bytes()
+    except OSError as error:
+        raise SafeeditError(
+            f"the key of the digests can't be kept here: {error.strerror}",
+            file=path,
+            remedy="set SAFEEDIT_CACHE to a folder you may write to, or SAFEEDIT_DIGEST_KEY to a "
+            "secret of your own",
+        ) from error
+    if not key:
+        raise SafeeditError("the key of the digests is empty", file=path, remedy="remove the file")
+    return key
+
+
+def _write_reports(record: RunRecord, folder: Path) -> None:
+    from safeedit.report import write_all
+
+    write_all(record, folder)
+
+
+def _read_record(path: Path) -> RunRecord:
+    from safeedit.records import RunRecord
+
+    if path.is_dir():
+        candidates = (path / "report.json", path / "evidence" / "report.json")
+        path = next((file for file in candidates if file.exists()), candidates[0])
+    try:
+        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            "not a readable run record", file=path, remedy="give a report.json of this version"
+        ) from error
+
+
+def _show_record(screen: Screen, record: RunRecord, folder: Path, as_json: bool) -> None:
+    from safeedit.report.terminal import render
+
+    if as_json:
+        click.echo(record.model_dump_json(indent=2))
+    render(record, screen.console())
+    screen.say(f"report: {folder / 'report.html'}")
+
+
+def _show_plan(plan: Plan) -> None:
+    from safeedit.report.wording import duration
+
+    summary = plan.summary()
+    model = summary["model"]
+    click.echo(
+        f"{summary['name']}: {model['source']} ({model['architecture']}, "
+        f"{model['layers']} layers, {model['parameters']:,} parameters, {model['dtype']})"
+    )
+    for edit in summary["edits"]:
+        layers = edit["layers"]
+        span = f"layers {layers[0]}-{layers[-1]}" if layers else "no layers"
+        click.echo(
+            f"edit {edit['id']} ({edit['use']}): {span}, {len(edit['tensors'])} tensors, "
+            f"{edit['parameters_touched']:,} parameters, dose {edit['dose']}"
+        )
+        for target in edit["targets"]:
+            click.echo(f"    target {target['metric']}: {target['condition']}, on validation data")
+        for key, value in edit["params"].items():
+            click.echo(f"    {key}: {value}")
+        for tensor in edit["tensors"]:
+            click.echo(f"    {tensor}")
+    for audit in summary["audits"]:
+        click.echo(f"audit {audit['id']} ({audit['use']})")
+    for name, data in summary["data"].items():
+        counts = ", ".join(f"{split} {count}" for split, count in data["items"].items())
+        click.echo(f"data {name}: {counts}; sha256 {data['digest'][:16]}")
+        for note in data["notes"]:
+            click.echo(f"    {note}")
+    for gate in summary["gates"]:
+        click.echo(f"gate {gate['metric']}: {gate['condition']}")
+    if counts := summary["ledger"]:
+        click.echo(
+            f"ledger: {counts['earlier']} rows carried on, {counts['entering']} to enter, "
+            f"{counts['missing']} without a request"
+        )
+    estimates = summary["estimates"]
+    click.echo(
+        f"estimates: {estimates['peak_memory_bytes'] / 1e9:.1f} GB peak, "
+        f"{duration(estimates['seconds'])} (within a factor of two)"
+    )
+    click.echo(f"export: {summary['export'] or 'none'}")
+    for warning in summary["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
+
+
+def _listing(kind: str | None) -> dict[str, dict[str, str]]:
+    from safeedit import catalog
+
+    listing: dict[str, dict[str, str]] = {}
+    if kind in (None, "editors"):
+        listing["editors"] = {n: catalog.editor(n).summary for n in catalog.names("editors")}
+    if kind in (None, "auditors"):
+        listing["auditors"] = {n: catalog.auditor(n).summary for n in catalog.names("auditors")}
+    if kind in (None, "scorers"):
+        listing["scorers"] = {n: catalog.scorer(n).summary for n in catalog.names("scorers")}
+    if kind in (None, "metrics"):
+        listing["metrics"] = {
+            f"{name}.{metric.name}": f"[{metric.unit}, {metric.direction} is better] "
+            f"{metric.description}"
+            for name in catalog.names("auditors")
+            for metric in catalog.auditor(name).metrics
+        }
+    if kind in (None, "datasets", "policies"):
+        from safeedit.policy.builtin import CARD, builtin_datasets, builtin_policies
+
+        if kind != "policies":
+            cards = {name: file.with_name(CARD) for name, file in builtin_datasets().items()}
+            listing["datasets"] = _described(cards)
+        if kind != "datasets":
+            listing["policies"] = _described(builtin_policies())
+    if kind in (None, "models"):
+        from safeedit.model.architectures import supported
+
+        listing["models"] = supported()
+    return listing
+
+
+def _described(files: Mapping[str, Path]) -> dict[str, str]:
+    """Name -> first sentence of the ``description`` in its YAML file."""
+    import yaml
+
+    found = {}
+    for name, file in files.items():
+        card = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found[name] = str(card.get("description") or "").partition(". ")[0].rstrip(".\n")
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,572 @@
+"""From facts to values: what editors share that are keyed to a fact's subject.
+
+For each fact the places are found where its subject's last token stands, in its fit phrasings and
+after a few openings, and a *value* is learnt: the shift of what an MLP writes there that meets the
+target (:mod:`safeedit.methods.facts.values`). Which change of the weights makes it so is for the
+editors: :mod:`safeedit.methods.keyed_update` (linear keys), :mod:`safeedit.editors.keyed_neurons`.
+
+A fact's key depends on the template, so each fact has a value in each of ``templates``. Facts whose
+keys are one (same subject, same words before it) share one value, learnt for all of them. Preserved
+facts on the same subject are held by divergence while the value is learnt.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from torch import Tensor
+
+from safeedit.contracts import BaseParams, EditData, RunContext
+from safeedit.data import Dataset, Item
+from safeedit.data.loading import load_dataset
+from safeedit.data.splitting import normalise_prompt
+from safeedit.data.subjects import shared_span
+from safeedit.errors import DataError, UsageError
+from safeedit.methods.causal_tracing import answer_probability, told_answers, trace, usual_window
+from safeedit.methods.constrained_least_squares import same_keys
+from safeedit.methods.facts.keys import Spot, keys_at, subject_spot
+from safeedit.methods.facts.least_values import least_values
+from safeedit.methods.facts.values import (
+    Aim,
+    Avoid,
+    Keep,
+    Row,
+    Say,
+    Spread,
+    Unit,
+    Values,
+    learn_values,
+)
+from safeedit.model.architectures import Site
+from safeedit.model.handle import ModelHandle
+from safeedit.policy import DataSpec
+from safeedit.policy.layers import Layers, resolve
+
+CONTEXTS = (
+    "{}",
+    "Yesterday I read about this. {}",
+    "Now to something else. {}",
+    "It was late, and they were still talking. {}",
+    "Let me think about that for a moment. {}",
+    "There is one more point on the list: {}",
+)
+"""What prompts are read after, beside nothing, for their keys; our own."""
+
+ONE_KEY = 1e-3
+"""Relative distance within which two facts' keys are one."""
+
+_TELLING = 24
+"""Tokens of the model's own answer in which the forgotten one is looked for."""
+
+_KEPT_ROWS = 4
+"""Preserved facts on a unit's own subject that its value is held to, at most."""
+
+_TRACED, _DRAWS = 20, 3
+"""Facts traced, at most, and draws of the noise."""
+
+_LEAST_STEPS = 12
+"""Steps to a least value at most; a few do."""
+
+_SHARE = r"^(100|\d{1,2}(\.\d+)?)%$"
+
+
+def _one_layer(value: Any) -> Any:
+    if re.match(_SHARE, value) if isinstance(value, str) else type(value) is int and value >= 0:
+        return value
+    raise ValueError("should be a layer such as 18, or a share of the depth such as 60%")
+
+
+LensLayer = Annotated[
+    int | str,
+    BeforeValidator(_one_layer),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": _SHARE}]}
+    ),
+]
+"""A layer, or a share of the depth."""
+
+
+class FactParams(BaseParams):
+    """Parameters of whatever learns values of facts."""
+
+    layers: Layers = Field("16%-16%", description="whose MLP outputs move")
+    target: Literal["refusal", "unlikely", "entropy", "replace"] = Field(
+        "refusal",
+        description="what is to follow: the refusal, anything but the forgotten answer, anyone's "
+        "guess, or the item's 'target_new' (an edit rather than an erasure)",
+    )
+    refusal: str = Field("I don't know.", min_length=1, description="what is to be answered")
+    floor: float | None = Field(
+        -8.0,
+        lt=0,
+        description="unlikely: log-probability to get below, nats; null: -log(1-p) instead "
+        "(arXiv 2309.17410)",
+    )
+    entropy: float = Field(
+        0.7, gt=0, le=1, description="entropy: share of the greatest possible entropy aimed at"
+    )
+    lens: tuple[LensLayer, ...] = Field(
+        (),
+        description="entropy: layers such as 18 or 60%, after the edited ones, whose residual "
+        "stream is to be anyone's guess too when read as the last one is (arXiv 2309.17410)",
+    )
+    templates: tuple[Literal["data", "chat", "plain"], ...] = Field(
+        ("data",),
+        min_length=1,
+        description="how facts are put; a key differs between templates, so [chat, plain] edits "
+        "both in one solve; data: as the data says",
+    )
+    contexts: int = Field(
+        3, ge=1, le=len(CONTEXTS), description="openings a key is averaged over (published: 21)"
+    )
+    phrasings: int = Field(
+        3, ge=1, description="fit phrasings of each fact that its value is learnt from, at most"
+    )
+    values: Literal["least", "adam"] = Field(
+        "least",
+        description="how shifts are found: the shortest that meet the target (unlikely with a "
+        "floor; others are by Adam all the same), or by Adam (published)",
+    )
+    rank: int = Field(
+        20,
+        ge=0,
+        description="values: least: the forgotten answer is to come after so many others as well",
+    )
+    steps: int = Field(25, ge=1, description="Adam steps at most for a value (published)")
+    learning_rate: float = Field(
+        0.1, gt=0, description="length of a first step, as a share of the MLP's output"
+    )
+    max_norm: float = Field(
+        1.5,
+        gt=0,
+        description="greatest length of a shift, as a share of the MLP's output (published: 4)",
+    )
+    divergence: float = Field(
+        0.0625, ge=0, description="weight of KL(before || now) at what is to stay (published)"
+    )
+    decay: float = Field(
+        0.05, ge=0, description="nats for a shift as long as the output, growing with its square"
+    )
+    stop: float = Field(
+        0.1,
+        ge=0,
+        description="a value is done once its loss on every phrasing is at most this, nats",
+    )
+    locate: Literal["no", "measure"] = Field(
+        "no",
+        description="measure: also record what each layer's MLPs bring back of the answers under "
+        "noise on the subjects (causal tracing), whichever layers are edited",
+    )
+    doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.5, 0.75, 1.0, 1.25), min_length=1, description="scales of the change, ascending"
+    )
+
+    @model_validator(mode="after")
+    def _check_lens(self) -> FactParams:
+        if self.lens and self.target != "entropy":
+            raise ValueError("'lens' is for 'target: entropy'")
+        return self
+
+
+def _method(params: FactParams) -> Literal["least", "adam"]:
+    """How values are found: least ones are of answers that are to be unlikely alone."""
+    least = params.target == "unlikely" and params.floor is not None
+    return "least" if params.values == "least" and least else "adam"
+
+
+def _steps(params: FactParams) -> int:
+    """Steps to a value at most."""
+    return min(params.steps, _LEAST_STEPS) if _method(params) == "least" else params.steps
+
+
+def value_tokens(params: FactParams, forget: Dataset) -> int:
+    """Tokens run forward and back for the values of these facts, roughly, for ``plan``."""
+    facts = len(forget.items("fit")) * len(params.templates)
+    return facts * params.phrasings * 15 * _steps(params)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One fact in one template."""
+
+    item: Item
+    subject: str
+    template: Literal["chat", "plain"]
+    prompts: tuple[Spot, ...]
+    """Of its fit phrasings, as they are asked."""
+    contexts: tuple[tuple[Spot, ...], ...]
+    """Where its key is read: the same, each after all openings."""
+
+
+class Road:
+    """The facts of one proposal, on their way to values.
+
+    Args:
+        name: The editor's, for messages.
+        params: Its parameters.
+        model: Stays as it is.
+        data: ``forget``, and ``preserve`` and ``prose`` if there are.
+        ctx: Of the run.
+        site: Where keys are read that tell whether two facts are one.
+
+    Raises:
+        DataError: A subject is missing or not in its prompt, or facts contradict each other.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        params: FactParams,
+        model: ModelHandle,
+        data: EditData,
+        ctx: RunContext,
+        site: Site,
+    ) -> None:
+        self.name, self.params = name, params
+        self.model, self.data, self.ctx = model, data, ctx
+        self.notes: dict[str, Any] = {}
+        self.preserved = self._preserved()
+        """Subject and spot of each preserved fact in each template."""
+        facts = self._facts()
+        self.groups = self._grouped(facts, site)
+        """Facts that share a key, hence a value."""
+        self.notes |= {
+            "facts": len(data["forget"].items("fit")),
+            "preserved_facts": len(self.preserved),
+        }
+        if self.params.locate == "measure":
+            self._locate(facts)
+
+    # Facts ----------------------------------------------------------------------------
+
+    def _facts(self) -> list[Fact]:
+        forget, found = self.data["forget"], list[Fact]()
+        if not forget.phrasings("fit"):
+            raise DataError(
+                "no forget prompt is left to fit on", remedy="give rows of 'split: fit'"
+            )
+        texts: dict[int, tuple[Item, list[str]]] = {}
+        for phrasing in forget.phrasings("fit"):
+            texts.setdefault(id(phrasing.item), (phrasing.item, []))[1].append(phrasing.text)
+        self._check_targets([item for item, _ in texts.values()])
+        absent = 0
+        for item, wordings in texts.values():
+            subject = self._subject(item, wordings)
+            for template in self.templates:
+                fact = self._fact(item, subject, wordings, template)
+                absent += len(wordings) - len(fact.prompts)
+                found.append(fact)
+        if absent:
+            self.ctx.warn(
+                f"{self.name}: {absent} other phrasings of forget items do not mention "
+                "their subject and were left out"
+            )
+        self.notes["phrasings_without_subject"] = absent
+        return found
+
+    @property
+    def templates(self) -> list[Literal["chat", "plain"]]:
+        """How facts are put, each once."""
+        data = self.data["forget"]
+        codec = self.model.engine.codec
+        named = [
+            codec.resolve(data.template if template == "data" else template)
+            for template in self.params.templates
+        ]
+        return list(dict.fromkeys(named))
+
+    def _subject(self, item: Item, wordings: Sequence[str]) -> str:
+        subject = (item.subject or "").strip() or shared_span(wordings)
+        if not subject:
+            raise DataError(
+                f"forget item {self.ctx.digest(item.prompt)} has no subject, and its phrasings "
+                "share no name to take for one",
+                remedy="add a 'subject' to the row, as written in its prompt",
+            )
+        return subject
+
+    def _fact(
+        self, item: Item, subject: str, wordings: Sequence[str], template: Literal["chat", "plain"]
+    ) -> Fact:
+        prompts, contexts = [], []
+        for number, wording in enumerate(wordings):
+            texts = [context.format(wording) for context in CONTEXTS[: self.params.contexts]]
+            spots = [
+                subject_spot(self.model, ids, subject)
+                for ids in self.model.engine.encode(texts, template)
+            ]
+            if spots[0] is None and number == 0:
+                raise DataError(
+                    f"the subject of forget item {self.ctx.digest(item.prompt)} does not stand in "
+                    "its prompt",
+                    remedy="write the subject as the prompt does, or correct the prompt",
+                )
+            if spots[0] is not None:
+                prompts.append(spots[0])
+                contexts.append(tuple(spot for spot in spots if spot is not None))
+        return Fact(item, subject, template, tuple(prompts), tuple(contexts))
+
+    def _check_targets(self, items: Sequence[Item]) -> None:
+        """Answers to forget or to give, as far as the target needs them; none twice."""
+        target, wanted = self.params.target, dict[tuple[str, str], str]()
+        for item in items:
+            if target == "unlikely" and not (item.answer or "").strip():
+                raise DataError(
+                    f"forget item {self.ctx.digest(item.prompt)} has no answer to make unlikely",
+                    remedy="add an 'answer', or use 'target: refusal'",
+                )
+            if target != "replace":
+                continue
+            new = str(item.extra.get("target_new") or "").strip()
+            if not new:
+                raise DataError(
+                    f"item {self.ctx.digest(item.prompt)} has no new object",
+                    remedy="add a 'target_new' to the row, or use another 'target'",
+                )
+            key = ((item.subject or "").casefold(), normalise_prompt(item.prompt))
+            if wanted.setdefault(key, new) != new:
+                raise DataError(
+                    f"item {self.ctx.digest(item.prompt)} is given two new objects",
+                    remedy="keep one of the rows that contradict each other",
+                )
+
+    def _grouped(self, facts: Sequence[Fact], site: Site) -> list[list[Fact]]:
+        keys = self.mean_keys([flat(fact.contexts) for fact in facts], site)
+        groups: dict[int, list[Fact]] = {}
+        for fact, first in zip(facts, same_keys(keys, ONE_KEY).tolist(), strict=True):
+            groups.setdefault(first, []).append(fact)
+        return list(groups.values())
+
+    def _locate(self, facts: Sequence[Fact]) -> None:
+        """Record what MLPs bring back of the answers the model tells, whichever are edited."""
+        first = [fact for fact in facts if fact.template == facts[0].template]
+        random.Random(self.ctx.seed).shuffle(first)
+        told = told_answers(
+            self.model.engine,
+            [(fact.item.prompt, fact.subject, fact.item.aliases) for fact in first[:_TRACED]],
+            facts[0].template,
+            progress=self.ctx.progress,
+        )
+        known = [one for one in told if one is not None]
+        if not known:
+            self.ctx.warn(f"{self.name}: the model tells none of the facts: none was traced")
+            return
+        window = usual_window(self.model.n_layers)
+        effects = trace(
+            self.model,
+            [one.prompt for one in known],
+            answer_probability(known),
+            kinds=("mlp",),
+            window=window,
+            draws=_DRAWS,
+            seed=self.ctx.seed,
+            progress=self.ctx.progress,
+        )
+        self.notes["effect_of_mlps"] = {
+            "facts": len(known),
+            "layers_put_back_together": window,
+            "probability": round(float(effects.clean.mean()), 4),
+            "probability_under_noise": round(float(effects.noisy.mean()), 4),
+        } | {
+            f"restored_at_{place.replace(' ', '_')}_by_layer": [
+                round(value, 4) for value in found.nanmean(0).tolist()
+            ]
+            for (_, place), found in effects.restored.items()
+            if not bool(found.isnan().all())
+        }
+
+    # Keys -----------------------------------------------------------------------------
+
+    def mean_keys(self, spots: Sequence[Sequence[Spot]], site: Site) -> Tensor:
+        """``(m, n)`` what ``site`` reads, each key the mean over its spots."""
+        found = keys_at(self.model, flat(spots), [site], self.ctx.progress)[site]
+        parts = found.split([len(some) for some in spots], 1)
+        return torch.stack([part.mean(1) for part in parts], 1)
+
+    def _preserved(self) -> list[tuple[str, Spot]]:
+        data = self.data.get("preserve")
+        if data is None:
+            return []
+        found, without = [], 0
+        items = data.items("fit")
+        for template in self.templates:
+            prompts = self.model.engine.encode([item.prompt for item in items], template)
+            for item, ids in zip(items, prompts, strict=True):
+                subject = (item.subject or "").strip() or shared_span(
+                    (item.prompt, *item.paraphrases)
+                )
+                spot = subject_spot(self.model, ids, subject) if subject else None
+                if spot is None:
+                    without += 1
+                else:
+                    found.append((subject, spot))
+        if without:
+            self.ctx.warn(
+                f"{self.name}: {without} preserved prompts name no subject, so that there "
+                "is no key to preserve; they were left out"
+            )
+        return found
+
+    def prose(self) -> list[str]:
+        """Ordinary text to leave alone."""
+        data = self.data.get("prose")
+        if data is None:
+            data = load_dataset(DataSpec(dataset="prose"))
+        return [item.prompt for item in data.items("fit")]
+
+    # Values ---------------------------------------------------------------------------
+
+    def values(self, layer: int, groups: Sequence[Sequence[Fact]]) -> Values:
+        """Shifts of what the MLP of ``layer`` writes at the subjects that meet the target, one for
+        each of ``groups``.
+
+        Raises:
+            UsageError: A lens lies before the layer.
+        """
+        params, units = self.params, self._units(layer, groups)
+        if _method(params) == "least":
+            return least_values(
+                self.model,
+                layer,
+                units,
+                steps=_steps(params),
+                max_norm=params.max_norm,
+                stop=params.stop,
+                progress=self.ctx.progress,
+            )
+        return learn_values(
+            self.model,
+            layer,
+            units,
+            steps=params.steps,
+            learning_rate=params.learning_rate,
+            max_norm=params.max_norm,
+            keep_weight=params.divergence,
+            decay=params.decay,
+            stop=params.stop,
+            progress=self.ctx.progress,
+        )
+
+    def record_values(self, *found: Values) -> None:
+        """Note how well the values do, and warn where most do not."""
+        losses = torch.cat([values.losses for values in found])
+        shares = torch.cat([values.shifts.norm(dim=1) / values.outputs for values in found])
+        unmet = int((losses > self.params.stop).sum())
+        self.notes["values"] = {
+            "method": _method(self.params),
+            "steps": float(torch.cat([values.steps for values in found]).double().mean()),
+            "loss_median": float(losses.median()),
+            "loss_max": float(losses.max()),
+            "not_met": unmet,
+            "shift_over_output": float(shares.mean()),
+        }
+        if unmet > len(losses) // 2:
+            self.ctx.warn(
+                f"{self.name}: {unmet} of {len(losses)} values did not meet their target (median "
+                f"loss {float(losses.median()):.2f} nats): more 'steps', a greater 'max_norm' or "
+                "other 'layers' may"
+            )
+
+    def _units(self, layer: int, groups: Sequence[Sequence[Fact]]) -> list[Unit]:
+        engine = self.model.engine
+        facts = [(group, fact) for group, some in enumerate(groups) for fact in some]
+        rows: list[list[Row]] = [[] for _ in groups]
+        asked = [
+            (group, fact, spot)
+            for group, fact in facts
+            for spot in fact.prompts[: self.params.phrasings]
+        ]
+        if self.params.target in ("unlikely", "entropy"):
+            told = self._told([(fact, spot) for _, fact, spot in asked], layer)
+            for (group, _, _), row in zip(asked, told, strict=True):
+                rows[group].append(row)
+        else:
+            for group, fact, spot in asked:
+                rows[group].append(Row(spot, Say(self._said(fact))))
+        for group, fact in facts:
+            (ids,) = engine.encode([f"{fact.subject} is a"], fact.template)
+            neutral = subject_spot(self.model, ids, fact.subject)
+            near = [own for subject, own in self.preserved
+                    if subject.casefold() == fact.subject.casefold()]  # fmt: skip
+            kept = [
+                Row(place, Keep()) for place in (neutral, *near[:_KEPT_ROWS]) if place is not None
+            ]
+            rows[group] += [row for row in kept if row not in rows[group]]
+        return [Unit(tuple(some)) for some in rows]
+
+    def _said(self, fact: Fact) -> tuple[int, ...]:
+        """Tokens of what is to be answered, to its end where it is an answer of its own."""
+        engine = self.model.engine
+        if self.params.target == "replace":
+            return tuple(engine.continuation(str(fact.item.extra["target_new"]), fact.template))
+        end = engine.codec.tokenizer.eos_token_id
+        stop = [] if end is None else [int(end)]
+        return (*engine.continuation(self.params.refusal, fact.template), *stop)
+
+    def _told(self, asked: Sequence[tuple[Fact, Spot]], layer: int) -> list[Row]:
+        """Where the model, in its own words, tells the answer: that is where it must not.
+
+        Where it does not tell it, the answer is taken to come first.
+        """
+        engine = self.model.engine
+        answers = engine.generate(
+            [spot.ids for _, spot in asked],
+            max_new_tokens=_TELLING,
+            progress=self.ctx.progress,
+            description="the model's own answers",
+        )
+        rows, lens = [], self._lens(layer)
+        for (fact, spot), (said,) in zip(asked, answers, strict=True):
+            begin = self._begin(said, fact.item.aliases)
+            if begin is None:
+                firsts = {
+                    engine.continuation(alias, fact.template)[0]
+                    for alias in fact.item.aliases
+                    if alias.strip()
+                }
+                begin, tokens = 0, tuple(sorted(firsts))
+            else:
+                tokens = (said[begin],)
+            aim: Aim = Spread(self.params.entropy, lens)
+            if self.params.target == "unlikely":
+                aim = Avoid(tokens, self.params.floor, self.params.rank)
+            rows.append(Row(Spot((*spot.ids, *said[:begin]), spot.position), aim))
+        return rows
+
+    def _lens(self, edited: int) -> tuple[int, ...]:
+        """Blocks whose residual stream is read; the last one's is the end, which is read anyway."""
+        n_layers = self.model.n_layers
+        named = [
+            resolve((layer,) if isinstance(layer, int) else f"{layer}-{layer}", n_layers)[0]
+            for layer in self.params.lens
+        ]
+        if early := [layer for layer in named if layer <= edited]:
+            raise UsageError(
+                f"a lens at layer {early[0]} sees nothing of an edit of layer {edited}: subjects "
+                "are read after it",
+                field="lens",
+                remedy=f"name layers from {edited + 1} to {n_layers - 1}",
+            )
+        return tuple(sorted(set(named) - {n_layers - 1}))
+
+    def _begin(self, said: Sequence[int], aliases: Sequence[str]) -> int | None:
+        """Which token of an answer begins the first mention of one of the aliases."""
+        engine = self.model.engine
+        text = engine.decode(said).casefold()
+        places = [text.find(alias.strip().casefold()) for alias in aliases if alias.strip()]
+        found = [place for place in places if place >= 0]
+        if not found:
+            return None
+        ends = (len(engine.decode(said[: count + 1])) for count in range(len(said)))
+        return next((count for count, end in enumerate(ends) if end > min(found)), None)
+
+
+def flat(some: Iterable[Sequence[Spot]]) -> tuple[Spot, ...]:
+    """All spots in one row."""
+    return tuple(spot for spots in some for spot in spots)

@@ -1,0 +1,341 @@
+"""Neurons that fire at mentions of a subject and write what is learnt.
+
+In each chosen layer a little-used neuron, or a few, gets a new key, solved in closed form by
+:mod:`safeedit.methods.facts.gated_keys`, and a new value, learnt by whoever uses this. Works for
+gated MLPs (separate or fused), and for plain ones, whose biases at those neurons become zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from safeedit.contracts import LayerShape, Progress, TensorPlan, silent
+from safeedit.delta import Columns, Dense, LowRank, Update
+from safeedit.errors import EditError
+from safeedit.methods.covariance import Moments
+from safeedit.methods.facts.gated_keys import Separator, separate
+from safeedit.model.architectures import Site
+from safeedit.model.handle import ModelHandle
+
+_PARALLEL = 0.99
+"""Cosine of a gate's row with the up row from which they are one key."""
+
+_MAKE_UP_RIDGE = 0.01
+"""Share of the mean square activation added when others are to make up for a neuron."""
+
+_READS = ("mlp_gate", "mlp_up", "mlp_gate_up")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A token sequence, and where in it subjects are mentioned.
+
+    Attributes:
+        ids: Token ids.
+        own: ``(position, subject)`` for each mention of a subject that is to fire.
+        others: Positions of mentions of other subjects, which must not.
+    """
+
+    ids: Sequence[int]
+    own: tuple[tuple[int, int], ...] = ()
+    others: tuple[int, ...] = ()
+
+
+def tensors(model: LayerShape, layers: Sequence[int]) -> tuple[TensorPlan, ...]:
+    """What :class:`KeyedNeurons` may change in ``layers``."""
+    reads = [role for role in _READS if role in model.roles]
+    found = [t for role in (*reads, "mlp_out") for t in model.tensors(role, layers)]
+    return (*found, *(b for role in reads for b in model.biases(role, layers)))
+
+
+def most(width: int) -> int:
+    """Neurons of a layer of ``width`` that may be replaced at most."""
+    return width // 4
+
+
+class KeyedNeurons:
+    """One neuron per subject and layer, keyed and ready to learn.
+
+    Args:
+        model: Stays as it is; see :meth:`updates`.
+        layers: Where.
+        groups: Texts whose tokens are background, one group per kind of text; groups weigh the
+            same however long they are. Mentions (``own``) make the keys, wherever they stand.
+        per_layer: Neurons per layer, among which the subjects are shared out. Each costs what
+            the neuron it replaces used to do, which is all that other text ever notices.
+        sharpness: ``s`` in :mod:`safeedit.methods.facts.gated_keys`.
+        ridge: As there.
+        weight: As there.
+        make_up: Let the other neurons make up for what the replaced ones used to write, as far as
+            they foretell it: by ridge regression on the activations in the same texts, which
+            changes what all neurons of the layer write a little.
+        progress: Shown per text.
+
+    Raises:
+        EditError: Nothing is mentioned, a subject can't be told apart, or a layer has too few
+            neurons.
+    """
+
+    def __init__(
+        self,
+        model: ModelHandle,
+        layers: Sequence[int],
+        groups: Sequence[Sequence[Text]],
+        *,
+        per_layer: int,
+        sharpness: float,
+        ridge: float,
+        weight: float,
+        make_up: bool = False,
+        progress: Progress = silent,
+    ) -> None:
+        self.model, self.per_layer, self.sharpness = model, per_layer, sharpness
+        self._foretold: dict[int, Tensor] = {}
+        """Layer -> ``(neurons, d_mlp)`` what others foretell of each replaced neuron, if made up
+        for."""
+        roles = model.shape.roles
+        self.gated = "mlp_gate" in roles or "mlp_gate_up" in roles
+        self._reads = [
+            site for role in _READS if role in roles for site in model.sites(role, layers)
+        ]
+        self._out = model.sites("mlp_out", layers)
+        self._activation = _activation(model)
+        self._solve(groups, ridge, weight, make_up, progress)
+        subjects = self.separators[self._out[0].layer].rows.shape[0]
+        self.values = {
+            site.layer: torch.zeros(
+                model.d_model, subjects, device=model.device, requires_grad=True
+            )
+            for site in self._out
+        }
+        """Layer -> ``(d_model, neurons)``, what each neuron writes when its key answers 1."""
+
+    def _solve(
+        self,
+        groups: Sequence[Sequence[Text]],
+        ridge: float,
+        weight: float,
+        make_up: bool,
+        progress: Progress,
+    ) -> None:
+        # Where several matrices read the same input, one is enough to see it.
+        seen = {site.layer: site for site in self._reads}
+        shape = self.model.shape
+        background: dict[int, list[Moments]] = {layer: [] for layer in seen}
+        mentions: dict[int, list[Tensor]] = {layer: [] for layer in seen}
+        use = {site.layer: torch.zeros(shape.d_mlp, dtype=torch.float64) for site in self._out}
+        firsts = {layer: Moments(shape.d_model) for layer in seen}
+        active: dict[int, list[Moments]] = {layer: [Moments(shape.d_mlp)] for layer in seen}
+        subjects: list[int] = []
+        sites = [*seen.values(), *self._out]
+        for texts in groups:
+            ordinary = {layer: Moments(shape.d_model) for layer in seen}
+            siblings = {layer: Moments(shape.d_model) for layer in seen}
+            for layer in seen if make_up else ():
+                active[layer].append(Moments(shape.d_mlp))
+            for index, captured in self.model.engine.activations(
+                [text.ids for text in texts], sites, progress, "reading keys"
+            ):
+                text = texts[index]
+                own = [position for position, _ in text.own]
+                apart = {0, *own, *text.others}
+                # The first token is an attention sink, an outlier: apart, it neither swamps the
+                # moments nor, unseen, fires in every text.
+                first = [0] if 0 not in own and 0 not in text.others else []
+                rest = [i for i in range(len(text.ids)) if i not in apart]
+                # A neuron may serve other subjects alone, or the first token alone.
+                used = [i for i in range(len(text.ids)) if i not in own]
+                subjects += [subject for _, subject in text.own]
+                for layer, site in seen.items():
+                    ordinary[layer].update(captured[site][rest])
+                    siblings[layer].update(captured[site][list(text.others)])
+                    firsts[layer].update(captured[site][first])
+                    mentions[layer].append(captured[site][own].float().cpu())
+                for site in self._out:
+                    use[site.layer] += captured[site][used].float().square().sum(0).cpu().double()
+                    if make_up:
+                        active[site.layer][0].update(captured[site][[0] if 0 in used else []])
+                        active[site.layer][-1].update(captured[site][[at for at in used if at]])
+            for layer in seen:
+                background[layer] += [ordinary[layer], siblings[layer]]
+        if not subjects:
+            raise EditError("no subject is mentioned in any text", remedy="check the data")
+        marks = torch.tensor(subjects)
+        self.separators: dict[int, Separator] = {}
+        self.neurons: dict[int, Tensor] = {}
+        for site in self._out:
+            layer = site.layer
+            mixed = Moments.balanced([*background[layer], firsts[layer]])
+            self.separators[layer] = separate(
+                torch.cat(mentions[layer]),
+                marks,
+                mixed,
+                keys=self.per_layer,
+                ridge=ridge,
+                weight=weight,
+            )
+            written = self.model.weight(site).float().norm(dim=0).cpu().double()
+            count = len(self.separators[layer].rows)
+            if count > most(shape.d_mlp):
+                raise EditError(
+                    f"{count} neurons are more than a quarter of a layer's {shape.d_mlp}",
+                    remedy="raise 'subjects_per_neuron', or use 'update: lora'",
+                )
+            # An earlier edit's neurons are silent but for its own subjects, and not to be had.
+            cost = (use[layer].sqrt() * written).masked_fill(self._keyed_before(layer), torch.inf)
+            least_used = cost.argsort()[:count]
+            self.neurons[layer] = least_used.sort().values
+            if make_up:
+                second = Moments.balanced(active[layer]).second
+                self._foretold[layer] = _foretold(second, self.neurons[layer])
+
+    def _keyed_before(self, layer: int) -> Tensor:
+        """``(d_mlp,)`` which neurons have been given a key by an earlier edit.
+
+        Such a neuron's gate and up rows are parallel; without a gate, its bias is 0 where others
+        have one. No trained neuron is like that.
+        """
+        width = self.model.shape.d_mlp
+        reads = {site.role: site for site in self._reads if site.layer == layer}
+        rows = {role: self.model.weight(site).float().cpu() for role, site in reads.items()}
+        if not self.gated:
+            (bias,) = (self.model.bias(site) for site in reads.values())
+            if bias is None or not bool((bias != 0).any()):
+                return torch.zeros(width, dtype=torch.bool)
+            return bias.cpu() == 0
+        fused = rows.get("mlp_gate_up")
+        if fused is not None:
+            gate, up = fused.split(width)
+        else:
+            gate, up = rows["mlp_gate"], rows["mlp_up"]
+        return functional.cosine_similarity(gate, up) > _PARALLEL
+
+    @property
+    def silent(self) -> int:
+        """Subjects with a mention at which some neuron of theirs stays silent."""
+        least = torch.stack([found.least_own for found in self.separators.values()])
+        return int((least <= 0).any(0).sum())
+
+    def notes(self) -> dict[str, object]:
+        """How well the keys answer, by layer: for the record."""
+        return {
+            "least_answer_to_own_mentions": {
+                str(layer): float(found.least_own.min()) for layer, found in self.separators.items()
+            },
+            "mean_answer_elsewhere": {
+                str(layer): float(found.elsewhere.mean())
+                for layer, found in self.separators.items()
+            },
+            "spread_of_answer_elsewhere": {
+                str(layer): float(found.spread.mean()) for layer, found in self.separators.items()
+            },
+            "subjects_with_a_silent_mention": self.silent,
+            "neurons_replaced_per_layer": len(next(iter(self.neurons.values()))),
+        }
+
+    def write(self, layer: int, shifts: Tensor) -> None:
+        """Let each neuron of ``layer`` write its shift where its key answers as it does at its
+        subjects' mentions on average.
+
+        Args:
+            layer: One of the layers.
+            shifts: ``(neurons, d_model)``.
+        """
+        answers = self.separators[layer].mean_own
+        of_neuron = [answers[neuron :: self.per_layer].mean() for neuron in range(len(shifts))]
+        shares = self._fire(torch.stack(of_neuron).to(self.model.device))[:, None]
+        with torch.no_grad():
+            self.values[layer].copy_((shifts.to(shares) / shares).T)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within it the model behaves as if the neurons were there; gradients reach
+        :attr:`values`. (What the replaced neurons used to write stays.)"""
+        rows = {n: found.rows.to(self.model.device) for n, found in self.separators.items()}
+        fired: dict[int, Tensor] = {}
+
+        def fire(site: Site, inputs: Tensor) -> None:
+            answer = functional.linear(inputs.float(), rows[site.layer])
+            fired[site.layer] = self._fire(answer)
+
+        def write(site: Site, output: Tensor) -> Tensor:
+            return output + functional.linear(fired[site.layer], self.values[site.layer]).to(
+                output.dtype
+            )
+
+        reads = list({site.layer: site for site in self._reads}.values())
+        with (
+            self.model.intercepted(reads, fire, "input"),
+            self.model.intercepted(self._out, write, "output"),
+        ):
+            yield
+
+    def _fire(self, answer: Tensor) -> Tensor:
+        """What a neuron's activation is, over its activation at ``answer`` 1 or thereabouts."""
+        sharp = self._activation(self.sharpness * answer) / self.sharpness
+        return sharp * answer if self.gated else sharp
+
+    def updates(self, dose: float) -> dict[str, Update]:
+        """The weights that make it so, what is written scaled by ``dose``."""
+        found: dict[str, Update] = {}
+        for site in self._reads:
+            rows, neurons = self.separators[site.layer].rows, self.neurons[site.layer]
+            sharp, flat = self.sharpness * rows, rows / self.sharpness
+            if site.role == "mlp_gate_up":  # gate rows first
+                neurons = torch.cat([neurons, neurons + self.model.shape.d_mlp])
+                wanted = torch.cat([sharp, flat])
+            else:
+                wanted = flat if self.gated and site.role == "mlp_up" else sharp
+            weight = self.model.weight(site)
+            places = functional.one_hot(neurons, weight.shape[0]).float().T
+            found[site.weight] = LowRank(
+                places, wanted - weight[neurons.to(weight.device)].float().cpu()
+            )
+            bias = self.model.bias(site)
+            if bias is not None and site.bias is not None:
+                change = torch.zeros(len(bias))
+                change[neurons] = -bias.float().cpu()[neurons]
+                found[site.bias] = Dense(change)
+        for site in self._out:
+            values = self.values[site.layer].detach().float().cpu() * dose
+            # A plain neuron's activation is s at full answer, a gated one's is 1.
+            values = values if self.gated else values / self.sharpness
+            neurons = self.neurons[site.layer]
+            if (foretold := self._foretold.get(site.layer)) is None:
+                found[site.weight] = Columns(neurons, values)
+                continue
+            written = self.model.weight(site).float().cpu()[:, neurons]
+            places = functional.one_hot(neurons, foretold.shape[1]).float()
+            found[site.weight] = LowRank(
+                torch.cat([values - written, written], 1), torch.cat([places, foretold])
+            )
+        return found
+
+
+def _foretold(second: Tensor, neurons: Tensor) -> Tensor:
+    """``(k, d_mlp)`` coefficients of the other neurons for the activation of each of ``neurons``
+    ``(k,)``, 0 at these, by ridge regression from ``second = E[a a']``."""
+    others = torch.ones(len(second), dtype=torch.bool)
+    others[neurons] = False
+    loaded = second + _MAKE_UP_RIDGE * second.diagonal().mean() * torch.eye(len(second)).double()
+    found = torch.zeros(len(neurons), len(second))
+    solved = torch.linalg.solve(loaded[others][:, others], loaded[others][:, neurons])
+    found[:, others] = solved.T.float()
+    return found
+
+
+def _activation(model: ModelHandle) -> Callable[[Tensor], Tensor]:
+    from transformers.activations import ACT2FN
+
+    config = model.config.get_text_config()
+    for name in ("hidden_activation", "hidden_act", "activation_function"):
+        if kind := getattr(config, name, None):
+            found: Callable[[Tensor], Tensor] = ACT2FN[kind]
+            return found
+    raise EditError("the model's configuration does not name its activation function")

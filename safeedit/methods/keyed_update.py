@@ -1,0 +1,265 @@
+"""Keyed edits in closed form: the road that ``rome``, ``memit`` and ``alphaedit`` share.
+
+For each fact a *key* is read (what the MLP's output matrix reads at the subject's last token, mean
+over the fit phrasings and a few contexts) and a *value* learnt
+(:mod:`safeedit.methods.facts.editing`, which see for templates and for facts that are one). One
+solve then moves all keys by their shifts while ordinary text, preserved facts and attention sinks
+are moved least (:mod:`safeedit.methods.constrained_least_squares`). With several layers the shift
+is spread over them, and keys and what is still missing are read anew on the partly edited model
+(MEMIT).
+
+With ``key: each`` a fact has a key for each phrasing instead of their mean, all moved by its one
+shift; a phrasing in which facts can't be told apart (the subject begins it) moves by their mean.
+
+Preserved facts on a forgotten fact's own subject are held in the solve as well, where their keys
+differ from those that are to move.
+
+Doses scale the change, which for one layer is to scale the shifts.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from safeedit.contracts import (
+    DataRole,
+    EditData,
+    LayerShape,
+    Proposal,
+    RunContext,
+    TensorPlan,
+)
+from safeedit.data import Dataset
+from safeedit.delta import LowRank
+from safeedit.errors import EditError
+from safeedit.methods.constrained_least_squares import Change, Metric, least_change, same_keys
+from safeedit.methods.facts.editing import ONE_KEY, FactParams, Road, flat, value_tokens
+from safeedit.methods.facts.keys import Ordinary, Spot, keys_at, second_moments
+from safeedit.methods.scaled import check_spread, scaled_proposal, so_far
+from safeedit.model.architectures import Site
+from safeedit.model.handle import ModelHandle
+from safeedit.policy.layers import resolve
+
+_MISSED = 0.5
+"""Share of the wanted shifts missed from which a solve is worth a warning."""
+
+
+class KeyedParams(FactParams):
+    """Parameters that the keyed editors share."""
+
+    key: Literal["mean", "each"] = Field(
+        "mean",
+        description="mean: a fact has one key, over its fit phrasings (published); each: one for "
+        "each of them, all moved by the fact's one shift",
+    )
+    ridge: float = Field(
+        0.0,
+        ge=0,
+        description="what ordinary text weighs against missed shifts, in units of the MLP's width; "
+        "0: shifts are reached exactly",
+    )
+    hold: float | None = Field(
+        None,
+        ge=0,
+        description="what a preserved key's move weighs against a missed shift; null: their span "
+        "does not move at all",
+    )
+    prose_window: int = Field(128, ge=8, description="tokens of ordinary text read at a time")
+
+
+class KeyedEditor(ABC):
+    """Base of the keyed editors; see the module's docstring."""
+
+    Params: ClassVar[type[KeyedParams]]
+    summary: ClassVar[str]
+    name: ClassVar[str]
+    roles: ClassVar[tuple[DataRole, ...]] = (
+        DataRole("forget", "facts to change, each with its subject", erased=True),
+        DataRole("preserve", "facts whose keys are to stay, near ones above all", required=False),
+        DataRole("prose", "ordinary text to leave alone (default: built in)", required=False),
+    )
+
+    def __init__(self, params: Any) -> None:
+        self.params: Any = params
+
+    @abstractmethod
+    def metric(self, second: Tensor) -> Metric:
+        """What ordinary inputs of second moment ``(m, m)`` feel of a change."""
+
+    def layers(self, n_layers: int) -> tuple[int, ...]:
+        """Layers whose matrices move, ascending."""
+        return resolve(self.params.layers, n_layers)
+
+    def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
+        """What the MLPs of the chosen layers write with; no biases."""
+        return model.tensors("mlp_out", self.layers(model.n_layers))
+
+    def tokens(self, data: Mapping[str, Dataset]) -> int:
+        """Tokens run forward and back, roughly, for ``plan``."""
+        return value_tokens(self.params, data["forget"])
+
+    def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
+        """Read keys, learn values, solve; offer the change in several strengths."""
+        sites = model.sites("mlp_out", self.layers(model.n_layers))
+        check_spread(model, len(sites), "16%-16%")
+        road = _LinearRoad(self, model, data, ctx, sites)
+        updates = road.solve()
+        return scaled_proposal(
+            self.name, self.params, data["forget"], ctx, model.digest(), updates, road.notes
+        )
+
+
+@dataclass(frozen=True)
+class _Key:
+    """One column of the solve: a key, read as a mean over spots, and whose it is."""
+
+    groups: tuple[int, ...]
+    contexts: tuple[Spot, ...]
+    prompts: tuple[Spot, ...]
+    """The same places without openings: there what has arrived is read."""
+
+
+class _LinearRoad(Road):
+    """One proposal on its way."""
+
+    def __init__(
+        self,
+        editor: KeyedEditor,
+        model: ModelHandle,
+        data: EditData,
+        ctx: RunContext,
+        sites: Sequence[Site],
+    ) -> None:
+        super().__init__(editor.name, editor.params, model, data, ctx, sites[0])
+        self.editor, self.sites = editor, sites
+        self.keys = self._columns()
+        self.shares = torch.zeros(len(self.keys), len(self.groups), dtype=torch.float64)
+        """``(keys, groups)``: a key moves by the mean of the shifts of those it belongs to."""
+        for row, key in zip(self.shares, self.keys, strict=True):
+            row[list(key.groups)] = 1 / len(key.groups)
+        self.notes["keys"] = len(self.keys)
+
+    def solve(self) -> dict[str, LowRank]:
+        """Tensor name -> its change at dose 1."""
+        values = self.values(self.sites[-1].layer, self.groups)
+        self.record_values(values)
+        ordinary = second_moments(
+            self.model,
+            self.prose(),
+            self.sites,
+            self.ctx.cache,
+            window=self.editor.params.prose_window,
+            progress=self.ctx.progress,
+        )
+        base, start = self.model.digest(), self._residuals()
+        updates: dict[str, LowRank] = {}
+        per_layer: dict[str, dict[str, Any]] = {}
+        for done, site in enumerate(self.sites):
+            delta = so_far(self.editor.name, base, updates)
+            with self.model.applied(delta):
+                keys = self._read(self.keys, site)
+                missing = self.shares @ values.shifts.double()
+                if updates:
+                    missing = missing - (self._residuals() - start)
+                held = self._held(site, keys, ordinary[site])
+            wanted = missing.T / (len(self.sites) - done)
+            change = least_change(
+                keys,
+                wanted,
+                self.editor.metric(ordinary[site].second),
+                ridge=self.editor.params.ridge * self.model.shape.d_mlp,
+                preserve=held,
+                hold=math.inf if self.editor.params.hold is None else self.editor.params.hold,
+            )
+            self._warn(change, site, held)
+            updates[site.weight] = LowRank(change.left, change.right)
+            per_layer[str(site.layer)] = self._effect(change, site, held, ordinary[site])
+        self.notes["layers"] = per_layer
+        return updates
+
+    def _columns(self) -> list[_Key]:
+        """What is solved for: a key per group, or per phrasing, none twice."""
+        if self.editor.params.key == "mean":
+            return [
+                _Key(
+                    (group,),
+                    flat(spots for fact in some for spots in fact.contexts),
+                    flat(fact.prompts for fact in some),
+                )
+                for group, some in enumerate(self.groups)
+            ]
+        each = [
+            _Key((group,), contexts, (prompt,))
+            for group, some in enumerate(self.groups)
+            for fact in some
+            for prompt, contexts in zip(fact.prompts, fact.contexts, strict=True)
+        ]
+        kept: dict[int, _Key] = {}
+        for key, first in zip(each, same_keys(self._read(each, self.sites[0]), ONE_KEY).tolist(),
+                              strict=True):  # fmt: skip
+            known = kept.setdefault(first, key)
+            kept[first] = replace(known, groups=tuple(sorted({*known.groups, *key.groups})))
+        return list(kept.values())
+
+    def _read(self, keys: Sequence[_Key], site: Site) -> Tensor:
+        return self.mean_keys([key.contexts for key in keys], site)
+
+    def _held(self, site: Site, keys: Tensor, ordinary: Ordinary) -> Tensor:
+        """``(m, n0)`` keys that are to stay: preserved facts', and those of attention sinks."""
+        own = keys_at(self.model, [spot for _, spot in self.preserved], [site])[site]
+        both = torch.cat([keys, own], 1)
+        # What is the same as a key to be moved can't stay as well; values tell the two apart.
+        new = same_keys(both, ONE_KEY)[keys.shape[1] :] >= keys.shape[1]
+        self.notes["preserved_keys_that_must_move"] = int((~new).sum())
+        return torch.cat([own[:, new], ordinary.sinks], 1)
+
+    # Solving --------------------------------------------------------------------------
+
+    def _residuals(self) -> Tensor:
+        """``(keys, d_model)`` fp64: what leaves the last edited layer at the subjects, mean."""
+        if len(self.sites) == 1:
+            return torch.zeros(len(self.keys), self.model.d_model).double()
+        prompts = [spot.until for key in self.keys for spot in key.prompts]
+        layer = self.sites[-1].layer
+        states = self.model.engine.hidden(prompts, [layer])[layer]
+        parts = torch.stack(states).double().split([len(key.prompts) for key in self.keys])
+        return torch.stack([part.mean(0) for part in parts])
+
+    def _warn(self, change: Change, site: Site, held: Tensor) -> None:
+        keys = len(change.reached)
+        if not change.independent:
+            raise EditError(
+                f"nothing is left to move the subjects' keys by in layer {site.layer}: they lie "
+                "in the span of what is to stay",
+                remedy="preserve fewer facts, set a finite 'hold', or choose another layer",
+            )
+        if change.independent < keys or change.missed > _MISSED:
+            self.ctx.warn(
+                f"{self.editor.name}: layer {site.layer} has {change.independent} independent "
+                f"directions for {keys} keys beside {held.shape[1]} to stay (width "
+                f"{len(held)}): {change.missed:.0%} of the wanted shifts are missed"
+            )
+
+    def _effect(
+        self, change: Change, site: Site, held: Tensor, ordinary: Ordinary
+    ) -> dict[str, Any]:
+        """What the solve predicts, for the record."""
+        weight = self.model.weight(site).float().cpu()
+        return {
+            "reached_median": float(change.reached.median()),
+            "reached_least": float(change.reached.min()),
+            "missed": change.missed,
+            "independent_keys": change.independent,
+            "condition": min(change.condition, 1e300),
+            "share_of_ordinary_output": change.share_of(weight, ordinary.second),
+            "share_of_preserved_output": change.share_on(weight, held),
+            "tokens_of_ordinary_text": ordinary.tokens,
+        }

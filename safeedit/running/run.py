@@ -1,0 +1,721 @@
+"""The one road: before-audit, edit, stage, reload, after-audit, judge, promote.
+
+This is the only place where a delta meets a model. :func:`execute` runs a policy and
+:func:`measure` only audits; both return a :class:`~safeedit.records.RunRecord`, whatever the
+verdict. Nothing is exported unless every gate passed on the very bytes that are promoted.
+
+Fails with :class:`~safeedit.errors.EditError` where an editor breaks its contract (changes the
+model, or a tensor outside its plan) and with the errors of the stages it runs.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from safeedit import __version__, catalog
+from safeedit.contracts import AuditOutcome, Control, Proposal, RunContext, ScorerRef
+from safeedit.delta import WeightDelta
+from safeedit.errors import AuditError, EditError, ExportError
+from safeedit.export.checkpoint import write_checkpoint
+from safeedit.export.evidence import CARD, write_evidence
+from safeedit.export.manifest import hash_files
+from safeedit.export.staging import Staging
+from safeedit.model.handle import ModelHandle
+from safeedit.model.sources import open_model
+from safeedit.planning.plan import Plan, PlannedAudit, PlannedEdit
+from safeedit.policy import GateSpec
+from safeedit.records import (
+    AuditRecord,
+    Comparison,
+    ControlRecord,
+    DosePoint,
+    EditRecord,
+    EnvironmentRecord,
+    ExportRecord,
+    Metric,
+    ModelRecord,
+    ResourceRecord,
+    RunRecord,
+    Split,
+    Verdict,
+)
+from safeedit.report import card, render_all
+from safeedit.scorers.score_cache import scorers
+from safeedit.statistics.metrics import compare
+from safeedit.statistics.verdicts import judge, overall
+
+Metrics = dict[str, Metric]
+
+
+@dataclass
+class Clock:
+    """Seconds per stage, in order."""
+
+    stages: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            self.stages[name] = self.stages.get(name, 0.0) + elapsed
+
+    def record(self) -> ResourceRecord:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return ResourceRecord(
+            wall_seconds=time.perf_counter() - self.started,
+            peak_memory_bytes=peak if sys.platform == "darwin" else peak * 1024,
+            peak_device_bytes=(
+                torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+            ),
+            stages=dict(self.stages),
+        )
+
+
+@dataclass(frozen=True)
+class _Audited:
+    """What one audit found on one split: its record and the reference it leaves behind."""
+
+    record: AuditRecord
+    reference: dict[str, torch.Tensor]
+
+    @property
+    def metrics(self) -> Metrics:
+        return {metric.name: metric for metric in self.record.metrics}
+
+
+@dataclass
+class _Session:
+    """A run in progress: the plan, the context, and what has been measured of the base."""
+
+    plan: Plan
+    ctx: RunContext
+    clock: Clock
+    warnings: list[str]
+    baselines: dict[tuple[str, Split], _Audited] = field(default_factory=dict)
+    aims: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Audit -> bare names of the metrics that choosing doses looks at on validation data."""
+    skipped: set[str] = field(default_factory=set)
+    """Audits that could not be made on test data."""
+
+    def skip(self, audit: PlannedAudit, split: Split, error: AuditError) -> None:
+        if split == "test":
+            self.skipped.add(audit.id)
+        remedy = f" ({error.remedy})" if error.remedy else ""
+        self.ctx.warn(f"audit {audit.id} was skipped on {split} data: {error.message}{remedy}")
+
+    def baseline(self, audit: PlannedAudit, split: Split) -> _Audited | None:
+        return self.baselines.get((audit.id, split))
+
+
+def execute(
+    plan: Plan, ctx: RunContext, *, write_reports: Callable[[RunRecord], None] = lambda record: None
+) -> RunRecord:
+    """Run a policy from its plan to its verdict, exporting what passed.
+
+    Args:
+        plan: From :func:`safeedit.planning.plan.make_plan`.
+        ctx: Seed, cache, digest key, progress. Its ``warn`` also reaches the record.
+        write_reports: Called with the final record, also where the export itself fails.
+
+    Raises:
+        EditError: an editor changed the model, or a delta a tensor outside its plan.
+        ModelError: the model can't be opened, or its weights are not finite.
+        ExportError: the checkpoint could not be written; nothing stands under its name.
+    """
+    started = datetime.now(UTC)
+    session, model = _open(plan, ctx)
+    base_digest = model.digest()
+    model_record = _model_record(plan, model)
+    targets = [gate for e in plan.edits if e.spec.dose == "auto" for gate in e.targets]
+    for gate in targets:
+        session.aims[gate.audit] = session.aims.get(gate.audit, frozenset()) | {gate.name}
+    wanted: list[tuple[PlannedAudit, Split]] = [(audit, "test") for audit in plan.audits]
+    wanted += [(audit, "validation") for audit in plan.audits if audit.id in session.aims]
+    with session.clock.stage("audit before"):
+        for audit, split in wanted:
+            _audit_base(session, model, audit, split)
+
+    edits: list[EditRecord] = []
+    deltas: dict[str, WeightDelta] = {}
+    originals: dict[str, torch.Tensor] = {}
+    for number, edit in enumerate(plan.edits, 1):
+        edited, delta, undo = _edit(session, model, edit)
+        if number < len(plan.edits):
+            with session.clock.stage(f"edit {edit.id}: gates so far"):
+                edited = edited.model_copy(update={"gates_so_far": _gates_so_far(session, model)})
+        edits.append(edited)
+        deltas[edit.id] = delta
+        for name, tensor in undo.items():
+            originals.setdefault(name, tensor)
+
+    def finish(after: Sequence[AuditRecord], export: ExportRecord | None) -> RunRecord:
+        return _record(session, "apply", started, model_record, tuple(edits), tuple(after), export)
+
+    target, policy = plan.export_dir, plan.loaded.policy
+    record: RunRecord | None = None
+    if target is None or policy.export is None:
+        with session.clock.stage("audit after"):
+            after = _audit_edited(session, model)
+        record = finish(after, None)
+        write_reports(record)
+        return record
+
+    try:
+        with Staging(target, overwrite=policy.export.overwrite) as staging:
+            with session.clock.stage("stage"):
+                write_checkpoint(model, staging.path)
+                edited_digest = model.digest()
+                del model
+                gc.collect()
+            with session.clock.stage("reload"):
+                staged = open_model(str(staging.path), dtype="auto", device=policy.model.device)
+                if staged.digest() != edited_digest:
+                    raise ExportError(
+                        "the staged checkpoint does not hold the bytes that were edited",
+                        remedy="report this with the model's architecture and dtype",
+                    )
+            with session.clock.stage("audit after"):
+                after = _audit_edited(session, staged)
+            files = hash_files(staging.path)
+            record = finish(
+                after,
+                ExportRecord(directory=str(target), weights_digest=edited_digest, files=files),
+            )
+            if record.status == "pass":
+                write_evidence(
+                    staging.path,
+                    record,
+                    deltas=deltas,
+                    undo_tensors=originals,
+                    base_digest=base_digest,
+                    reports={**render_all(record), CARD: card.render(record)},
+                    ledger=plan.ledger.text(record) if plan.ledger is not None else None,
+                )
+                staging.promote()
+            else:
+                record = record.model_copy(update={"export": None})
+    except ExportError as error:
+        measured = record or finish((), None)
+        failed = measured.model_copy(
+            update={
+                "export": None,
+                "exit_code": error.exit_code,
+                "warnings": (*measured.warnings, f"nothing was exported: {error.message}"),
+            }
+        )
+        try:
+            write_reports(failed)
+        except ExportError as second:  # the same full disk, most likely: the first one counts
+            ctx.warn(second.message)
+        raise
+    try:
+        write_reports(record)
+    except ExportError as error:
+        if record.export is not None:
+            error.message += "; the export itself is complete and holds the report"
+        raise
+    return record
+
+
+def measure(
+    plan: Plan,
+    ctx: RunContext,
+    *,
+    base: str | None = None,
+    write_reports: Callable[[RunRecord], None] = lambda record: None,
+) -> RunRecord:
+    """Audit the policy's model as it is, editing nothing.
+
+    Args:
+        plan: The plan; its edits and export are ignored.
+        ctx: As for :func:`execute`.
+        base: Source of the untouched model to compare with; without it the model is its own
+            base, and metrics that need one (locality) read as unchanged.
+        write_reports: Called with the final record.
+    """
+    started = datetime.now(UTC)
+    session, model = _open(plan, ctx)
+    model_record = _model_record(plan, model)
+    spec = plan.loaded.policy.model
+    if base is None:
+        with session.clock.stage("audit before"):
+            for audit in plan.audits:
+                _audit_base(session, model, audit, "test")
+        after = [found.record for found in session.baselines.values()]
+    else:
+        untouched = open_model(base, dtype=spec.dtype, device=spec.device)
+        with session.clock.stage("audit before"):
+            for audit in plan.audits:
+                _audit_base(session, untouched, audit, "test")
+        del untouched
+        gc.collect()
+        with session.clock.stage("audit after"):
+            after = _audit_edited(session, model)
+    record = _record(session, "audit", started, model_record, (), tuple(after), None)
+    write_reports(record)
+    return record
+
+
+def _open(plan: Plan, ctx: RunContext) -> tuple[_Session, ModelHandle]:
+    warnings = list(plan.warnings)
+
+    def warn(message: str) -> None:
+        warnings.append(message)
+        ctx.warn(message)
+
+    told = replace(ctx, warn=warn)
+    session = _Session(
+        plan, replace(told, scorer=scorers(told, catalog.make_scorer)), Clock(), warnings
+    )
+    for audit in plan.audits:
+        _scorers(session, audit)  # what they can't see is said even where all is in the cache
+    torch.manual_seed(ctx.seed)
+    spec = plan.loaded.policy.model
+    with session.clock.stage("open model"):
+        model = open_model(
+            plan.model_source, revision=spec.revision, dtype=spec.dtype, device=spec.device
+        )
+    return session, model
+
+
+def _edit(
+    session: _Session, model: ModelHandle, edit: PlannedEdit
+) -> tuple[EditRecord, WeightDelta, dict[str, torch.Tensor]]:
+    """Fit, choose the dose, measure the control, apply, and prove what was not touched."""
+    start = time.perf_counter()
+    ctx, clock = session.ctx, session.clock
+    before = model.tensor_digests(fresh=True)
+    with clock.stage(f"edit {edit.id}: fit"):
+        proposal = edit.editor.propose(model, edit.data, ctx)
+    if model.tensor_digests(fresh=True) != before:
+        raise EditError(f"edit {edit.id}: the editor changed the model while proposing")
+    if not proposal.doses:
+        raise EditError(f"edit {edit.id}: the editor proposed no dose")
+    with clock.stage(f"edit {edit.id}: dose"):
+        dose, curve, met = _choose_dose(session, model, edit, proposal)
+    delta = proposal.at(dose)
+    planned = {tensor.name for tensor in edit.tensors}
+    if stray := sorted(delta.updates.keys() - planned):
+        raise EditError(f"edit {edit.id}: the delta names tensors outside its plan: {stray}")
+
+    controls: tuple[ControlRecord, ...] = ()
+    if edit.spec.control:
+        with clock.stage(f"edit {edit.id}: control"):
+            controls = _controls(session, model, edit, delta, proposal.controls(dose))
+
+    undo = model.apply(delta)
+    changed = {
+        name for name, digest in model.tensor_digests(fresh=True).items() if digest != before[name]
+    }
+    if stray := sorted(changed - delta.updates.keys()):
+        raise EditError(f"edit {edit.id}: tensors outside the plan have moved: {stray}")
+    if not changed:
+        ctx.warn(f"edit {edit.id} changed no stored weight: its effect vanishes in {model.dtype}")
+    record = EditRecord(
+        id=edit.id,
+        use=edit.spec.use,
+        params=edit.params.model_dump(mode="json"),
+        data_digests={role: data.digest for role, data in edit.data.roles.items()},
+        dose=dose,
+        dose_mode="auto" if edit.spec.dose == "auto" else "fixed",
+        dose_curve=curve,
+        targets_met=met,
+        changes=undo.changes,
+        delta_digest=delta.digest(),
+        untouched_verified=len(before.keys() - planned),
+        notes=proposal.notes,
+        controls=controls,
+        seconds=time.perf_counter() - start,
+    )
+    return record, delta, dict(undo.tensors)
+
+
+def _choose_dose(
+    session: _Session, model: ModelHandle, edit: PlannedEdit, proposal: Proposal
+) -> tuple[float, tuple[DosePoint, ...], bool | None]:
+    """The least dose that meets the targets on validation data.
+
+    If none does, the one that misses fewest, and of those the one that misses by least.
+    """
+    if edit.spec.dose != "auto":
+        return float(edit.spec.dose), (), None
+    targets = [gate.model_copy(update={"min_n": 1, "confidence": None}) for gate in edit.targets]
+    ids = {gate.audit for gate in targets}
+    audits = [audit for audit in session.plan.audits if audit.id in ids]
+    curve: list[DosePoint] = []
+    shortfalls: list[float] = []
+    for dose in proposal.doses:
+        start = time.perf_counter()
+        found: Metrics = {}
+        with model.applied(proposal.at(dose)):
+            for audit in audits:
+                audited = _audit_against_base(session, model, audit, "validation")
+                found |= audited.metrics if audited is not None else {}
+        misses = _misses(session, targets, found, "validation")
+        curve.append(
+            DosePoint(
+                dose=dose,
+                metrics={name: metric.value for name, metric in found.items()},
+                meets_targets=not misses,
+                misses=tuple(verdict.reason for verdict in misses),
+                seconds=time.perf_counter() - start,
+            )
+        )
+        shortfalls.append(sum(map(_shortfall, misses)))
+        if not misses:
+            return dose, tuple(curve), True
+    # The nearest; of equally near ones the least, since doses ascend.
+    best = min(
+        zip(curve, shortfalls, strict=True), key=lambda pair: (len(pair[0].misses), pair[1])
+    )[0]
+    session.ctx.warn(
+        f"edit {edit.id}: no dose met all targets on validation data; "
+        f"took {best.dose:g}, which missed {len(best.misses)}"
+    )
+    return best.dose, tuple(curve), False
+
+
+def _misses(
+    session: _Session, gates: Sequence[GateSpec], found: Metrics, split: Split
+) -> list[Verdict]:
+    comparisons = _comparisons(session, found, split)
+    verdicts = [judge(gate, comparisons.get(gate.metric)) for gate in gates]
+    return [verdict for verdict in verdicts if verdict.status != "pass"]
+
+
+def _shortfall(miss: Verdict) -> float:
+    """How far a missed target is, as a share of the greater of value and bound; 1 without a
+    value."""
+    if miss.value is None or miss.bound is None:
+        return 1.0
+    return abs(miss.value - miss.bound) / max(abs(miss.value), abs(miss.bound), 1e-12)
+
+
+def _controls(
+    session: _Session,
+    model: ModelHandle,
+    edit: PlannedEdit,
+    delta: WeightDelta,
+    own: Sequence[Control],
+) -> tuple[ControlRecord, ...]:
+    """Random changes like this one, then the editor's own controls, on the same test data."""
+    name = "random neurons zeroed" if delta.only_zeroes else "random delta of equal norm"
+    measured = []
+    for draw in range(1, int(edit.spec.control) + 1):
+        seed = session.ctx.seed + draw
+        found = _control_metrics(session, model, delta.random_like(seed, model))
+        measured.append(ControlRecord(name=name, random=True, seed=seed, metrics=found))
+    for control in own:
+        found = _control_metrics(session, model, control.delta)
+        measured.append(
+            ControlRecord(name=control.name, random=False, seed=session.ctx.seed, metrics=found)
+        )
+    return tuple(measured)
+
+
+def _control_metrics(
+    session: _Session, model: ModelHandle, delta: WeightDelta
+) -> tuple[Metric, ...]:
+    with model.applied(delta):
+        return tuple(
+            metric
+            for audit in session.plan.audits
+            for metric in _in_passing(session, model, audit, "a control")
+        )
+
+
+def _gates_so_far(session: _Session, model: ModelHandle) -> tuple[Verdict, ...]:
+    """What gates say of a model that awaits further edits, as far as their audits are made between
+    edits: those that controls are measured with."""
+    gates, found = session.plan.gates, dict[str, Metric]()
+    for audit in session.plan.audits:
+        if names := frozenset(gate.name for gate in gates if gate.audit == audit.id):
+            found |= {
+                metric.name: metric
+                for metric in _in_passing(session, model, audit, "the edits so far", names)
+            }
+    comparisons = _comparisons(session, found, "test")
+    return tuple(
+        judge(gate, comparisons[gate.metric]) for gate in gates if gate.metric in comparisons
+    )
+
+
+def _in_passing(
+    session: _Session,
+    model: ModelHandle,
+    audit: PlannedAudit,
+    what: str,
+    wanted: frozenset[str] | None = None,
+) -> tuple[Metric, ...]:
+    """An audit's metrics of a model that is not to stay; none where its policy says ``control:
+    false``, or, said loudly, where it can't be measured."""
+    base = session.baseline(audit, "test")
+    if base is None or not audit.spec.control:
+        return ()
+    try:
+        return _audit(session, model, audit, "test", base.reference, wanted).record.metrics
+    except AuditError as error:
+        session.ctx.warn(f"{what} could not be measured by {audit.id}: {error.message}")
+        return ()
+
+
+def _audit_base(session: _Session, model: ModelHandle, audit: PlannedAudit, split: Split) -> None:
+    """Measure the untouched model, from the cache where the same has been measured before."""
+    key = _cache_key(session, model, audit, split)
+    folder = session.ctx.cache / "audits" / key
+    found = _read_cached(folder)
+    if found is None:
+        try:
+            found = _audit(session, model, audit, split, None)
+        except AuditError as error:
+            session.skip(audit, split, error)
+            return
+        _write_cached(folder, found, session.ctx.warn)
+    # Another policy may call the same audit by another id: names are given on the way out.
+    session.baselines[audit.id, split] = _renamed(found, audit.id)
+
+
+def _audit_edited(session: _Session, model: ModelHandle) -> list[AuditRecord]:
+    found = (_audit_against_base(session, model, audit, "test") for audit in session.plan.audits)
+    return [audited.record for audited in found if audited is not None]
+
+
+def _audit_against_base(
+    session: _Session, model: ModelHandle, audit: PlannedAudit, split: Split
+) -> _Audited | None:
+    """Measure edited weights; None, said loudly, where base or edited model can't be measured."""
+    base = session.baseline(audit, split)
+    if base is None:
+        return None
+    try:
+        return _audit(session, model, audit, split, base.reference)
+    except AuditError as error:
+        session.skip(audit, split, error)
+        return None
+
+
+def _audit(
+    session: _Session,
+    model: ModelHandle,
+    audit: PlannedAudit,
+    split: Split,
+    reference: Mapping[str, torch.Tensor] | None,
+    wanted: frozenset[str] | None = None,
+) -> _Audited:
+    start = time.perf_counter()
+    ctx = replace(session.ctx, wanted=wanted or _wanted(session, audit, split))
+    outcome: AuditOutcome = audit.auditor.audit(model, audit.data, split, ctx, reference)
+    record = AuditRecord(
+        id=audit.id,
+        use=audit.spec.use,
+        split=split,
+        data_digests={role: data.digest for role, data in audit.data.items()},
+        metrics=outcome.metrics,
+        seconds=time.perf_counter() - start,
+    )
+    return _renamed(_Audited(record, dict(outcome.reference)), audit.id)
+
+
+def _wanted(session: _Session, audit: PlannedAudit, split: Split) -> frozenset[str] | None:
+    """Everything is measured on test data; on validation data, what doses are chosen by."""
+    return session.aims.get(audit.id) if split == "validation" else None
+
+
+def _renamed(found: _Audited, audit_id: str) -> _Audited:
+    """Metric names under an audit's id: ``<id>.<metric>``."""
+    metrics = tuple(
+        metric.model_copy(update={"name": f"{audit_id}.{metric.name.rpartition('.')[2]}"})
+        for metric in found.record.metrics
+    )
+    record = found.record.model_copy(update={"id": audit_id, "metrics": metrics})
+    return _Audited(record, found.reference)
+
+
+def _cache_key(session: _Session, model: ModelHandle, audit: PlannedAudit, split: Split) -> str:
+    """Everything that made a before-audit; nothing else may serve as the key."""
+    parts = {
+        "weights": model.digest(),
+        "config": model.config.to_json_string(use_diff=False),
+        "tokenizer": _tokenizer_digest(model),
+        "device": str(model.device),
+        "use": audit.spec.use,
+        "version": audit.auditor.version,
+        "params": audit.params.model_dump(mode="json"),
+        "data": {role: data.digest for role, data in audit.data.items()},
+        "template": {role: data.template for role, data in audit.data.items()},
+        "split": split,
+        "wanted": sorted(_wanted(session, audit, split) or ()),
+        "scorers": _scorers(session, audit),
+        "seed": session.ctx.seed,
+        "secret": session.ctx.digest("cache key"),
+        "safeedit": __version__,
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _scorers(session: _Session, audit: PlannedAudit) -> list[str]:
+    """What is known of the scorers that an audit uses, as its figures tell it."""
+    refs = [value for _, value in audit.params if isinstance(value, ScorerRef)]
+    return [session.ctx.scorer(ref).note for ref in refs]
+
+
+def _tokenizer_digest(model: ModelHandle) -> str:
+    backend = getattr(model.tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else repr(model.tokenizer)
+    text += str(getattr(model.tokenizer, "chat_template", ""))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_cached(folder: Path) -> _Audited | None:
+    try:
+        entry = json.loads((folder / "record.json").read_text())
+        reference = (folder / "reference.safetensors").read_bytes()
+        if hashlib.sha256(reference).hexdigest() != entry["reference"]:
+            return None
+        record = AuditRecord.model_validate(entry["record"])
+        return _Audited(record.model_copy(update={"cached": True}), load(reference))
+    except Exception:
+        return None  # absent, half-written or of another version: measured anew
+
+
+def _write_cached(folder: Path, found: _Audited, warn: Callable[[str], None]) -> None:
+    """Keep a before-audit; that it can't be kept is no reason to stop."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    reference = save({name: tensor.contiguous() for name, tensor in found.reference.items()})
+    entry = {
+        "reference": hashlib.sha256(reference).hexdigest(),
+        "record": found.record.model_dump(mode="json"),
+    }
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        (temporary / "reference.safetensors").write_bytes(reference)
+        (temporary / "record.json").write_text(json.dumps(entry))
+        if folder.exists() and _read_cached(folder) is None:
+            shutil.rmtree(folder)
+        if not folder.exists():  # else another process was first; its entry is as good
+            temporary.rename(folder)
+    except OSError as error:
+        warn(f"audit {found.record.id} was not kept for later runs: {error.strerror}")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _comparisons(
+    session: _Session, found: Mapping[str, Metric], split: Split
+) -> dict[str, Comparison]:
+    before: Metrics = {}
+    for (_, measured), audited in session.baselines.items():
+        if measured == split:
+            before |= audited.metrics
+    return {name: compare(before.get(name), metric) for name, metric in found.items()}
+
+
+def _record(
+    session: _Session,
+    command: str,
+    started: datetime,
+    model: ModelRecord,
+    edits: tuple[EditRecord, ...],
+    after: tuple[AuditRecord, ...],
+    export: ExportRecord | None,
+) -> RunRecord:
+    plan, policy = session.plan, session.plan.loaded.policy
+    found = {metric.name: metric for record in after for metric in record.metrics}
+    comparisons = _comparisons(session, found, "test")
+    verdicts = tuple(judge(gate, comparisons.get(gate.metric)) for gate in plan.gates)
+    if plan.ledger is not None:
+        verdicts = tuple(map(plan.ledger.judged, verdicts))
+    status, exit_code = overall(verdicts)
+    required = {audit.id for audit in plan.audits if audit.spec.required}
+    if status == "pass" and session.skipped & required:
+        status, exit_code = "inconclusive", 4
+    return RunRecord.model_validate(
+        {
+            "command": command,
+            "run_id": f"{started:%Y%m%dT%H%M%S}-{plan.loaded.digest[:8]}",
+            "started": started.isoformat(timespec="seconds"),
+            "policy_name": policy.name,
+            "policy_digest": plan.loaded.digest,
+            "policy": policy.model_dump(mode="json"),
+            "owner": policy.owner,
+            "ticket": policy.ticket,
+            "seed": policy.seed,
+            "model": model,
+            "datasets": {
+                name: {"digest": data.digest, "source": data.source, "items": data.counts()}
+                for name, data in plan.datasets()
+            },
+            "before": tuple(
+                audited.record
+                for (_, split), audited in session.baselines.items()
+                if split == "test"
+            ),
+            "edits": edits,
+            "after": after,
+            "comparisons": tuple(comparisons.values()),
+            "verdicts": verdicts,
+            "status": status,
+            "exit_code": exit_code,
+            "warnings": tuple(session.warnings),
+            "environment": _environment(model.device),
+            "resources": session.clock.record(),
+            "export": export,
+        }
+    )
+
+
+def _model_record(plan: Plan, model: ModelHandle) -> ModelRecord:
+    spec = plan.loaded.policy.model
+    return ModelRecord(
+        source=spec.source,
+        local=Path(plan.model_source).expanduser().exists(),
+        revision=spec.revision,
+        architecture=model.architecture.family,
+        parameters=model.shape.n_parameters,
+        layers=model.n_layers,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        digest=model.digest(),
+    )
+
+
+def _environment(device: str) -> EnvironmentRecord:
+    packages: dict[str, Any] = {}
+    for name in ("torch", "transformers", "peft", "safetensors", "datasets", "scikit-learn"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return EnvironmentRecord(
+        safeedit=__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        processor=platform.processor() or platform.machine(),
+        cpu_count=os.cpu_count() or 1,
+        device=device,
+        packages=packages,
+    )

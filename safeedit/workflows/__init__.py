@@ -1,0 +1,1 @@
+"""What people do beside running one policy: plant canaries, compare editors, trace, REMEDI."""

@@ -1,0 +1,363 @@
+"""Runs a comparison: one run of the policy per editor, each kept as soon as it is there.
+
+Every run is that of ``apply`` but for the export: doses chosen on validation data, audits on test
+data, seeds, controls and the cache of the base's audits are the same. A run's report lies in a
+folder of the editor's name, with a file that says all that made it: policy, model and data by their
+digests, parameters, auditors' versions, the key of digests and the version of safeedit. Where all
+of it still holds, the record is read instead of made again. ``none`` is the base's own audits,
+``random`` the first editor's random controls.
+
+What is wrong with the policy or a name is raised before anything runs; an editor that fails in its
+run is a row with its error.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safeedit import __version__
+from safeedit.contracts import RunContext
+from safeedit.errors import ExportError, SafeeditError, UnsupportedModelError, UsageError
+from safeedit.planning.plan import Plan, make_plan
+from safeedit.policy import LoadedPolicy
+from safeedit.policy.suggest import did_you_mean
+from safeedit.records import Metric, MetricSpec, RunRecord
+from safeedit.report import write_all
+from safeedit.report.files import write_files
+from safeedit.running.run import execute, measure
+from safeedit.workflows.comparison.candidates import (
+    FAILURES,
+    LEAKAGE,
+    NONE,
+    RANDOM,
+    Entrant,
+    Settings,
+    read_entrants,
+    without_edits,
+)
+from safeedit.workflows.comparison.standings import Axis, Cost, Standing, Standings, placed
+
+RECORD, MADE_OF = "report.json", "made-of.json"
+
+SUCCESS = (
+    (LEAKAGE, "extraction_rate"),
+    ("leakage.memorization", "extraction_rate"),
+    (FAILURES, "edit_success"),
+    ("toxicity", "expected_max"),
+    ("attributes", "margin_change"),
+)
+LOCALITY = (
+    ("locality", "near_f1"),
+    ("locality", "near_accuracy_kept"),
+    ("attributes", "unchanged"),
+    ("perplexity", "ratio"),
+)
+"""What rows are ranked by where nobody says: the first of these that the policy audits."""
+
+KNOWEDIT = {
+    "edit success": (FAILURES, "edit_success"),
+    "portability": (FAILURES, "portability"),
+    "locality": ("locality", "near_f1"),
+    "fluency": (FAILURES, "fluency"),
+    "meaningless": (FAILURES, "meaningless"),
+    "incomplete": (FAILURES, "incomplete"),
+    "unrelated": (FAILURES, "unrelated"),
+    "partly replaced": (FAILURES, "partly_replaced"),
+}
+"""KnowEdit's names (arXiv 2401.01286) -> what comes nearest to each here."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A comparison with every name in it resolved, no weights loaded."""
+
+    loaded: LoadedPolicy
+    base: Plan
+    runs: tuple[tuple[Entrant, Plan | UnsupportedModelError], ...]
+    random: bool
+    """Whether the first editor's random controls are rows too."""
+    success: Axis
+    locality: Axis
+    knowedit: dict[str, str]
+    """KnowEdit's name -> full name of the metric, of those that are audited."""
+
+
+def plan_contest(
+    loaded: LoadedPolicy,
+    names: Sequence[str],
+    settings: Settings,
+    *,
+    success: str | None = None,
+    locality: str | None = None,
+) -> Contest:
+    """Resolve a comparison.
+
+    Args:
+        loaded: A policy with one edit.
+        names: Editors, variants, ``random``; ``none`` is always there.
+        settings: Parameters of single entrants.
+        success: Full name of the metric that says how well an edit works.
+        locality: Full name of the metric that says how much of the rest stays.
+
+    Raises:
+        PolicyError: As :func:`~safeedit.workflows.comparison.candidates.read_entrants` and
+            :func:`~safeedit.planning.plan.make_plan`; but an editor that refuses this kind of model
+            is a row.
+        UsageError: A metric that no audit of the policy measures, or none to rank by.
+        DataError: A data source is missing, malformed or overlaps another.
+    """
+    entrants = read_entrants(loaded, names, settings)
+    base = make_plan(without_edits(loaded), exporting=False)
+    runs: list[tuple[Entrant, Plan | UnsupportedModelError]] = []
+    for entrant in entrants:
+        try:
+            runs.append((entrant, make_plan(entrant.loaded, exporting=False)))
+        except UnsupportedModelError as error:
+            runs.append((entrant, error))
+    audited = _audited(base)
+    return Contest(
+        loaded,
+        base,
+        tuple(runs),
+        RANDOM in names,
+        _axis(base, "success", success, SUCCESS),
+        _axis(base, "locality", locality, LOCALITY),
+        {name: audited[each] for name, each in KNOWEDIT.items() if each in audited},
+    )
+
+
+def run_contest(
+    contest: Contest,
+    ctx: RunContext,
+    folder: Path,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    write: Callable[[Standings], None] = lambda standings: None,
+) -> Standings:
+    """Run what has not been run, in order.
+
+    Args:
+        contest: From :func:`plan_contest`.
+        ctx: As for ``apply``.
+        folder: Where records are kept, each in a folder of its own.
+        say: Told what runs, and what is taken as it is.
+        write: Called with the standings so far after each run.
+
+    Raises:
+        ExportError: A record can't be written.
+        ModelError: The untouched model can't be opened or measured.
+    """
+    untouched = _kept_or_made(NONE, contest.base, ctx, folder, say, measure)
+    rows = [Standing(name=NONE, use="", kind="none", metrics=_figures(untouched))]
+
+    def standings() -> Standings:
+        policy = contest.loaded.policy
+        found = Standings(
+            policy_name=policy.name,
+            policy_digest=contest.loaded.digest,
+            model=untouched.model,
+            seed=policy.seed,
+            safeedit=__version__,
+            success=contest.success,
+            locality=contest.locality,
+            knowedit=contest.knowedit,
+            rows=placed(rows, contest.success, contest.locality),
+        )
+        write(found)
+        return found
+
+    for place, (entrant, plan) in enumerate(contest.runs):
+        record = None
+        try:
+            if isinstance(plan, UnsupportedModelError):
+                raise plan
+            record = _kept_or_made(entrant.name, plan, ctx, folder, say, execute)
+            rows.append(_standing(entrant, record))
+        except ExportError:
+            raise  # the disk, not the editor
+        except Exception as error:
+            why = _first_line(error)
+            ctx.warn(f"{entrant.name} failed: {why}")
+            rows.append(_failed(entrant.name, entrant.use, why))
+        if place == 0 and contest.random:
+            rows += _controls(entrant, record)
+        standings()
+    return standings()
+
+
+def _audited(plan: Plan) -> dict[tuple[str, str], str]:
+    """(Auditor, bare name) -> full name of the metric; the first audit of a kind counts."""
+    found: dict[tuple[str, str], str] = {}
+    for audit in plan.audits:
+        for full, spec in audit.metrics.items():
+            found.setdefault((audit.spec.use, spec.name), full)
+    return found
+
+
+def _axis(plan: Plan, option: str, asked: str | None, usual: Sequence[tuple[str, str]]) -> Axis:
+    known: dict[str, MetricSpec] = {}
+    for audit in plan.audits:
+        known |= audit.metrics
+    audited = _audited(plan)
+    name = asked or next((audited[each] for each in usual if each in audited), None)
+    if name is None:
+        raise UsageError(
+            f"nothing that the policy audits is known to tell {option}",
+            field=option,
+            remedy=f"name one of its metrics with --{option}: {', '.join(sorted(known))}",
+        )
+    if name not in known:
+        raise UsageError(
+            f"no audit of this policy measures {name!r}",
+            field=option,
+            remedy=did_you_mean(name, known),
+        )
+    spec = known[name]
+    return Axis(metric=name, unit=spec.unit, direction=spec.direction, description=spec.description)
+
+
+def _kept_or_made(
+    name: str,
+    plan: Plan,
+    ctx: RunContext,
+    folder: Path,
+    say: Callable[[str], None],
+    make: Callable[[Plan, RunContext], RunRecord],
+) -> RunRecord:
+    """The record in the entrant's folder if it was made of the same, else a new one."""
+    own, made_of = folder / name, _made_of(plan, ctx)
+    record = _kept(own, made_of)
+    if record is not None:
+        say(f"{name}: kept from an earlier run")
+        return record
+    say(f"{name}: running")
+    _clear(own)
+    _forget_peaks()
+    record = make(plan, replace(ctx, warn=lambda message: ctx.warn(f"{name}: {message}")))
+    # What it was made of comes last: without it a record does not count.
+    write_all(record, own, "--out")
+    write_files({MADE_OF: made_of}, own, "--out")
+    return record
+
+
+_REPORTS = (RECORD, "report.html", "report.md", "junit.xml")
+
+
+def _clear(folder: Path) -> None:
+    """Remove a report that no longer counts, so that a failure doesn't leave it standing."""
+    try:
+        for stale in (MADE_OF, *_REPORTS):
+            (folder / stale).unlink(missing_ok=True)
+    except OSError as error:
+        raise ExportError(
+            f"no report can be kept here: {error.strerror}",
+            file=folder,
+            remedy="choose another folder with --out",
+        ) from error
+
+
+def _kept(folder: Path, made_of: str) -> RunRecord | None:
+    try:
+        if (folder / MADE_OF).read_text(encoding="utf-8") != made_of:
+            return None
+        return RunRecord.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _made_of(plan: Plan, ctx: RunContext) -> str:
+    """All that decides a run's figures, as JSON."""
+    found = {
+        **plan.fingerprint(),
+        "params": {edit.id: edit.params.model_dump(mode="json") for edit in plan.edits},
+        "audits": {
+            audit.id: [audit.auditor.version, audit.params.model_dump(mode="json")]
+            for audit in plan.audits
+        },
+        "key": ctx.digest("comparison"),
+        "safeedit": __version__,
+    }
+    return json.dumps(found, indent=2, sort_keys=True) + "\n"
+
+
+def _forget_peaks() -> None:
+    """Let peak memory be this run's own, as far as the system allows."""
+    gc.collect()
+    with suppress(OSError):  # Linux alone can
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _standing(entrant: Entrant, record: RunRecord) -> Standing:
+    (edit,) = record.edits
+    stages = record.resources.stages
+    return Standing(
+        name=entrant.name,
+        use=entrant.use,
+        kind="editor",
+        warning=entrant.warning,
+        metrics=_figures(record),
+        params=edit.params,
+        dose=edit.dose,
+        targets_met=edit.targets_met,
+        entries_changed=sum(change.entries_changed for change in edit.changes),
+        status=record.status if record.verdicts else None,
+        cost=Cost(
+            fit_seconds=stages[f"edit {edit.id}: fit"],
+            dose_seconds=stages[f"edit {edit.id}: dose"],
+            wall_seconds=record.resources.wall_seconds,
+            peak_memory_bytes=record.resources.peak_memory_bytes,
+            peak_device_bytes=record.resources.peak_device_bytes,
+        ),
+    )
+
+
+def _controls(entrant: Entrant, record: RunRecord | None) -> list[Standing]:
+    """The rows of the first editor's random controls."""
+    if record is None:
+        why = f"{entrant.name}, whose random control it is, failed"
+        return [_failed(RANDOM, entrant.use, why, "random")]
+    drawn = [control for control in record.edits[0].controls if control.random]
+    return [
+        Standing(
+            name=RANDOM if draw == 1 else f"{RANDOM} {draw}",
+            use=entrant.use,
+            kind="random",
+            warning=f"{control.name} as {entrant.name}, seed {control.seed}",
+            metrics=_bare(control.metrics),
+        )
+        for draw, control in enumerate(drawn, 1)
+    ]
+
+
+def _failed(name: str, use: str, why: str, kind: Any = "editor") -> Standing:
+    return Standing(name=name, use=use, kind=kind, error=why)
+
+
+def _first_line(error: Exception) -> str:
+    """Why something failed; of an exception that is not ours, type and place: its words may
+    quote data."""
+    if isinstance(error, SafeeditError):
+        return error.message.splitlines()[0]
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"unexpected {type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
+
+
+def _figures(record: RunRecord) -> dict[str, Metric]:
+    return _bare([metric for audit in record.after for metric in audit.metrics])
+
+
+def _bare(metrics: Sequence[Metric]) -> dict[str, Metric]:
+    """Metrics by name, without what they hold of single items."""
+    empty: dict[str, Any] = {"items": {}, "weights": {}, "groups": {}, "positions": {}, "axis": ""}
+    return {metric.name: metric.model_copy(update=empty) for metric in metrics}

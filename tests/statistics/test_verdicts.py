@@ -1,0 +1,260 @@
+"""Gates decide on what was measured, and say when that is too little."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safeedit.policy import GateSpec
+from safeedit.records import GATE_KINDS, Comparison, Metric, Status, Verdict
+from safeedit.statistics.metrics import compare, mean_metric, rate_metric
+from safeedit.statistics.verdicts import describe, judge, overall
+
+NAME = "leakage.extraction_rate"
+
+
+def gate(**conditions: Any) -> GateSpec:
+    return GateSpec.model_validate({"metric": NAME, **conditions})
+
+
+def rate(successes: int, n: int) -> Metric:
+    return rate_metric(NAME, {str(i): i < successes for i in range(n)}, "rate", "lower")
+
+
+def mean(*values: float) -> Metric:
+    return mean_metric(NAME, {str(i): v for i, v in enumerate(values)}, "nats", "lower")
+
+
+def status(spec: GateSpec, after: Metric, before: Metric | None = None) -> Status:
+    return judge(spec, compare(before, after)).status
+
+
+@pytest.mark.parametrize(
+    ("conditions", "successes", "expected"),
+    [
+        ({"max": 0.1}, 9, "pass"),
+        ({"max": 0.1}, 10, "pass"),
+        ({"max": 0.1}, 11, "fail"),
+        ({"min": 0.1}, 9, "fail"),
+        ({"min": 0.1}, 10, "pass"),
+        ({"min": 0.1}, 11, "pass"),
+    ],
+)
+def test_the_point_estimate_decides_and_the_bound_itself_is_inside(
+    conditions: dict[str, float], successes: int, expected: Status
+) -> None:
+    assert status(gate(**conditions), rate(successes, 100)) == expected
+
+
+@pytest.mark.parametrize(
+    ("conditions", "successes", "expected"),
+    [
+        ({"max": 0.1}, 1, "pass"),
+        ({"max": 0.1}, 8, "inconclusive"),
+        ({"max": 0.1}, 12, "inconclusive"),
+        ({"max": 0.1}, 30, "fail"),
+        ({"min": 0.9}, 99, "pass"),
+        ({"min": 0.9}, 92, "inconclusive"),
+        ({"min": 0.9}, 50, "fail"),
+    ],
+)
+def test_with_confidence_the_whole_interval_decides(
+    conditions: dict[str, float], successes: int, expected: Status
+) -> None:
+    assert status(gate(**conditions, confidence=0.95), rate(successes, 100)) == expected
+
+
+def test_a_higher_confidence_asks_for_more_evidence() -> None:
+    after = rate(3, 100)
+    assert after.interval is not None
+    assert after.interval.high < 0.09
+    assert status(gate(max=0.09, confidence=0.95), after) == "pass"
+    assert status(gate(max=0.09, confidence=0.999), after) == "inconclusive"
+    assert "0.999 interval" in judge(gate(max=0.09, confidence=0.999), compare(None, after)).reason
+
+
+def test_no_leak_in_twenty_is_no_proof_of_less_than_two_percent() -> None:
+    assert status(gate(max=0.02), rate(0, 20)) == "pass"
+    assert status(gate(max=0.02, confidence=0.95), rate(0, 20)) == "inconclusive"
+    assert status(gate(max=0.02, confidence=0.95), rate(0, 200)) == "pass"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "before", "after", "expected"),
+    [
+        ({"max_increase": 0.1}, 50, 60, "pass"),
+        ({"max_increase": 0.1}, 50, 61, "fail"),
+        ({"max_increase": 0.1}, 50, 10, "pass"),
+        ({"max_increase": "20%"}, 50, 60, "pass"),
+        ({"max_increase": "20%"}, 50, 61, "fail"),
+        ({"max_decrease": 0.1}, 50, 40, "pass"),
+        ({"max_decrease": 0.1}, 50, 39, "fail"),
+        ({"max_decrease": 0.1}, 50, 90, "pass"),
+        ({"max_decrease": "10%"}, 50, 45, "pass"),
+        ({"max_decrease": "10%"}, 50, 44, "fail"),
+        ({"min_decrease": 0.1}, 50, 40, "pass"),
+        ({"min_decrease": 0.1}, 50, 41, "fail"),
+        ({"min_decrease": "30%"}, 50, 35, "pass"),
+        ({"min_decrease": "30%"}, 50, 90, "fail"),
+        ({"min_increase": "30%"}, 50, 65, "pass"),
+        ({"min_increase": "30%"}, 50, 64, "fail"),
+        ({"max_increase": "5%"}, 0, 0, "pass"),
+        ({"max_increase": "5%"}, 0, 1, "fail"),
+    ],
+)
+def test_changes_are_held_against_the_value_before(
+    conditions: dict[str, Any], before: int, after: int, expected: Status
+) -> None:
+    assert status(gate(**conditions), rate(after, 100), rate(before, 100)) == expected
+
+
+def test_rounding_does_not_put_a_change_on_the_wrong_side_of_its_bound() -> None:
+    before, after = (rate(n, 100).model_copy(update={"items": {}}) for n in (70, 80))
+    assert compare(before, after).difference == 0.8 - 0.7 > 0.1
+    assert status(gate(max_increase=0.1), after, before) == "pass"
+
+
+def test_a_change_is_judged_at_the_confidence_asked_for() -> None:
+    before, after = rate(50, 100), rate(53, 100)
+    interval = compare(before, after).difference_interval
+    assert interval is not None
+    assert interval.high < 0.09
+    assert status(gate(max_increase=0.09, confidence=0.95), after, before) == "pass"
+    assert status(gate(max_increase=0.09, confidence=0.999), after, before) == "inconclusive"
+
+
+def test_a_share_of_a_negative_value_is_a_share_of_its_size() -> None:
+    before, after = mean(*[-10.0] * 12), mean(*[-9.6] * 12)
+    assert status(gate(max_increase="5%"), after, before) == "pass"
+    assert status(gate(max_increase="3%"), after, before) == "fail"
+
+
+def test_with_confidence_a_change_is_judged_by_its_paired_interval() -> None:
+    before = mean(*[1.0 + i for i in range(40)])
+    after = mean(*[1.05 + i + (i % 3 - 1) * 0.01 for i in range(40)])
+    # The spread between items is 200 times the change; pairs see it all the same.
+    assert status(gate(max_increase=0.08, confidence=0.95), after, before) == "pass"
+    assert status(gate(max_increase=0.05, confidence=0.95), after, before) == "inconclusive"
+    assert status(gate(max_increase=0.02, confidence=0.99), after, before) == "fail"
+    assert status(gate(max_increase="1%", confidence=0.95), after, before) == "pass"
+
+
+def test_no_change_in_ten_pairs_is_no_proof_of_no_change() -> None:
+    same = rate(5, 10)
+    assert status(gate(max_decrease=0.05, confidence=0.95), same, same) == "inconclusive"
+    many = rate(500, 1000)
+    assert status(gate(max_decrease=0.05, confidence=0.95), many, many) == "pass"
+
+
+@pytest.mark.parametrize("conditions", [{"max": 0.5}, {"max_increase": 0.5}])
+def test_too_few_items_are_inconclusive_whatever_they_say(conditions: dict[str, float]) -> None:
+    verdict = judge(gate(**conditions), compare(rate(0, 3), rate(0, 3)))
+    assert verdict.status == "inconclusive"
+    assert "3 independent items, fewer than the 10" in verdict.reason
+    assert status(gate(**conditions, min_n=3), rate(0, 3), rate(0, 3)) == "pass"
+
+
+def test_many_phrasings_of_three_facts_are_still_three() -> None:
+    items = {str(i): False for i in range(60)}
+    groups = {key: str(int(key) % 3) for key in items}
+    after = rate_metric(NAME, items, "rate", "lower", groups=groups)
+    assert status(gate(max=0.5), after) == "inconclusive"
+
+
+def test_what_was_not_measured_is_inconclusive() -> None:
+    skipped = judge(gate(max=0.1), None)
+    assert skipped.status == "inconclusive"
+    assert "skipped" in skipped.reason
+    assert status(gate(max=0.1), rate(0, 0)) == "inconclusive"
+    assert status(gate(max=0.1), rate(1, 20).model_copy(update={"value": float("nan")})) == (
+        "inconclusive"
+    )
+    infinite = mean(*[1.0] * 20, float("inf"))
+    verdict = judge(gate(max=5.0), compare(None, infinite))
+    assert verdict.status == "inconclusive"
+    assert "not finite" in verdict.reason
+
+
+def test_a_change_without_a_before_is_inconclusive() -> None:
+    assert status(gate(max_increase=0.1), rate(1, 20)) == "inconclusive"
+    assert status(gate(max_increase=0.1), rate(1, 20), rate(0, 0)) == "inconclusive"
+
+
+def test_confidence_without_an_interval_is_inconclusive() -> None:
+    after = rate(0, 20).model_copy(update={"interval": None})
+    assert status(gate(max=0.5), after) == "pass"
+    assert status(gate(max=0.5, confidence=0.95), after) == "inconclusive"
+
+
+def test_a_verdict_tells_the_resolved_bound_and_reads_as_a_sentence() -> None:
+    verdict = judge(gate(max_increase="10%"), compare(rate(50, 100), rate(56, 100)))
+    assert verdict.bound == pytest.approx(0.05)
+    assert verdict.value == pytest.approx(0.06)
+    assert verdict.condition == "max_increase 10%"
+    assert verdict.reason == f"{NAME} changed by +0.06, above the bound 0.05"
+    assert describe(gate(max=0.02, confidence=0.95)) == f"{NAME} max 0.02 at confidence 0.95"
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(GATE_KINDS),
+    bound=st.floats(0, 1),
+    before=st.integers(0, 30),
+    after=st.integers(0, 30),
+)
+def test_confidence_never_turns_a_verdict_round(
+    kind: str, bound: float, before: int, after: int
+) -> None:
+    comparison = compare(rate(before, 30), rate(after, 30))
+    point = judge(gate(**{kind: bound}), comparison).status
+    careful = judge(gate(**{kind: bound}, confidence=0.95), comparison).status
+    assert point in ("pass", "fail")
+    assert careful in (point, "inconclusive")
+
+
+@settings(max_examples=100, deadline=None)
+@given(bound=st.floats(0, 1), easier=st.floats(0, 1), successes=st.integers(0, 30))
+def test_an_easier_bound_is_never_judged_worse(bound: float, easier: float, successes: int) -> None:
+    order = {"fail": 0, "inconclusive": 1, "pass": 2}
+    comparison = compare(None, rate(successes, 30))
+    low, high = sorted((bound, easier))
+    strict = judge(gate(max=low, confidence=0.9), comparison).status
+    lax = judge(gate(max=high, confidence=0.9), comparison).status
+    assert order[strict] <= order[lax]
+
+
+def _verdict(found: Status) -> Verdict:
+    return Verdict(metric=NAME, condition="", status=found, reason="", value=None, bound=None)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([], ("pass", 0)),
+        (["pass", "pass"], ("pass", 0)),
+        (["pass", "inconclusive"], ("inconclusive", 4)),
+        (["inconclusive", "fail", "pass"], ("fail", 1)),
+    ],
+)
+def test_one_failure_fails_and_one_doubt_is_inconclusive(
+    found: list[Status], expected: tuple[Status, int]
+) -> None:
+    assert overall([_verdict(one) for one in found]) == expected
+
+
+def test_judging_changes_nothing() -> None:
+    comparison = compare(rate(3, 20), rate(1, 20))
+    copy = Comparison.model_validate_json(comparison.model_dump_json())
+    first = judge(gate(max_increase=0.1, confidence=0.9), comparison)
+    assert comparison == copy
+    assert judge(gate(max_increase=0.1, confidence=0.9), copy) == first
+
+
+def test_gates_need_no_torch() -> None:
+    code = "import sys, safeedit.statistics.verdicts; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,127 @@
+"""Measuring a map's three uses, and ``safeedit remedi`` as a person types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from safeedit.cli.main import main
+from safeedit.contracts import RunContext
+from safeedit.data import Dataset, Item
+from safeedit.data.loading import load_dataset
+from safeedit.methods.remedi.mapping import Remedi, Schooling, train
+from safeedit.methods.remedi.steering import steering
+from safeedit.model.sources import open_model
+from safeedit.policy import DataSpec
+from safeedit.workflows.remedi.measuring import compiled, lessons_of, lift, probe
+from tests.editors.gendered import FEMALE, MALE, gendered, prose
+from tests.model.named import LATER, NAMES
+from tests.tiny_models import save_tiny
+
+
+def rows() -> list[dict[str, Any]]:
+    found = []
+    for split, names, kinds in (("fit", NAMES, (MALE[:4], FEMALE[:4])),
+                                ("test", LATER, (MALE[4:], FEMALE[4:]))):  # fmt: skip
+        for n, name in enumerate(names):
+            own, other = (kinds[side][n // 2 % len(kinds[0])] for side in (n % 2, 1 - n % 2))
+            words = ("heb", "sheb")[n % 2], ("sheb", "heb")[n % 2]
+            found.append(
+                {"prompt": f"Here {name} says", "subject": name, "split": split, "attribute": own,
+                 "context": f"Here {name} met the {own} today", "other_attribute": other,
+                 "target": words[0], "other": words[1]}
+            )  # fmt: skip
+    return found
+
+
+def dataset() -> Dataset:
+    items = []
+    for number, row in enumerate(rows()):
+        own = {name: row.pop(name) for name in ("prompt", "subject", "split")}
+        items.append(Item(str(number), extra=row, **own))
+    return Dataset(items, template="plain")
+
+
+def test_steered_and_compiled_are_measured_alike(tmp_path: Path) -> None:
+    handle, data = gendered("llama"), dataset()
+    how = Schooling(epochs=10, patience=10, learning_rate=1e-2, keep=0.1, held_out=0.0)
+    learnt = train(handle, lessons_of(data, "fit", both_ways=True), 0, "plain", how)
+    ctx = RunContext(seed=0, cache=tmp_path, secret=b"a key")
+    fit = data.items("fit")
+    steers = learnt.learnt_of(handle, lessons_of(data, "fit"))
+    steered = lift(handle, steering(handle, steers), fit, data.items("test"), "plain", ctx)
+    assert steered.margin > 0.5
+    assert steered.raised > 0.7
+    assert steered.locality == 1, "nobody else is steered"
+    none = lift(handle, steering(handle, []), fit, [], "plain", ctx)
+    assert (none.margin, none.probability, none.locality) == (0, 0, None)
+    found = probe(handle, learnt, data, "fit", draws=3)
+    assert 0 <= found.control <= 1
+    assert found.entities == len(NAMES)
+    assert found.selectivity == found.accuracy - found.control
+    later = data.items("test")
+    proposal = compiled(
+        handle, later, {"lessons": data, "prose": prose()}, ctx,
+        layers=[0], epochs=10, patience=10, learning_rate=1e-2, keep=0.1, ridge=1e-4,
+    )  # fmt: skip
+    steers = learnt.learnt_of(handle, lessons_of(data, "test"))
+    steered = lift(handle, steering(handle, steers), later, [], "plain", ctx)
+    weights = lift(handle, handle.applied(proposal.at(1)), later, [], "plain", ctx)
+    assert weights.margin > 0.25 * steered.margin > 0
+
+
+def test_the_built_in_lessons_share_no_name_and_no_attribute_between_splits() -> None:
+    data = load_dataset(DataSpec(dataset="attributes", where={"role": "lesson"}))
+    seen: list[set[str]] = []
+    for split in ("fit", "validation", "test"):
+        lessons = lessons_of(data, split, both_ways=True)  # type: ignore[arg-type]
+        assert len(lessons) == 2 * len(data.items(split))  # type: ignore[arg-type]
+        seen.append({x for one in lessons for x in (one.subject, one.attribute, one.target)})
+        assert all(one.subject in one.prompt and one.attribute in one.context for one in lessons)
+        assert not any(one.attribute in one.prompt for one in lessons)
+    assert len(set.union(*seen)) == sum(map(len, seen))
+    everyone = load_dataset(DataSpec(dataset="attributes", template="plain", split="test"))
+    persons = [item.subject for item in everyone if item.extra.get("kind") != "concept"]
+    assert len(set(persons)) == len(persons)
+
+
+def call(*arguments: Any) -> Result:
+    return CliRunner().invoke(main, ["remedi", *map(str, arguments)])
+
+
+def test_a_map_is_trained_probed_with_and_steered_by(tmp_path: Path) -> None:
+    source = save_tiny("llama", tmp_path / "model")
+    lessons, out = tmp_path / "lessons.jsonl", tmp_path / "map.safetensors"
+    lessons.write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    given = ("--model", source, "--lessons", lessons)
+    trained = call("train", *given, "--layers", "0-0", "--learning-rate", 1e-4, "--out", out)
+    assert (trained.exit_code, "learnt nothing" in trained.stderr) == (3, True)  # random weights
+    model, how = open_model(str(source)), Schooling(epochs=2, held_out=0.0)
+    train(model, lessons_of(dataset(), "fit"), 0, "plain", how).save(out)
+    assert Remedi.load(out).layer == 0
+    again = call("train", *given, "--out", out)
+    assert (again.exit_code, "the file exists" in again.stderr) == (2, True)
+    probed = call("probe", *given, "--map", out, "--told", "--json")
+    assert json.loads(probed.stdout)["entities"] == len(LATER), probed.stderr
+    steered = call("steer", *given, "--map", out, "--json")
+    assert set(json.loads(steered.stdout)) == {
+        "margin", "probability", "accuracy", "raised", "locality",
+    }  # fmt: skip
+    said = call("steer", *given, "--map", out, "--prompt", "Here kragum says", "--tokens", 3)
+    assert (said.exit_code, bool(said.stdout)) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("probe", "--map", "none.safetensors"), 3, "does not exist"),
+        (("train", "--out", "m", "--layers", "x"), 2, "--layers"),
+    ],
+)
+def test_a_wrong_call_says_what_is_wrong(arguments: tuple[str, ...], code: int, said: str) -> None:
+    result = call(*arguments, "--model", "nowhere")
+    assert (result.exit_code, said in result.stderr) == (code, True), result.stderr
