@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
+
+from tests.training import on_training, seeded
 
 if TYPE_CHECKING:
     from safeedit.model.handle import ModelHandle
@@ -22,11 +26,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for_cuda = [item for item in items if item.get_closest_marker("cuda")]
     if not for_cuda:
         return
-    import torch
-
     if not torch.cuda.is_available():
         for item in for_cuda:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """While a test runs, its fixtures included, it is the one that training is charged to."""
+    _running.append(item)
+    try:
+        return (yield)
+    finally:
+        _running.pop()
+
+
+def _ask_for_the_mark() -> None:
+    item = _running[-1] if _running else None
+    if item is not None and not item.get_closest_marker("trains"):
+        if log := os.environ.get("SAFEEDIT_TEST_LOG_TRAINING"):
+            with open(log, "a") as f: f.write(item.nodeid + "\n")
+            return
+        raise AssertionError(
+            f"{item.nodeid} trains a model or uses a trained one: mark its module "
+            "(pytestmark = pytest.mark.trains), so that `make test-kernels` runs it"
+        )
+
+
+_running: list[pytest.Item] = []
+on_training(_ask_for_the_mark)
+
+
+@pytest.fixture(autouse=True)
+def seed_of_torch() -> None:
+    """What draws from torch's own generator draws the same in any order of tests."""
+    torch.manual_seed(seeded(0))
 
 
 @pytest.fixture(scope="session")
