@@ -45,7 +45,8 @@ def _ask_for_the_mark() -> None:
     item = _running[-1] if _running else None
     if item is not None and not item.get_closest_marker("trains"):
         if log := os.environ.get("SAFEEDIT_TEST_LOG_TRAINING"):
-            with open(log, "a") as f: f.write(item.nodeid + "\n")
+            with open(log, "a") as f:
+                f.write(item.nodeid + "\n")
             return
         raise AssertionError(
             f"{item.nodeid} trains a model or uses a trained one: mark its module "

@@ -85,7 +85,7 @@ class KeptDistributions:
         self.others[places] = others.clamp(min=_IMPOSSIBLE).cpu()
 
     def divergence(self, first: int, now: Tensor) -> Tensor:
-        """``(n,)`` KL(base || now), nats, at positions from ``first`` on; ``now`` ``(n, vocab)``."""
+        """``(n,)`` KL(base || now), nats, of ``now`` ``(n, vocab)`` at positions from ``first`` on."""
         places = slice(first, first + len(now))
         base = self.log_probs[places].to(now.device).float()
         if self.tokens is not None and self.others is not None:
@@ -102,6 +102,7 @@ class KeptDistributions:
         if self.tokens is None or self.others is None or not len(self.others):
             return ""
         return (
-            f"a lower bound: the base's {self.tokens.shape[1]} likeliest tokens are told apart, all "
-            f"others (mean probability {float(self.others.double().exp().mean()):.2g}) count as one"
+            f"a lower bound: the base's {self.tokens.shape[1]} likeliest tokens are told apart, "
+            f"all others (mean probability {float(self.others.double().exp().mean()):.2g}) "
+            "count as one"
         )

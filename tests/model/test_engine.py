@@ -109,9 +109,7 @@ def test_distributions_equal_those_of_the_whole_model(handle: ModelHandle) -> No
     prompts = token_rows(4, 1, 12)
     continuations = token_rows(4, 2, 6, seed=1)
 
-    found = dict(
-        handle.engine.distributions(prompts, continuations, as_they_are, max_positions=3)
-    )
+    found = dict(handle.engine.distributions(prompts, continuations, as_they_are, max_positions=3))
 
     assert sorted(found) == [0, 1, 2, 3]
     for index, distribution in found.items():
