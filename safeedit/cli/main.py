@@ -15,11 +15,11 @@ import secrets
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -36,11 +36,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
-    from safeedit.contracts import Progress, RunContext
+    from safeedit.contracts import RunContext
     from safeedit.planning.plan import Plan
     from safeedit.records import RunRecord
 
-Item = TypeVar("Item")
 EXIT_RUNTIME = 3
 
 
@@ -409,63 +408,26 @@ class _Context:
         self.screen, self.seed = screen, seed
 
     def __enter__(self) -> RunContext:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-        )
-
+        from safeedit.cli.progress import Announcer
         from safeedit.contracts import RunContext
         from safeedit.model.sources import cache_dir
 
         cache = cache_dir()
         secret = _secret(cache)
-        console = self.screen.console()
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=self.screen.quiet or not console.is_terminal,
-        )
+        shown = Announcer(self.screen.console(), self.screen.say, quiet=self.screen.quiet)
+        self.bars = shown.bars
         self.bars.start()
         return RunContext(
             seed=self.seed,
             cache=cache,
             secret=secret,
-            progress=self._progress(),
+            progress=shown.progress,
+            stages=shown.stage,
             warn=lambda message: self.screen.beside(self.bars, message),
         )
 
     def __exit__(self, *exception: object) -> None:
         self.bars.stop()
-
-    def _progress(self) -> Progress:
-        def track(
-            items: Iterable[Item], description: str, total: int | None = None
-        ) -> Iterator[Item]:
-            if not self.bars.disable:
-                task = self.bars.add_task(description, total=total or _length(items))
-            elif not self.screen.quiet:
-                click.echo(f"{description} ...", err=True)
-            try:
-                for item in items:
-                    yield item
-                    if not self.bars.disable:
-                        self.bars.advance(task)
-            finally:  # a loop may end before its items do
-                if not self.bars.disable:
-                    self.bars.remove_task(task)
-
-        return track
-
-
-def _length(items: Iterable[Any]) -> int | None:
-    return len(items) if isinstance(items, Sized) else None
 
 
 def _secret(cache: Path) -> bytes:
