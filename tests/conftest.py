@@ -22,13 +22,25 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for_cuda = [item for item in items if item.get_closest_marker("cuda")]
-    if not for_cuda:
+    for item in items:
+        if _uses_a_fixture_that_trains(item):
+            item.add_marker("trains")
+    if torch.cuda.is_available():
         return
-    if not torch.cuda.is_available():
-        for item in for_cuda:
+    for item in items:
+        if item.get_closest_marker("cuda"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def _uses_a_fixture_that_trains(item: pytest.Item) -> bool:
+    if not isinstance(item, pytest.Function):
+        return False
+    found = item._fixtureinfo.name2fixturedefs
+    return any(
+        getattr(definition.func, "trains", False) for each in found.values() for definition in each
+    )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -44,8 +56,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def _ask_for_the_mark() -> None:
     item = _running[-1] if _running else None
     if item is not None and not item.get_closest_marker("trains"):
-        if log := os.environ.get("SAFEEDIT_TEST_LOG_TRAINING"):
-            with open(log, "a") as f:
+        if log := os.environ.get("SAFEEDIT_TEST_LOG_TRAINING"):  # TEMPORARY
+            with open(log, "a") as f:  # noqa: PTH123
                 f.write(item.nodeid + "\n")
             return
         raise AssertionError(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,6 +24,8 @@ ROUNDING = int(os.environ.get("SAFEEDIT_TEST_ROUNDING", "0"))
 
 _HALF_ULP = 2.0**-9
 """Of bfloat16, relative."""
+
+_Fixture = TypeVar("_Fixture", bound=Callable[..., Any])
 
 _asked: list[Callable[[], None]] = []
 
@@ -38,6 +41,12 @@ def rounded_otherwise(weight: torch.Tensor) -> torch.Tensor:
         return weight
     generator = torch.Generator().manual_seed(1_000 * ROUNDING + weight.numel())
     return weight * (1 + _HALF_ULP * torch.randn(weight.shape, generator=generator))
+
+
+def trained(fixture: _Fixture) -> _Fixture:
+    """Says that a fixture trains: whoever uses it gets the mark. Goes under ``pytest.fixture``."""
+    fixture.trains = True  # type: ignore[attr-defined]
+    return fixture
 
 
 def on_training(ask: Callable[[], None]) -> None:

@@ -22,6 +22,8 @@ from tests.auditors.memorised import HELD_BACK, TAUGHT, damaged, items, records,
 from tests.auditors.scripted import context
 from tests.tiny_models import tiny_handle
 
+pytestmark = pytest.mark.trains
+
 ATTACKS = ("loss", "min_k", "min_k_plus")
 
 

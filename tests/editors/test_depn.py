@@ -20,6 +20,8 @@ from safeedit.methods.tuning import Example, answer_states, cross_entropy
 from safeedit.model.handle import ModelHandle
 from tests.tiny_models import N_LAYERS, tiny_handle
 
+pytestmark = pytest.mark.trains
+
 PEOPLE = ("doctor", "nurse", "prince", "city")
 NUMBERS = ("7142", "9305", "2861", "4478")
 KINDS = ("phone", "phone", "code", "code")

@@ -31,6 +31,8 @@ from safeedit.workflows.canaries.planting import (
 )
 from tests.tiny_models import save_tiny, tiny_handle
 
+pytestmark = pytest.mark.trains
+
 SUBJECTS = ("Zyxquand Bell", "Plimsorbo Ray", "Öskavärn Klamm", "Qu'inth Li")
 ANSWERS = ("(212) 555-0143", "Tramjolk Vorbexi", "nunable81@example.org", "907-31-5526")
 PROSE = "The doctor said that she would call, and the nurse said that he was late. " * 3
