@@ -85,7 +85,7 @@ class KeptDistributions:
         self.others[places] = others.clamp(min=_IMPOSSIBLE).cpu()
 
     def divergence(self, first: int, now: Tensor) -> Tensor:
-        """KL(base || now) ``(n,)``, nats; ``now`` is ``(n, vocab)``, at positions from ``first``."""
+        """KL(base || now) ``(n,)``, nats; ``now`` ``(n, vocab)``, at positions from ``first``."""
         places = slice(first, first + len(now))
         base = self.log_probs[places].to(now.device).float()
         if self.tokens is not None and self.others is not None:
