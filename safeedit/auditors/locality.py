@@ -147,6 +147,7 @@ class Locality:
         if reference is not None:
             check_reference(reference, data, split)
         groups = self._ask(model.engine, data, split, ctx, reference)
+        kept: dict[str, KeptDistributions | None]
         if reference is None:
             made = {FINGERPRINT: fingerprint(data, split)}
             made |= {_answers_of(group.name): pad(group.answers) for group in groups.values()}
