@@ -59,6 +59,21 @@ def load_dataset(
     return build_dataset(records, spec, role, seed=seed, notes=notes)
 
 
+def with_defaults(
+    roles: Iterable[DataRole], given: Mapping[str, Dataset], seed: int = 0
+) -> dict[str, Dataset]:
+    """Data by role, with the built-in data set of every role that has one and was given none.
+
+    Raises:
+        DataError: A built-in data set is missing or damaged.
+    """
+    found = dict(given)
+    for role in roles:
+        if role.default is not None and role.name not in found:
+            found[role.name] = load_dataset(role.default, role=role, seed=seed)
+    return found
+
+
 def read_records(
     spec: DataSpec, base: Path = Path(), counted: Counter[str] | None = None
 ) -> list[Record]:

@@ -31,6 +31,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from safeedit.contracts import (
+    PROSE,
     DataRole,
     EditData,
     LayerShape,
@@ -87,7 +88,7 @@ class KeyedNeurons:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "facts to change, each with its subject", erased=True),
         DataRole("preserve", "facts on subjects that must not fire", required=False),
-        DataRole("prose", "ordinary text to leave alone (default: built in)", required=False),
+        PROSE,
     )
 
     def __init__(self, params: Any) -> None:

@@ -30,6 +30,7 @@ from pydantic import Field
 from torch import Tensor
 
 from safeedit.contracts import (
+    PROSE,
     DataRole,
     EditData,
     LayerShape,
@@ -84,7 +85,7 @@ class KeyedEditor(ABC):
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "facts to change, each with its subject", erased=True),
         DataRole("preserve", "facts whose keys are to stay, near ones above all", required=False),
-        DataRole("prose", "ordinary text to leave alone (default: built in)", required=False),
+        PROSE,
     )
 
     def __init__(self, params: Any) -> None:

@@ -31,6 +31,7 @@ from safeedit.contracts import (
     TensorPlan,
 )
 from safeedit.data import Dataset, check_disjoint, load_dataset
+from safeedit.data.loading import with_defaults
 from safeedit.errors import DataError, ExportError, PolicyError, SafeeditError, UsageError
 from safeedit.export.ledger.file import find_ledger
 from safeedit.export.ledger.keys import LedgerKey, read_key
@@ -547,6 +548,7 @@ def _split_options(
                     remedy="give every item an answer, or map a column to it with 'columns'",
                 )
             datasets[role.name] = found
+    datasets = with_defaults(roles, datasets, loaded.policy.seed)
     for role in roles:
         if role.required and role.name not in datasets:
             raise loaded.error(

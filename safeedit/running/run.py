@@ -31,6 +31,7 @@ import torch
 from safetensors.torch import load, save
 
 from safeedit import __version__, catalog
+from safeedit.code import code_digest
 from safeedit.contracts import AuditOutcome, Control, Proposal, RunContext, ScorerRef
 from safeedit.delta import WeightDelta
 from safeedit.errors import AuditError, EditError, ExportError
@@ -533,6 +534,7 @@ def _audit(
         split=split,
         data_digests={role: data.digest for role, data in audit.data.items()},
         metrics=outcome.metrics,
+        covers=audit.auditor.covers,
         seconds=time.perf_counter() - start,
     )
     return _renamed(_Audited(record, dict(outcome.reference)), audit.id)
@@ -561,7 +563,7 @@ def _cache_key(session: _Session, model: ModelHandle, audit: PlannedAudit, split
         "tokenizer": _tokenizer_digest(model),
         "device": str(model.device),
         "use": audit.spec.use,
-        "version": audit.auditor.version,
+        "code": code_digest(type(audit.auditor).__module__, "safeedit.model.sources"),
         "params": audit.params.model_dump(mode="json"),
         "data": {role: data.digest for role, data in audit.data.items()},
         "template": {role: data.template for role, data in audit.data.items()},

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from safeedit.contracts import BaseParams, EditData, RunContext
 from safeedit.data import Dataset, Item
-from safeedit.data.loading import load_dataset
 from safeedit.data.splitting import normalise_prompt
 from safeedit.data.subjects import shared_span
 from safeedit.errors import DataError, UsageError
@@ -45,7 +44,6 @@ from safeedit.methods.facts.values import (
 )
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
-from safeedit.policy import DataSpec
 from safeedit.policy.layers import Layers, resolve
 
 CONTEXTS = (
@@ -415,10 +413,7 @@ class Road:
 
     def prose(self) -> list[str]:
         """Ordinary text to leave alone."""
-        data = self.data.get("prose")
-        if data is None:
-            data = load_dataset(DataSpec(dataset="prose"))
-        return [item.prompt for item in data.items("fit")]
+        return [item.prompt for item in self.data["prose"].items("fit")]
 
     # Values ---------------------------------------------------------------------------
 
