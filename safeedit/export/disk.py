@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import os
 import stat
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from safeedit.errors import ExportError, SafeeditError
 
@@ -80,7 +81,7 @@ def _errno_in(message: str) -> int | None:
     return int(digits) if found and digits.isdigit() else None
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> io.BufferedReader:
     """Open a file to be read, if it is one: no link is followed and no pipe waited for.
 
     Raises:

@@ -51,7 +51,8 @@ def until_done() -> Iterator[None]:
     finally:
         _State.depth -= 1
         if not _State.depth and _State.held:
-            signal.signal(signal.SIGINT, _State.previous)
+            if signal.getsignal(signal.SIGINT) is _note:
+                signal.signal(signal.SIGINT, _State.previous)
             _State.held, _State.previous = False, None
 
 

@@ -26,6 +26,9 @@ UNDO = f"{EVIDENCE}/undo.safetensors"
 DELTA = f"{EVIDENCE}/delta-{{id}}.safetensors"
 LEDGER = f"{EVIDENCE}/ledger.jsonl"
 RECORD = f"{EVIDENCE}/report.json"
+CARD = "README.md"
+RENDERED = (*(f"{EVIDENCE}/{name}" for name in ("report.html", "report.md", "junit.xml")), CARD)
+"""What is drawn from the record alone."""
 PLANTED = f"{EVIDENCE}/planted.json"
 """What a checkpoint with planted canaries says of itself, in place of a run record."""
 

@@ -24,6 +24,7 @@ import os
 import re
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -138,7 +139,7 @@ class Staging:
                     rename_new(self.path, self.target)
                 except FileExistsError:
                     raise _exists(self.target) from None
-                _sync(self.target.parent)
+                _sync_name(self.target)
 
     def _swap(self) -> None:
         """Put the folder in the place of another, in one step or, where the system can't, in
@@ -149,7 +150,7 @@ class Staging:
         lock = _lock(self.target)
         try:
             if exchange(self.path, self.target):
-                _sync(self.target.parent)
+                _sync_name(self.target)
                 shutil.rmtree(self.path, ignore_errors=True)
             else:
                 self._swap_in_two()
@@ -166,7 +167,7 @@ class Staging:
             if not os.path.lexists(self.target):
                 aside.rename(self.target)
             raise
-        _sync(self.target.parent)
+        _sync_name(self.target)
         # First a name from which nobody takes it back: its removal may be cut short.
         aside = aside.rename(_beside(self.target, _STAGING))
         shutil.rmtree(aside, ignore_errors=True)
@@ -239,8 +240,8 @@ def _check_replaceable(target: Path) -> None:
 
 
 def _check_no_mount(target: Path) -> None:
-    real = os.path.join(os.path.realpath(target.parent), target.name)
-    if os.path.ismount(target) or real in _mounts():
+    real = Path(os.path.realpath(target.parent)) / target.name
+    if os.path.ismount(target) or str(real) in _mounts():
         raise ExportError(
             "the folder is a mount point (of a container's volume, say), which can't be given to "
             "a finished export in one step",
@@ -293,6 +294,12 @@ def _settle(folder: Path) -> None:
             path.chmod(mode)
             _sync(path)
         _sync(Path(place))
+
+
+def _sync_name(path: Path) -> None:
+    # The name has been given: that the disk can't confirm it takes nothing back.
+    with suppress(OSError):
+        _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

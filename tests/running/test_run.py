@@ -24,12 +24,13 @@ from click.testing import Result
 from safetensors.torch import load_file
 
 from safeedit.errors import ExportError
-from safeedit.export.evidence import revert, verify
 from safeedit.export.manifest import hash_files
+from safeedit.export.reversion import revert
 from safeedit.model.sources import open_model
 from safeedit.records import Metric, RunRecord
 from safeedit.report.content import control_table, edit_by_edit
 from safeedit.running import run as road
+from safeedit.workflows.verification import verify
 from tests.road import (
     ANSWERS,
     DRIFT,
