@@ -15,7 +15,6 @@ from safeedit.errors import ExportError
 from safeedit.export.checkpoint import write_checkpoint
 from safeedit.export.disk import read_plain
 from safeedit.export.manifest import RECORD, RENDERED, UNDO
-from safeedit.export.places import check_output
 from safeedit.export.staging import Staging
 from safeedit.export.verification import check_export, read_originals
 from safeedit.model.sources import open_model
@@ -34,7 +33,6 @@ def revert(export: Path, out: Path) -> None:
             ``out`` can't be written.
         UsageError: ``out`` lies in the export or another checkpoint.
     """
-    check_output(out, "OUT")
     with Staging(out) as staging:
         # A card may well have been edited since; of the rest, all must be what was exported.
         if problems := check_export(export).without(*RENDERED).problems:

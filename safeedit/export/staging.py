@@ -32,6 +32,7 @@ from safeedit.errors import ExportError
 from safeedit.export import interrupts
 from safeedit.export.disk import EVIDENCE, REMEDIES, exchange, rename_new, writing
 from safeedit.export.manifest import check_ours
+from safeedit.export.places import check_output, usable
 
 __all__ = ["EVIDENCE", "Staging", "check_target", "recover", "writing"]
 
@@ -51,13 +52,15 @@ def check_target(target: Path, *, overwrite: bool = False) -> None:
 
     Raises:
         ExportError: It exists, is not ours to replace, or could not be written.
+        UsageError: The system can't hold its name, or it lies in another checkpoint.
     """
-    target = _absolute(target)
+    target = usable(target)
     if os.path.lexists(target):
         _check_no_mount(target)
         if not overwrite:
             raise _exists(target)
         _check_replaceable(target)
+    check_output(target.parent, what="the checkpoint")
     parent = next(folder for folder in target.parents if os.path.lexists(folder))
     if not parent.is_dir():
         raise ExportError(
@@ -83,7 +86,7 @@ class Staging:
     """
 
     def __init__(self, target: Path | str, *, overwrite: bool = False) -> None:
-        self.target = _absolute(Path(target))
+        self.target = usable(target)
         self.overwrite = overwrite
         self._path: Path | None = None
         self._lock: int | None = None
@@ -192,7 +195,7 @@ def recover(target: Path) -> None:
     Raises:
         OSError: The folder around it can't be read or written.
     """
-    target = _absolute(target)
+    target = usable(target)
     if not target.parent.is_dir():
         return
     for purpose in (_REPLACED, _STAGING):
@@ -258,11 +261,6 @@ def _mounts() -> set[str]:
         return set()
     escaped = (line.split(" ")[4] for line in lines if line.count(" ") > 4)
     return {re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), place) for place in escaped}
-
-
-def _absolute(path: Path) -> Path:
-    """Without following a link in the last part, which is what will be renamed."""
-    return Path(os.path.normpath(Path.cwd() / path.expanduser()))
 
 
 def _lock(folder: Path) -> int | None:

@@ -15,7 +15,7 @@ opened.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,8 @@ def check_export(export: Path, renderings: Renderings | None = None) -> Findings
     problems += _weights(export, record, record.export, settled=bool(problems))
     by_code = [*_conclusions(export, record)]
     if renderings is not None:
-        by_code += _renderings(export, record, renderings)
+        said = {line.partition(":")[0] for line in problems}
+        by_code += _renderings(export, record, renderings, said)
     if record.environment.safeedit == __version__:
         return Findings((*problems, *by_code))
     told = f"; but the export is by safeedit {record.environment.safeedit}, this is {__version__}"
@@ -253,13 +254,16 @@ def _conclusions(export: Path, record: RunRecord) -> Iterator[str]:
         rows = read_ledger(export / LEDGER).rows if (export / LEDGER).exists() else ()
         earlier = any(row.run_id != record.run_id for row in rows)
         found = contradictions(record, earlier_erasures=earlier)
-    except (SafeeditError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        # What is called the policy in it is not one, or a figure is none.
+    except Exception:
+        # What is called the policy in it is none, or a figure is one that nothing measures.
         found = ["its conclusions can't be drawn again from what it holds"]
     yield from (f"{RECORD}: {line}" for line in found)
 
 
-def _renderings(export: Path, record: RunRecord, renderings: Renderings) -> Iterator[str]:
+def _renderings(
+    export: Path, record: RunRecord, renderings: Renderings, said: Container[str]
+) -> Iterator[str]:
+    """What is drawn from the record, but for the files of which something is said already."""
     try:
         texts: Mapping[str, Any] = renderings(record)
     except Exception:
@@ -267,9 +271,7 @@ def _renderings(export: Path, record: RunRecord, renderings: Renderings) -> Iter
         yield f"{RECORD}: can't be drawn as a report"
         return
     for name in RENDERED:
-        try:
-            same = read_plain(export / name) == texts[Path(name).name].encode()
-        except OSError:
-            continue  # missing: said already
-        if not same:
+        if name in said or not (export / name).exists():
+            continue
+        if read_plain(export / name) != texts[Path(name).name].encode():
             yield f"{name}: not what the run record is drawn as"

@@ -278,11 +278,11 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True) -> Plan:
             )
         try:
             with _Located(loaded, ("export", "dir")):
-                _check_place(plan, plan.export_dir)
                 if exporting:
                     with writing(plan.export_dir):
                         recover(plan.export_dir)
                 check_target(plan.export_dir, overwrite=policy.export.overwrite)
+                _check_place(plan, plan.export_dir)
                 check_room(plan.export_dir, plan.export_bytes)
         except ExportError as error:
             if exporting:
@@ -293,8 +293,7 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True) -> Plan:
 
 
 def _check_place(plan: Plan, target: Path) -> None:
-    """The export lies in no checkpoint, and neither is it its own source nor holds it."""
-    check_output(target.parent, what="the export")
+    """The export is neither its own source, nor lies in it, nor holds it."""
     source = plan.source_path
     if source is None:
         return
