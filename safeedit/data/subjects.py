@@ -1,9 +1,29 @@
-"""Finding what a fact is about, where its row does not say."""
+"""What a fact is about: put into its prompt, or found where its row does not say."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+
+from safeedit.text.matching import straighten
+
+_SLOT = re.compile(r"(?<![^\s\"'“‘«„(])\{\}(?![\w{=(\[])")
+"""The ``{}`` of a sentence: it stands as a word does, not as in ``set{}`` or ``f(x={})``."""
+_CODE = re.compile(r"[=+`{\[]\s*\{\}|\{\}\s*[`;=+}\]]")
+
+
+def fill_braces(text: str, subject: str) -> str:
+    """A prompt as ROME, MEMIT and EasyEdit write it, its one ``{}`` replaced by the subject.
+
+    Left alone: several braces, braces of code, and braces in a prompt that names its subject.
+    """
+    slots = _SLOT.findall(text)
+    if len(slots) != 1 or text.count("{}") != 1 or _CODE.search(text):
+        return text
+    if straighten(subject).casefold() in straighten(text).casefold():
+        return text
+    return _SLOT.sub(lambda _: subject, text)
+
 
 _WORD = re.compile(r"\w+(?:['’.-]\w+)*")
 

@@ -31,6 +31,7 @@ from safeedit.contracts import (
     TensorPlan,
 )
 from safeedit.data import Dataset, check_disjoint, load_dataset
+from safeedit.data.columns import answer_hint
 from safeedit.errors import DataError, ExportError, PolicyError, SafeeditError, UsageError
 from safeedit.export.ledger.file import find_ledger
 from safeedit.export.ledger.keys import LedgerKey, read_key
@@ -544,7 +545,7 @@ def _split_options(
             if role.answered and (mute := sum(not item.aliases for item in found)):
                 raise DataError(
                     f"{mute} of {len(found)} items have no answer",
-                    remedy="give every item an answer, or map a column to it with 'columns'",
+                    remedy=answer_hint(found),
                 )
             datasets[role.name] = found
     for role in roles:
