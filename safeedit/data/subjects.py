@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from safeedit.text.matching import straighten
 
-_SLOT = re.compile(r"(?<![^\s\"'“‘«„(])\{\}(?![\w{=(\[])")
+_SLOT = re.compile(r"(?<![^\s\"'“‘«„(])(?<!\w\()\{\}(?![\w{=(\[])")
 """The ``{}`` of a sentence: it stands as a word does, not as in ``set{}`` or ``f(x={})``."""
 _CODE = re.compile(r"[=+`{\[]\s*\{\}|\{\}\s*[`;=+}\]]")
 
