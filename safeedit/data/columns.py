@@ -259,7 +259,12 @@ def _advice(row: Row) -> str:
 def format_hint(names: Iterable[str]) -> str:
     """The published formats that columns of these names may be in, as a remedy; or nothing."""
     present = frozenset(names)
-    fits = [f.name for f in FORMATS.values() if any(sign <= present for sign in f.signatures)]
+    shown = {
+        f.name: max((len(sign) for sign in f.signatures if sign <= present), default=0)
+        for f in FORMATS.values()
+    }
+    # Where several fit, the one that more columns speak for.
+    fits = [name for name, size in shown.items() if size and size == max(shown.values())]
     return f"is it in a published format? format: {' or '.join(fits)}" if fits else ""
 
 
