@@ -417,7 +417,6 @@ FORMATS: Mapping[str, Format] = {
             "alpaca",
             "Alpaca's {instruction, input, output}",
             chats.alpaca,
-            _sign("instruction", "output"),
             evident=chats.is_alpaca,
         ),
         Format(
