@@ -365,6 +365,7 @@ def _plan_edit(loaded: LoadedPolicy, index: int, shape: ModelShape) -> PlannedEd
     editor = kind(params)
     with _Located(loaded, at):
         tensors = tuple(editor.touches(shape))
+    _check_data(loaded, at, spec, editor, data)
     targets = spec.targets or loaded.policy.gates
     if spec.dose == "auto" and not targets:
         raise loaded.error(
@@ -381,6 +382,22 @@ def _plan_edit(loaded: LoadedPolicy, index: int, shape: ModelShape) -> PlannedEd
         tensors,
         targets,
     )
+
+
+def _check_data(
+    loaded: LoadedPolicy,
+    at: FieldPath,
+    spec: EditSpec,
+    editor: Editor,
+    data: Mapping[str, Dataset],
+) -> None:
+    """What an editor says its data lacks; editors may offer it."""
+    check = getattr(editor, "check_data", None)
+    if not callable(check):
+        return
+    role = editor.roles[0].name
+    with _Located(loaded, (*at, role if role in spec.options else "data")):
+        check(data)
 
 
 def _plan_audit(
