@@ -2,13 +2,14 @@
 
 What is folded always: compatibility forms (NFKC), case (full and locale-free), accents of the
 scripts that spell without them too (Latin, Greek, Cyrillic, Hebrew, Arabic), decimal digits of any
-script to ASCII; what shows nothing is removed (format characters, soft hyphens, variation selectors,
-grapheme joiners, Arabic tatweel). Vowel signs, viramas and voicing marks stay: they tell words apart.
+script to ASCII; what shows nothing is removed (format characters, soft hyphens, variation
+selectors, grapheme joiners, Arabic tatweel). Vowel signs, viramas and voicing marks stay: they
+tell words apart.
 
-Three further foldings are for a second, looser way to match: ``plain`` writes strokes, ligatures and
-the dotless i as plain letters (Łódź, Lodz), and spellings of one Arabic or Japanese sound alike;
-``digraphs`` writes umlauts as two letters (Köln, Koeln); ``roman`` writes every script in Latin
-letters. The letters come from anyascii (ISC licence), one character at a time.
+Three further foldings are for a second, looser way to match: ``plain`` writes strokes, ligatures
+and the dotless i as plain letters (Łódź, Lodz), and spellings of one Arabic or Japanese sound
+alike; ``digraphs`` writes umlauts as two letters (Köln, Koeln); ``roman`` writes every script in
+Latin letters. The letters come from anyascii (ISC licence), one grapheme at a time.
 
 Every folded character keeps its place in the source, so that a match can be pointed at.
 """

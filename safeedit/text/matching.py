@@ -273,9 +273,9 @@ def _stems(word: str) -> Iterator[_Needle]:
     if len(word) > _STEM and word[-1] in drops:
         stem = word[:-1]
         yield _Needle(f"{stem}ت", True) if own == "Arabic" else _Needle(stem, True)
-    if own == "Greek" and (match := regex.search(r"(?:ο|η|α)σ$|[ηαο]$", word)):
-        if match.start() >= _STEM:
-            yield _Needle(word[: match.start()], True)
+    greek = regex.search(r"[οηα]σ$|[οηα]$", word) if own == "Greek" else None
+    if greek is not None and greek.start() >= _STEM:
+        yield _Needle(word[: greek.start()], True)
 
 
 @lru_cache(maxsize=65536)

@@ -1,8 +1,8 @@
 """Numbers in one spelling, whatever separates their digits.
 
-Thousands separators go (1,234; 1'234; 12,34,567), a decimal comma becomes a point (3,5), a minus of
-any shape or word becomes U+2212 and stays with its number: 5 is not said by -5, nor 3 by 3.5. Where a
-spelling has two readings (1.234; 1 234; 12.05.1990) the looser way takes the other one.
+Thousands separators go (1,234; 1'234; 12,34,567), a decimal comma becomes a point (3,5), a minus
+of any shape or word becomes U+2212 and stays with its number: 5 is not said by -5, nor 3 by 3.5.
+Where a spelling has two readings (1.234; 1 234; 12.05.1990) the looser way takes the other one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _SIGN = regex.compile(
     rf"(?!\d+{_DASH}\d)"
 )
 _SIGN_WORD = regex.compile(
-    r"(?<!\d )(?<!\w)(?:minus|negative|минус) ?(?=\d)|[负負](?=\d)|(?:マイナス|まいなす|마이너스) ?(?=\d)"
+    r"(?<!\d )(?<!\w)(?:minus|negative|минус) ?(?=\d)"
+    r"|[负負](?=\d)|(?:マイナス|まいなす|마이너스) ?(?=\d)"
 )
 _GROUPED = regex.compile(r"(?<![\d.,'])\d++(?:[.,']\d++)++")
 _SPACED = regex.compile(r"(?<![\d.,']|\d )\d{1,3}(?: \d{3})++(?! ?\d)")

@@ -1,14 +1,14 @@
 """Where words begin and end, per script.
 
-Scripts with spaces: a word is bounded by what is no letter, mark or digit, and by letters of another
-script. Scripts without (Han, kana, Thai, Lao, Khmer, Burmese, ...): a phrase of two characters or more
-counts wherever it stands, but never ends within a grapheme. Korean: a phrase begins a word, and
-particles may follow.
+Scripts with spaces: a word is bounded by what is no letter, mark or digit, and by letters of
+another script. Scripts without (Han, kana, Thai, Lao, Khmer, Burmese, ...): a phrase of two
+characters or more counts wherever it stands, but never ends within a grapheme. Korean: a phrase
+begins a word, and particles may follow.
 
 The looser way also takes what scripts write onto a word: Arabic, Hebrew and Ethiopic prefixes and
-suffixes, case endings of Cyrillic, Greek, Georgian, Armenian and the scripts of India, and any place
-in a Korean or katakana word. Endings that change the word are not known here: they are the data's, as
-aliases. Latin letters tell no language, so nothing is taken off a word in them.
+suffixes, case endings of Cyrillic, Greek, Georgian, Armenian and the scripts of India, and any
+place in a Korean or katakana word. Endings that change the word are not known here: they are the
+data's, as aliases. Latin letters tell no language, so nothing is taken off a word in them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _SCRIPTS = (
     "Devanagari", "Bengali", "Gurmukhi", "Gujarati", "Oriya", "Tamil", "Telugu", "Kannada",
     "Malayalam", "Sinhala", "Georgian", "Armenian", "Ethiopic", "Tibetan", "Mongolian", "Cherokee",
     "Syriac", "Thaana", "Nko", "Tifinagh", "Vai", "Yi", "Bopomofo", "Canadian_Aboriginal", "Coptic",
-    "Gothic", "Glagolitic", "Adlam", "Osmanya", "Deseret", "Lisu", "Ol_Chiki", "Javanese", "Balinese",
+    "Gothic", "Glagolitic", "Adlam", "Osmanya", "Deseret", "Lisu", "Ol_Chiki", "Javanese",
+    "Balinese",
 )  # fmt: skip
 _PATTERNS = tuple((name, regex.compile(rf"\p{{Script={name}}}")) for name in _SCRIPTS)
 _COMPLEX = regex.compile(r"\p{lb=SA}")
@@ -44,10 +45,11 @@ def _alternatives(words: str, *, most: int = 1) -> regex.Pattern[str]:
 
 
 _PARTICLES = _alternatives(
-    "은 는 이 가 을 를 과 와 의 에 에서 에게 에게서 께 께서 한테 한테서 로 으로 로서 으로서 로써 으로써 부터 까지 도"
-    " 만 보다 처럼 같이 마다 조차 마저 밖에 뿐 대로 만큼 이나 나 이란 란 이랑 랑 하고 이며 며 이고 고 이자 자 이라 라"
-    " 이라고 라고 이라는 라는 이라서 라서 인 이다 다 입니다 이에요 예요 에요 이야 야 였다 이었다 였습니다 이었습니다"
-    " 였어요 이었어요 이지만 지만 이지 지 인데 씨 님 들 요 죠 이죠",
+    "은 는 이 가 을 를 과 와 의 에 에서 에게 에게서 께 께서 한테 한테서 로 으로 로서 으로서"
+    " 로써 으로써 부터 까지 도 만 보다 처럼 같이 마다 조차 마저 밖에 뿐 대로 만큼 이나 나"
+    " 이란 란 이랑 랑 하고 이며 며 이고 고 이자 자 이라 라 이라고 라고 이라는 라는"
+    " 이라서 라서 인 이다 다 입니다 이에요 예요 에요 이야 야 였다 이었다 였습니다"
+    " 이었습니다 였어요 이었어요 이지만 지만 이지 지 인데 씨 님 들 요 죠 이죠",
     most=3,
 )
 _PREFIXES = {
@@ -59,11 +61,13 @@ ENDINGS = {
     "Arabic": _alternatives("ه ها هم هن هما ك كم كما كن نا ي ني ا ان ين ون ات يه يا ها هاي"),
     "Ethiopic": _alternatives("ን ና ም ው ዋ ት ነው", most=2),
     "Cyrillic": _alternatives(
-        "а у ом ем ём е ы и ой ей ою ею ам ами ах ям ями ях я ю і ов ев ів ові еві ою єю ю ът та то те"
-        " ия ът ью и".replace("ё", "е")
+        "а у ом ем е ы и ой ей ою ею ам ами ах ям ями ях я ю і ов ев ів ові еві єю ью"
+        " ът та то те ия"
     ),
     "Greek": _alternatives("ου ο ε οι ων ουσ η ησ α ασ εσ οσ σ"),
-    "Georgian": _alternatives("ში ს ის ით მა ი ად თან დან იდან ისა ზე ისთვის ისკენ მდე ამდე ო", most=2),
+    "Georgian": _alternatives(
+        "ში ს ის ით მა ი ად თან დან იდან ისა ზე ისთვის ისკენ მდე ამდე ო", most=2
+    ),
     "Armenian": _alternatives("ի ում ից ով ը ն ին ու ներ ները ն է", most=2),
     "Bengali": _alternatives("র এর কে তে য় ে ের টি টা ও ই রা দের য়ের", most=2),
     "Devanagari": _alternatives("त ात ला चा ची चे च्या ने हून तून मा को का की ले लाई बाट मधील", most=2),
@@ -149,16 +153,15 @@ def _left(text: str, start: int, stop: int, looser: bool) -> bool:
 
 def _right(text: str, start: int, stop: int, looser: bool) -> bool:
     own, beside = script(text[stop - 1]), script(text[stop]) if stop < len(text) else ""
-    if beside and looser and own in ENDINGS and stop - start > 2:
-        if ENDINGS[own].fullmatch(ending(text, stop)):
-            return True
+    written_on = beside and looser and own in ENDINGS and stop - start > 2
+    if written_on and ENDINGS[own].fullmatch(ending(text, stop)):
+        return True
     if beside and unicodedata.category(text[stop])[0] == "M":
         return False
     if (free := _free(own, beside, stop - start, looser)) is not None:
         return free
     if own == "Hangul":
-        follows = regex.match(r"\p{Hangul}*", text[stop : stop + _RUN]).group()
-        return (looser and stop - start > 1) or _PARTICLES.fullmatch(follows) is not None
+        return (looser and stop - start > 1) or _PARTICLES.fullmatch(ending(text, stop)) is not None
     return False
 
 
