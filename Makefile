@@ -3,6 +3,8 @@
 #   make test     lint, types and all tests            make demo    the quickstart policy, end to end
 #   make check    lint and types only                  make bench   the benchmarks
 #   make model    fetch the default model              make clean   remove what these made
+#   make hostile  long attacks: kills, tampering, fuzz, see docs/concepts/reliability.md
+#   make test-kernels   the tests that train, under other CPU kernels, thread counts and seeds
 #   make test-compat   exports opened with older transformers
 #
 # A plain `pip install torch` brings CUDA on Linux, about 3 GB that no CPU needs. Where pip is
@@ -54,7 +56,34 @@ check: $(INSTALLED)
 test: export OMP_NUM_THREADS = 1
 test: export PYTHONHASHSEED = 0
 test: $(MODEL) check
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not hostile" $(ARGS)
+
+hostile: export OMP_NUM_THREADS = 1
+hostile: export PYTHONHASHSEED = 0
+hostile: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m hostile --timeout 3600 $(ARGS)
+
+# What a tiny model learns hangs on the last bit of every sum, and so on the kernel. Each line is one
+# way to compute the same; the first that fails stops.
+KERNELS = \
+	ATEN_CPU_CAPABILITY=default,OMP_NUM_THREADS=1 \
+	ATEN_CPU_CAPABILITY=default,OMP_NUM_THREADS=2 \
+	ATEN_CPU_CAPABILITY=avx2,OMP_NUM_THREADS=1 \
+	ATEN_CPU_CAPABILITY=avx2,OMP_NUM_THREADS=2 \
+	ONEDNN_MAX_CPU_ISA=AVX2,OMP_NUM_THREADS=1 \
+	ONEDNN_MAX_CPU_ISA=AVX2,OMP_NUM_THREADS=2 \
+	OMP_NUM_THREADS=1 \
+	OMP_NUM_THREADS=2 \
+	SAFEEDIT_TEST_ROUNDING=1,OMP_NUM_THREADS=1 \
+	SAFEEDIT_TEST_ROUNDING=2,OMP_NUM_THREADS=1
+
+comma = ,
+test-kernels: export PYTHONHASHSEED = 0
+test-kernels: $(INSTALLED)
+	@for kernel in $(KERNELS); do \
+		echo "== $$kernel"; \
+		env $$(echo $$kernel | tr '$(comma)' ' ') $(VENV)/bin/python -m pytest -q -m "trains and not smollm2 and not hostile" $(ARGS) || exit 1; \
+	done
 
 # Exports in the versions of transformers that users have, fetched once into the user's cache.
 test-compat: export OMP_NUM_THREADS = 1
