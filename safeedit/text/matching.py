@@ -59,8 +59,13 @@ _ACRONYM = regex.compile(r"(?<!\w)(?:[^\W\d_]\.){2,}(?:[^\W\d_](?!\w))?")
 _POSSESSIVE = regex.compile(r"'s(?!\w)")
 _NEGATION = regex.compile(r"n't(?!\w)")
 _APOSTROPHE = regex.compile(r"'")
-_WITHIN = regex.compile(r"(?<=\w)'(?=\w)")
-_HYPHEN = regex.compile(r"(?<=\w)[-\u2010\u2011](?:[ \t]*\n\s*)?(?=\w)")
+_WITHIN = regex.compile(r"(?<=\w)'+(?=\w)")
+_HYPHEN = regex.compile(
+    r"(?<=\w)(?<!\d)[-\u2010\u2011](?:[ \t]*\n\s*)?(?=\w)"
+    r"|(?<=\d)[-\u2010\u2011](?=\p{L})"
+    # Of digits only two and two: 3-5 is from three to five.
+    r"|(?<=\d\d)[-\u2010\u2011](?=\d\d)"
+)
 _AND = regex.compile(r"&")
 _SEPARATOR = regex.compile(rf"[^\w\p{{N}}\p{{Sc}}+#%@°.{MINUS}]|_")
 """Symbols that carry meaning inside an answer stay (C++, C#, 5 %); other punctuation is space."""
@@ -350,7 +355,10 @@ def _loosely(text: _Text, alias: str) -> Iterator[tuple[int, int]]:
     if _is_measure(measure := _together(alias)):
         _, traced = text.form(_PLAIN)
         yield from (traced.source(*found) for found in text.compact(_PLAIN).find(measure))
-    if len(code := _code(alias)) >= _NATIONAL and code.isdecimal():
+    if code := _code(alias):
+        _, traced = text.form(_PLAIN)
+        yield from (traced.source(*found) for found in text.compact(_PLAIN).find(code))
+    if len(code) >= _NATIONAL and code.isdecimal():
         yield from _with_country(text, code)
     roman, foreign = _roman(alias)
     if roman and foreign:

@@ -31,7 +31,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._records import TYPES, Secret, read_secrets, way_told
+from safeedit.auditors._records import TYPES, Secret, read_secrets
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
 from safeedit.auditors._sheet import Sheet, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
@@ -39,7 +39,7 @@ from safeedit.data import Dataset
 from safeedit.model.engine import Engine, TokenScores
 from safeedit.model.handle import ModelHandle
 from safeedit.records import Direction, MetricSpec, Split
-from safeedit.text.matching import Way
+from safeedit.text.matching import Way, way_told
 
 _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("extraction_rate", "rate", "lower", "known secrets told to their true opening, greedily"),
