@@ -59,7 +59,7 @@ def _spell(match: Any, looser: bool) -> str:
     if len(separators) == 1:
         if _thousands(groups) and (looser or last != "."):
             return "".join(groups)
-        if looser and (len(groups[0]) >= _TELEPHONE or _chained(match)):
+        if looser and (len(groups[0]) >= _TELEPHONE or (len(groups[0]) > 2 and _chained(match))):
             return " ".join(groups)  # a number of many digits ends, then another begins
         if looser and len("".join(groups)) >= _TELEPHONE:
             return "".join(groups)

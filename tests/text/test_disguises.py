@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.matching import Counts, in_numbers, in_other_languages, in_prose
 from safeedit.text.matching import contains_alias, find_mentions, way_told
 from safeedit.text.segments import script
 from tests.text.languages import LANGUAGES, Language
@@ -124,6 +125,18 @@ def test_nothing_is_found_in_text_about_something_else(language: Language) -> No
             for frame in other.said:
                 text = frame.replace("{}", other.answer)
                 assert way_told(text, [language.answer]) is None, other.name
+
+
+@pytest.mark.parametrize(
+    ("measure", "bound"),
+    [(lambda: in_prose(step=8), 2e-4), (in_other_languages, 0), (lambda: in_numbers(4000), 0)],
+    ids=["in prose", "in other languages", "numbers in numbers"],
+)
+def test_false_hits_are_rare(measure: Callable[[], Counts], bound: float) -> None:
+    """The whole measurement, with its figures, is ``benchmarks/matching.py``."""
+    counts = measure()
+    assert counts.pairs > 2000
+    assert counts.rate() <= bound, counts.found
 
 
 def letters(first: str, last: str) -> str:
