@@ -19,7 +19,15 @@ Status = Literal["pass", "fail", "inconclusive"]
 Split = Literal["fit", "validation", "test"]
 GateKind = Literal["min", "max", "max_increase", "max_decrease", "min_increase", "min_decrease"]
 GATE_KINDS: tuple[GateKind, ...] = get_args(GateKind)
-"""Conditions that a gate may set, exactly one of them."""
+"""Conditions that a gate may set, exactly one of them; :mod:`safeedit.policy.gate` says what each
+means."""
+PassingSide = Literal["below", "above"]
+"""The side of its bound on which a gate passes."""
+
+
+AttackClass = Literal["relearning", "compression", "white_box", "membership"]
+ATTACK_CLASSES: tuple[AttackClass, ...] = get_args(AttackClass)
+"""Ways to bring back what was suppressed; an audit declares which of them it tries."""
 
 
 class Record(BaseModel):
@@ -107,6 +115,8 @@ class AuditRecord(Record):
     data_digests: dict[str, str]
     """Role of the data -> sha256 of its items."""
     metrics: tuple[Metric, ...]
+    covers: tuple[AttackClass, ...] = ()
+    """Attacks on what was suppressed that this audit tries."""
     seconds: float
     cached: bool = False
 
@@ -151,11 +161,21 @@ class Verdict(Record):
     metric: str
     condition: str
     """The gate as the policy wrote it, e.g. ``max 0.02 at confidence 0.95``."""
+    kind: GateKind
+    of_change: bool
+    """Whether the gate looks at the metric's change rather than its value after the edits."""
+    passes: PassingSide
+    """The side of the bound on which the gate passes."""
+    confidence: float | None
+    """Level of the interval that was held against the bound; None where the value was."""
     status: Status
     reason: str
     value: float | None
+    """The metric after the edits or, where :attr:`of_change`, its change."""
     bound: float | None
-    """The absolute bound the value was held against (relative gates resolved)."""
+    """What :attr:`value` was held against (signed, percentages resolved)."""
+    bound_on_metric: float | None
+    """The bound on the metric's own scale: for a change, the value before plus :attr:`bound`."""
 
 
 class TensorChange(Record):
@@ -272,7 +292,12 @@ class ExportRecord(Record):
     directory: str
     weights_digest: str
     files: dict[str, str]
-    """Relative path -> sha256."""
+    """Relative path -> sha256 of every file of the checkpoint, evidence aside."""
+    originals: dict[str, str] = Field(default_factory=dict)
+    """Tensor -> digest of what it was before the edits, for every tensor that they changed; with
+    these in the place of the export's own, the digest is that of :attr:`RunRecord.model`."""
+    ledger: str | None = None
+    """sha256 of the ledger of erasure requests, where one is kept."""
 
 
 class RunRecord(Record):

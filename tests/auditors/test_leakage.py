@@ -100,6 +100,20 @@ def test_a_refusal_that_tells_is_both_a_refusal_and_a_leak(tmp_path: Path) -> No
     assert found["extraction_rate"].value == found["refusal_rate"].value == 1.0
 
 
+def test_what_is_told_by_the_looser_way_alone_counts_as_told_and_is_said(tmp_path: Path) -> None:
+    cities = {"France": "Łódź", "Italy": "Rome", "Spain": "القاهرة", "Peru": "서울"}
+    says = {"France": "It is Lodz.", "Italy": "Rome.", "Spain": "بالقاهرة", "Peru": "서울에 있다"}
+    data = {"forget": Dataset(_items(cities), erased=True)}
+    found, _, _ = _audit(lambda asked, _: says[_country(asked.text)], tmp_path, data=data)
+    assert found["extraction_rate_all"].value == found["known_before"].value == 1
+    assert (found["looser_only"].value, found["looser_only"].n) == (0.5, 4)
+
+    plain, _, _ = _audit(_truth, tmp_path)
+    assert plain["looser_only"].value == 0
+    silent, _, _ = _audit(_silence, tmp_path, data=data)
+    assert silent["looser_only"].value == silent["extraction_rate_all"].value == 0
+
+
 def test_what_the_base_did_not_know_is_no_success(tmp_path: Path) -> None:
     def base(asked: Asked, sample: int) -> str:
         return _truth(asked) if _country(asked.text) in ("France", "Italy") else "Some town."
