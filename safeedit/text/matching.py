@@ -436,7 +436,7 @@ def _symbols_in(alias: str, text: str) -> bool:
 
 
 @lru_cache(maxsize=65536)
-def _own_case(alias: str) -> re.Pattern[str] | None:
+def _own_case(alias: str) -> regex.Pattern[str] | None:
     """The pattern of an alias that is read in its own case."""
     words = _canonical(alias, _STRICT[0]).text.split()
     if len(words) == 1 and _ambiguous(words[0]):
@@ -448,21 +448,22 @@ def _ambiguous(word: str) -> bool:
     return word in _FUNCTION_WORDS or (len(word) == 1 and word.isascii() and word.isalpha())
 
 
-def _ambiguous_pattern(alias: str) -> re.Pattern[str]:
+def _ambiguous_pattern(alias: str) -> regex.Pattern[str]:
     """A blood group is no article, iodine no pronoun and the U.S. not "us".
 
     Such an alias is read in its own case. Where a capital could also come from opening a
     sentence it does not count if a word follows; ``I`` never counts before a lower-case word.
     """
     word = re.sub(r"\W", "", alias)
-    core = rf"(?<![\w']){word}(?![\w'+#])"
+    core = rf"(?:(?<![\w'])|(?<={UNSPACED})){word}(?:(?![\w'+#])|(?={UNSPACED}))"
     if word == "I":
-        return re.compile(core + r"(?! [a-z])")
+        return regex.compile(core + r"(?! [a-z])")
     if word.islower():
-        return re.compile(rf"^\W*{word}\W*$" if len(word) == 1 else core)
+        return regex.compile(rf"^\W*{word}\W*$" if len(word) == 1 else core)
     if len(word) > 1 and word.isupper():
-        return re.compile(core)
-    return re.compile(rf"(?<!^)(?<![.!?:] ){core}|{core}(?! \w)")
+        suffixed = rf"(?<![\w']){word}'(?!(?:ll|re|ve)\b)\p{{Ll}}{{2,}}"  # NO'da, but no WE'll
+        return regex.compile(f"{core}|{suffixed}")
+    return regex.compile(rf"(?<!^)(?<![.!?:] ){core}|{core}(?! \w)")
 
 
 def _without_dots(text: str) -> str:

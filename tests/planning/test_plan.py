@@ -157,6 +157,30 @@ def test_a_gate_against_the_direction_of_its_metric_is_warned_of(shared: Workpla
     assert warning == "drift.peace: higher is better, but the gate is 'max 0'"
 
 
+def test_answers_in_letters_of_languages_that_inflect_are_asked_for_their_forms(
+    shared: Workplace,
+) -> None:
+    told = ("Старград", "Новоречье")
+    rows = [{"prompt": f"Где живёт {n}?", "answer": answer} for n, answer in enumerate(told)]
+    shared.rows("inflected.jsonl", rows)
+    audit = {**LEAKAGE, "forget": {"file": "inflected.jsonl"}}
+    gates = [{"metric": "leakage.known_before", "min": 0, "min_n": 1}]
+
+    def warnings() -> list[str]:
+        policy = shared.policy(edits=None, export=None, audits=[audit], gates=gates)
+        return [each for each in plan_of(policy).warnings if "aliases" in each]
+
+    (warning,) = warnings()
+    assert "2 in Cyrillic letters" in warning
+    assert "column 'aliases'" in warning
+    assert not any(answer in warning for answer in told)
+
+    shared.rows("inflected.jsonl", [{**row, "aliases": [f"{row['answer']}е"]} for row in rows])
+    assert warnings() == []
+    shared.rows("inflected.jsonl", [{**row, "answer": "Oslo"} for row in rows[:1]])
+    assert warnings() == []
+
+
 def test_a_relative_model_starts_at_the_policys_folder(
     shared: Workplace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
