@@ -44,7 +44,7 @@ _WRITTEN = regex.compile(r"[\p{L}\p{M}]")
 _UNSPACED = regex.compile(UNSPACED)
 _PUNCTUATION = str.maketrans({"\u066a": "%", "\u066b": ".", "\u066c": ",", "\u2212": "-"})
 _DIGRAPHS = str.maketrans(
-    {"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "ø": "oe", "æ": "ae", "œ": "oe"}
+    {"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "ø": "oe", "æ": "ae", "œ": "oe", "đ": "dj"}
 )
 _ALIKE = str.maketrans(
     # Arabic as Persian, Urdu and hurried writers spell it; katakana as hiragana.

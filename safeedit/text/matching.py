@@ -72,6 +72,7 @@ _SEPARATOR = regex.compile(rf"[^\w\p{{N}}\p{{Sc}}+#%@°.{MINUS}]|_")
 _POINT = regex.compile(r"(?<!\d)\.|\.(?!\d)")
 _BESIDE_DIGIT = regex.compile(rf"(?<=\d)(?={UNSPACED})|(?<={UNSPACED})(?=\d)")
 _SPACE = regex.compile(r"\s+")
+_UNIT_SPACE = regex.compile(r"(?<=\d)\s+(?=[%°\p{Sc}](?!\d))|(?<=\p{Sc})\s+(?=\d)")
 _EDGES = regex.compile(r"^\s+|\s+$")
 _UNSPACED_SPACE = regex.compile(rf"(?<={UNSPACED})\s+(?={UNSPACED})")
 _SYMBOLS = regex.compile(r"[\p{So}\p{Sk}\p{Sm}]")
@@ -79,7 +80,7 @@ _SYMBOLS = regex.compile(r"[\p{So}\p{Sk}\p{Sm}]")
 _HAS_APOSTROPHE = regex.compile(rf"['{APOSTROPHES}]")
 _HAS_DIGIT = regex.compile(r"\p{Nd}")
 _HAS_ZERO_WIDTH = regex.compile(r"[\u200b\u200c]")
-_HAS_UMLAUT = regex.compile(r"[äöüåøæœÄÖÜÅØÆŒ\u0308\u030a]")
+_HAS_UMLAUT = regex.compile(r"[äöüåøæœđÄÖÜÅØÆŒĐ\u0308\u030a]")
 _FOREIGN = regex.compile(r"(?=\p{L})\P{Latin}")
 
 _CODE_DIGITS, _CODE_LENGTH = 4, 6
@@ -164,6 +165,7 @@ def _canonical(text: str, form: _Form) -> Traced:
         found = found.sub(_HYPHEN, "")
     found = found.sub(_APOSTROPHE, "").sub(_SEPARATOR, " ").sub(_POINT, " ")
     found = found.sub(_BESIDE_DIGIT, " ").sub(_SPACE, " ").sub(_EDGES, "")
+    found = found.sub(_UNIT_SPACE, "")
     return found.sub(_UNSPACED_SPACE, "") if form.joined else found
 
 
