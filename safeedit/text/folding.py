@@ -104,6 +104,14 @@ def straighten(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", seen.translate(_STRAIGHT)).split())
 
 
+def visible(text: str) -> str:
+    """Compatibility-normalised, with ASCII digits and without what shows nothing; keeps case."""
+    text = unicodedata.normalize("NFKC", _UNSEEN.sub("", text))
+    if text.isascii():
+        return text
+    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
+
+
 def fold(text: str, letters: Letters = "strict", *, zero_width_space: bool = False) -> Traced:
     """Text folded; punctuation and whitespace stay.
 
