@@ -39,7 +39,7 @@ from safeedit.export.ledger.update import Erased, Upkeep
 from safeedit.export.staging import check_target
 from safeedit.model.architectures import ModelShape
 from safeedit.model.builtin import cache_dir
-from safeedit.model.sources import open_config
+from safeedit.model.sources import open_config, open_shape
 from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LedgerSpec, LoadedPolicy
 from safeedit.policy.suggest import did_you_mean
 from safeedit.records import MetricSpec, Split
@@ -236,8 +236,7 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True) -> Plan:
     warnings: list[str] = []
     with _Located(loaded, ("model", "source")):
         source = _model_source(loaded, policy.model.source)
-        config, digest = open_config(source, revision=policy.model.revision)
-        shape = ModelShape.from_config(config)
+        config, digest, shape = open_shape(source, revision=policy.model.revision)
     own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     dtype = own if policy.model.dtype == "auto" else policy.model.dtype
     edits = tuple(_plan_edit(loaded, index, shape) for index in range(len(policy.edits)))
