@@ -32,7 +32,10 @@ def readable(place: Path | str, *, doing: str = "open", remedy: str = OPENING) -
         yield
     except ModelError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        # What Rust libraries panic with is no Exception; Ctrl-C and the like are not ours.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
         if "trust_remote_code" in str(error):
             refuse_code(place)

@@ -333,7 +333,9 @@ def _best_device(n_bytes: int) -> torch.device | None:
 if __name__ == "__main__":
     import sys
 
+    from safeedit.text.display import clean, clean_lines
+
     try:
-        sys.stdout.write(f"{fetch_builtin()}\n")
+        sys.stdout.write(f"{clean(fetch_builtin())}\n")
     except ModelError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {clean_lines(error)}")

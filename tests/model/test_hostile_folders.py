@@ -342,19 +342,19 @@ def test_two_hundred_spoilt_configs_open_or_are_refused_soon(folder: Path) -> No
     assert all(remedies)
 
 
-def test_a_hundred_files_with_spoilt_bytes_open_or_are_refused_soon(
+def test_sixty_files_with_spoilt_bytes_open_or_are_refused_soon(
     sound: Path, tmp_path: Path
 ) -> None:
     chance = random.Random(14)
     names = ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"]
     n_refused = 0
-    for turn in range(100):
+    for turn in range(60):
         folder = copy(sound, tmp_path / str(turn))
         path = folder / chance.choice([*names, "model.safetensors"])
         content = bytearray(path.read_bytes())
         reach = min(len(content), 4000)  # the header of the weights, rather than their values
         for _ in range(chance.choice((1, 3))):
-            place = chance.randrange(reach)
+            place = chance.randrange(min(reach, len(content)))
             match chance.randrange(3):
                 case 0:
                     content[place] = chance.randrange(256)
@@ -371,4 +371,4 @@ def test_a_hundred_files_with_spoilt_bytes_open_or_are_refused_soon(
         except SafeeditError:
             n_refused += 1
         assert time.monotonic() - start < SECONDS
-    assert 30 < n_refused
+    assert 15 < n_refused < 60
