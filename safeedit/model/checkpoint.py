@@ -63,7 +63,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     from transformers import AutoConfig, PreTrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    _check_files(folder)
+    check_files(folder)
     path = folder / "config.json"
     # transformers would open the model it was trained on, wherever that is, and put it on top.
     if (folder / "adapter_config.json").exists():
@@ -148,8 +148,12 @@ def check_loaded(folder: Path, report: dict[str, Any]) -> None:
         )
 
 
-def _check_files(folder: Path) -> None:
-    """Libraries open by name what lies in a folder, and wait for ever for a pipe."""
+def check_files(folder: Path) -> None:
+    """Make sure of what libraries open by name: they wait for ever for a pipe.
+
+    Raises:
+        ModelError: A file that one would open is no plain file, or absurdly large.
+    """
     for path in sorted(folder.iterdir()):
         if path.suffix not in _OPENED:
             continue

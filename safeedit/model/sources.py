@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
-__all__ = ["BUILTIN", "cache_dir", "fetch_builtin", "open_config", "open_model", "open_shape"]
+__all__ = ["BUILTIN", "cache_dir", "fetch_builtin", "open_config", "open_model"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Other formats and layouts; of the folders, additional_chat_templates alone is the model's.
@@ -92,7 +92,7 @@ def open_model(
     found = found.with_weights()
     check_tokenizer(found.folder)
     weights = check_weights(found.folder)
-    _check_fit(found.folder, config)
+    _check_sizes(found.folder, config)
     number: torch.dtype = getattr(torch, weights.dtype if dtype == "auto" else dtype)
     where = named_device or _best_device(weights.n_entries * number.itemsize)
     local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
@@ -138,44 +138,28 @@ def open_config(source: str, *, revision: str | None = None) -> tuple[PreTrained
     config = read_config(found.folder)
     if found.hub_id:
         return config, f"hub:{found.hub_id}@{found.commit}"
+    weights = check_weights(found.folder)
+    _check_unloaded(found.folder, config)
     digest = hashlib.sha256()
-    for path in (found.folder / "config.json", *check_weights(found.folder).files):
+    for path in (found.folder / "config.json", *weights.files):
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
     return config, f"sha256:{digest.hexdigest()}"
 
 
-def open_shape(
-    source: str, *, revision: str | None = None
-) -> tuple[PreTrainedConfig, str, ModelShape]:
-    """A model as far as it can be known without its weights.
-
-    Of a source on this machine, the headers of its weights and its tokenizer are checked too.
-
-    Returns:
-        As :func:`open_config`, and the model's shape.
-
-    Raises:
-        ModelError: As :func:`open_model`, as far as it can be known.
-        UnsupportedModelError: As :func:`open_model`.
-        UsageError: ``revision`` of something that has none.
-    """
+def _check_unloaded(folder: Path, config: PreTrainedConfig) -> None:
+    """Refuse, without its weights, what :func:`open_model` would: sizes and tokenizer."""
     from transformers import AutoTokenizer
 
-    config, identity = open_config(source, revision=revision)
-    found = _locate(source, revision)
-    if found.hub_id:  # its weights may not be here
-        return config, identity, ModelShape.from_config(config)
-    shape = _check_fit(found.folder, config)
-    check_tokenizer(found.folder)
-    with quiet(), readable(found.folder):
+    shape = _check_sizes(folder, config)
+    check_tokenizer(folder)
+    with quiet(), readable(folder):
         tokenizer = AutoTokenizer.from_pretrained(
-            found.folder, trust_remote_code=False, local_files_only=True
+            folder, trust_remote_code=False, local_files_only=True
         )
-    check_vocabulary(tokenizer, shape.vocab_size, found.folder)
-    return config, identity, shape
+    check_vocabulary(tokenizer, shape.vocab_size, folder)
 
 
-def _check_fit(folder: Path, config: PreTrainedConfig) -> ModelShape:
+def _check_sizes(folder: Path, config: PreTrainedConfig) -> ModelShape:
     """The shape that a config describes, which the checkpoint's tensors are made sure to have."""
     shape = ModelShape.from_config(config)
     check_shapes(shape, read_headers(folder), shape.architecture.layers.partition(".")[0])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safeedit.contracts import Template
 from safeedit.errors import AuditError, ModelError, UsageError
-from safeedit.model.templates import check_template, under_a_clock
+from safeedit.model.template_limits import check_template, under_a_clock
 from safeedit.model.thinking import SWITCHES, closed
 
 if TYPE_CHECKING:

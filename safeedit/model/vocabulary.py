@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from safeedit.errors import AuditError, ModelError
 from safeedit.model.guard import readable
-from safeedit.model.templates import check_template
+from safeedit.model.template_limits import check_template
 from safeedit.model.tokens import TokenCodec
 
 if TYPE_CHECKING:

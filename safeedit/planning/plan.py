@@ -43,7 +43,7 @@ from safeedit.export.places import check_apart, check_output, check_room, usable
 from safeedit.export.staging import check_target, recover
 from safeedit.model.architectures import ModelShape
 from safeedit.model.builtin import cache_dir
-from safeedit.model.sources import open_config, open_shape
+from safeedit.model.sources import open_config
 from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LedgerSpec, LoadedPolicy
 from safeedit.policy.suggest import did_you_mean
 from safeedit.records import MetricSpec, Split
@@ -257,7 +257,8 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True) -> Plan:
             usable(policy.export.dir)
     with _Located(loaded, ("model", "source")):
         source = _model_source(loaded, policy.model.source)
-        config, digest, shape = open_shape(source, revision=policy.model.revision)
+        config, digest = open_config(source, revision=policy.model.revision)
+        shape = ModelShape.from_config(config)
     own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     dtype = own if policy.model.dtype == "auto" else policy.model.dtype
     edits = tuple(_plan_edit(loaded, index, shape) for index in range(len(policy.edits)))

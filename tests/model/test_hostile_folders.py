@@ -1,6 +1,6 @@
 """Model folders that somebody damaged, or made to do damage: a ModelError each, and soon.
 
-Every one is put to planning (``open_shape``) and to opening (``open_model``), which must not
+Every one is put to planning (``open_config``) and to opening (``open_model``), which must not
 raise anything else, and must not go on where a library would crash or hang later.
 """
 
@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from safeedit.errors import AuditError, ModelError, SafeeditError
 from safeedit.model.engine import Engine
-from safeedit.model.sources import open_model, open_shape
-from safeedit.model.templates import check_template, under_a_clock
+from safeedit.model.sources import open_config, open_model
+from safeedit.model.template_limits import check_template, under_a_clock
 from tests.tiny_models import CHAT_TEMPLATE, save_tiny
 
 pytestmark = pytest.mark.timeout(120)
@@ -56,7 +56,7 @@ def rewrite(path: Path, **changes: Any) -> None:
 def refused(folder: Path) -> list[ModelError]:
     """What planning and opening say; each must refuse, and soon."""
     errors = []
-    for opening in (open_shape, lambda source: open_model(source, device="cpu")):
+    for opening in (open_config, lambda source: open_model(source, device="cpu")):
         start = time.monotonic()
         with pytest.raises(ModelError) as caught:
             opening(str(folder))
@@ -67,7 +67,7 @@ def refused(folder: Path) -> list[ModelError]:
 
 
 def test_the_sound_folder_opens(folder: Path) -> None:
-    open_shape(str(folder))
+    open_config(str(folder))
     open_model(str(folder), device="cpu")
 
 
@@ -241,7 +241,7 @@ LOOPS = {
 def test_a_chat_template_that_does_not_end_is_refused_while_planning(
     folder: Path, template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("safeedit.model.templates.SECONDS", 1.0)
+    monkeypatch.setattr("safeedit.model.template_limits.SECONDS", 1.0)
     (folder / "chat_template.jinja").write_text(template + CHAT_TEMPLATE)
     for error in refused(folder):
         assert "chat template" in error.message
@@ -298,7 +298,7 @@ def test_added_tokens_that_no_prompt_holds_do_no_harm_and_are_told_where_one_doe
     folder: Path,
 ) -> None:
     add_tokens(folder, template=False)
-    open_shape(str(folder))
+    open_config(str(folder))
     engine: Engine = open_model(str(folder), device="cpu").engine
     assert engine.codec.encode(["Who is it?"])
     with pytest.raises(AuditError, match="token 400, which was added") as caught:
@@ -330,7 +330,7 @@ def test_two_hundred_spoilt_configs_open_or_are_refused_soon(folder: Path) -> No
         path.write_text(json.dumps(spoilt))
         start = time.monotonic()
         try:
-            open_shape(str(folder))
+            open_config(str(folder))
             model = open_model(str(folder), device="cpu")
             prompts = model.engine.codec.encode(["Who is it?"])
             model.engine.generate(prompts, max_new_tokens=2)
@@ -365,7 +365,7 @@ def test_sixty_files_with_spoilt_bytes_open_or_are_refused_soon(
         path.write_bytes(content)
         start = time.monotonic()
         try:
-            open_shape(str(folder))
+            open_config(str(folder))
             model = open_model(str(folder), device="cpu")
             model.engine.generate(model.engine.codec.encode(["Who is it?"]), max_new_tokens=2)
         except SafeeditError:
