@@ -157,5 +157,6 @@ def under_a_clock(seconds: float = SECONDS) -> Iterator[None]:
 def _refused(what: str) -> ModelError:
     return ModelError(
         f"the chat template {what}: rendering a short conversation takes others milliseconds",
-        remedy="use template: plain, or the tokenizer files of the model's own publisher",
+        remedy="use the tokenizer files of the model's own publisher, or take the template out of "
+        "a copy of the folder: questions are then put as plain text",
     )

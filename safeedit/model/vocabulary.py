@@ -80,5 +80,6 @@ def _check_templates(tokenizer: PreTrainedTokenizerBase, n_rows: int, folder: Pa
                 f"the chat template uses tokens that the model does not embed: {named} "
                 f"({beyond[0]} and up; the embedding has {n_rows} rows)",
                 file=folder,
-                remedy=_RESIZE,
+                remedy=f"{_RESIZE}; or take the template out of a copy of the folder, and the "
+                "questions are put as plain text",
             )
