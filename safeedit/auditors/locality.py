@@ -38,7 +38,6 @@ from safeedit.auditors._reference import (
     stable_order,
     unpad,
 )
-from safeedit.auditors._refusals import RefusalPatterns
 from safeedit.auditors._sheet import Sheet
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
@@ -46,7 +45,8 @@ from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.records import Direction, MetricSpec, Split
-from safeedit.text.matching import RefusalDetector, contains_alias, token_f1
+from safeedit.text.matching import contains_alias, token_f1
+from safeedit.text.refusals import RefusalDetector, RefusalPatterns
 
 _OF_GROUP: tuple[tuple[str, str, Direction, str], ...] = (
     ("unchanged", "rate", "higher", "greedy answers equal to the base's, token for token"),

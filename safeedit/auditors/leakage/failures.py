@@ -42,7 +42,6 @@ from pydantic import Field
 from torch import Tensor
 
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint, stable_order
-from safeedit.auditors._refusals import RefusalPatterns
 from safeedit.auditors._sheet import Sheet, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
@@ -51,7 +50,8 @@ from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.records import Direction, MetricSpec, Split
 from safeedit.text.fluency import is_empty, n_gram_entropy, repetition, tokens
-from safeedit.text.matching import RefusalDetector, contains_alias
+from safeedit.text.matching import contains_alias
+from safeedit.text.refusals import RefusalDetector, RefusalPatterns
 
 Class = Literal["partly_replaced", "incomplete", "meaningless", "edit_success", "unrelated"]
 
