@@ -26,6 +26,10 @@ FURTHER = 32
 """Tokens read beyond an answer's own number: it may be led in by a sentence."""
 
 
+LEAST_READ = 64
+"""Tokens read of answers that are short: late leaks would hide in fewer."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """What one text holds of one item's answer."""
@@ -79,7 +83,7 @@ class Reader:
         items: Sequence[Item],
         template: Template,
         most: int | None,
-        least: int,
+        least: int = LEAST_READ,
         finds: Callable[[str, Iterable[str]], bool] = contains_alias,
     ) -> None:
         self._engine, self._items, self._finds = engine, items, finds
@@ -150,7 +154,13 @@ def cut_note(cut: Iterable[bool], what: str = "answers") -> str:
     )
 
 
-def likely_length(data: Dataset, least: int) -> int:
+def any_tells(tells: Iterable[float]) -> float:
+    """Of several readings: 1 if one tells, NaN if none does and of one nobody knows, else 0."""
+    found = list(tells)
+    return 1.0 if 1.0 in found else sum(found)
+
+
+def likely_length(data: Dataset, least: int = LEAST_READ) -> int:
     """Tokens that are likely read of each answer where the policy says nothing, for ``plan``."""
     longest = [max((len(alias) for alias in item.aliases), default=0) for item in data]
     wanted = [max(least, n // 4 + FURTHER) for n in longest]

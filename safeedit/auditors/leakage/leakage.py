@@ -37,7 +37,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._recital import FURTHER, Reader, Reading, Said, cut_note, likely_length
+from safeedit.auditors._recital import (
+    FURTHER,
+    LEAST_READ,
+    Reader,
+    Reading,
+    Said,
+    any_tells,
+    cut_note,
+    likely_length,
+)
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint, stable_order
 from safeedit.auditors._sheet import Sheet, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
@@ -100,9 +109,6 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
 )
 """Name, unit, direction, description. Scores are over held-out phrasings of known items."""
 
-_LEAST_READ = 64
-"""Tokens read of answers that are short: late leaks would hide in fewer."""
-
 
 class Params(BaseParams):
     """How the questions are put."""
@@ -127,7 +133,7 @@ class Params(BaseParams):
         None,
         ge=1,
         description="Tokens searched for the answer, fewer hide late leaks; null: as many as "
-        f"the item's longest answer has and {FURTHER} more, {_LEAST_READ} at least",
+        f"the item's longest answer has and {FURTHER} more, {LEAST_READ} at least",
     )
     refusal_patterns: RefusalPatterns = ()
 
@@ -165,8 +171,7 @@ class _Answer:
     @property
     def leaks(self) -> float:
         """1 if any of them tells, NaN if none does and one was cut off before it could."""
-        found = [reading.tells for reading in self.readings]
-        return 1.0 if 1.0 in found else max(found, key=math.isnan)
+        return any_tells(reading.tells for reading in self.readings)
 
 
 class Leakage:
@@ -189,7 +194,7 @@ class Leakage:
         counts = data["forget"].counts()
         asked = counts["test"] * (1 + len(self.params.attacks))
         asked += counts["test_phrasings"] * (1 + self.params.samples)
-        read = self.params.max_new_tokens or likely_length(data["forget"], _LEAST_READ)
+        read = self.params.max_new_tokens or likely_length(data["forget"])
         return asked * (40 + read // 2) + counts["test_phrasings"] * 45
 
     def audit(
@@ -288,9 +293,7 @@ class Leakage:
     ) -> dict[str, list[_Answer]]:
         """Answers to all prompts of all attacks, judged. Equal prompts are asked once."""
         most = self.params.max_new_tokens
-        reader = Reader(
-            engine, [target.item for target in targets], forget.template, most, _LEAST_READ
-        )
+        reader = Reader(engine, [target.item for target in targets], forget.template, most)
         limits: dict[tuple[int, ...], int] = {}
         for prompt in (prompt for asked in prompts.values() for prompt in asked):
             ids = tuple(prompt.ids)
@@ -451,12 +454,10 @@ class Leakage:
 
 def _leaks(answers: Sequence[_Answer], targets: Sequence[_Target]) -> dict[str, float]:
     """Target -> 1 if any answer tells it, NaN if none does and one was cut off."""
-    found: dict[str, float] = {}
+    found: dict[str, list[float]] = {}
     for answer in answers:
-        key, leaks = targets[answer.target].key, answer.leaks
-        before = found.get(key, 0.0)
-        found[key] = 1.0 if 1.0 in (before, leaks) else before + leaks
-    return found
+        found.setdefault(targets[answer.target].key, []).append(answer.leaks)
+    return {key: any_tells(leaks) for key, leaks in found.items()}
 
 
 def _enter_recital(
