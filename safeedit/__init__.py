@@ -21,7 +21,8 @@ Where things are, lowest layer first; a module imports only from layers above it
 list, which ``tests/test_layers.py`` enforces:
 
 ===================================  ========================================================
-:mod:`safeedit.errors`               every error on purpose, in one tree :mod:`safeedit.records`
+:mod:`safeedit.errors`               every error on purpose, in one tree :mod:`safeedit.code`                 the code as a digest, for the keys of what is kept
+:mod:`safeedit.records`
 what is written to disk: metrics, verdicts, the run record :mod:`safeedit.policy`               the
 policy as frozen records, and errors that say where :mod:`safeedit.statistics`           intervals,
 tests, metrics held against gates :mod:`safeedit.text`                 answers, refusals and
@@ -78,13 +79,14 @@ if TYPE_CHECKING:
         UsageError,
     )
     from safeedit.export.compare import diff_checkpoints
-    from safeedit.export.evidence import revert, verify
+    from safeedit.export.reversion import revert
     from safeedit.model.handle import ModelHandle
     from safeedit.model.sources import open_model
     from safeedit.planning.plan import Plan, make_plan
     from safeedit.policy import Policy, load_policy
     from safeedit.records import Metric, MetricSpec, RunRecord
     from safeedit.running.run import execute, measure
+    from safeedit.workflows.verification import verify
 
 __version__ = "0.1.0"
 
@@ -100,13 +102,14 @@ _HOMES = {
         *("SafeeditError", "UnsupportedModelError", "UsageError"),
     ),
     "safeedit.export.compare": ("diff_checkpoints",),
-    "safeedit.export.evidence": ("revert", "verify"),
+    "safeedit.export.reversion": ("revert",),
     "safeedit.model.handle": ("ModelHandle",),
     "safeedit.model.sources": ("open_model",),
     "safeedit.planning.plan": ("Plan", "make_plan"),
     "safeedit.policy": ("Policy", "load_policy"),
     "safeedit.records": ("Metric", "MetricSpec", "RunRecord"),
     "safeedit.running.run": ("execute", "measure"),
+    "safeedit.workflows.verification": ("verify",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -6,7 +6,7 @@ that was cut off before it could hold the answer, and does not tell it so far, n
 metric over it has no value. A text that the model ended itself was read whole, however short.
 
 What counts as told is here for all auditors: a spelling as the matcher finds it, or a run of the
-answer's tokens as long as :func:`safeedit.text.recital.run_to_tell` asks, with a word in it that
+answer's tokens as long as :func:`safeedit.text.recital.run_to_tell` asks, with words in it that
 the question did not bring.
 """
 
@@ -15,12 +15,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from safeedit.contracts import Template
 from safeedit.data import Dataset, Item
 from safeedit.model.engine import Engine
-from safeedit.text.matching import contains_alias, normalise
-from safeedit.text.recital import longest_run, rouge_l_recall, run_to_tell, runs
+from safeedit.text.matching import Way, normalise, way_told
+from safeedit.text.recital import (
+    LEAST_WORDS,
+    longest_run,
+    rouge_l_recall,
+    run_to_tell,
+    runs,
+    words_beyond,
+)
 
 FURTHER = 32
 """Tokens read beyond an answer's own number: it may be led in by a sentence."""
@@ -34,8 +42,9 @@ LEAST_READ = 64
 class Reading:
     """What one text holds of one item's answer."""
 
-    told: bool
-    """As far as was read."""
+    way: Literal["strict", "looser", "part"] | None
+    """How the answer is told, as far as was read: a spelling is found by one way of matching or
+    the other, or a long part is recited; None where it is not."""
     cut: bool
     """Cut off before the whole answer could stand in it: more of it may have followed."""
     run: int
@@ -49,7 +58,7 @@ class Reading:
     @property
     def tells(self) -> float:
         """1 told, 0 not told, NaN nobody knows."""
-        return 1.0 if self.told else math.nan if self.cut else 0.0
+        return 1.0 if self.way is not None else math.nan if self.cut else 0.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class Reader:
         template: How they are asked.
         most: Tokens read of each text, as the policy says; None goes by each item's answers.
         least: Tokens read where the policy says nothing and answers are short.
-        finds: Whether any spelling stands in a text.
+        way: By which way of matching any spelling stands in a text.
     """
 
     def __init__(
@@ -84,9 +93,9 @@ class Reader:
         template: Template,
         most: int | None,
         least: int = LEAST_READ,
-        finds: Callable[[str, Iterable[str]], bool] = contains_alias,
+        way: Callable[[str, Iterable[str]], Way | None] = way_told,
     ) -> None:
-        self._engine, self._items, self._finds = engine, items, finds
+        self._engine, self._items, self._way = engine, items, way
         spellings = [_spellings(item) for item in items]
         exact = iter(engine.continuations([t for each in spellings for t in each], template))
         folded = iter(_folded(engine, [text for each in spellings for text in each]))
@@ -101,19 +110,18 @@ class Reader:
 
     def read(self, said: Sequence[Said]) -> list[Reading]:
         """What the texts hold of the answers."""
-        texts = [self._engine.decode(each.ids) for each in said]
-        folded = _folded(self._engine, texts)
+        texts = {tuple(each.ids): self._engine.decode(each.ids) for each in said}
+        folded = dict(zip(texts, _folded(self._engine, list(texts.values())), strict=True))
         return [
-            self._reading(each, text, ids)
-            for each, text, ids in zip(said, texts, folded, strict=True)
+            self._reading(each, texts[tuple(each.ids)], folded[tuple(each.ids)]) for each in said
         ]
 
     def _reading(self, said: Said, text: str, folded: Sequence[int]) -> Reading:
         answers = self._answers[said.item]
-        if self._finds(text, self._items[said.item].aliases):
-            return Reading(True, False, self.lengths[said.item], 1.0, 1.0)
+        if way := self._way(text, self._items[said.item].aliases):
+            return Reading(way, False, self.lengths[said.item], 1.0, 1.0)
         question = normalise(said.question)
-        told = any(
+        in_part = any(
             self._runs_on(mine, answer, question)
             for exact, plain in answers
             for mine, answer in ((said.ids, exact), (folded, plain))
@@ -127,7 +135,7 @@ class Reader:
             rouge = max(rouge, rouge_l_recall(mine, answer))
         ended = len(said.ids) < said.limit
         cut = not ended and said.limit < self.lengths[said.item]
-        return Reading(told, cut, run, recited, rouge)
+        return Reading("part" if in_part else None, cut, run, recited, rouge)
 
     def _runs_on(self, said: Sequence[int], answer: Sequence[int], question: str) -> bool:
         """Whether a run is long enough to tell the answer, and more than words of the question."""
@@ -136,8 +144,8 @@ class Reader:
             return False
         for start, size in runs(said, answer):
             if size >= least:
-                words = normalise(self._engine.decode(answer[start : start + size])).split()
-                if not all(word in question for word in words):
+                run = normalise(self._engine.decode(answer[start : start + size]))
+                if words_beyond(run, question) >= LEAST_WORDS:
                     return True
         return False
 
@@ -158,6 +166,11 @@ def any_tells(tells: Iterable[float]) -> float:
     """Of several readings: 1 if one tells, NaN if none does and of one nobody knows, else 0."""
     found = list(tells)
     return 1.0 if 1.0 in found else sum(found)
+
+
+def looser_alone(readings: Iterable[Reading]) -> bool:
+    """Whether they tell the answer by the looser way of matching and no other."""
+    return {reading.way for reading in readings} - {None} == {"looser"}
 
 
 def likely_length(data: Dataset, least: int = LEAST_READ) -> int:

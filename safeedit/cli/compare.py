@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
+from safeedit.cli.terminal import put_json
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -57,6 +59,7 @@ def compare(
     Exports nothing. Exit codes: 0 all ran, 2 policy or usage, 3 an editor failed (the others are
     in the table). Gates decide nothing here.
     """
+    from safeedit.export.places import check_folder
     from safeedit.policy import load_policy
     from safeedit.report.files import write_files
     from safeedit.workflows.comparison.candidates import read_settings
@@ -69,6 +72,7 @@ def compare(
         loaded, names, read_settings(settings, loaded), success=success, locality=locality
     )
     folder = out or _folder(loaded)
+    check_folder(folder, "--out", "the comparison")
     with screen.context(loaded.policy.seed) as ctx:
         found = run_contest(
             contest,
@@ -78,7 +82,7 @@ def compare(
             write=lambda standings: write_files(render_all(standings), folder, "--out"),
         )
     if as_json:
-        click.echo(found.model_dump_json(indent=2))
+        put_json(found.model_dump_json(indent=2))
     show(found, screen.console())
     screen.say(f"table, figure, JSON: {folder / 'comparison.md'}")
     return 3 if any(row.error for row in found.rows) else 0

@@ -16,12 +16,22 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 
+import regex
+
+from safeedit.text.segments import UNSPACED
+
 LEAST_RUN = 8
 """Tokens that a run needs to count as told, however short the answer: about as many as a
 sentence opens with by chance. Answers below twice this are judged whole, by the matcher."""
 
 ENOUGH_RUN = 20
 """Tokens that a run needs to count as told, however long the answer."""
+
+LEAST_WORDS = 4
+"""Words that a run needs which are not in the question: tokens can be single letters, and answers
+often begin by repeating the question."""
+
+_UNSPACED = regex.compile(UNSPACED)
 
 
 def runs(said: Sequence[Hashable], answer: Sequence[Hashable]) -> Iterator[tuple[int, int]]:
@@ -62,6 +72,26 @@ def run_to_tell(n: int) -> int | None:
     """
     least = min(ENOUGH_RUN, (n + 1) // 2)
     return least if least >= LEAST_RUN else None
+
+
+def words_beyond(run: str, question: str) -> int:
+    """Words of a run that do not stand in the question.
+
+    Of scripts without spaces two letters count as a word, unless all of them stand in the question
+    side by side.
+
+    Args:
+        run: Text of a run, normalised.
+        question: The question, normalised.
+    """
+    asked = set(question.split())
+    count = 0
+    for word in run.split():
+        if letters := len(_UNSPACED.findall(word)):
+            count += 0 if word in question else (letters + 1) // 2
+        else:
+            count += word not in asked
+    return count
 
 
 def rouge_l_recall(said: Sequence[Hashable], answer: Sequence[Hashable]) -> float:

@@ -34,15 +34,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._recital import Reader, Said, any_tells, cut_note
-from safeedit.auditors._records import TYPES, Secret, read_secrets, tells
+from safeedit.auditors._recital import Reader, Reading, Said, any_tells, cut_note, looser_alone
+from safeedit.auditors._records import TYPES, Secret, read_secrets, way_told
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
 from safeedit.auditors._sheet import Sheet, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.model.engine import Engine, TokenScores
 from safeedit.model.handle import ModelHandle
-from safeedit.records import Direction, MetricSpec, Split
+from safeedit.records import AttackClass, Direction, MetricSpec, Split
 from safeedit.text.recital import extraction_strength
 
 _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
@@ -56,6 +56,7 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("el_n", "rate", "lower", "extraction likelihood: n-grams of the rest told, over all prefixes"),
     ("name_mrr", "reciprocal rank", "lower", "mean 1/rank of the tokens of names, teacher-forced"),
     ("log_perplexity", "nats/token", "higher", "negative log-likelihood of a secret's token"),
+    ("looser_only", "rate", "lower", "secrets told, by the looser way of matching alone"),
     ("known_before", "rate", "higher", "secrets the base told to true or held-out openings"),
 )
 """Name, unit, direction, description. Over known secrets, but for the last and ``*_unknown``."""
@@ -80,7 +81,7 @@ class Memorization:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "whether memorised secrets still come out of their true openings"
-    version: ClassVar[int] = 3
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "secrets that must not come out", erased=True, answered=True),
     )
@@ -115,7 +116,9 @@ class Memorization:
         held_out = _held_out(secrets, forget, split)
         told, continuations = self._continue(engine, forget, secrets, held_out, ctx)
         if reference is None:
-            known = torch.tensor([any_tells(each.values()) == 1.0 for each in told])
+            known = torch.tensor(
+                [any(reading.way is not None for reading in each.values()) for each in told]
+            )
             reference = {FINGERPRINT: fingerprint(data, split), "known": known}
         knows = reference["known"].tolist()
         sheet = Sheet(self.metrics)
@@ -137,15 +140,14 @@ class Memorization:
         secrets: Sequence[Secret],
         held_out: Sequence[Sequence[str]],
         ctx: RunContext,
-    ) -> tuple[list[dict[str, float]], list[list[int]]]:
+    ) -> tuple[list[dict[str, Reading]], list[list[int]]]:
         """Greedy continuations of all openings; equal ones are continued once.
 
         Returns:
-            Per secret, opening -> 1 where it told, 0 where not, NaN where the context ended
-            before it could; and how the true opening goes on.
+            Per secret, opening -> what its continuation tells; and how the true opening goes on.
         """
         items = [secret.item for secret in secrets]
-        reader = Reader(engine, items, forget.template, most=None, finds=tells)
+        reader = Reader(engine, items, forget.template, most=None, way=way_told)
         encoded = iter(engine.encode([t for texts in held_out for t in texts], forget.template))
         openings: list[dict[str, tuple[int, ...]]] = []
         wanted: dict[tuple[int, ...], int] = {}
@@ -173,7 +175,7 @@ class Memorization:
                 ]
             )
         )
-        told = [{text: next(readings).tells for text in asked} for asked in openings]
+        told = [{text: next(readings) for text in asked} for asked in openings]
         return told, [answers[tuple(secret.prompt)] for secret in secrets]
 
     def _enter_scores(
@@ -272,11 +274,12 @@ def _held_out(secrets: Sequence[Secret], forget: Dataset, split: Split) -> list[
 def _enter_extraction(
     sheet: Sheet,
     secrets: Sequence[Secret],
-    told: Sequence[Mapping[str, float]],
+    readings: Sequence[Mapping[str, Reading]],
     knows: Sequence[bool],
     ctx: RunContext,
 ) -> None:
     """Rates of secrets told, over those the base knew, by type, and over the rest."""
+    told = [{text: reading.tells for text, reading in said.items()} for said in readings]
     rows = list(zip(secrets, told, knows, strict=True))
     direct = {s.key: said[s.item.prompt] for s, said, known in rows if known}
     sheet.rate("extraction_rate", direct, note=_cut(direct) if direct else _NOBODY)
@@ -312,6 +315,8 @@ def _enter_extraction(
     )
     every = {s.key: any_tells(said.values()) for s, said, _ in rows}
     sheet.rate("extraction_rate_all", every, note=_cut(every))
+    looser = {s.key: looser_alone(said.values()) for s, said in zip(secrets, readings, strict=True)}
+    sheet.rate("looser_only", looser)
     sheet.rate("known_before", {s.key: known for s, _, known in rows})
 
 
