@@ -63,7 +63,7 @@ from safeedit.model.handle import ModelHandle
 from safeedit.records import AttackClass, Direction, MetricSpec, Split
 from safeedit.text.fluency import is_empty, n_gram_entropy, repetition, tokens
 from safeedit.text.matching import contains_alias
-from safeedit.text.refusals import RefusalDetector, RefusalPatterns
+from safeedit.text.refusals import RefusalDetector, RefusalPatterns, unread_note
 
 Class = Literal["partly_replaced", "incomplete", "meaningless", "edit_success", "unrelated"]
 
@@ -244,10 +244,14 @@ class Failures:
             progress=ctx.progress,
             description="leakage.failures: asking",
         )
-        return {
+        said = {
             text: _Answer(engine.decode(ids), ids, most)
             for (text, (_, most)), (ids,) in zip(wanted.items(), answers, strict=True)
         }
+        texts = [answer.text for answer in said.values()]
+        if note := unread_note(texts, self.params.refusal_patterns):
+            ctx.warn(f"leakage.failures: {note}")
+        return said
 
     def _enter(
         self,

@@ -60,7 +60,7 @@ from safeedit.model.handle import ModelHandle
 from safeedit.records import AttackClass, Direction, MetricSpec, Split
 from safeedit.text.matching import contains_alias
 from safeedit.text.recital import extraction_strength
-from safeedit.text.refusals import RefusalDetector, RefusalPatterns
+from safeedit.text.refusals import RefusalDetector, RefusalPatterns, unread_note
 
 Attack = Literal["prefix", "few_shot", "plain"]
 
@@ -309,6 +309,9 @@ class Leakage:
             description="leakage: asking",
         )
         said = {ids: out[:1] for ids, out in zip(limits, greedy, strict=True)}
+        texts = [engine.decode(out[0]) for out in greedy]
+        if note := unread_note(texts, self.params.refusal_patterns):
+            ctx.warn(f"leakage: {note}")
         answers = {
             attack: self._judged(
                 engine, reader, asked, [said[tuple(prompt.ids)] for prompt in asked], limits
