@@ -102,6 +102,7 @@ class Reader:
         # Of each item and each spelling, tokens as they are said, and of the folded text.
         self._answers = [[(next(exact), next(folded)) for _ in each] for each in spellings]
         self.lengths = [max((len(ids) for ids, _ in each), default=0) for each in self._answers]
+        self.canonical = [len(each[0][0]) if each else 0 for each in self._answers]
         self._wanted = [most or max(least, n + FURTHER) for n in self.lengths]
 
     def limit(self, item: int, prompt: Sequence[int]) -> int:
@@ -134,7 +135,7 @@ class Reader:
             recited = max(recited, longest / max(1, len(answer)))
             rouge = max(rouge, rouge_l_recall(mine, answer))
         ended = len(said.ids) < said.limit
-        cut = not ended and said.limit < self.lengths[said.item]
+        cut = not ended and said.limit < self.canonical[said.item]
         return Reading("part" if in_part else None, cut, run, recited, rouge)
 
     def _runs_on(self, said: Sequence[int], answer: Sequence[int], question: str) -> bool:

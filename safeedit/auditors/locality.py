@@ -219,7 +219,7 @@ class Locality:
         for role, items in asked.items():
             reader = Reader(engine, items, data[role].template, self.params.max_new_tokens)
             limits[role] = [reader.limit(i, ids) for i, ids in enumerate(prompts[role])]
-            short[role] = [most < n for most, n in zip(limits[role], reader.lengths, strict=True)]
+            short[role] = [most < n for most, n in zip(limits[role], reader.canonical, strict=True)]
         said = iter(
             engine.generate(
                 [ids for each in prompts.values() for ids in each],

@@ -43,7 +43,7 @@ from safeedit.model.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 __all__ = ["BUILTIN", "cache_dir", "fetch_builtin", "open_config", "open_model"]
 
@@ -141,6 +141,24 @@ def open_config(source: str, *, revision: str | None = None) -> tuple[PreTrained
     for path in (found.folder / "config.json", *check_weights(found.folder).files):
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
     return config, f"sha256:{digest.hexdigest()}"
+
+
+def open_tokenizer(source: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """A model's tokenizer alone.
+
+    Raises:
+        ModelError: As :func:`open_model`, as far as it can be known.
+        UsageError: ``revision`` of something that has none.
+    """
+    from transformers import AutoTokenizer
+
+    found = _locate(source, revision)
+    check_tokenizer(found.folder)
+    with quiet(), readable(found.folder):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            found.folder, trust_remote_code=False, local_files_only=True
+        )
+    return tokenizer
 
 
 def fetch_folder(source: str, revision: str | None = None) -> Path:
