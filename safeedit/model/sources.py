@@ -47,7 +47,7 @@ from safeedit.model.weight_checks import check_shapes
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 __all__ = ["BUILTIN", "cache_dir", "fetch_builtin", "open_config", "open_model"]
 
@@ -164,6 +164,24 @@ def _check_sizes(folder: Path, config: PreTrainedConfig) -> ModelShape:
     shape = ModelShape.from_config(config)
     check_shapes(shape, read_headers(folder), shape.architecture.layers.partition(".")[0])
     return shape
+
+
+def open_tokenizer(source: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """A model's tokenizer alone.
+
+    Raises:
+        ModelError: As :func:`open_model`, as far as it can be known.
+        UsageError: ``revision`` of something that has none.
+    """
+    from transformers import AutoTokenizer
+
+    found = _locate(source, revision)
+    check_tokenizer(found.folder)
+    with quiet(), readable(found.folder):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            found.folder, trust_remote_code=False, local_files_only=True
+        )
+    return tokenizer
 
 
 def fetch_folder(source: str, revision: str | None = None) -> Path:

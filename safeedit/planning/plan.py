@@ -44,6 +44,7 @@ from safeedit.export.staging import check_target, recover
 from safeedit.model.architectures import ModelShape
 from safeedit.model.builtin import cache_dir
 from safeedit.model.sources import open_config
+from safeedit.planning.lengths import check_lengths
 from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LedgerSpec, LoadedPolicy
 from safeedit.policy.suggest import did_you_mean
 from safeedit.records import MetricSpec, Split
@@ -272,6 +273,7 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True) -> Plan:
     _check_gates(loaded, audits, warnings)
     _check_enough(loaded, edits, audits)
     _check_splits(loaded, edits, audits)
+    warnings += check_lengths(loaded, source, audits)
     plan = Plan(loaded, source, digest, dtype, shape, edits, audits, tuple(warnings), upkeep)
     if plan.export_dir is not None and policy.export is not None:
         if not policy.gates:

@@ -181,6 +181,26 @@ def test_answers_in_letters_of_languages_that_inflect_are_asked_for_their_forms(
     assert warnings() == []
 
 
+def reading(shared: Workplace, **params: Any) -> Path:
+    own = {key: value for key, value in LEAKAGE.items() if key != "max_new_tokens"}
+    return shared.policy(**{**REAL, "audits": [{**own, **params}, LOCALITY, PERPLEXITY]})
+
+
+def test_reading_less_far_than_every_answer_is_long_is_refused(shared: Workplace) -> None:
+    error = refused(reading(shared, max_new_tokens=1))
+    assert "none could be found" in error.message
+    assert "leave max_new_tokens out" in str(error.remedy)
+
+
+def test_reading_less_far_than_some_answers_are_long_is_warned_of(shared: Workplace) -> None:
+    warnings = plan_of(reading(shared, max_new_tokens=6)).warnings
+    assert any("max_new_tokens: 6" in warning for warning in warnings)
+
+
+def test_reading_answers_to_their_length_needs_no_warning(shared: Workplace) -> None:
+    assert not any("max_new_tokens" in warning for warning in plan_of(reading(shared)).warnings)
+
+
 def test_a_relative_model_starts_at_the_policys_folder(
     shared: Workplace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
