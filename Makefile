@@ -2,6 +2,7 @@
 #
 #   make test     lint, types and all tests            make demo    the quickstart policy, end to end
 #   make check    lint and types only                  make bench   the benchmarks
+#   make hostile  tries every kill, tamper and malformed input, for an hour or so
 #   make model    fetch the default model              make clean   remove what these made
 #
 # A plain `pip install torch` brings CUDA on Linux, about 3 GB that no CPU needs. Where pip is
@@ -19,7 +20,7 @@ TORCH = $(VENV)/.torch
 INSTALLED = $(VENV)/.installed
 MODEL = $(VENV)/.model
 
-.PHONY: setup model check test demo bench clean format
+.PHONY: setup model check test hostile demo bench clean format
 
 setup: $(INSTALLED)
 model: $(MODEL)
@@ -54,6 +55,11 @@ test: export OMP_NUM_THREADS = 1
 test: export PYTHONHASHSEED = 0
 test: $(MODEL) check
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+# What a hostile tester would try, exhaustively: kills at every file operation and the like.
+hostile: export OMP_NUM_THREADS = 1
+hostile: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) -m hostile $(ARGS)
 
 demo: $(MODEL)
 	$(VENV)/bin/safeedit apply policies/quickstart.yaml
