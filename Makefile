@@ -4,6 +4,7 @@
 #   make check    lint and types only                  make bench   the benchmarks
 #   make hostile  tries every kill, tamper and malformed input, for an hour or so
 #   make model    fetch the default model              make clean   remove what these made
+#   make test-compat   exports opened with older transformers
 #
 # A plain `pip install torch` brings CUDA on Linux, about 3 GB that no CPU needs. Where pip is
 # not already pointed at CPU builds: make TORCH_INDEX=<index of CPU wheels> test
@@ -20,7 +21,7 @@ TORCH = $(VENV)/.torch
 INSTALLED = $(VENV)/.installed
 MODEL = $(VENV)/.model
 
-.PHONY: setup model check test hostile demo bench clean format
+.PHONY: setup model check test test-compat hostile demo bench clean format
 
 setup: $(INSTALLED)
 model: $(MODEL)
@@ -60,6 +61,12 @@ test: $(MODEL) check
 hostile: export OMP_NUM_THREADS = 1
 hostile: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) -m hostile $(ARGS)
+
+# Exports in the versions of transformers that users have, fetched once into the user's cache.
+test-compat: export OMP_NUM_THREADS = 1
+test-compat: export SAFEEDIT_COMPAT = 1
+test-compat: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -q tests/export/test_compatibility.py
 
 demo: $(MODEL)
 	$(VENV)/bin/safeedit apply policies/quickstart.yaml

@@ -102,7 +102,7 @@ def _apart(spec: DataSpec, base: Path, counted: Counter[str] | None) -> list[Rec
     """The rows of one source that ``where`` chooses and ``apart_from`` leaves."""
     format_ = _format(spec)
     path, files = _locate(spec, base, format_)
-    records = _read(spec, path, files, format_, counted if spec.on_error == "drop" else None)
+    records = _read(spec, path, files, format_, counted)
     if spec.apart_from is None:
         return records
     others = set(_likenesses(read_records(spec.apart_from, base, Counter()), spec.group))
@@ -274,11 +274,13 @@ def _read(
                     if spec.stream and spec.limit is not None and len(records) >= spec.limit:
                         break
             except DataError:
-                if counted is None:
+                if counted is None or spec.on_error == "stop":
                     raise
                 counted[UNREADABLE] += 1
     selection.check(len(records))
     renamed.check()
+    if counted is not None:
+        counted.update(+renamed.noted)
     return records
 
 

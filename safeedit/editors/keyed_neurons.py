@@ -40,6 +40,7 @@ from safeedit.contracts import (
     TensorPlan,
 )
 from safeedit.data import Dataset, Item
+from safeedit.data.subjects import check_subjects, same_subject
 from safeedit.delta import Update
 from safeedit.errors import DataError, EditError
 from safeedit.methods.facts import gated_neurons as neurons
@@ -98,6 +99,10 @@ class KeyedNeurons:
         """The MLPs of the chosen layers."""
         return neurons.tensors(model, resolve(self.params.layers, model.n_layers))
 
+    def check_data(self, data: Mapping[str, Dataset]) -> None:
+        """Refuse facts whose subject their prompt does not name, while planning."""
+        check_subjects(data["forget"])
+
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens run forward and back, roughly, for ``plan``."""
         return value_tokens(self.params, data["forget"])
@@ -125,7 +130,7 @@ class _NeuronRoad(Road):
     def _grouped(self, facts: Sequence[Fact], site: Site) -> list[list[Fact]]:
         groups: dict[str, list[Fact]] = {}
         for fact in facts:
-            groups.setdefault(fact.subject.casefold(), []).append(fact)
+            groups.setdefault(same_subject(fact.subject), []).append(fact)
         return list(groups.values())
 
     def keyed(self, sites: Sequence[Site]) -> list[neurons.KeyedNeurons]:

@@ -39,6 +39,7 @@ from safeedit.contracts import (
     TensorPlan,
 )
 from safeedit.data import Dataset
+from safeedit.data.subjects import check_subjects
 from safeedit.delta import LowRank
 from safeedit.errors import EditError
 from safeedit.methods.constrained_least_squares import Change, Metric, least_change, same_keys
@@ -102,6 +103,10 @@ class KeyedEditor(ABC):
     def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
         """What the MLPs of the chosen layers write with; no biases."""
         return model.tensors("mlp_out", self.layers(model.n_layers))
+
+    def check_data(self, data: Mapping[str, Dataset]) -> None:
+        """Refuse facts whose subject their prompt does not name, while planning."""
+        check_subjects(data["forget"])
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens run forward and back, roughly, for ``plan``."""

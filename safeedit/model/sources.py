@@ -28,6 +28,7 @@ from safeedit.model.builtin import (
     file_sha256,
     gguf_model,
 )
+from safeedit.model.carried import LEGAL
 from safeedit.model.checkpoint import (
     PICKLES,
     check_loaded,
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 __all__ = ["BUILTIN", "cache_dir", "fetch_builtin", "open_config", "open_model"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# Other formats and layouts; of the folders, additional_chat_templates alone is the model's.
+_OTHER_LAYOUTS = ["[!a]*/*", "a[!d]*/*", "ad[!d]*/*", "*/*/*", "consolidated*"]
 _DTYPES = ("float32", "bfloat16", "float16")
 _SHARE_FOR_WEIGHTS = 0.85
 """Share of a GPU's free memory that weights may take; activations and caches need the rest."""
@@ -103,7 +106,9 @@ def open_model(
             model = model.to(where)
     # Opened from where it lies on this machine; records name the source instead.
     model.config._name_or_path = source
-    handle = ModelHandle(model, tokenizer, source=source, revision=found.commit)
+    handle = ModelHandle(
+        model, tokenizer, source=source, revision=found.commit, folder=found.folder
+    )
     # Added tokens aside: Gemma 3's text models have one, for images, that they don't embed.
     if tokenizer.vocab_size > handle.shape.vocab_size:
         raise ModelError(
@@ -213,7 +218,8 @@ def _fetch(hub_id: str, revision: str | None, *, weights: bool) -> _Located:
         RevisionNotFoundError,
     )
 
-    patterns = ["*.json", "*.jinja", "*.txt", "*.model"] + ["*.safetensors"] * weights
+    patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", *LEGAL]
+    patterns += ["*.safetensors"] * weights
     label = hub_id if revision is None else f"{hub_id} at revision {revision}"
     try:
         with quiet():
@@ -221,7 +227,7 @@ def _fetch(hub_id: str, revision: str | None, *, weights: bool) -> _Located:
                 hub_id,
                 revision=revision,
                 allow_patterns=patterns,
-                ignore_patterns=["*/*", "consolidated*"],  # other formats, and other layouts
+                ignore_patterns=_OTHER_LAYOUTS,
             )
     except GatedRepoError as error:
         raise ModelError(
@@ -288,7 +294,9 @@ def _best_device(n_bytes: int) -> torch.device | None:
 if __name__ == "__main__":
     import sys
 
+    from safeedit.text.display import clean, clean_lines
+
     try:
-        sys.stdout.write(f"{fetch_builtin()}\n")
+        sys.stdout.write(f"{clean(fetch_builtin())}\n")
     except ModelError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {clean_lines(error)}")

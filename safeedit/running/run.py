@@ -40,6 +40,7 @@ from safeedit.export.evidence import claimed, write_evidence
 from safeedit.export.interrupts import until_done
 from safeedit.export.manifest import hash_files
 from safeedit.export.staging import Staging
+from safeedit.model.carried import left_behind
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 from safeedit.planning.plan import Plan, PlannedAudit, PlannedEdit
@@ -310,6 +311,9 @@ def _open(plan: Plan, ctx: RunContext) -> tuple[_Session, ModelHandle]:
         model = open_model(
             plan.model_source, revision=spec.revision, dtype=spec.dtype, device=spec.device
         )
+    left = left_behind(model.folder) if plan.export_dir and model.folder else ()
+    if left:
+        warn(f"files of the model that an export does not get: {', '.join(left)}")
     return session, model
 
 
