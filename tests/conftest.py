@@ -56,10 +56,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def _ask_for_the_mark() -> None:
     item = _running[-1] if _running else None
     if item is not None and not item.get_closest_marker("trains"):
-        if log := os.environ.get("SAFEEDIT_TEST_LOG_TRAINING"):  # TEMPORARY
-            with open(log, "a") as f:  # noqa: PTH123
-                f.write(item.nodeid + "\n")
-            return
         raise AssertionError(
             f"{item.nodeid} trains a model or uses a trained one: mark its module "
             "(pytestmark = pytest.mark.trains), so that `make test-kernels` runs it"
