@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safeedit.cache import file_sha256
 from safeedit.errors import ModelError, UsageError
 from safeedit.model.builtin import (
     BUILTIN,
     DEFAULT,
-    cache_dir,
     fetch_builtin,
-    file_sha256,
     gguf_model,
 )
 from safeedit.model.checkpoint import (
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
-__all__ = ["BUILTIN", "cache_dir", "fetch_builtin", "open_config", "open_model"]
+__all__ = ["BUILTIN", "fetch_builtin", "open_config", "open_model"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _DTYPES = ("float32", "bfloat16", "float16")

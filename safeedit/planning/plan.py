@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from safeedit import catalog
+from safeedit.cache import cache_dir, write_atomically
 from safeedit.contracts import (
     Auditor,
     BaseParams,
@@ -38,7 +39,6 @@ from safeedit.export.ledger.requests import Coverage, coverage, dataset_of, read
 from safeedit.export.ledger.update import Erased, Upkeep
 from safeedit.export.staging import check_target
 from safeedit.model.architectures import ModelShape
-from safeedit.model.builtin import cache_dir
 from safeedit.model.sources import open_config
 from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LedgerSpec, LoadedPolicy
 from safeedit.policy.suggest import did_you_mean
@@ -279,7 +279,7 @@ def write_plan(plan: Plan, path: Path) -> None:
     policy = os.path.relpath(plan.loaded.path, path.parent)
     content = {**plan.summary(), "policy_file": policy}
     try:
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
     except OSError as error:
         raise UsageError(
             f"the plan can't be written: {error.strerror}",

