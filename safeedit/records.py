@@ -19,7 +19,10 @@ Status = Literal["pass", "fail", "inconclusive"]
 Split = Literal["fit", "validation", "test"]
 GateKind = Literal["min", "max", "max_increase", "max_decrease", "min_increase", "min_decrease"]
 GATE_KINDS: tuple[GateKind, ...] = get_args(GateKind)
-"""Conditions that a gate may set, exactly one of them."""
+"""Conditions that a gate may set, exactly one of them; :mod:`safeedit.policy.gate` says what each
+means."""
+PassingSide = Literal["below", "above"]
+"""The side of its bound on which a gate passes."""
 
 
 class Record(BaseModel):
@@ -151,11 +154,21 @@ class Verdict(Record):
     metric: str
     condition: str
     """The gate as the policy wrote it, e.g. ``max 0.02 at confidence 0.95``."""
+    kind: GateKind
+    of_change: bool
+    """Whether the gate looks at the metric's change rather than its value after the edits."""
+    passes: PassingSide
+    """The side of the bound on which the gate passes."""
+    confidence: float | None
+    """Level of the interval that was held against the bound; None where the value was."""
     status: Status
     reason: str
     value: float | None
+    """The metric after the edits or, where :attr:`of_change`, its change."""
     bound: float | None
-    """The absolute bound the value was held against (relative gates resolved)."""
+    """What :attr:`value` was held against (signed, percentages resolved)."""
+    bound_on_metric: float | None
+    """The bound on the metric's own scale: for a change, the value before plus :attr:`bound`."""
 
 
 class TensorChange(Record):

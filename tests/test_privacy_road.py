@@ -14,7 +14,7 @@ from click.testing import Result
 from safeedit.records import RunRecord
 from tests.auditors.memorised import HELD_BACK, TAUGHT, items, taught, untaught
 from tests.road import PROSE, Workplace
-from tests.test_run import spellings
+from tests.running.test_run import spellings
 
 NAMED, OTHERS = TAUGHT[:3], TAUGHT[3:]
 

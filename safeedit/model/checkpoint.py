@@ -9,8 +9,6 @@ Fails with :class:`~safeedit.errors.ModelError`, and with
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from safeedit.errors import ModelError, UnsupportedModelError
 from safeedit.model.architectures import architecture_of
+from safeedit.model.headers import read_headers, read_settings, weight_files
 from safeedit.model.quiet import quiet
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
         )
     if not path.is_file():
         raise ModelError("the folder has no config.json", file=folder, remedy=_WHOLE)
-    settings = _json_object(path)
+    settings = read_settings(path)
     kind = settings.get("model_type")
     if not isinstance(kind, str):
         raise ModelError("no model_type is given", file=path, remedy=_WHOLE)
@@ -93,28 +92,14 @@ def check_weights(folder: Path) -> Weights:
         ModelError: There are none, one is missing, cut short or corrupt, or they are pickles.
         UnsupportedModelError: None holds floating-point numbers.
     """
-    shards = _shards(folder)
-    if not shards:
+    headers = read_headers(folder)
+    if not headers:
         if pickles := sorted(path for path in folder.iterdir() if path.suffix in PICKLES):
             refuse_pickle(pickles[0])
         raise ModelError("the folder holds no safetensors weights", file=folder, remedy=_WHOLE)
     sizes: dict[str, int] = {}
-    for path, promised in shards.items():
-        if not path.is_file():
-            raise ModelError(
-                f"a shard of the checkpoint is missing ({len(shards)} in all)",
-                file=path,
-                remedy=_AGAIN,
-            )
-        header = _header(path)
-        if absent := promised - header.keys():
-            raise ModelError(
-                f"the index promises '{min(absent)}', which this shard does not hold",
-                file=path,
-                remedy=_AGAIN,
-            )
-        for dtype, entries in header.values():
-            sizes[dtype] = sizes.get(dtype, 0) + entries
+    for header in headers.values():
+        sizes[header.dtype] = sizes.get(header.dtype, 0) + header.n_entries
     floating = [dtype for dtype in sizes if dtype in _DTYPES]
     if not floating:
         raise UnsupportedModelError(
@@ -123,7 +108,7 @@ def check_weights(folder: Path) -> Weights:
             remedy="edit the unquantised checkpoint and quantise the result",
         )
     most = max(floating, key=lambda dtype: sizes[dtype])
-    return Weights(_DTYPES[most], sum(sizes.values()), tuple(sorted(shards)))
+    return Weights(_DTYPES[most], sum(sizes.values()), tuple(sorted(weight_files(folder))))
 
 
 def check_tokenizer(folder: Path) -> None:
@@ -201,50 +186,3 @@ def _refuse_code(path: Path) -> NoReturn:
         file=path,
         remedy="use a model whose architecture and tokenizer are part of transformers",
     ) from None
-
-
-def _shards(folder: Path) -> dict[Path, set[str]]:
-    """Weights file -> tensors the index says it holds; empty where there are no safetensors."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return {single: set()}
-    if not index.is_file():
-        return {}
-    shards: dict[Path, set[str]] = {}
-    places = _json_object(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise ModelError("the index of the shards names no tensors", file=index, remedy=_AGAIN)
-    for tensor, shard in places.items():
-        name = Path(str(shard))
-        if name.name != str(shard):
-            raise ModelError(
-                "the index of the shards points out of its folder", file=index, remedy=_AGAIN
-            )
-        shards.setdefault(folder / name, set()).add(tensor)
-    return shards
-
-
-def _header(path: Path) -> dict[str, tuple[str, int]]:
-    """Tensor name -> dtype as safetensors writes it, number of entries."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {n: (s.get_dtype(), math.prod(s.get_shape())) for n, s in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"the file is corrupt or cut short: {error}",
-            file=path,
-            remedy="fetch it again; if it lies in safeedit's cache, delete the folder it is in",
-        ) from error
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError("this can't be read as JSON", file=path, remedy=_AGAIN) from error
-    if not isinstance(found, dict):
-        raise ModelError("this is not a JSON object", file=path, remedy=_AGAIN)
-    return found

@@ -647,7 +647,7 @@ def _check_gates(loaded: LoadedPolicy, audits: Sequence[PlannedAudit], warnings:
                 f"no audit of this policy measures {gate.metric!r}",
                 did_you_mean(gate.metric, known),
             )
-        if gate.lower_is_inside != (spec.direction == "lower"):
+        if (gate.meaning.passes == "below") != (spec.direction == "lower"):
             warnings.append(
                 f"{gate.metric}: {spec.direction} is better, but the gate is '{gate.condition}'"
             )

@@ -7,56 +7,28 @@ at editors, auditors, data or models: names are resolved by :mod:`safeedit.plann
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
-from safeedit.records import GATE_KINDS, GateKind, Split
+from safeedit.policy.gate import GateSpec
+from safeedit.policy.parts import STAGE_NAME, PolicyPart, Sequenced, exactly_one
+from safeedit.records import Split
 
 Template = Literal["auto", "chat", "plain"]
 """How a prompt is put to the model: in its chat template, bare, or chat where it has one."""
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-
-_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
-STAGE_NAME = rf"^{_NAME}(\.{_NAME})*$"
-_PERCENT = re.compile(r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*%\s*$")
-
-
-_Part = TypeVar("_Part")
-Sequenced = Annotated[tuple[_Part, ...], Field(strict=False)]
-"""A tuple that may be given as a list, as YAML and JSON do."""
-
-
-class PolicyPart(BaseModel):
-    """Base of the parts of a policy: immutable, and strict about unknown fields."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,  # "5" is no number and 1 is no text
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
-
-
-def _exactly_one(part: BaseModel, names: tuple[str, ...]) -> None:
-    given = [name for name in names if getattr(part, name) is not None]
-    if len(given) != 1:
-        what = " and ".join(given) if given else "none"
-        raise ValueError(f"give exactly one of {', '.join(names)} (found {what})")
 
 
 class ModelSpec(PolicyPart):
@@ -119,7 +91,7 @@ class DataSpec(PolicyPart):
 
     @model_validator(mode="after")
     def _check(self) -> DataSpec:
-        _exactly_one(self, ("file", "dataset", "hub"))
+        exactly_one(self, ("file", "dataset", "hub"))
         if self.hub is None:
             for name in ("revision", "hub_config"):
                 if getattr(self, name) is not None:
@@ -142,133 +114,6 @@ class DataSpec(PolicyPart):
         """The sources as a short name for records and screens."""
         own = self.file or self.dataset or self.hub or ""
         return " + ".join([own, *(other.label for other in self.also)])
-
-
-class Bound(PolicyPart):
-    """How far a metric may move from its value before the edits."""
-
-    value: float
-    """Difference in the metric's unit, or a share of the value before if relative."""
-    relative: bool = False
-    """True for a percentage: 3% is value 0.03."""
-
-    def __str__(self) -> str:
-        return f"{self.value * 100:g}%" if self.relative else f"{self.value:g}"
-
-    @model_validator(mode="after")
-    def _check(self) -> Bound:
-        if self.value < 0:
-            raise ValueError("must not be negative")
-        return self
-
-
-def _bound(value: Any) -> Any:
-    if isinstance(value, str):
-        match = _PERCENT.match(value)
-        if match is None:
-            raise ValueError("should be a number or a percentage such as 3%")
-        # round() undoes the binary noise of e.g. 0.7 / 100, so that 0.7% equals 0.007.
-        return {"value": round(float(match.group(1)) / 100, 12), "relative": True}
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return {"value": value, "relative": False}
-    if isinstance(value, (Bound, dict)):
-        return value
-    raise ValueError("should be a number or a percentage such as 3%")
-
-
-def _absolute(value: Any) -> Any:
-    if isinstance(value, str) and (match := _PERCENT.match(value)):
-        raise ValueError(
-            f"is absolute and takes a number: write {float(match.group(1)) / 100:g} "
-            "(percentages are for max_increase and max_decrease)"
-        )
-    return value
-
-
-_BOUND_SCHEMA = {
-    "anyOf": [
-        {"type": "number", "minimum": 0},
-        {"type": "string", "pattern": r"^\s*\d*\.?\d+([eE][+-]?\d+)?\s*%\s*$"},
-    ]
-}
-
-
-def _written(bound: Bound) -> float | str:
-    return f"{bound.value * 100:.12g}%" if bound.relative else bound.value
-
-
-Change = Annotated[
-    Bound,
-    BeforeValidator(_bound),
-    PlainSerializer(_written),
-    WithJsonSchema(_BOUND_SCHEMA, mode="validation"),
-]
-Limit = Annotated[float, BeforeValidator(_absolute)]
-
-
-class GateSpec(PolicyPart):
-    """A condition that the edited checkpoint must meet to be exported."""
-
-    metric: Annotated[str, Field(pattern=rf"^{_NAME}(\.{_NAME})+$")]
-    """<audit id>.<metric>, e.g. leakage.extraction_rate; an id may hold dots, a metric none."""
-    min: Limit | None = None
-    """The metric must be at least this."""
-    max: Limit | None = None
-    """The metric must be at most this."""
-    max_increase: Change | None = None
-    """The metric may rise by at most this over its value before the edits; 0.1 or 3%."""
-    max_decrease: Change | None = None
-    """The metric may fall by at most this from its value before the edits; 0.1 or 3%."""
-    min_increase: Change | None = None
-    """The metric must rise by at least this over its value before the edits; 0.1 or 30%."""
-    min_decrease: Change | None = None
-    """The metric must fall by at least this from its value before the edits; 0.1 or 30%."""
-    confidence: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Hold the bound of the interval at this confidence to the gate, not the value: 0.95."""
-    min_n: Annotated[int, Field(ge=1)] = 10
-    """With fewer items than this the gate is inconclusive."""
-
-    @model_validator(mode="after")
-    def _check(self) -> GateSpec:
-        _exactly_one(self, GATE_KINDS)
-        return self
-
-    @property
-    def audit(self) -> str:
-        """Id of the audit the metric comes from."""
-        return self.metric.rpartition(".")[0]
-
-    @property
-    def name(self) -> str:
-        """Name of the metric within its audit."""
-        return self.metric.rpartition(".")[2]
-
-    @property
-    def kind(self) -> GateKind:
-        """Which of the conditions this gate sets."""
-        return next(kind for kind in GATE_KINDS if getattr(self, kind) is not None)
-
-    @property
-    def lower_is_inside(self) -> bool:
-        """True where values below the bound meet it."""
-        return self.kind in ("max", "max_increase", "min_decrease")
-
-    @property
-    def bound(self) -> Bound:
-        """The bound of :attr:`kind`; ``relative`` only for changes given in percent."""
-        value = getattr(self, self.kind)
-        return value if isinstance(value, Bound) else Bound.model_construct(value=float(value))
-
-    @property
-    def needs_before(self) -> bool:
-        """True where the gate compares with the model before the edits."""
-        return self.kind not in ("min", "max")
-
-    @property
-    def condition(self) -> str:
-        """The gate in words, e.g. ``max 0.02 at confidence 0.95``."""
-        text = f"{self.kind} {self.bound}"
-        return f"{text} at confidence {self.confidence:g}" if self.confidence else text
 
 
 class StageSpec(BaseModel):
@@ -351,7 +196,7 @@ class KeySpec(PolicyPart):
 
     @model_validator(mode="after")
     def _check(self) -> KeySpec:
-        _exactly_one(self, ("file", "env"))
+        exactly_one(self, ("file", "env"))
         return self
 
 

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from safeedit.policy.gate import GateSpec
 from safeedit.records import (
-    GATE_KINDS,
     Comparison,
     ControlRecord,
     EditRecord,
     Metric,
+    PassingSide,
     RunRecord,
     Verdict,
 )
@@ -60,19 +61,13 @@ class Row:
         return "better" if (interval.low > 0) == (self.after.direction == "higher") else "worse"
 
     @property
-    def bounds(self) -> tuple[tuple[float, Literal["min", "max"]], ...]:
-        """Bounds on the metric's own scale; those on its change are added to the value before."""
-        before = self.comparison.before.value if self.comparison.before else None
-        found: list[tuple[float, Literal["min", "max"]]] = []
-        for verdict in self.verdicts:
-            kind = verdict.condition.partition(" ")[0]
-            if verdict.bound is None:
-                continue
-            if kind in ("min", "max"):
-                found.append((verdict.bound, "min" if kind == "min" else "max"))
-            elif before is not None:
-                found.append((before + verdict.bound, "max" if kind == "max_increase" else "min"))
-        return tuple(found)
+    def bounds(self) -> tuple[tuple[float, PassingSide], ...]:
+        """Bounds of its gates on the metric's own scale, each with the side that passes."""
+        return tuple(
+            (verdict.bound_on_metric, verdict.passes)
+            for verdict in self.verdicts
+            if verdict.bound_on_metric is not None
+        )
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,7 @@ class Target:
     """What ``dose: auto`` had to reach in one metric, on validation data."""
 
     metric: str
-    kind: str
+    passes: PassingSide
     bound: float | None
     """On the metric's scale; None for bounds on its change."""
     words: str
@@ -241,14 +236,16 @@ def targets(record: RunRecord, edit: EditRecord) -> tuple[Target, ...]:
     """The targets of an edit's dose: its own, or the policy's gates."""
     stages: Sequence[Mapping[str, Any]] = record.policy.get("edits") or ()
     own = next((stage.get("targets") for stage in stages if stage.get("id") == edit.id), None)
-    found: list[Target] = []
-    for gate in own or record.policy.get("gates") or ():
-        for kind in GATE_KINDS:
-            value = gate.get(kind)
-            if value is not None and gate.get("metric"):
-                bound = float(value) if kind in ("min", "max") else None
-                found.append(Target(str(gate["metric"]), kind, bound, f"{kind} {value}"))
-    return tuple(found)
+    gates = [GateSpec.model_validate(gate) for gate in own or record.policy.get("gates") or ()]
+    return tuple(
+        Target(
+            gate.metric,
+            gate.meaning.passes,
+            None if gate.meaning.of_change else gate.bound.value,
+            f"{gate.kind} {gate.bound}",
+        )
+        for gate in gates
+    )
 
 
 def edit_facts(record: RunRecord, edit: EditRecord) -> tuple[tuple[str, str], ...]:

@@ -59,9 +59,9 @@ def before_after(row: Row) -> Markup:
     is_rate = scale == (0.0, 1.0)
     height = 40 if is_rate else 54
     marks: list[Markup] = []
-    for bound, kind in row.bounds:
+    for bound, passes in row.bounds:
         place = _percent(bound, scale)
-        start, width = (place, 100 - place) if kind == "max" else (0.0, place)
+        start, width = (place, 100 - place) if passes == "below" else (0.0, place)
         marks.append(
             _tag("rect", x=f"{start:.2f}%", y=0, width=f"{width:.2f}%", height=40, class_="beyond")
         )
@@ -154,7 +154,7 @@ def dose_curve(points: Sequence[DosePoint], target: Target, chosen: float) -> Ma
     ]
     if target.bound is not None:
         edge = y(target.bound)
-        start, height = (top, edge - top) if target.kind == "max" else (edge, bottom - edge)
+        start, height = (top, edge - top) if target.passes == "below" else (edge, bottom - edge)
         marks.append(
             _tag("rect", x="11%", y=f"{start:.1f}", width="87%", height=f"{max(height, 0):.1f}",
                  class_="beyond")

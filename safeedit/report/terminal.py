@@ -115,12 +115,11 @@ def _table(*columns: tuple[str, bool]) -> Table:
 def _gates(record: RunRecord) -> Table:
     table = _table(("", False), ("metric", False), ("condition", False), ("measured", True))
     for verdict in record.verdicts:
-        signed = verdict.condition.startswith("max_")
         table.add_row(
             _text(STATUS_WORDS[verdict.status], _STYLES[verdict.status]),
             _text(verdict.metric),
             _text(verdict.condition.replace(" at confidence ", " at ")),
-            _text(number(verdict.value, signed=signed)),
+            _text(number(verdict.value, signed=verdict.of_change)),
         )
     return table
 

@@ -2,14 +2,15 @@
 
 A gate passes, fails or is inconclusive:
 
-- too few independent items (``min_n``), nothing measured, or an audit skipped: inconclusive;
+- too few independent items (``min_n``), nothing measured, an audit skipped, or a percentage of a
+  value that was 0 before the edits: inconclusive;
 - without ``confidence`` the point estimate is held against the bound;
 - with it the whole interval must lie inside (pass) or outside (fail); if it straddles the
   bound the gate is inconclusive.
 
-``min`` and ``max`` read the metric after the edits; the other four (``max_increase``,
-``min_decrease`` ...) its change, over paired items where there are any, and relative bounds are
-shares of the value before. Exactly on the bound is inside.
+What each kind is held against is said in :mod:`safeedit.policy.gate`: ``min`` and ``max`` read the
+metric after the edits, the others its change, over paired items where there are any; percentages
+are shares of the value before. Exactly on the bound is inside.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from safeedit.records import Comparison, Interval, Status, Verdict
 from safeedit.statistics.metrics import compare, interval_at
 
 if TYPE_CHECKING:
-    from safeedit.policy import GateSpec
+    from safeedit.policy.gate import GateMeaning, GateSpec
 
 EXIT_CODES: dict[Status, int] = {"pass": 0, "fail": 1, "inconclusive": 4}
 
@@ -42,38 +43,40 @@ def judge(gate: GateSpec, comparison: Comparison | None) -> Verdict:
     after, before = comparison.after, comparison.before
     if not _known(after.value):
         return _verdict(gate, "inconclusive", _unmeasured("has no value", after.note))
-    value, n, bound = after.value, after.n, gate.bound.value
-    if gate.needs_before:
+    meaning = gate.meaning
+    value, n, bound = after.value, after.n, meaning.sign * gate.bound.value
+    start = 0.0
+    if meaning.of_change:
         if before is None or not _known(before.value) or not _known(comparison.difference):
             return _verdict(gate, "inconclusive", "has no value before the edits to compare with")
         assert before is not None
-        value = comparison.difference
+        assert before.value is not None
+        value, start = comparison.difference, before.value
         n = comparison.n_pairs or min(before.n, after.n)
         if gate.bound.relative:
-            bound *= abs(before.value or 0.0)
-        if gate.kind in ("max_decrease", "min_decrease"):
-            bound = -bound
-    if n < gate.min_n:
-        reason = f"rests on {n} independent {_items(n)}, fewer than the {gate.min_n} asked for"
-        return _verdict(gate, "inconclusive", reason, value, bound)
+            if before.value == 0:
+                reason = f"was 0 before the edits: {gate.bound} of nothing is no bound"
+                return _verdict(gate, "inconclusive", reason, value)
+            bound *= abs(before.value)
     assert value is not None
-    figure = f"changed by {value:+.4g}" if gate.needs_before else f"is {value:.4g}"
-    if gate.confidence is None:
-        inside = _inside(value, bound, gate.lower_is_inside)
+    figure = f"changed by {value:+.4g}" if meaning.of_change else f"is {value:.4g}"
+    if n < gate.min_n:
+        status: Status = "inconclusive"
+        reason = f"rests on {n} independent {_items(n)}, fewer than the {gate.min_n} asked for"
+    elif gate.confidence is None:
+        status = "pass" if _inside(value, bound, meaning) else "fail"
         reason = f"{figure}, {_relation(value, bound)} the bound {bound:.4g}"
-        return _verdict(gate, "pass" if inside else "fail", reason, value, bound)
-    interval = _interval(comparison, gate)
-    if interval is None:
-        reason = f"{figure}, but has no interval at {gate.confidence:g}"
-        return _verdict(gate, "inconclusive", reason, value, bound)
-    ends = [_inside(end, bound, gate.lower_is_inside) for end in (interval.low, interval.high)]
-    status: Status = "pass" if all(ends) else "inconclusive" if any(ends) else "fail"
-    where = {"pass": "inside", "fail": "outside", "inconclusive": "on both sides of"}[status]
-    reason = (
-        f"{figure}; its {interval.level:.4g} interval [{interval.low:.4g}, {interval.high:.4g}] "
-        f"lies {where} the bound {bound:.4g}"
-    )
-    return _verdict(gate, status, reason, value, bound)
+    elif (interval := _interval(comparison, gate)) is None:
+        status, reason = "inconclusive", f"{figure}, but has no interval at {gate.confidence:g}"
+    else:
+        ends = [_inside(end, bound, meaning) for end in (interval.low, interval.high)]
+        status = "pass" if all(ends) else "inconclusive" if any(ends) else "fail"
+        where = {"pass": "inside", "fail": "outside", "inconclusive": "on both sides of"}[status]
+        reason = (
+            f"{figure}; its {interval.level:.4g} interval [{interval.low:.4g}, "
+            f"{interval.high:.4g}] lies {where} the bound {bound:.4g}"
+        )
+    return _verdict(gate, status, reason, value, bound, start + bound)
 
 
 def overall(verdicts: Iterable[Verdict]) -> tuple[Status, int]:
@@ -87,16 +90,11 @@ def overall(verdicts: Iterable[Verdict]) -> tuple[Status, int]:
     return worst, EXIT_CODES[worst]
 
 
-def describe(gate: GateSpec) -> str:
-    """The gate in one line: ``leakage.extraction_rate max 0.02 at confidence 0.95``."""
-    return f"{gate.metric} {gate.condition}"
-
-
 def _interval(comparison: Comparison, gate: GateSpec) -> Interval | None:
     """The interval the gate asks for, at its own confidence."""
     level = gate.confidence
     assert level is not None
-    if not gate.needs_before:
+    if not gate.meaning.of_change:
         return interval_at(comparison.after, level)
     found = comparison.difference_interval
     if found is None or math.isclose(found.level, level):
@@ -104,8 +102,8 @@ def _interval(comparison: Comparison, gate: GateSpec) -> Interval | None:
     return compare(comparison.before, comparison.after, level).difference_interval
 
 
-def _inside(value: float, bound: float, lower_is_inside: bool) -> bool:
-    return _equal(value, bound) or (value < bound) == lower_is_inside
+def _inside(value: float, bound: float, meaning: GateMeaning) -> bool:
+    return _equal(value, bound) or meaning.inside(value, bound)
 
 
 def _relation(value: float, bound: float) -> str:
@@ -135,12 +133,18 @@ def _verdict(
     reason: str,
     value: float | None = None,
     bound: float | None = None,
+    bound_on_metric: float | None = None,
 ) -> Verdict:
     return Verdict(
         metric=gate.metric,
         condition=gate.condition,
+        kind=gate.kind,
+        of_change=gate.meaning.of_change,
+        passes=gate.meaning.passes,
+        confidence=gate.confidence,
         status=status,
         reason=f"{gate.metric} {reason}",
         value=value,
         bound=bound,
+        bound_on_metric=bound_on_metric,
     )

@@ -51,7 +51,7 @@ from tests.road import (
     register,
     teach,
 )
-from tests.test_run import spellings
+from tests.running.test_run import spellings
 
 KEY = "0123456789abcdef" * 4
 OTHER_KEY = "fedcba9876543210" * 4

@@ -11,7 +11,7 @@ import yaml
 
 from safeedit.data import Dataset
 from safeedit.errors import DataError, ExportError, ModelError, PolicyError, UsageError
-from safeedit.model import sources
+from safeedit.model.handle import ModelHandle
 from safeedit.planning.plan import Plan, check_unmoved, is_plan, make_plan, read_plan, write_plan
 from safeedit.policy import load_policy
 from tests.road import (
@@ -47,7 +47,8 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a plan loaded weights")
 
-    monkeypatch.setattr(sources, "open_model", refuse)
+    # The class, not the functions that make one: a module imported meanwhile would keep those.
+    monkeypatch.setattr(ModelHandle, "__init__", refuse)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
     monkeypatch.setattr(safetensors.torch, "load_file", refuse)
     register(monkeypatch)

@@ -40,8 +40,9 @@ def test_a_wheel_keeps_both_inside_the_package(
         (package / "_data" / kind).mkdir(parents=True)
     (package / "_data/datasets/mine/items.jsonl").write_text('{"prompt": "a"}\n')
     (package / "_data/policies/mine.yaml").write_text("")
-    shutil.copy(builtin.__file__, package)
-    monkeypatch.setattr(builtin, "__file__", str(package / "builtin.py"))
+    (package / "policy").mkdir()
+    shutil.copy(builtin.__file__, package / "policy")
+    monkeypatch.setattr(builtin, "__file__", str(package / "policy" / "builtin.py"))
     assert list(builtin.builtin_datasets()) == ["mine"]
     assert list(builtin.builtin_policies()) == ["mine"]
     assert len(load_dataset(DataSpec(dataset="mine"))) == 1
@@ -50,7 +51,7 @@ def test_a_wheel_keeps_both_inside_the_package(
 def test_an_installation_without_them_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builtin, "__file__", str(tmp_path / "safeedit" / "builtin.py"))
+    monkeypatch.setattr(builtin, "__file__", str(tmp_path / "safeedit" / "policy" / "builtin.py"))
     with pytest.raises(SafeeditError, match="install safeedit again"):
         builtin.root()
 

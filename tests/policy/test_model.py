@@ -30,7 +30,7 @@ def test_a_change_is_a_number_or_a_percentage(
 
 
 @pytest.mark.parametrize(
-    ("values", "kind", "condition", "needs_before"),
+    ("values", "kind", "condition", "of_change"),
     [
         ({"min": 0.9}, "min", "min 0.9", False),
         ({"max": 0.02, "confidence": 0.95}, "max", "max 0.02 at confidence 0.95", False),
@@ -40,10 +40,10 @@ def test_a_change_is_a_number_or_a_percentage(
     ],
 )
 def test_a_gate_says_its_condition(
-    values: dict[str, object], kind: str, condition: str, needs_before: bool
+    values: dict[str, object], kind: str, condition: str, of_change: bool
 ) -> None:
     made = gate(**values)
-    assert (made.kind, made.condition, made.needs_before) == (kind, condition, needs_before)
+    assert (made.kind, made.condition, made.meaning.of_change) == (kind, condition, of_change)
 
 
 def test_a_gate_parts_audit_and_metric_at_the_last_dot() -> None:

@@ -294,4 +294,4 @@ def test_bounds_on_a_change_are_drawn_from_the_value_before() -> None:
     before = row.comparison.before
     assert before is not None
     assert before.value is not None
-    assert row.bounds == ((pytest.approx(before.value * 1.02), "max"),)
+    assert row.bounds == ((pytest.approx(before.value * 1.02), "below"),)

@@ -844,7 +844,7 @@ def test_ctrl_c_at_any_moment_exits_3_and_leaves_nothing(
             case "auditing":
                 patch.setattr(road, "_audit_edited", interrupt)
             case "weights":
-                patch.setattr("safeedit.export.checkpoint.make_tokenizer_portable", interrupt)
+                patch.setattr("safeedit.export.checkpoint.make_portable", interrupt)
             case "evidence":
                 patch.setattr(road, "write_evidence", interrupt)
             case "promotion":
@@ -875,7 +875,7 @@ register(pytest.MonkeyPatch())
 die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 settle = staging._settle
 moments = {
-    "weights": (checkpoint, "make_tokenizer_portable", die),
+    "weights": (checkpoint, "make_portable", die),
     "evidence": (evidence, "write_manifest", die),
     "promotion": (staging, "_settle", lambda folder: (settle(folder), die())),
     "nothing": (run, "__doc__", ""),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safeedit.policy import GateSpec
 from safeedit.records import GATE_KINDS, Comparison, Metric, Status, Verdict
 from safeedit.statistics.metrics import compare, mean_metric, rate_metric
-from safeedit.statistics.verdicts import describe, judge, overall
+from safeedit.statistics.verdicts import judge, overall
 
 NAME = "leakage.extraction_rate"
 
@@ -103,8 +103,8 @@ def test_no_leak_in_twenty_is_no_proof_of_less_than_two_percent() -> None:
         ({"min_decrease": "30%"}, 50, 90, "fail"),
         ({"min_increase": "30%"}, 50, 65, "pass"),
         ({"min_increase": "30%"}, 50, 64, "fail"),
-        ({"max_increase": "5%"}, 0, 0, "pass"),
-        ({"max_increase": "5%"}, 0, 1, "fail"),
+        ({"max_increase": "5%"}, 0, 0, "inconclusive"),
+        ({"max_increase": "5%"}, 0, 1, "inconclusive"),
     ],
 )
 def test_changes_are_held_against_the_value_before(
@@ -194,10 +194,10 @@ def test_confidence_without_an_interval_is_inconclusive() -> None:
 def test_a_verdict_tells_the_resolved_bound_and_reads_as_a_sentence() -> None:
     verdict = judge(gate(max_increase="10%"), compare(rate(50, 100), rate(56, 100)))
     assert verdict.bound == pytest.approx(0.05)
+    assert verdict.bound_on_metric == pytest.approx(0.55)
     assert verdict.value == pytest.approx(0.06)
     assert verdict.condition == "max_increase 10%"
     assert verdict.reason == f"{NAME} changed by +0.06, above the bound 0.05"
-    assert describe(gate(max=0.02, confidence=0.95)) == f"{NAME} max 0.02 at confidence 0.95"
 
 
 @settings(max_examples=150, deadline=None)
@@ -229,7 +229,7 @@ def test_an_easier_bound_is_never_judged_worse(bound: float, easier: float, succ
 
 
 def _verdict(found: Status) -> Verdict:
-    return Verdict(metric=NAME, condition="", status=found, reason="", value=None, bound=None)
+    return judge(gate(max=1), None).model_copy(update={"status": found})
 
 
 @pytest.mark.parametrize(
