@@ -78,13 +78,14 @@ if TYPE_CHECKING:
         UsageError,
     )
     from safeedit.export.compare import diff_checkpoints
-    from safeedit.export.evidence import revert, verify
+    from safeedit.export.reversion import revert
     from safeedit.model.handle import ModelHandle
     from safeedit.model.sources import open_model
     from safeedit.planning.plan import Plan, make_plan
     from safeedit.policy import Policy, load_policy
     from safeedit.records import Metric, MetricSpec, RunRecord
     from safeedit.running.run import execute, measure
+    from safeedit.workflows.verification import verify
 
 __version__ = "0.1.0"
 
@@ -100,13 +101,14 @@ _HOMES = {
         *("SafeeditError", "UnsupportedModelError", "UsageError"),
     ),
     "safeedit.export.compare": ("diff_checkpoints",),
-    "safeedit.export.evidence": ("revert", "verify"),
+    "safeedit.export.reversion": ("revert",),
     "safeedit.model.handle": ("ModelHandle",),
     "safeedit.model.sources": ("open_model",),
     "safeedit.planning.plan": ("Plan", "make_plan"),
     "safeedit.policy": ("Policy", "load_policy"),
     "safeedit.records": ("Metric", "MetricSpec", "RunRecord"),
     "safeedit.running.run": ("execute", "measure"),
+    "safeedit.workflows.verification": ("verify",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

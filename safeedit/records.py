@@ -285,7 +285,12 @@ class ExportRecord(Record):
     directory: str
     weights_digest: str
     files: dict[str, str]
-    """Relative path -> sha256."""
+    """Relative path -> sha256 of every file of the checkpoint, evidence aside."""
+    originals: dict[str, str] = Field(default_factory=dict)
+    """Tensor -> digest of what it was before the edits, for every tensor that they changed; with
+    these in the place of the export's own, the digest is that of :attr:`RunRecord.model`."""
+    ledger: str | None = None
+    """sha256 of the ledger of erasure requests, where one is kept."""
 
 
 class RunRecord(Record):

@@ -52,6 +52,7 @@ def make(
     out: Path | None,
 ) -> None:
     """Invent records: JSON lines, one secret each."""
+    from safeedit.export.places import check_output
     from safeedit.workflows.canaries.records import make_records, to_jsonl
 
     records = make_records(n, seed, repeats=_numbers(repeats), held_back=held_back, named=named)
@@ -59,6 +60,7 @@ def make(
     if out is None:
         click.echo(text, nl=False)
         return
+    check_output(out, "--out", "the records")
     try:
         with out.open("x", encoding="utf-8") as file:
             file.write(text)

@@ -57,6 +57,7 @@ def compare(
     Exports nothing. Exit codes: 0 all ran, 2 policy or usage, 3 an editor failed (the others are
     in the table). Gates decide nothing here.
     """
+    from safeedit.export.places import check_folder
     from safeedit.policy import load_policy
     from safeedit.report.files import write_files
     from safeedit.workflows.comparison.candidates import read_settings
@@ -69,6 +70,7 @@ def compare(
         loaded, names, read_settings(settings, loaded), success=success, locality=locality
     )
     folder = out or _folder(loaded)
+    check_folder(folder, "--out", "the comparison")
     with screen.context(loaded.policy.seed) as ctx:
         found = run_contest(
             contest,

@@ -110,7 +110,9 @@ def check(
 def key_(out: Path) -> None:
     """Make a key: 32 random bytes in hex, readable by its owner only; never overwrites."""
     from safeedit.export.ledger.keys import make_key
+    from safeedit.export.places import check_output
 
+    check_output(out, "--out", "the key")
     make_key(out)
     click.echo(f"{out}: keep it safe; without it no ledger made with it can be checked", err=True)
 

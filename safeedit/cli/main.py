@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import sys
 import traceback
 import warnings
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -33,6 +34,7 @@ from safeedit.cli.remedi import remedi
 from safeedit.cli.scorer import scorer
 from safeedit.cli.trace import trace
 from safeedit.errors import SafeeditError, UsageError
+from safeedit.export.interrupts import noted, until_done
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,6 +105,11 @@ class _Boundary(click.Group):
         super().add_command(cmd, name)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        whole = not args and not kwargs  # this call is the whole process, not one of a test's
+        with until_done():
+            self._main(whole, *args, **kwargs)
+
+    def _main(self, whole: bool, *args: Any, **kwargs: Any) -> NoReturn:
         kwargs["standalone_mode"] = False
         try:
             result = super().main(*args, **kwargs)
@@ -132,6 +139,8 @@ class _Boundary(click.Group):
                     "  remedy: SAFEEDIT_DEBUG=1 shows the traceback, data included", err=True
                 )
             sys.exit(EXIT_RUNTIME)
+        if whole:  # all is done: nothing is left to interrupt but the interpreter's way out
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.exit(result if isinstance(result, int) else 0)
 
 
@@ -211,10 +220,13 @@ def apply(screen: Screen, policy: Path, as_json: bool, report_dir: Path | None) 
     made = _plan(Path(written["policy_file"]) if written else policy)
     if written:
         check_unmoved(made, written)
-    folder = report_dir or made.report_dir
+    reports = _Reports(made, report_dir, made.report_dir, beside=made.export_dir)
     with screen.context(made.loaded.policy.seed) as ctx:
-        record = execute(made, ctx, write_reports=lambda record: _write_reports(record, folder))
-    _show_record(screen, record, folder, as_json)
+        record = execute(made, ctx, write_reports=reports.write)
+    _show_record(screen, record, reports.folder, as_json)
+    if noted():
+        what = "the export was complete by then and stands" if record.export else "the run ended"
+        screen.warn(f"interrupted too late: {what}")
     return record.exit_code
 
 
@@ -237,12 +249,11 @@ def audit(
     from safeedit.running.run import measure
 
     made = _plan(policy, source=source, editing=False)
-    folder = report_dir or made.report_dir.with_name(made.report_dir.stem + ".audit")
+    default = made.report_dir.with_name(made.report_dir.stem + ".audit")
+    reports = _Reports(made, report_dir, default)
     with screen.context(made.loaded.policy.seed) as ctx:
-        record = measure(
-            made, ctx, base=base, write_reports=lambda record: _write_reports(record, folder)
-        )
-    _show_record(screen, record, folder, as_json)
+        record = measure(made, ctx, base=base, write_reports=reports.write)
+    _show_record(screen, record, reports.folder, as_json)
     return record.exit_code
 
 
@@ -293,14 +304,24 @@ def diff(before: Path, after: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("export", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def verify(export: Path) -> int:
-    """Check an exported checkpoint against its evidence. Exit 1 if it does not match."""
-    from safeedit.export.evidence import verify as check
+    """Check an exported checkpoint against its evidence, and the evidence against itself.
 
-    problems = check(export)
-    for problem in problems:
-        click.echo(problem)
-    click.echo("does not match its evidence" if problems else "matches its evidence", err=True)
-    return 1 if problems else 0
+    Exit codes: 0 all matches, 1 something does not, 4 only what another version of safeedit
+    concluded or drew could not be drawn again.
+    """
+    from safeedit.workflows.verification import check
+
+    found = check(export)
+    for line in (*found.problems, *found.unsure):
+        click.echo(line)
+    if found.problems:
+        click.echo("does not match its evidence", err=True)
+        return 1
+    if found.unsure:
+        click.echo("made by another version of safeedit: not all could be checked", err=True)
+        return 4
+    click.echo("matches its evidence", err=True)
+    return 0
 
 
 @main.command()
@@ -308,7 +329,7 @@ def verify(export: Path) -> int:
 @click.argument("out", type=click.Path(path_type=Path))
 def revert(export: Path, out: Path) -> None:
     """Write the checkpoint that EXPORT was made from to OUT, bit for bit."""
-    from safeedit.export.evidence import revert as undo
+    from safeedit.export.reversion import revert as undo
 
     undo(export, out)
     click.echo(f"{out}: the original weights, digest verified", err=True)
@@ -352,8 +373,10 @@ def schema(kind: str) -> None:
 @click.option("--like", default="quickstart", show_default=True, help="A built-in policy to copy.")
 def init(path: Path, like: str) -> None:
     """Write a policy to start from; it runs as it stands."""
+    from safeedit.export.places import check_output
     from safeedit.policy.builtin import policy_path
 
+    check_output(path, "PATH", "the policy")
     source = policy_path(like)
     try:
         with path.open("x", encoding="utf-8") as file:
@@ -493,10 +516,51 @@ def _secret(cache: Path) -> bytes:
     return key
 
 
-def _write_reports(record: RunRecord, folder: Path) -> None:
-    from safeedit.report import write_all
+def _check_free(folder: Path) -> None:
+    """Files of a report's names are only overwritten where a report of ours is."""
+    from safeedit.report import FILES
 
-    write_all(record, folder)
+    theirs = [name for name in FILES if os.path.lexists(folder / name)]
+    if theirs:
+        try:
+            _read_record(folder / "report.json")
+        except UsageError as error:
+            raise UsageError(
+                f"there is a {theirs[0]} here that is no report of safeedit, so it is not "
+                "overwritten",
+                file=folder,
+                field="--report",
+                remedy="choose another folder",
+            ) from error
+
+
+class _Reports:
+    """Where a run's reports go, checked before it starts; ``folder`` is where they went.
+
+    Args:
+        plan: The run's.
+        given: What --report says.
+        default: Without it.
+        beside: The export that ``default`` lies beside.
+    """
+
+    def __init__(
+        self, plan: Plan, given: Path | None, default: Path, beside: Path | None = None
+    ) -> None:
+        from safeedit.export.places import check_apart, check_folder
+
+        self.folder = given or default
+        self.target = beside if given is None else None
+        check_folder(self.folder, "--report", "the report")
+        _check_free(self.folder)
+        for place, name in ((plan.source_path, "the model"), (plan.export_dir, "the export")):
+            if place is not None:
+                check_apart(self.folder, place, "--report", "the report", name)
+
+    def write(self, record: RunRecord) -> None:
+        from safeedit.running.reports import write_reports
+
+        self.folder = write_reports(record, self.folder, self.target)
 
 
 def _read_record(path: Path) -> RunRecord:

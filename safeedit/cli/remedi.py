@@ -74,12 +74,14 @@ def train(
     """Train a map on the lessons' fit split, and write it as one safetensors file."""
     from pydantic import TypeAdapter, ValidationError
 
+    from safeedit.export.places import check_output
     from safeedit.methods.remedi.mapping import Schooling
     from safeedit.methods.remedi.mapping import train as learn
     from safeedit.model.sources import open_model
     from safeedit.policy.layers import Layers, resolve
     from safeedit.workflows.remedi.measuring import lessons_of
 
+    check_output(out, "--out", "the map")
     if out.exists():
         raise UsageError("the file exists", file=out, remedy="choose another name")
     try:

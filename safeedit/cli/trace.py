@@ -59,6 +59,7 @@ def trace(
 
     Writes trace.json and trace.html, and ends with a 'layers:' line for rome, memit and alphaedit.
     """
+    from safeedit.export.places import check_folder
     from safeedit.planning.plan import make_plan
     from safeedit.policy import load_policy
     from safeedit.workflows.tracing.measuring import Settings, choose_edit, trace_edit
@@ -67,6 +68,7 @@ def trace(
     edit = choose_edit(plan, name)
     checked = _layers(check, plan.shape.n_layers) if check is not None else ()
     folder = out or plan.report_dir.with_name(plan.report_dir.stem + ".trace")
+    check_folder(folder, "--out", "the trace")
     spec = plan.loaded.policy.model
     seed = plan.loaded.policy.seed
     with screen.context(seed) as ctx:

@@ -33,11 +33,13 @@ from safeedit.contracts import (
 )
 from safeedit.data import Dataset, check_disjoint, load_dataset
 from safeedit.errors import DataError, ExportError, PolicyError, SafeeditError, UsageError
+from safeedit.export.disk import writing
 from safeedit.export.ledger.file import find_ledger
 from safeedit.export.ledger.keys import LedgerKey, read_key
 from safeedit.export.ledger.requests import Coverage, coverage, dataset_of, read_requests
 from safeedit.export.ledger.update import Erased, Upkeep
-from safeedit.export.staging import check_target
+from safeedit.export.places import check_apart, check_output, check_room, usable, within
+from safeedit.export.staging import check_target, recover
 from safeedit.model.architectures import ModelShape
 from safeedit.model.sources import open_config
 from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LedgerSpec, LoadedPolicy
@@ -112,6 +114,20 @@ class Plan:
         if export is None:
             return None
         return Path(os.path.normpath(self.loaded.base / Path(export.dir).expanduser()))
+
+    @property
+    def source_path(self) -> Path | None:
+        """The model's folder or file on this machine; None for one of the hub or built in."""
+        path = Path(self.model_source).expanduser()
+        return path if self.model_source and path.exists() else None
+
+    @property
+    def export_bytes(self) -> int:
+        """What the export takes on the disk, estimated: the weights, and the originals of all
+        tensors that edits may change."""
+        bytes_per_weight = 4 if self.dtype == "float32" else 2
+        touched = {t.name: _size(t.shape) for edit in self.edits for t in edit.tensors}
+        return (self.shape.n_parameters + sum(touched.values())) * bytes_per_weight
 
     @property
     def report_dir(self) -> Path:
@@ -234,6 +250,9 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True) -> Plan:
     """
     policy = loaded.policy
     warnings: list[str] = []
+    if policy.export is not None:
+        with _Located(loaded, ("export", "dir")):
+            usable(policy.export.dir)
     with _Located(loaded, ("model", "source")):
         source = _model_source(loaded, policy.model.source)
         config, digest = open_config(source, revision=policy.model.revision)
@@ -259,7 +278,12 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True) -> Plan:
             )
         try:
             with _Located(loaded, ("export", "dir")):
+                if exporting:
+                    with writing(plan.export_dir):
+                        recover(plan.export_dir)
                 check_target(plan.export_dir, overwrite=policy.export.overwrite)
+                _check_place(plan, plan.export_dir)
+                check_room(plan.export_dir, plan.export_bytes)
         except ExportError as error:
             if exporting:
                 raise
@@ -268,14 +292,37 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True) -> Plan:
     return plan
 
 
+def _check_place(plan: Plan, target: Path) -> None:
+    """The export is neither its own source, nor lies in it, nor holds it."""
+    source = plan.source_path
+    if source is None:
+        return
+    check_apart(target, source, what="the export", name="the model that it is made from")
+    if within(source, target):
+        raise UsageError(
+            f"the export would take the place of a folder that holds its own model: {source}",
+            remedy="choose another folder",
+        )
+
+
 def write_plan(plan: Plan, path: Path) -> None:
     """Write :meth:`Plan.summary` as JSON for a later ``apply``.
 
     The policy is named relative to the plan, so that both can move together.
 
     Raises:
-        UsageError: the file can't be written.
+        UsageError: the file can't be written, or lies in a checkpoint.
     """
+    check_output(path, "--output", "the plan")
+    if path.is_file():
+        try:
+            read_plan(path)
+        except UsageError as error:
+            raise UsageError(
+                "there is a file here that is no plan, so it is not overwritten",
+                file=path,
+                remedy="choose another name",
+            ) from error
     policy = os.path.relpath(plan.loaded.path, path.parent)
     content = {**plan.summary(), "policy_file": policy}
     try:

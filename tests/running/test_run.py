@@ -24,12 +24,13 @@ from click.testing import Result
 from safetensors.torch import load_file
 
 from safeedit.errors import ExportError
-from safeedit.export.evidence import revert, verify
 from safeedit.export.manifest import hash_files
+from safeedit.export.reversion import revert
 from safeedit.model.sources import open_model
 from safeedit.records import Metric, RunRecord
 from safeedit.report.content import control_table, edit_by_edit
 from safeedit.running import run as road
+from safeedit.workflows.verification import verify
 from tests.road import (
     ANSWERS,
     DRIFT,
@@ -762,6 +763,10 @@ def full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def unwritable(*_: object) -> None:
+    raise ExportError("the report could not be written: No space left on device")
+
+
 @pytest.mark.parametrize(
     ("module", "function"),
     [
@@ -810,8 +815,8 @@ def test_where_not_even_the_report_can_be_written_the_first_error_is_told(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("safeedit.export.evidence.save_file", full)
-    (place.folder / "file").write_text("")
-    result = place.run("apply", place.policy(), "--report", place.folder / "file" / "report")
+    monkeypatch.setattr("safeedit.report.write_files", unwritable)
+    result = place.run("apply", place.policy())
     assert result.exit_code == 3
     assert "error" in result.stderr
     assert "the export could not be written" in result.stderr
@@ -819,10 +824,10 @@ def test_where_not_even_the_report_can_be_written_the_first_error_is_told(
 
 
 def test_if_only_the_report_can_not_be_written_the_export_stands_and_that_is_said(
-    place: Workplace,
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (place.folder / "file").write_text("")
-    result = place.run("apply", place.policy(), "--report", place.folder / "file" / "report")
+    monkeypatch.setattr("safeedit.report.write_files", unwritable)
+    result = place.run("apply", place.policy())
     assert result.exit_code == 3
     assert "the export itself is complete" in result.stderr
     assert verify(place.target) == []
