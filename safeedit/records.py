@@ -237,6 +237,20 @@ class ControlRecord(Record):
     metrics: tuple[Metric, ...]
 
 
+class CastRecord(Record):
+    """Tensors that were cast to run: the files keep them as they are."""
+
+    stored: str
+    """Dtype on disk."""
+    run: str
+    """Dtype in which they were measured."""
+    tensors: int
+    entries: int
+    """Numbers in all of them."""
+    exact: bool
+    """Whether the cast loses nothing."""
+
+
 class ModelRecord(Record):
     """The model a run started from."""
 
@@ -252,7 +266,14 @@ class ModelRecord(Record):
     dtype: str
     device: str
     digest: str
-    """Digest over all tensors, see :meth:`safeedit.model.handle.ModelHandle.digest`."""
+    """Over the tensors as they lie on disk, by their names there: see
+    :mod:`safeedit.model.digest` and :mod:`safeedit.model.stored`."""
+    casts: tuple[CastRecord, ...] = ()
+    """What had to be cast to run in ``dtype``."""
+    names: dict[str, str] = Field(default_factory=dict)
+    """Name on disk -> name in the model, where they differ; edits speak of the model's."""
+    unread: tuple[str, ...] = ()
+    """Tensors on disk that no causal language model reads; an export keeps them."""
     trust_remote_code: bool = False
 
 

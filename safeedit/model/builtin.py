@@ -25,6 +25,8 @@ from typing import Any
 
 from safeedit.cache import cache_dir, entry, file_sha256
 from safeedit.errors import ModelError
+from safeedit.model.checkpoint import check_loaded
+from safeedit.model.gguf_tensors import check_all_placed, check_whole
 from safeedit.model.portable import make_portable
 from safeedit.policy.suggest import did_you_mean
 
@@ -155,6 +157,7 @@ def _convert(gguf: Path, folder: Path, name: str) -> None:
     moves no weight by more than 0.39 % of itself (half a step), all of them together by 0.14 %
     of their norm.
     """
+    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     from safeedit.model.quiet import quiet
@@ -163,9 +166,16 @@ def _convert(gguf: Path, folder: Path, name: str) -> None:
     try:
         # The bar of the conversion heeds no setting; it writes to stderr only.
         with quiet(), contextlib.redirect_stderr(io.StringIO()):
-            dtype = _stored_dtype(gguf)
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=dtype, **options)
+            reader = GGUFReader(gguf)
+            check_whole(gguf, reader.fields)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, dtype=_stored_dtype(reader), output_loading_info=True, **options
+            )
+            check_loaded(gguf, report)
+            check_all_placed(gguf, reader, model)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
+    except ModelError:
+        raise
     except OSError as error:
         if error.errno is not None:  # the disk's fault rather than the file's
             raise
@@ -192,13 +202,12 @@ def _convert(gguf: Path, folder: Path, name: str) -> None:
     make_portable(folder, tokenizer)
 
 
-def _stored_dtype(gguf: Path) -> Any:
+def _stored_dtype(reader: Any) -> Any:
     """Dtype that holds most of a file's weights without loss, or bfloat16 where quantised."""
     import torch
-    from gguf import GGUFReader
 
     sizes: dict[str, int] = {}
-    for tensor in GGUFReader(gguf).tensors:
+    for tensor in reader.tensors:
         kind = tensor.tensor_type.name
         sizes[kind] = sizes.get(kind, 0) + int(tensor.n_elements)
     most = max(sizes, key=lambda kind: sizes[kind])

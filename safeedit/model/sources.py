@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from safeedit.cache import file_sha256
 from safeedit.errors import ModelError, UsageError
 from safeedit.model.builtin import (
@@ -29,6 +31,7 @@ from safeedit.model.builtin import (
 )
 from safeedit.model.checkpoint import (
     PICKLES,
+    Weights,
     check_loaded,
     check_tokenizer,
     check_weights,
@@ -38,9 +41,9 @@ from safeedit.model.checkpoint import (
 )
 from safeedit.model.handle import ModelHandle
 from safeedit.model.quiet import quiet
+from safeedit.model.stored import StoredWeights, stored_weights
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedConfig
 
 __all__ = ["BUILTIN", "fetch_builtin", "open_config", "open_model"]
@@ -72,7 +75,6 @@ def open_model(
         UnsupportedModelError: Its architecture is one safeedit does not edit.
         UsageError: ``dtype``, ``device`` or ``revision`` make no sense.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if dtype != "auto" and dtype not in _DTYPES:
@@ -80,29 +82,39 @@ def open_model(
         raise UsageError(f"'{dtype}' is no dtype of a model", field="dtype", remedy=remedy)
     named_device = None if device == "auto" else _device(device)
     found = _locate(source, revision)
-    read_config(found.folder)  # before the weights of a model we refuse are fetched
+    config = read_config(found.folder)  # before the weights of a model we refuse are fetched
     found = found.with_weights()
     check_tokenizer(found.folder)
     weights = check_weights(found.folder)
-    number: torch.dtype = getattr(torch, weights.dtype if dtype == "auto" else dtype)
+    stored = stored_weights(found.folder, config)
+    number = _run_dtype(config, weights, stored) if dtype == "auto" else getattr(torch, dtype)
     where = named_device or _best_device(weights.n_entries * number.itemsize)
     local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     with quiet(), readable(found.folder):
         model, report = AutoModelForCausalLM.from_pretrained(
             found.folder,
+            config=config,
             dtype=number,
             device_map=None if where is not None else "auto",
             use_safetensors=True,
             output_loading_info=True,
             **local,
         )
-        check_loaded(found.folder, report)
+        check_loaded(found.folder, report, stored.unread)
         tokenizer = AutoTokenizer.from_pretrained(found.folder, **local)
         if where is not None:
             model = model.to(where)
     # Opened from where it lies on this machine; records name the source instead.
     model.config._name_or_path = source
-    handle = ModelHandle(model, tokenizer, source=source, revision=found.commit)
+    handle = ModelHandle(
+        model,
+        tokenizer,
+        source=source,
+        revision=found.commit,
+        folder=found.folder,
+        on_disk=stored,
+        dtypes=_narrower(stored, number) if dtype == "auto" else {},
+    )
     # Added tokens aside: Gemma 3's text models have one, for images, that they don't embed.
     if tokenizer.vocab_size > handle.shape.vocab_size:
         raise ModelError(
@@ -127,14 +139,59 @@ def open_config(source: str, *, revision: str | None = None) -> tuple[PreTrained
         UnsupportedModelError: As :func:`open_model`.
         UsageError: ``revision`` of something that has none.
     """
+    found = inspect_model(source, revision=revision)
+    return found.config, found.identity
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What is known of a model without loading its weights.
+
+    Attributes:
+        config: Its config, set right where the files say otherwise.
+        identity: See :func:`open_config`.
+        dtype: What it runs in.
+        notes: What a reader of the results must know, in sentences; of a hub id, what its files
+            say is known only when they are fetched.
+    """
+
+    config: PreTrainedConfig
+    identity: str
+    dtype: str
+    notes: tuple[str, ...] = ()
+
+
+def inspect_model(source: str, *, revision: str | None = None, dtype: str = "auto") -> Inspected:
+    """All that can be known of a model from its config and the headers of its files.
+
+    Args:
+        source: As for :func:`open_model`, as all of them.
+        revision: Of a hub id.
+        dtype: What it is to run in.
+
+    Raises:
+        ModelError: As :func:`open_model`, as far as it can be known.
+        UnsupportedModelError: As :func:`open_model`.
+        UsageError: ``revision`` of something that has none.
+    """
     found = _locate(source, revision)
     config = read_config(found.folder)
     if found.hub_id:
-        return config, f"hub:{found.hub_id}@{found.commit}"
+        own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+        run = own if dtype == "auto" else dtype
+        return Inspected(config, f"hub:{found.hub_id}@{found.commit}", run)
+    weights = check_weights(found.folder)
     digest = hashlib.sha256()
-    for path in (found.folder / "config.json", *check_weights(found.folder).files):
+    for path in (found.folder / "config.json", *weights.files):
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
-    return config, f"sha256:{digest.hexdigest()}"
+    stored = stored_weights(found.folder, config)
+    number = _run_dtype(config, weights, stored) if dtype == "auto" else getattr(torch, dtype)
+    return Inspected(
+        config,
+        f"sha256:{digest.hexdigest()}",
+        str(number).removeprefix("torch."),
+        stored.notes(number),
+    )
 
 
 def fetch_folder(source: str, revision: str | None = None) -> Path:
@@ -171,7 +228,7 @@ class _Located:
 
 def _locate(source: str, revision: str | None) -> _Located:
     path = Path(source).expanduser()
-    gguf = path.suffix == ".gguf"
+    gguf = path.suffix.lower() == ".gguf"
     builtin = source.startswith("builtin:")
     if revision is not None and (builtin or gguf or path.exists()):
         raise UsageError(
@@ -243,13 +300,34 @@ def _fetch(hub_id: str, revision: str | None, *, weights: bool) -> _Located:
     return _Located(Path(folder), hub_id, Path(folder).name)
 
 
+# In which dtype ----------------------------------------------------------------------
+
+
+def _run_dtype(config: PreTrainedConfig, weights: Weights, stored: StoredWeights) -> torch.dtype:
+    """What a checkpoint runs in by itself: the dtype of most of its numbers, or a wider one that
+    its config names and its files use. (An edit in ``float32`` of a bfloat16 model is exported
+    so: its readers open it in float32 and find what was measured.)"""
+    most: torch.dtype = getattr(torch, weights.dtype)
+    named = getattr(config, "dtype", None)
+    if named in stored.dtypes.values() and torch.promote_types(most, named) == named:
+        return torch.float32 if named == torch.float64 else named
+    return most
+
+
+def _narrower(stored: StoredWeights, run: torch.dtype) -> dict[str, torch.dtype]:
+    """Tensor name -> its dtype on disk, where that can't hold all that the model runs in."""
+    return {
+        name: dtype
+        for name, dtype in stored.dtypes.items()
+        if torch.promote_types(dtype, run) != dtype
+    }
+
+
 # Where to ----------------------------------------------------------------------------
 
 
 def _device(name: str) -> torch.device:
     """The device called ``name``, made sure to be there."""
-    import torch
-
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -274,8 +352,6 @@ def _device(name: str) -> torch.device:
 
 def _best_device(n_bytes: int) -> torch.device | None:
     """The first of the emptiest GPU, mps and cpu; None if no single GPU holds the weights."""
-    import torch
-
     if torch.cuda.is_available():
         free = [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
         emptiest = max(range(len(free)), key=lambda gpu: free[gpu])

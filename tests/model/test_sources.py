@@ -336,7 +336,11 @@ PATTERNS: list[tuple[Callable[[Path], None], str, str]] = [
     (with_an_index_that_leads_out, "points out of its folder", "model.safetensors.index.json"),
     (with_an_empty_index, "names no tensors", "model.safetensors.index.json"),
     (without_a_tensor, r"lacks 'model.layers.1.mlp.down_proj.weight'.*at random", ""),
-    (with_a_tensor_of_another_shape, "transformers can't open it", ""),
+    (
+        with_a_tensor_of_another_shape,
+        r"norm.weight' has the shape \(7,\).*\(32,\)",
+        "model.safetensors",
+    ),
     (with_a_nan, "'model.layers.1.mlp.down_proj.weight' hold NaN", "-"),
     (without_weights, "holds no safetensors", ""),
     (without_a_config, "has no config.json", ""),
