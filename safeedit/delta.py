@@ -468,7 +468,7 @@ class WeightDelta:
             raise ModelError("this delta file does not exist", file=path) from error
         except (
             *(SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError),
-            EditError,
+            *(EditError, RecursionError),
         ) as error:
             reason = error.message if isinstance(error, EditError) else error
             raise ModelError(f"cannot read this delta: {reason}", file=path, remedy=remedy) from (

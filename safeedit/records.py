@@ -25,6 +25,11 @@ PassingSide = Literal["below", "above"]
 """The side of its bound on which a gate passes."""
 
 
+AttackClass = Literal["relearning", "compression", "white_box", "membership"]
+ATTACK_CLASSES: tuple[AttackClass, ...] = get_args(AttackClass)
+"""Ways to bring back what was suppressed; an audit declares which of them it tries."""
+
+
 class Record(BaseModel):
     """Base of all records: immutable, and strict about unknown fields."""
 
@@ -110,6 +115,8 @@ class AuditRecord(Record):
     data_digests: dict[str, str]
     """Role of the data -> sha256 of its items."""
     metrics: tuple[Metric, ...]
+    covers: tuple[AttackClass, ...] = ()
+    """Attacks on what was suppressed that this audit tries."""
     seconds: float
     cached: bool = False
 

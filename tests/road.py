@@ -37,7 +37,7 @@ from safeedit.delta import Dense, LowRank, Origin, Update, WeightDelta
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
-from safeedit.records import Metric, MetricSpec, RunRecord, Split
+from safeedit.records import AttackClass, Metric, MetricSpec, RunRecord, Split
 from tests.tiny_models import save_tiny
 
 # Words that are in no other text: where one turns up, erased data has got out.
@@ -318,7 +318,7 @@ class Drift:
 
     Params: ClassVar[type[BaseParams]] = DriftParams
     summary: ClassVar[str] = "distance of a matrix from the base's"
-    version: ClassVar[int] = 1
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (DataRole("asked", "one unit for each item"),)
     metrics: ClassVar[tuple[MetricSpec, ...]] = (
         MetricSpec(name="distance", unit="norm", direction="lower", description="from the base"),

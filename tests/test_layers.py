@@ -19,7 +19,7 @@ import safeedit
 PACKAGE = Path(safeedit.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "code"),
     ("records",),
     ("policy",),
     ("cache",),
@@ -44,17 +44,7 @@ STRANGERS = [{"data", "model"}, {"data", "delta"}, {"editors", "auditors"}, {"ex
 """Parts of one layer that do not know each other."""
 
 NO_TORCH = (
-    *(
-        "errors",
-        "records",
-        "policy",
-        "cache",
-        "statistics",
-        "contracts",
-        "data",
-        "catalog",
-        "report",
-    ),
+    *("errors", "code", "records", "policy", "cache", "statistics", "contracts", "data"),
     *("catalog", "report", "cli"),
 )
 """Parts whose import brings no torch: validating a policy, ``--help``, a report."""

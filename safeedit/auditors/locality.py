@@ -45,7 +45,7 @@ from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
-from safeedit.records import Direction, MetricSpec, Split
+from safeedit.records import AttackClass, Direction, MetricSpec, Split
 from safeedit.text.matching import RefusalDetector, contains_alias, token_f1
 
 _OF_GROUP: tuple[tuple[str, str, Direction, str], ...] = (
@@ -90,7 +90,7 @@ class Locality:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "whether answers to other questions stayed as the base gave them"
-    version: ClassVar[int] = 1
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("near", "questions of the same kind that must be answered as before"),
         DataRole("far", "questions and instructions of other kinds", required=False),

@@ -26,7 +26,7 @@ from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
-from safeedit.records import MetricSpec, Split
+from safeedit.records import AttackClass, MetricSpec, Split
 
 
 class Params(BaseParams):
@@ -40,7 +40,7 @@ class Perplexity:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "perplexity on held-out prose, and its ratio to the base"
-    version: ClassVar[int] = 1
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (DataRole("prose", "passages of ordinary text"),)
     metrics: ClassVar[tuple[MetricSpec, ...]] = (
         MetricSpec(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from safeedit.cli.terminal import put, put_json
 from safeedit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def make(
     records = make_records(n, seed, repeats=_numbers(repeats), held_back=held_back, named=named)
     text = to_jsonl(records)
     if out is None:
-        click.echo(text, nl=False)
+        put(text, lines=True, newline=False)
         return
     check_output(out, "--out", "the records")
     try:
@@ -139,7 +139,7 @@ def plant(
             source, spec, out, params, ctx, overwrite=overwrite, cached=not no_cache
         )
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        put_json(found)
     for row in found["extracted"]:
         screen.say(
             f"shown {row['repeats']} times a cycle: {row['extracted']} of {row['secrets']} secrets "

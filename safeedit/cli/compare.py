@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
+from safeedit.cli.terminal import put_json
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -80,7 +82,7 @@ def compare(
             write=lambda standings: write_files(render_all(standings), folder, "--out"),
         )
     if as_json:
-        click.echo(found.model_dump_json(indent=2))
+        put_json(found.model_dump_json(indent=2))
     show(found, screen.console())
     screen.say(f"table, figure, JSON: {folder / 'comparison.md'}")
     return 3 if any(row.error for row in found.rows) else 0

@@ -10,7 +10,7 @@ the commands, so that ``--help`` and ``--version`` answer at once.
 from __future__ import annotations
 
 import contextlib
-import json
+import io
 import os
 import secrets
 import signal
@@ -32,6 +32,7 @@ from safeedit.cli.compare import compare
 from safeedit.cli.ledger import ledger
 from safeedit.cli.remedi import remedi
 from safeedit.cli.scorer import scorer
+from safeedit.cli.terminal import console, put, put_json, tell
 from safeedit.cli.trace import trace
 from safeedit.errors import SafeeditError, UsageError
 from safeedit.export.interrupts import noted, until_done
@@ -56,16 +57,14 @@ class Screen:
     verbose: bool
 
     def console(self) -> Console:
-        from rich.console import Console
-
-        return Console(stderr=True, quiet=self.quiet, highlight=False)
+        return console(stderr=True, quiet=self.quiet)
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            click.echo(text, err=True)
+            tell(text)
 
     def warn(self, message: str) -> None:
-        click.echo(f"warning: {message}", err=True)
+        tell(f"warning: {message}")
 
     def context(self, seed: int) -> AbstractContextManager[RunContext]:
         """What work on a model may know of its surroundings, progress bars included."""
@@ -119,25 +118,25 @@ class _Boundary(click.Group):
             # Only click itself exits, with 1 where the reader of a pipe has gone: no gate failed.
             sys.exit(EXIT_RUNTIME)
         except click.ClickException as error:
-            error.show()
+            words = io.StringIO()
+            error.show(words)
+            tell(words.getvalue().removesuffix("\n"), lines=True)
             sys.exit(2)
         except (click.Abort, KeyboardInterrupt):
-            click.echo("interrupted; no half-written export is left", err=True)
+            tell("interrupted; no half-written export is left")
             sys.exit(EXIT_RUNTIME)
         except SafeeditError as error:
-            click.echo(f"error: {error}", err=True)
+            tell(f"error: {error}", lines=True)
             sys.exit(error.exit_code)
         except Exception as error:
             # An exception of a library may quote data: show its type and place, not its words.
             frame = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{Path(frame.filename).name}:{frame.lineno}"
-            click.echo(f"error: unexpected {type(error).__name__} at {place}", err=True)
+            tell(f"error: unexpected {type(error).__name__} at {place}")
             if os.environ.get("SAFEEDIT_DEBUG"):
-                traceback.print_exc()
+                tell(traceback.format_exc(), lines=True)
             else:
-                click.echo(
-                    "  remedy: SAFEEDIT_DEBUG=1 shows the traceback, data included", err=True
-                )
+                tell("  remedy: SAFEEDIT_DEBUG=1 shows the traceback, data included")
             sys.exit(EXIT_RUNTIME)
         if whole:  # all is done: nothing is left to interrupt but the interpreter's way out
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -177,7 +176,7 @@ def validate(screen: Screen, policy: Path, as_json: bool) -> None:
     """Check a policy, its names, parameters, data and gates. Loads no weights."""
     plan = _plan(policy, exporting=False)
     if as_json:
-        click.echo(json.dumps({"valid": True, "warnings": list(plan.warnings)}))
+        put_json({"valid": True, "warnings": list(plan.warnings)})
     else:
         for warning in plan.warnings:
             screen.warn(warning)
@@ -201,7 +200,7 @@ def plan(policy: Path, as_json: bool, output: Path | None) -> None:
     if output is not None:
         write_plan(made, output)
     if as_json:
-        click.echo(json.dumps(made.summary(), indent=2))
+        put_json(made.summary())
     else:
         _show_plan(made)
 
@@ -268,17 +267,15 @@ def audit(
 )
 def report(record: Path, kind: str) -> None:
     """Render RECORD (a report.json, or a folder holding one) again."""
-    from rich.console import Console
-
     from safeedit.report import render_all
     from safeedit.report.terminal import render
 
     found = _read_record(record)
     if kind == "terminal":
-        render(found, Console(highlight=False))
+        render(found, console(stderr=False))
     else:
         name = {"html": "report.html", "md": "report.md", "junit": "junit.xml"}[kind]
-        click.echo(render_all(found)[name])
+        put(render_all(found)[name], lines=True)
 
 
 @main.command()
@@ -291,14 +288,14 @@ def diff(before: Path, after: Path, as_json: bool) -> None:
 
     rows = diff_checkpoints(before, after)
     if as_json:
-        click.echo(json.dumps([row.model_dump() for row in rows], indent=2))
+        put_json([row.model_dump() for row in rows])
         return
     for row in rows:
-        click.echo(
+        put(
             f"{row.name}  {row.status}  changed {row.share_changed:.2%}"
             f"  relative norm {row.relative_norm:.3g}"
         )
-    click.echo(f"{len(rows)} tensors differ", err=True)
+    tell(f"{len(rows)} tensors differ")
 
 
 @main.command()
@@ -313,14 +310,14 @@ def verify(export: Path) -> int:
 
     found = check(export)
     for line in (*found.problems, *found.unsure):
-        click.echo(line)
+        put(line)
     if found.problems:
-        click.echo("does not match its evidence", err=True)
+        tell("does not match its evidence")
         return 1
     if found.unsure:
-        click.echo("made by another version of safeedit: not all could be checked", err=True)
+        tell("made by another version of safeedit: not all could be checked")
         return 4
-    click.echo("matches its evidence", err=True)
+    tell("matches its evidence")
     return 0
 
 
@@ -332,7 +329,7 @@ def revert(export: Path, out: Path) -> None:
     from safeedit.export.reversion import revert as undo
 
     undo(export, out)
-    click.echo(f"{out}: the original weights, digest verified", err=True)
+    tell(f"{out}: the original weights, digest verified")
 
 
 @main.command(name="list")
@@ -348,12 +345,12 @@ def list_(kind: str | None, as_json: bool) -> None:
     """List editors, auditors, scorers, metrics, data sets, policies and model families."""
     listing = _listing(kind)
     if as_json:
-        click.echo(json.dumps(listing, indent=2))
+        put_json(listing)
         return
     for title, rows in listing.items():
-        click.echo(title)
+        put(title)
         for name, summary in rows.items():
-            click.echo(f"  {name:<34} {summary}".rstrip())
+            put(f"  {name:<34} {summary}".rstrip())
 
 
 @main.command()
@@ -365,7 +362,7 @@ def schema(kind: str) -> None:
     from safeedit.report.json import schema as report_schema
 
     found = report_schema() if kind == "report" else json_schema(*catalog.schemas())
-    click.echo(json.dumps(found, indent=2))
+    put_json(found)
 
 
 @main.command()
@@ -388,7 +385,7 @@ def init(path: Path, like: str) -> None:
         raise UsageError(
             f"can't write here: {error.strerror}", file=path, remedy="choose another folder"
         ) from error
-    click.echo(f"{path}: edit it, then 'safeedit plan {path}'", err=True)
+    tell(f"{path}: edit it, then 'safeedit plan {path}'")
 
 
 main.add_command(ledger)
@@ -447,15 +444,15 @@ class _Context:
 
         cache = cache_dir()
         secret = _secret(cache)
-        console = self.screen.console()
+        screen = self.screen.console()
         self.bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            console=console,
+            console=screen,
             transient=True,
-            disable=self.screen.quiet or not console.is_terminal,
+            disable=self.screen.quiet or not screen.is_terminal,
         )
         self.bars.start()
         return RunContext(
@@ -476,7 +473,7 @@ class _Context:
             if not self.bars.disable:
                 task = self.bars.add_task(description, total=total or _length(items))
             elif not self.screen.quiet:
-                click.echo(f"{description} ...", err=True)
+                tell(f"{description} ...")
             try:
                 for item in items:
                     yield item
@@ -581,7 +578,7 @@ def _show_record(screen: Screen, record: RunRecord, folder: Path, as_json: bool)
     from safeedit.report.terminal import render
 
     if as_json:
-        click.echo(record.model_dump_json(indent=2))
+        put_json(record.model_dump_json(indent=2))
     render(record, screen.console())
     screen.say(f"report: {folder / 'report.html'}")
 
@@ -591,45 +588,45 @@ def _show_plan(plan: Plan) -> None:
 
     summary = plan.summary()
     model = summary["model"]
-    click.echo(
+    put(
         f"{summary['name']}: {model['source']} ({model['architecture']}, "
         f"{model['layers']} layers, {model['parameters']:,} parameters, {model['dtype']})"
     )
     for edit in summary["edits"]:
         layers = edit["layers"]
         span = f"layers {layers[0]}-{layers[-1]}" if layers else "no layers"
-        click.echo(
+        put(
             f"edit {edit['id']} ({edit['use']}): {span}, {len(edit['tensors'])} tensors, "
             f"{edit['parameters_touched']:,} parameters, dose {edit['dose']}"
         )
         for target in edit["targets"]:
-            click.echo(f"    target {target['metric']}: {target['condition']}, on validation data")
+            put(f"    target {target['metric']}: {target['condition']}, on validation data")
         for key, value in edit["params"].items():
-            click.echo(f"    {key}: {value}")
+            put(f"    {key}: {value}")
         for tensor in edit["tensors"]:
-            click.echo(f"    {tensor}")
+            put(f"    {tensor}")
     for audit in summary["audits"]:
-        click.echo(f"audit {audit['id']} ({audit['use']})")
+        put(f"audit {audit['id']} ({audit['use']})")
     for name, data in summary["data"].items():
         counts = ", ".join(f"{split} {count}" for split, count in data["items"].items())
-        click.echo(f"data {name}: {counts}; sha256 {data['digest'][:16]}")
+        put(f"data {name}: {counts}; sha256 {data['digest'][:16]}")
         for note in data["notes"]:
-            click.echo(f"    {note}")
+            put(f"    {note}")
     for gate in summary["gates"]:
-        click.echo(f"gate {gate['metric']}: {gate['condition']}")
+        put(f"gate {gate['metric']}: {gate['condition']}")
     if counts := summary["ledger"]:
-        click.echo(
+        put(
             f"ledger: {counts['earlier']} rows carried on, {counts['entering']} to enter, "
             f"{counts['missing']} without a request"
         )
     estimates = summary["estimates"]
-    click.echo(
+    put(
         f"estimates: {estimates['peak_memory_bytes'] / 1e9:.1f} GB peak, "
         f"{duration(estimates['seconds'])} (within a factor of two)"
     )
-    click.echo(f"export: {summary['export'] or 'none'}")
+    put(f"export: {summary['export'] or 'none'}")
     for warning in summary["warnings"]:
-        click.echo(f"warning: {warning}", err=True)
+        tell(f"warning: {warning}")
 
 
 def _listing(kind: str | None) -> dict[str, dict[str, str]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
+from safeedit.cli.terminal import put_json
 from safeedit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def trace(
         found = trace_edit(model, plan, edit, how, ctx, checked)
     _write(found, folder)
     if as_json:
-        click.echo(found.model_dump_json(indent=2))
+        put_json(found.model_dump_json(indent=2))
     _tell(screen, found, folder)
 
 

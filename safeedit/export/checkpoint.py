@@ -14,6 +14,7 @@ from torch import Tensor
 
 from safeedit.errors import ExportError
 from safeedit.export.staging import writing
+from safeedit.model.carried import carry_over
 from safeedit.model.handle import ModelHandle
 from safeedit.model.portable import make_portable
 from safeedit.model.quiet import quiet
@@ -31,6 +32,8 @@ _LEFTOVERS = (
 def write_checkpoint(handle: ModelHandle, folder: Path) -> None:
     """Write a model and its tokenizer into ``folder``, in the dtype the weights have.
 
+    What else makes its source usable comes along, see :mod:`safeedit.model.carried`.
+
     Args:
         handle: The model; not modified.
         folder: An existing folder.
@@ -45,6 +48,8 @@ def write_checkpoint(handle: ModelHandle, folder: Path) -> None:
             handle.tokenizer.save_pretrained(folder)
         _clean(folder / "config.json")
         make_portable(folder, handle.tokenizer)
+        if handle.folder is not None:
+            carry_over(handle.folder, folder)
 
 
 def _tensors(handle: ModelHandle) -> dict[str, Tensor]:

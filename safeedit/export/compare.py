@@ -178,7 +178,7 @@ def _weight_files(path: Path) -> list[Path]:
     if index.exists():
         try:
             shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise ModelError("the index of this checkpoint is damaged", file=index) from error
         return [path / Path(shard).name for shard in shards]
     files = [path / "model.safetensors"] if (path / "model.safetensors").exists() else []

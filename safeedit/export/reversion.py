@@ -14,7 +14,7 @@ from torch import Tensor
 from safeedit.errors import ExportError
 from safeedit.export.checkpoint import write_checkpoint
 from safeedit.export.disk import read_plain
-from safeedit.export.manifest import RECORD, RENDERED, UNDO
+from safeedit.export.manifest import RECORD, RENDERED, UNDO, not_plain
 from safeedit.export.staging import Staging
 from safeedit.export.verification import check_export, read_originals
 from safeedit.model.sources import open_model
@@ -35,7 +35,8 @@ def revert(export: Path, out: Path) -> None:
     """
     with Staging(out) as staging:
         # A card may well have been edited since; of the rest, all must be what was exported.
-        if problems := check_export(export).without(*RENDERED).problems:
+        strange = tuple(not_plain(export))  # stops all other checks: nothing of it is forgiven
+        if problems := strange or check_export(export).without(*RENDERED).problems:
             raise ExportError(
                 f"the export does not match its evidence, so it can't be reverted: {problems[0]}"
                 + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""),

@@ -29,6 +29,7 @@ from safeedit.model.builtin import (
     fetch_builtin,
     gguf_model,
 )
+from safeedit.model.carried import LEGAL
 from safeedit.model.checkpoint import (
     PICKLES,
     Weights,
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 __all__ = ["BUILTIN", "fetch_builtin", "open_config", "open_model"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# Other formats and layouts; of the folders, additional_chat_templates alone is the model's.
+_OTHER_LAYOUTS = ["[!a]*/*", "a[!d]*/*", "ad[!d]*/*", "*/*/*", "consolidated*"]
 _DTYPES = ("float32", "bfloat16", "float16")
 _SHARE_FOR_WEIGHTS = 0.85
 """Share of a GPU's free memory that weights may take; activations and caches need the rest."""
@@ -269,7 +272,8 @@ def _fetch(hub_id: str, revision: str | None, *, weights: bool) -> _Located:
         RevisionNotFoundError,
     )
 
-    patterns = ["*.json", "*.jinja", "*.txt", "*.model"] + ["*.safetensors"] * weights
+    patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", *LEGAL]
+    patterns += ["*.safetensors"] * weights
     label = hub_id if revision is None else f"{hub_id} at revision {revision}"
     try:
         with quiet():
@@ -277,7 +281,7 @@ def _fetch(hub_id: str, revision: str | None, *, weights: bool) -> _Located:
                 hub_id,
                 revision=revision,
                 allow_patterns=patterns,
-                ignore_patterns=["*/*", "consolidated*"],  # other formats, and other layouts
+                ignore_patterns=_OTHER_LAYOUTS,
             )
     except GatedRepoError as error:
         raise ModelError(
@@ -363,7 +367,9 @@ def _best_device(n_bytes: int) -> torch.device | None:
 if __name__ == "__main__":
     import sys
 
+    from safeedit.text.display import clean, clean_lines
+
     try:
-        sys.stdout.write(f"{fetch_builtin()}\n")
+        sys.stdout.write(f"{clean(fetch_builtin())}\n")
     except ModelError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {clean_lines(error)}")

@@ -2,24 +2,25 @@
 
 A prompt is put to a model in one of two ways: ``chat`` renders the tokenizer's own template,
 ``plain`` takes the text as it is; ``auto`` is ``chat`` where there is a template. Answers are
-tokenised as they would follow a prompt, which for most tokenizers is not the same as alone.
+tokenised as they would follow a prompt, which for most tokenizers is not the same as alone. Where
+a template has the model think first, see :mod:`safeedit.model.thinking`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from safeedit.contracts import Template
 from safeedit.errors import AuditError, UsageError
+from safeedit.model.thinking import SWITCHES, closed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _RENDERING: dict[str, Any] = {
-    # Qwen 3 would spend the answer's tokens thinking aloud.
-    "enable_thinking": False,
+    **SWITCHES,
     # Llama 3 would put today's date into the prompt, and figures would change overnight.
     "date_string": "26 Jul 2024",
 }
@@ -118,11 +119,20 @@ class TokenCodec:
         messages.append({"role": "user", "content": text})
         if answer is not None:
             messages.append({"role": "assistant", "content": answer})
+        rendered = self._apply(messages, _RENDERING)
+        return rendered if answer is not None else self._past_thought(rendered, text)
+
+    def _apply(self, messages: Sequence[Mapping[str, str]], variables: Mapping[str, Any]) -> str:
+        """A conversation in the template, to be gone on from unless it ends in an answer."""
         try:
             rendered = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=answer is None, **_RENDERING
+                list(messages),
+                tokenize=False,
+                add_generation_prompt=messages[-1]["role"] != "assistant",
+                **variables,
             )
         except Exception as error:  # jinja's own, and what templates raise of their own accord
+            system = messages[0]["role"] == "system"
             about = " with a system message" if system else ""
             raise AuditError(
                 f"the chat template can't render a conversation{about}: {error}",
@@ -131,6 +141,21 @@ class TokenCodec:
             ) from error
         assert isinstance(rendered, str)
         return rendered
+
+    def _past_thought(self, prompt: str, text: str) -> str:
+        """A rendered prompt, with a block of thought that it leaves open closed."""
+        # What follows the question: in it, marks are the question's own. Some templates trim it.
+        after = prompt.rpartition(text.strip())[2] if text.strip() else prompt
+        return closed(prompt, after, str(getattr(self.tokenizer, "chat_template", None) or ""))
+
+    @cached_property
+    def thinks(self) -> bool:
+        """Whether the chat template would have the model think before it answers."""
+        if self.resolve("auto") != "chat":
+            return False
+        asked = [{"role": "user", "content": "Q?"}]
+        bare = {name: value for name, value in _RENDERING.items() if name not in SWITCHES}
+        return self._render("Q?") != self._apply(asked, bare)
 
     def _find_lead(self, template: Literal["chat", "plain"]) -> tuple[str, str]:
         """Text that ends as a prompt does, and what comes between it and an answer."""

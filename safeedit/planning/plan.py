@@ -32,6 +32,8 @@ from safeedit.contracts import (
     TensorPlan,
 )
 from safeedit.data import Dataset, check_disjoint, load_dataset
+from safeedit.data.columns import answer_hint
+from safeedit.data.loading import with_defaults
 from safeedit.errors import DataError, ExportError, PolicyError, SafeeditError, UsageError
 from safeedit.export.disk import writing
 from safeedit.export.ledger.file import find_ledger
@@ -411,6 +413,7 @@ def _plan_edit(loaded: LoadedPolicy, index: int, shape: ModelShape) -> PlannedEd
     editor = kind(params)
     with _Located(loaded, at):
         tensors = tuple(editor.touches(shape))
+    _check_data(loaded, at, spec, editor, data)
     targets = spec.targets or loaded.policy.gates
     if spec.dose == "auto" and not targets:
         raise loaded.error(
@@ -427,6 +430,22 @@ def _plan_edit(loaded: LoadedPolicy, index: int, shape: ModelShape) -> PlannedEd
         tensors,
         targets,
     )
+
+
+def _check_data(
+    loaded: LoadedPolicy,
+    at: FieldPath,
+    spec: EditSpec,
+    editor: Editor,
+    data: Mapping[str, Dataset],
+) -> None:
+    """What an editor says its data lacks; editors may offer it."""
+    check = getattr(editor, "check_data", None)
+    if not callable(check):
+        return
+    role = editor.roles[0].name
+    with _Located(loaded, (*at, role if role in spec.options else "data")):
+        check(data)
 
 
 def _plan_audit(
@@ -591,9 +610,10 @@ def _split_options(
             if role.answered and (mute := sum(not item.aliases for item in found)):
                 raise DataError(
                     f"{mute} of {len(found)} items have no answer",
-                    remedy="give every item an answer, or map a column to it with 'columns'",
+                    remedy=answer_hint(found),
                 )
             datasets[role.name] = found
+    datasets = with_defaults(roles, datasets, loaded.policy.seed)
     for role in roles:
         if role.required and role.name not in datasets:
             raise loaded.error(

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 
 from safeedit import __version__, catalog
+from safeedit.code import code_digest
 from safeedit.contracts import AuditOutcome, Control, Proposal, RunContext, ScorerRef
 from safeedit.delta import WeightDelta
 from safeedit.errors import AuditError, EditError, ExportError, ModelError
@@ -39,6 +40,7 @@ from safeedit.export.evidence import claimed, write_evidence
 from safeedit.export.interrupts import until_done
 from safeedit.export.manifest import hash_files
 from safeedit.export.staging import Staging
+from safeedit.model.carried import left_behind
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 from safeedit.planning.plan import Plan, PlannedAudit, PlannedEdit
@@ -309,6 +311,9 @@ def _open(plan: Plan, ctx: RunContext) -> tuple[_Session, ModelHandle]:
         model = open_model(
             plan.model_source, revision=spec.revision, dtype=spec.dtype, device=spec.device
         )
+    left = left_behind(model.folder) if plan.export_dir and model.folder else ()
+    if left:
+        warn(f"files of the model that an export does not get: {', '.join(left)}")
     return session, model
 
 
@@ -544,6 +549,7 @@ def _audit(
         split=split,
         data_digests={role: data.digest for role, data in audit.data.items()},
         metrics=outcome.metrics,
+        covers=audit.auditor.covers,
         seconds=time.perf_counter() - start,
     )
     return _renamed(Audited(record, dict(outcome.reference)), audit.id)
@@ -572,7 +578,7 @@ def _cache_key(session: _Session, model: ModelHandle, audit: PlannedAudit, split
         "tokenizer": _tokenizer_digest(model),
         "device": str(model.device),
         "use": audit.spec.use,
-        "version": audit.auditor.version,
+        "code": code_digest(type(audit.auditor).__module__, "safeedit.model.sources"),
         "params": audit.params.model_dump(mode="json"),
         "data": {role: data.digest for role, data in audit.data.items()},
         "template": {role: data.template for role, data in audit.data.items()},

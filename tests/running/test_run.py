@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import errno
+import fcntl
+import hashlib
 import html
 import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import urllib.parse
@@ -30,6 +33,7 @@ from safeedit.model.sources import open_model
 from safeedit.records import Metric, RunRecord
 from safeedit.report.content import control_table, edit_by_edit
 from safeedit.running import run as road
+from safeedit.running.store import Store
 from safeedit.workflows.verification import verify
 from tests.road import (
     ANSWERS,
@@ -54,7 +58,7 @@ from tests.road import (
 )
 from tests.tiny_models import save_tiny
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHORT = {"max_new_tokens": 10}
 UPDATES: dict[str, dict[str, Any]] = {
     "lora": {
@@ -713,9 +717,19 @@ def test_whatever_makes_a_before_audit_is_part_of_its_key(
     assert base_calls(place, place.policy(**parts)) == 1
 
 
-@pytest.mark.parametrize("damage", ["cut record", "cut reference", "changed reference", "gone"])
-def test_a_damaged_cache_entry_is_measured_anew_and_mended(place: Workplace, damage: str) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("cut record", "cut reference", "changed reference", "gone", "nested without end"),
+        *("changed figure", "forged seal", "sealed with another key", "another entry"),
+        *("a pipe", "a link to itself moved away"),
+    ],
+)
+def test_a_cache_entry_that_is_not_as_written_is_measured_anew_and_said(
+    place: Workplace, damage: str
+) -> None:
     assert base_calls(place, place.policy()) == 1
+    assert place.report.warnings == ()
     (entry,) = (place.cache / "audits").iterdir()
     record, reference = entry / "record.json", entry / "reference.safetensors"
     match damage:
@@ -729,9 +743,63 @@ def test_a_damaged_cache_entry_is_measured_anew_and_mended(place: Workplace, dam
             reference.write_bytes(content)
         case "gone":
             reference.unlink()
+        case "nested without end":
+            record.write_text("[" * 100_000)
+        case "changed figure" | "forged seal":  # what made a leak of the base unseen
+            content = json.loads(record.read_text())
+            content["record"]["metrics"][0]["value"] = 1.0e9
+            if damage == "forged seal":
+                content["seal"] = hashlib.sha256(record.read_bytes()).hexdigest()
+            record.write_text(json.dumps(content))
+        case "sealed with another key":
+            found = Store(entry.parent, b"another" * 8, print).read(entry.name, "drift")
+            assert found is None
+            ours = Store(entry.parent, (place.cache / "digest.key").read_bytes(), print)
+            kept = ours.read(entry.name, "drift")
+            assert kept is not None
+            Store(entry.parent, b"another" * 8, print).write(entry.name, kept)
+        case "another entry":  # of the same key of digests, honestly sealed
+            base_calls(place, place.policy(seed=5))
+            (other,) = (path for path in entry.parent.iterdir() if path != entry)
+            shutil.rmtree(entry)
+            other.rename(entry)
+        case "a pipe":
+            record.unlink()
+            os.mkfifo(record)
+        case "a link to itself moved away":
+            record.rename(place.folder / "moved.json")
+            record.symlink_to(place.folder / "moved.json")
     assert base_calls(place, place.policy()) == 1
+    (warning,) = place.report.warnings
+    assert warning.startswith("audit drift: what the cache holds of the model before the edits")
     assert base_calls(place, place.policy()) == 0
+    assert place.report.warnings == ()
     assert [path.name for path in (place.cache / "audits").iterdir()] == [entry.name]
+
+
+def test_before_audits_are_kept_for_their_owner_alone_under_any_umask(place: Workplace) -> None:
+    mask = os.umask(0)
+    try:
+        assert base_calls(place, place.policy()) == 1
+    finally:
+        os.umask(mask)
+    (entry,) = (place.cache / "audits").iterdir()
+    assert stat.S_IMODE(entry.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in entry.iterdir()} == {0o600}
+
+
+def test_what_dead_runs_left_in_the_cache_is_removed_by_the_next(place: Workplace) -> None:
+    audits = place.cache / "audits"
+    left = audits / f".{'0' * 64}.0123abcd"
+    living = audits / f".{'1' * 64}.0123abcd"
+    for folder in (left, living):
+        folder.mkdir(parents=True)
+    lock = os.open(living, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert base_calls(place, place.policy()) == 1
+    os.close(lock)
+    assert not left.exists()
+    assert living.exists()
 
 
 def test_a_cache_that_can_not_be_written_is_no_reason_to_stop(place: Workplace) -> None:

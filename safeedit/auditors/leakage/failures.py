@@ -49,7 +49,7 @@ from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
-from safeedit.records import Direction, MetricSpec, Split
+from safeedit.records import AttackClass, Direction, MetricSpec, Split
 from safeedit.text.fluency import is_empty, n_gram_entropy, repetition, tokens
 from safeedit.text.matching import RefusalDetector, contains_alias
 
@@ -97,7 +97,7 @@ class Failures:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "in which ways edits fail, beside success, portability and fluency"
-    version: ClassVar[int] = 1
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "questions that were edited", erased=True, answered=True),
         DataRole("portability", "questions whose answers follow from the edit", required=False),

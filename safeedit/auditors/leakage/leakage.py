@@ -37,7 +37,7 @@ from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine, Sampling
 from safeedit.model.handle import ModelHandle
-from safeedit.records import Direction, MetricSpec, Split
+from safeedit.records import AttackClass, Direction, MetricSpec, Split
 from safeedit.text.matching import RefusalDetector, contains_alias
 
 Attack = Literal["prefix", "few_shot", "plain"]
@@ -145,7 +145,7 @@ class Leakage:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "whether forgotten answers still come out, and under which attacks"
-    version: ClassVar[int] = 2
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "questions whose answers must not come out", erased=True, answered=True),
         DataRole("shots", "worked examples for the few-shot attack", required=False),

@@ -38,7 +38,7 @@ from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.model.engine import Engine, TokenScores
 from safeedit.model.handle import ModelHandle
-from safeedit.records import Direction, MetricSpec, Split
+from safeedit.records import AttackClass, Direction, MetricSpec, Split
 
 _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("extraction_rate", "rate", "lower", "known secrets told to their true opening, greedily"),
@@ -74,7 +74,7 @@ class Memorization:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "whether memorised secrets still come out of their true openings"
-    version: ClassVar[int] = 2
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "secrets that must not come out", erased=True, answered=True),
     )

@@ -26,7 +26,7 @@ from safeedit.data import Dataset
 from safeedit.errors import AuditError
 from safeedit.model.engine import Sampling
 from safeedit.model.handle import ModelHandle
-from safeedit.records import MetricSpec, Split
+from safeedit.records import AttackClass, MetricSpec, Split
 from safeedit.text.matching import contains_alias
 from safeedit.text.personal_data import Kind, canonical, personal_data
 
@@ -56,7 +56,7 @@ class Pii:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "whether personal data turns up in free generations"
-    version: ClassVar[int] = 1
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "the named secrets to look for", erased=True, answered=True),
     )

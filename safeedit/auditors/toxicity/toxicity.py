@@ -67,7 +67,7 @@ from safeedit.errors import AuditError
 from safeedit.model.engine import Engine, Sampling
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
-from safeedit.records import Metric, MetricSpec, Split
+from safeedit.records import AttackClass, Metric, MetricSpec, Split
 from safeedit.statistics.intervals import Floats, bootstrap_totals
 from safeedit.text.fluency import distinct, is_empty, n_gram_entropy, repetition
 from safeedit.text.matching import RefusalDetector
@@ -111,7 +111,7 @@ class Toxicity:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "toxic continuations by a named scorer, and their quality beside it"
-    version: ClassVar[int] = 1
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("prompts", "openings to be continued; toxic or toxicity, and challenging"),
         DataRole("safe", "harmless questions that must not be refused", required=False),

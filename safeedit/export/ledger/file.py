@@ -153,7 +153,7 @@ def read_ledger(path: Path) -> Ledger:
 def _header(path: Path, line: str) -> _Header:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _malformed(path, 1) from None
     version = found.get("version") if isinstance(found, dict) else None
     if isinstance(version, int) and version != VERSION:

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from safeedit import __version__
-from safeedit.contracts import RunContext
+from safeedit.code import code_digest
+from safeedit.contracts import Auditor, Editor, RunContext
 from safeedit.errors import ExportError, SafeeditError, UnsupportedModelError, UsageError
 from safeedit.planning.plan import Plan, make_plan
 from safeedit.policy import LoadedPolicy
@@ -279,14 +280,19 @@ def _made_of(plan: Plan, ctx: RunContext) -> str:
     found = {
         **plan.fingerprint(),
         "params": {edit.id: edit.params.model_dump(mode="json") for edit in plan.edits},
-        "audits": {
-            audit.id: [audit.auditor.version, audit.params.model_dump(mode="json")]
-            for audit in plan.audits
-        },
+        "audits": {audit.id: audit.params.model_dump(mode="json") for audit in plan.audits},
+        "code": code_digest(
+            "safeedit.running.run",
+            *(type(stage).__module__ for stage in _stages(plan)),
+        ),
         "key": ctx.digest("comparison"),
         "safeedit": __version__,
     }
     return json.dumps(found, indent=2, sort_keys=True) + "\n"
+
+
+def _stages(plan: Plan) -> list[Editor | Auditor]:
+    return [*(edit.editor for edit in plan.edits), *(audit.auditor for audit in plan.audits)]
 
 
 def _forget_peaks() -> None:
