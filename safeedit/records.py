@@ -312,10 +312,13 @@ class ExportRecord(Record):
 
     directory: str
     weights_digest: str
+    """Over the tensors as they lie on disk, as :attr:`ModelRecord.digest`."""
+    untouched: int = 0
+    """Tensors on disk that are the source's own, byte for byte, names and dtypes included."""
     files: dict[str, str]
     """Relative path -> sha256 of every file of the checkpoint, evidence aside."""
     originals: dict[str, str] = Field(default_factory=dict)
-    """Tensor -> digest of what it was before the edits, for every tensor that they changed; with
+    """Name on disk -> digest of the source's own tensor, for all that the edits named; with
     these in the place of the export's own, the digest is that of :attr:`RunRecord.model`."""
     ledger: str | None = None
     """sha256 of the ledger of erasure requests, where one is kept."""

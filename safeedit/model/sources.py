@@ -313,7 +313,11 @@ def _run_dtype(config: PreTrainedConfig, weights: Weights, stored: StoredWeights
     so: its readers open it in float32 and find what was measured.)"""
     most: torch.dtype = getattr(torch, weights.dtype)
     named = getattr(config, "dtype", None)
-    if named in stored.dtypes.values() and torch.promote_types(most, named) == named:
+    if (
+        named is not None
+        and named in stored.dtypes.values()
+        and torch.promote_types(most, named) == named
+    ):
         return torch.float32 if named == torch.float64 else named
     return most
 

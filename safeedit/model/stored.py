@@ -142,6 +142,15 @@ class StoredWeights:
         ]
         return tuple(said)
 
+    def renamed(self, tied: Mapping[str, str]) -> dict[str, str]:
+        """Name on disk -> the model's, where they differ.
+
+        Args:
+            tied: Other name of a tied tensor -> the one that counts.
+        """
+        owners = {name: tied.get(inside, inside) for name, inside in self.names.items()}
+        return {name: inside for name, inside in sorted(owners.items()) if name != inside}
+
     def read(self, name: str) -> Tensor:
         """A tensor as stored, by the file's name for it.
 
@@ -247,7 +256,7 @@ def _names(
         each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)
     ]
     state, prefix = model.state_dict(), model.base_model_prefix
-    found = {}
+    found: dict[str, str] = {}
     for name in sorted(headers):
         renamed, _ = rename_source_key(name, renamings, [], prefix, state)
         if renamed not in expected and name in expected:
