@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safeedit.errors import ExportError
 from safeedit.export.disk import read_plain, writing
-from safeedit.export.manifest import RECORD, RENDERED, UNDO
+from safeedit.export.manifest import RECORD, RENDERED, UNDO, not_plain
 from safeedit.export.staging import Staging
 from safeedit.export.verification import check_export, read_originals
 from safeedit.export.weights import by_file, replace_tensors
@@ -38,7 +38,8 @@ def revert(export: Path, out: Path) -> None:
     """
     with Staging(out) as staging:
         # A card may well have been edited since; of the rest, all must be what was exported.
-        if problems := check_export(export).without(*RENDERED).problems:
+        strange = not_plain(export)
+        if problems := strange or check_export(export).without(*RENDERED).problems:
             raise ExportError(
                 f"the export does not match its evidence, so it can't be reverted: {problems[0]}"
                 + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""),

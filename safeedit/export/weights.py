@@ -14,9 +14,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from safetensors import safe_open
@@ -43,7 +42,7 @@ class Written:
 
     digests: Mapping[str, str]
     changed: frozenset[str] = frozenset()
-    originals: Mapping[str, Tensor] = MappingProxyType({})
+    originals: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:

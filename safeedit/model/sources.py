@@ -313,13 +313,11 @@ def _run_dtype(config: PreTrainedConfig, weights: Weights, stored: StoredWeights
     so: its readers open it in float32 and find what was measured.)"""
     most: torch.dtype = getattr(torch, weights.dtype)
     named = getattr(config, "dtype", None)
-    if (
-        named is not None
-        and named in stored.dtypes.values()
-        and torch.promote_types(most, named) == named
-    ):
-        return torch.float32 if named == torch.float64 else named
-    return most
+    if not isinstance(named, torch.dtype) or named not in stored.dtypes.values():
+        return most
+    wider = torch.promote_types(most, named) == named
+    # Nothing is gained from 64 bits: edits are computed in 32.
+    return most if not wider else torch.float32 if named == torch.float64 else named
 
 
 def _narrower(stored: StoredWeights, run: torch.dtype) -> dict[str, torch.dtype]:

@@ -365,7 +365,7 @@ def test_a_full_disk_while_writing_evidence_is_an_export_error(
     with pytest.raises(ExportError, match="No space left"):
         write_evidence(
             folder,
-            run_record(model_record(tiny_handle("llama")), (), None),
+            run_record(model_record(open_model(str(exported.base), device="cpu")), (), None),
             deltas={},
             undo_tensors={},
             reports={},
