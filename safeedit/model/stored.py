@@ -129,8 +129,8 @@ class StoredWeights:
             )
         if self.unread:
             said.append(
-                f"{_count(self.unread)} of the checkpoint are read by no causal language model: "
-                f"neither measured nor edited, kept in an export as they are: "
+                f"{_count(self.unread)} of the checkpoint, read by no causal language model: "
+                f"neither measured nor edited, kept in an export as stored: "
                 f"{_listed(self.unread)}"
             )
         said += [
