@@ -79,8 +79,28 @@ def shard(folder: Path) -> list[Path]:
     return [folder / file for file in halves]
 
 
-def write_gguf(path: Path, kind: GGMLQuantizationType, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A tiny Llama as a GGUF file; returns its matrices ``down_proj`` as they are to be read."""
+def more(name: str) -> Callable[[GGUFWriter], None]:
+    """Adds a tensor to a GGUF file."""
+    return lambda writer: writer.add_tensor(name, torch.full((8,), 2.0).numpy())
+
+
+def write_gguf(
+    path: Path,
+    kind: GGMLQuantizationType,
+    seed: int = 0,
+    *,
+    prepare: Callable[[GGUFWriter], None] = lambda writer: None,
+    without: str = "-",
+) -> dict[str, torch.Tensor]:
+    """A tiny Llama as a GGUF file; returns its matrices ``down_proj`` as they are to be read.
+
+    Args:
+        path: The file.
+        kind: How matrices are stored.
+        seed: Of the weights.
+        prepare: Adds metadata or tensors.
+        without: Pattern of the names of tensors to leave out.
+    """
     tokenizer = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
     tokens = dict(tokenizer["model"]["vocab"])
     tokens |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
@@ -103,11 +123,14 @@ def write_gguf(path: Path, kind: GGMLQuantizationType, seed: int = 0) -> dict[st
     writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    prepare(writer)
     generator = torch.Generator().manual_seed(seed)
     expected = {}
 
     def add(name: str, *shape: int) -> None:
         values = torch.randn(shape, generator=generator).numpy()
+        if re.search(without, name):
+            return
         if len(shape) == 1:
             writer.add_tensor(name, values)
             return
@@ -625,6 +648,52 @@ class TestAGgufFile:
         for name, weight in expected.items():
             assert torch.equal(handle.stored(name), weight.to(dtype)), name
         assert handle.engine.decode(handle.engine.encode(["the city"], "plain")[0]) == "the city"
+
+    @pytest.mark.parametrize("name", ["model.GGUF", "model.Gguf"])
+    def test_is_known_by_its_ending_in_any_case(self, name: str, tmp_path: Path) -> None:
+        expected = write_gguf(tmp_path / name, GGMLQuantizationType.Q8_0)
+        handle = open_model(str(tmp_path / name), device="cpu")
+        for tensor, weight in expected.items():
+            assert torch.equal(handle.stored(tensor), weight.bfloat16()), tensor
+
+    @pytest.mark.parametrize(
+        ("name", "prepare", "without", "said"),
+        [
+            ("a", lambda w: w.add_uint16("split.count", 2), "-", "one of 2 parts"),
+            ("a-00001-of-00003", lambda w: None, "-", "one of 3 parts"),
+            ("a-00002-of-00003", lambda w: w.add_uint16("split.count", 3), "-", "one of 3 parts"),
+            ("a", lambda w: None, "blk.1.ffn_up", r"lacks 'model.layers.1.mlp.up_proj.weight'"),
+            ("a", lambda w: None, "output_norm", r"lacks 'model.norm.weight'"),
+            ("a", more("blk.0.attn_q.bias"), "-", r"no place for 'blk.0.attn_q.bias'"),
+            ("a", more("blk.9.attn_q.weight"), "-", r"no place for 'blk.9.attn_q.weight'"),
+            ("a", more("rope_freqs.weight"), "-", r"no place for 'rope_freqs.weight'"),
+        ],
+    )
+    def test_in_part_or_with_more_than_its_model_is_refused_by_name_while_planning(
+        self,
+        name: str,
+        prepare: Callable[[GGUFWriter], None],
+        without: str,
+        said: str,
+        tmp_path: Path,
+    ) -> None:
+        path = tmp_path / f"{name}.gguf"
+        write_gguf(path, GGMLQuantizationType.Q8_0, prepare=prepare, without=without)
+        for look in (open_config, open_model):
+            with pytest.raises(ModelError, match=said) as caught:
+                look(str(path))
+            assert caught.value.file == str(path)
+        assert [f for f in (cache_dir() / "models").iterdir() if f.is_dir()] == []
+
+    def test_that_was_split_and_joined_again_opens(self, tmp_path: Path) -> None:
+        def joined(writer: GGUFWriter) -> None:
+            writer.add_uint16("split.count", 1)
+            writer.add_uint16("split.no", 0)
+            writer.add_tensor("rope_freqs.weight", torch.ones(8).numpy())  # scales nothing
+
+        path = tmp_path / "model.gguf"
+        write_gguf(path, GGMLQuantizationType.Q8_0, prepare=joined)
+        assert open_config(str(path))[0].num_hidden_layers == N_LAYERS
 
     def test_becomes_an_ordinary_checkpoint(self, tmp_path: Path) -> None:
         path = tmp_path / "model.gguf"
