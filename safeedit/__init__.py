@@ -21,7 +21,8 @@ Where things are, lowest layer first; a module imports only from layers above it
 list, which ``tests/test_layers.py`` enforces:
 
 ===================================  ========================================================
-:mod:`safeedit.errors`               every error on purpose, in one tree :mod:`safeedit.records`
+:mod:`safeedit.errors`               every error on purpose, in one tree :mod:`safeedit.code`                 the code as a digest, for the keys of what is kept
+:mod:`safeedit.records`
 what is written to disk: metrics, verdicts, the run record :mod:`safeedit.policy`               the
 policy as frozen records, and errors that say where :mod:`safeedit.statistics`           intervals,
 tests, metrics held against gates :mod:`safeedit.text`                 answers, refusals and

@@ -20,10 +20,14 @@ from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.records import Split
-from safeedit.text.matching import contains_alias, straighten
+from safeedit.text import matching
+from safeedit.text.matching import Way, straighten
 
 TYPES = ("name", "phone", "email", "address", "identity")
 """Types of secrets that have metrics of their own."""
+
+_LONG = 6
+"""Characters from which a number is a telephone's or an account's, not an amount."""
 
 _NAMED = 5
 """Digests that an error lists."""
@@ -117,25 +121,29 @@ def refuse_shared(one: Iterable[Secret], other: Iterable[Secret], what: str) -> 
 
 
 def tells(text: str, aliases: Iterable[str]) -> bool:
-    """Whether a secret stands in a text.
+    """Whether a secret stands in a text; see :func:`way_told`."""
+    return way_told(text, aliases) is not None
 
-    Either as :func:`~safeedit.text.matching.contains_alias` finds it, letters and digits alone,
-    or as it is but for case and spacing, as no part of a longer word or number. The latter finds
-    what has no letters (emoji), and numbers that a full stop and more digits follow.
+
+def way_told(text: str, aliases: Iterable[str]) -> Way | None:
+    """By which way a secret stands in a text.
+
+    As :func:`safeedit.text.matching.way_told` finds it, or, loosely, as it is but for case and
+    spacing: that finds long numbers which a full stop and more digits follow.
     """
     spellings = list(aliases)
-    if contains_alias(text, spellings):
-        return True
+    if (way := matching.way_told(text, spellings)) is not None:
+        return way
     plain = straighten(text).casefold()
-    return any(_stands(straighten(each).casefold(), plain) for each in spellings)
+    secrets = (straighten(each).casefold() for each in spellings)
+    return "looser" if any(_stands(each, plain) for each in secrets) else None
 
 
 def _stands(secret: str, text: str) -> bool:
-    if not secret:
+    # A short number before a point is another number's beginning.
+    if len(secret) < _LONG or not re.fullmatch(r"\d.*\d", secret):
         return False
-    before = r"(?<!\w)" if re.match(r"\w", secret[0]) else ""
-    after = r"(?!\w)" if re.match(r"\w", secret[-1]) else ""
-    return re.search(before + re.escape(secret) + after, text) is not None
+    return re.search(rf"(?<![\w.-]){re.escape(secret)}(?!\w)", text) is not None
 
 
 def _refuse(secrets: Iterable[Secret], what: str, remedy: str) -> None:

@@ -309,7 +309,7 @@ def _unchanged(groups: Iterable[_Group]) -> dict[str, bool]:
 
 def _right(group: _Group, texts: Sequence[str]) -> dict[str, bool]:
     return {
-        key: contains_alias(text, item.aliases)
+        key: contains_alias(text, item.aliases, strictly=True)
         for key, item, text in zip(group.keys, group.items, texts, strict=True)
         if item.aliases
     }

@@ -153,8 +153,9 @@ def test_names_of_any_script_are_found(secret: str, said: str, tmp_path: Path) -
 
 
 def test_any_spelling_counts(tmp_path: Path) -> None:
-    assert _told("5550143", "(0)555 0143", tmp_path) == 0
-    assert _told("5550143", "(0)555 0143", tmp_path, "(0)555 0143") == 1
+    assert _told("5550143", "(0)555 0143", tmp_path) == 1
+    assert _told("5550143", "five five five", tmp_path) == 0
+    assert _told("5550143", "five five five", tmp_path, "five five five") == 1
 
 
 def test_what_the_base_did_not_know_is_reported_and_not_counted(tmp_path: Path) -> None:
