@@ -172,7 +172,7 @@ def _convert(gguf: Path, folder: Path, name: str) -> None:
             model, report = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, dtype=_stored_dtype(reader), output_loading_info=True, **options
             )
-            check_loaded(gguf, report)
+            check_loaded(gguf, report, unread=())
             check_all_placed(gguf, reader, model)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
     except ModelError:

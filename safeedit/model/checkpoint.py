@@ -126,7 +126,7 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def check_loaded(
-    folder: Path, report: Mapping[str, Any], unread: Container[str] = frozenset()
+    folder: Path, report: Mapping[str, Any], unread: Container[str] | None = None
 ) -> None:
     """Make sure every tensor of the model came from the checkpoint, and every one of its got in.
 
@@ -136,12 +136,14 @@ def check_loaded(
     Args:
         folder: The checkpoint.
         report: The loading information of transformers' ``from_pretrained``.
-        unread: Tensors that may be left over.
+        unread: Tensors that may be left over; None: any, for a model that is read and never
+            written again, such as a classifier without its pooler.
 
     Raises:
         ModelError: One is missing, left over, or of another shape.
     """
-    left = sorted(name for name in report["unexpected_keys"] if name not in unread)
+    unexpected = report["unexpected_keys"] if unread is not None else ()
+    left = sorted(name for name in unexpected if name not in (unread or ()))
     mismatched = report["mismatched_keys"]
     shapes = sorted(str(key[0] if isinstance(key, tuple) else key) for key in mismatched)
     for found, fault, remedy in (
