@@ -27,6 +27,7 @@ from torch import Tensor
 
 from safeedit.cache import write_atomically
 from safeedit.errors import EditError, ModelError, UsageError
+from safeedit.policy.files import check_regular
 from safeedit.records import TensorChange
 
 FORMAT = "safeedit delta 1"
@@ -451,6 +452,7 @@ class WeightDelta:
         """
         remedy = "the file is damaged or not a safeedit delta; make it again with apply"
         try:
+            check_regular(path)
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["safeedit"])
                 if header["format"] != FORMAT:

@@ -561,13 +561,14 @@ class _Reports:
 
 
 def _read_record(path: Path) -> RunRecord:
+    from safeedit.policy.files import MAX_JSON_BYTES, read_regular
     from safeedit.records import RunRecord
 
     if path.is_dir():
         candidates = (path / "report.json", path / "evidence" / "report.json")
         path = next((file for file in candidates if file.exists()), candidates[0])
     try:
-        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+        return RunRecord.model_validate_json(read_regular(path, limit=MAX_JSON_BYTES))
     except (OSError, ValueError) as error:
         raise UsageError(
             "not a readable run record", file=path, remedy="give a report.json of this version"

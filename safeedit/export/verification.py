@@ -132,10 +132,12 @@ def _list(record: RunRecord, export: ExportRecord, listed: Mapping[str, str]) ->
     """The manifest's names against all that an export of this record holds."""
     checkpoint = export.files
     evidence = {RECORD, UNDO, *RENDERED, *(DELTA.format(id=edit.id) for edit in record.edits)}
+    for name in sorted(evidence - listed.keys()):
+        yield f"{name}: not in the manifest, though every export has it"
     if record.policy.get("ledger") is not None:
         evidence.add(LEDGER)
-    for name in sorted(evidence - listed.keys()):
-        yield f"{name}: not in the manifest, though every export like this one has it"
+        if LEDGER not in listed:
+            yield f"{LEDGER}: not in the manifest, though the policy keeps a ledger"
     for name in sorted(listed.keys() - evidence - checkpoint.keys() - {MANIFEST}):
         yield f"{name}: in the manifest, but no part of the export by its run record"
     for name, digest in sorted(checkpoint.items()):
@@ -148,10 +150,10 @@ def _list(record: RunRecord, export: ExportRecord, listed: Mapping[str, str]) ->
 def _ledger(
     export: Path, record: RunRecord, said: ExportRecord, listed: Mapping[str, str]
 ) -> Iterator[str]:
-    if said.ledger != listed.get(LEDGER):
+    if LEDGER not in listed or not (export / LEDGER).exists():
+        return  # said already, where there should be one
+    if said.ledger != listed[LEDGER]:
         yield f"{LEDGER}: not the ledger of the run record"
-    if LEDGER not in listed:
-        return
     try:
         rows = read_ledger(export / LEDGER).rows
     except DataError as error:

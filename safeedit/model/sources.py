@@ -23,6 +23,7 @@ import torch
 
 from safeedit.cache import file_sha256
 from safeedit.errors import ModelError, UsageError
+from safeedit.model.architectures import ModelShape
 from safeedit.model.builtin import (
     BUILTIN,
     DEFAULT,
@@ -37,21 +38,22 @@ from safeedit.model.checkpoint import (
     check_tokenizer,
     check_weights,
     read_config,
-    readable,
     refuse_pickle,
 )
+from safeedit.model.guard import BUILDING, readable
 from safeedit.model.handle import ModelHandle
 from safeedit.model.quiet import quiet
 from safeedit.model.stored import StoredWeights, stored_weights
+from safeedit.model.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 __all__ = ["BUILTIN", "fetch_builtin", "open_config", "open_model"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Other formats and layouts; of the folders, additional_chat_templates alone is the model's.
-_OTHER_LAYOUTS = ["[!a]*/*", "a[!d]*/*", "ad[!d]*/*", "*/*/*", "consolidated*"]
+_OTHER_LAYOUTS = ["[!a]*/*", "a[!d]*/*", "ad[!d]*/*", "*/*/*", "consolidated*", "*.py"]
 _DTYPES = ("float32", "bfloat16", "float16")
 _SHARE_FOR_WEIGHTS = 0.85
 """Share of a GPU's free memory that weights may take; activations and caches need the rest."""
@@ -107,6 +109,9 @@ def open_model(
         tokenizer = AutoTokenizer.from_pretrained(found.folder, **local)
         if where is not None:
             model = model.to(where)
+    with quiet(), readable(found.folder, doing="run", remedy=BUILDING), torch.no_grad():
+        # What a config says wrongly may show in use only; one token tells.
+        model(torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
     # Opened from where it lies on this machine; records name the source instead.
     model.config._name_or_path = source
     handle = ModelHandle(
@@ -118,14 +123,7 @@ def open_model(
         on_disk=stored,
         dtypes=_narrower(stored, number) if dtype == "auto" else {},
     )
-    # Added tokens aside: Gemma 3's text models have one, for images, that they don't embed.
-    if tokenizer.vocab_size > handle.shape.vocab_size:
-        raise ModelError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model embeds "
-            f"{handle.shape.vocab_size}",
-            file=found.folder,
-            remedy="use the tokenizer that belongs to the model",
-        )
+    check_vocabulary(tokenizer, handle.shape.vocab_size, found.folder)
     handle.check_finite()
     return handle
 
@@ -184,10 +182,11 @@ def inspect_model(source: str, *, revision: str | None = None, dtype: str = "aut
         run = own if dtype == "auto" else dtype
         return Inspected(config, f"hub:{found.hub_id}@{found.commit}", run)
     weights = check_weights(found.folder)
+    stored = stored_weights(found.folder, config)
+    _check_unloaded(found.folder, config)
     digest = hashlib.sha256()
     for path in (found.folder / "config.json", *weights.files):
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
-    stored = stored_weights(found.folder, config)
     number = _run_dtype(config, weights, stored) if dtype == "auto" else getattr(torch, dtype)
     return Inspected(
         config,
@@ -195,6 +194,37 @@ def inspect_model(source: str, *, revision: str | None = None, dtype: str = "aut
         str(number).removeprefix("torch."),
         stored.notes(number),
     )
+
+
+def _check_unloaded(folder: Path, config: PreTrainedConfig) -> None:
+    """Refuse, without its weights, a tokenizer that :func:`open_model` would."""
+    from transformers import AutoTokenizer
+
+    shape = ModelShape.from_config(config)
+    check_tokenizer(folder)
+    with quiet(), readable(folder):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    check_vocabulary(tokenizer, shape.vocab_size, folder)
+
+
+def open_tokenizer(source: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """A model's tokenizer alone.
+
+    Raises:
+        ModelError: As :func:`open_model`, as far as it can be known.
+        UsageError: ``revision`` of something that has none.
+    """
+    from transformers import AutoTokenizer
+
+    found = _locate(source, revision)
+    check_tokenizer(found.folder)
+    with quiet(), readable(found.folder):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            found.folder, trust_remote_code=False, local_files_only=True
+        )
+    return tokenizer
 
 
 def fetch_folder(source: str, revision: str | None = None) -> Path:

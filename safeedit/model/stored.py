@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 
 from safeedit.errors import ModelError, UnsupportedModelError
-from safeedit.model.checkpoint import readable
 from safeedit.model.digest import tensor_digest
+from safeedit.model.guard import BUILDING, readable
 from safeedit.model.headers import TensorHeader, read_headers
 from safeedit.model.quiet import quiet
+from safeedit.model.weight_checks import check_shapes
 from safeedit.records import CastRecord
 
 if TYPE_CHECKING:
@@ -51,16 +52,6 @@ _OTHER_HEADS = re.compile(
 )
 """Heads of other tasks beside a language model: reward and value heads, classifiers."""
 
-_HINTS = (
-    (re.compile(r"(^|\.)_orig_mod\."), "the checkpoint was saved from a compiled model "
-     "(torch.compile): remove '_orig_mod.' from the names of its tensors"),
-    (re.compile(r"\.(lora_\w+|base_layer)\."), "a LoRA adapter lies beside the weights, not in "
-     "them: merge it (PEFT's merge_and_unload), save that, and name it"),
-    (re.compile(r"^module\."), "the checkpoint was saved from a wrapped model: remove 'module.' "
-     "from the names of its tensors"),
-)  # fmt: skip
-
-_WHOLE = "save the whole model with the config that belongs to it"
 _LISTED = 3
 
 
@@ -189,7 +180,7 @@ def stored_weights(folder: Path, config: PreTrainedConfig) -> StoredWeights:
     _check_dtypes(headers, names)
     _check_left_over(headers, names)
     _check_missing(folder, model, tied, expected, names)
-    _check_shapes(headers, names, expected)
+    check_shapes(headers, names, expected, model.get_input_embeddings().weight.shape[0])
     places = {name: place for place, name in names.items()}
     separate = any(
         not _equal(headers, places[name], places[source])
@@ -241,7 +232,11 @@ def _layout(folder: Path, config: PreTrainedConfig) -> Any:
     """The model without its weights."""
     from transformers import AutoModelForCausalLM
 
-    with quiet(), readable(folder), torch.device("meta"):
+    with (
+        quiet(),
+        readable(folder / "config.json", doing="build", remedy=BUILDING),
+        torch.device("meta"),
+    ):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
@@ -288,9 +283,9 @@ def _check_left_over(headers: Mapping[str, TensorHeader], names: Mapping[str, st
         f"the checkpoint holds {_count(left)} that its config knows nothing of, and that would "
         f"be dropped: {_listed(left)}",
         file=headers[left[0]].file,
-        remedy=_hint(left)
-        or "use the config and the architecture that the model was trained with (attention_bias, "
-        "num_hidden_layers ...), or remove these tensors if they belong to something else",
+        remedy="use the config and the architecture that the model was trained with "
+        "(attention_bias, num_hidden_layers ...), or remove these tensors if they belong to "
+        "something else",
     )
 
 
@@ -327,26 +322,6 @@ def _check_missing(
         )
 
 
-def _check_shapes(
-    headers: Mapping[str, TensorHeader],
-    names: Mapping[str, str],
-    expected: Mapping[str, tuple[int, ...]],
-) -> None:
-    for place, name in names.items():
-        header = headers[place]
-        if header.shape == expected[name]:
-            continue
-        empty = not header.n_entries
-        raise ModelError(
-            f"'{place}' has the shape {header.shape}, and the config makes it {expected[name]}",
-            file=header.file,
-            remedy="the file holds an empty place for a weight that was elsewhere (DeepSpeed "
-            "ZeRO-3): gather the weights (zero_to_fp32.py, save_16bit_model) and save again"
-            if empty
-            else "set the config right (vocab_size where the embedding was resized), or " + _WHOLE,
-        )
-
-
 def _check_dtypes(headers: Mapping[str, TensorHeader], names: Mapping[str, str]) -> None:
     packed = sorted(n for n in names if headers[n].dtype not in FLOATING and headers[n].shape)
     if packed:
@@ -365,13 +340,6 @@ def _equal(headers: Mapping[str, TensorHeader], one: str, other: str) -> bool:
     first, second = (read_tensor(headers[name].file, name) for name in (one, other))
     dtype = torch.promote_types(first.dtype, second.dtype)
     return torch.equal(first.to(dtype), second.to(dtype))
-
-
-def _hint(names: Iterable[str]) -> str:
-    for pattern, remedy in _HINTS:
-        if any(pattern.search(name) for name in names):
-            return remedy
-    return ""
 
 
 def _count(names: Iterable[str]) -> str:

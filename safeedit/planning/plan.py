@@ -44,11 +44,13 @@ from safeedit.export.places import check_apart, check_output, check_room, usable
 from safeedit.export.staging import check_target, recover
 from safeedit.model.architectures import ModelShape
 from safeedit.model.sources import inspect_model, open_config
+from safeedit.planning.lengths import check_lengths
 from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LedgerSpec, LoadedPolicy
 from safeedit.policy.suggest import did_you_mean
 from safeedit.records import MetricSpec, Split
 from safeedit.scorers.cards import read_card
 from safeedit.scorers.score_cache import check_auc
+from safeedit.text.inflection import advice
 
 FieldPath = tuple[str | int, ...]
 _FORMAT = "safeedit-plan"
@@ -267,9 +269,11 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True) -> Plan:
     )
     upkeep, again = _plan_ledger(loaded, source, edits, warnings)
     audits += again
+    _warn_of_inflection(audits, warnings)
     _check_gates(loaded, audits, warnings)
     _check_enough(loaded, edits, audits)
     _check_splits(loaded, edits, audits)
+    warnings += check_lengths(loaded, source, audits)
     plan = Plan(loaded, source, digest, dtype, shape, edits, audits, tuple(warnings), upkeep)
     if plan.export_dir is not None and policy.export is not None:
         if not policy.gates:
@@ -579,6 +583,17 @@ def _warn_of_retaining(
                     f"edit {edit.id}: {again} items of its {role} data were erased by an earlier "
                     "policy; fitting them may bring them back"
                 )
+
+
+def _warn_of_inflection(audits: Sequence[PlannedAudit], warnings: list[str]) -> None:
+    """Ask for the forms of answers whose language inflects them; says counts, never an answer."""
+    for audit in audits:
+        for role in audit.auditor.roles:
+            data = audit.data.get(role.name)
+            if role.erased and role.answered and data is not None:
+                told = advice([item.aliases for item in data if item.aliases])
+                if told:
+                    warnings.append(f"audit {audit.id}: of its {role.name} data, {told}")
 
 
 def _split_options(

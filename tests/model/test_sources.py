@@ -29,6 +29,7 @@ from safeedit import cache
 from safeedit.cache import cache_dir
 from safeedit.errors import ModelError, UnsupportedModelError, UsageError
 from safeedit.model import builtin, sources
+from safeedit.model.carried import LEGAL
 from safeedit.model.sources import fetch_builtin, open_config, open_model
 from tests.tiny_models import FAMILIES, save_tiny, tiny_handle, tiny_tokenizer
 
@@ -361,7 +362,7 @@ PATTERNS: list[tuple[Callable[[Path], None], str, str]] = [
     (without_a_tensor, r"lacks 'model.layers.1.mlp.down_proj.weight'.*at random", ""),
     (
         with_a_tensor_of_another_shape,
-        r"norm.weight' has the shape \(7,\).*\(32,\)",
+        "'model.norm.weight' is stored as 7, and config.json describes 32",
         "model.safetensors",
     ),
     (with_a_nan, "'model.layers.1.mlp.down_proj.weight' hold NaN", "-"),
@@ -579,7 +580,9 @@ class TestTheHub:
     def test_is_asked_for_nothing_that_could_run_code(self, calls: list[dict[str, Any]]) -> None:
         open_model("someone/tiny", device="cpu")
         patterns = {pattern for call in calls for pattern in call["allow_patterns"]}
-        assert patterns == {"*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"}
+        texts = {"*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", *LEGAL}
+        assert patterns == {*texts, "*.safetensors"}
+        assert all("*.py" in call["ignore_patterns"] for call in calls)
 
     def test_identifies_a_model_by_commit_without_its_weights(
         self, calls: list[dict[str, Any]]

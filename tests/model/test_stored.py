@@ -155,17 +155,14 @@ FAULTS: list[tuple[Change, str]] = [
     (norms_of_queries, r"would be dropped: 'model.layers.0.self_attn.q_norm.weight'"),
     (a_trained_bias_of_attention, r"would be dropped: 'model.layers.0.attn.bias'"),
     (a_soft_prompt, r"would be dropped: 'prompt_encoder.embedding.weight'"),
-    (adapters, r"(?s)lora_A.*remedy: a LoRA adapter.*merge it"),
-    (compiled, r"(?s)remedy:.*remove '_orig_mod.'"),
-    (wrapped, r"(?s)remedy:.*remove 'module.'"),
+    (adapters, r"(?s)(lora_A|base_layer).* adapter .*not merged.*remedy:.*merge"),
+    (compiled, r"(?s)torch.compile.*remedy:.*'_orig_mod.' out of the names"),
+    (wrapped, r"(?s)DataParallel.*remedy:.*'module.' out of the names"),
     (twice, r"'model.norm.weight' and 'norm.weight' are one tensor"),
     (lacking, r"(?s)lacks 'lm_head.weight', 'model.norm.weight'.*at random"),
-    (
-        resized,
-        r"embed_tokens.weight' has the shape \(402, 32\), and the config makes it \(400, 32\)",
-    ),
-    (empty, r"(?s)up_proj.weight' has the shape \(0,\).*remedy:.*ZeRO-3"),
-    (transposed, r"up_proj.weight' has the shape \(32, 48\), and the config makes it \(48, 32\)"),
+    (resized, r"(?s)embed_tokens.weight' is stored as 402 x 32.* 400 x 32.*vocab_size to 402"),
+    (empty, r"(?s)up_proj.weight' is stored empty.*ZeRO-3"),
+    (transposed, r"up_proj.weight' is stored as 32 x 48, and config.json describes 48 x 32"),
 ]
 
 
