@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +22,10 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from safeedit.cache import write_atomically
 from safeedit.errors import EditError, ModelError, UsageError
 from safeedit.policy.files import check_regular
 from safeedit.records import TensorChange
@@ -441,14 +441,7 @@ class WeightDelta:
             for name, update in self.updates.items()
             for part, tensor in update.parts.items()
         }
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
-            save_file(tensors, partial, metadata={"safeedit": self._header()})
-            partial.replace(path)
-        except SafetensorError as error:
-            raise OSError(f"cannot write {path}: {error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomically(path, save(tensors, metadata={"safeedit": self._header()}))
 
     @classmethod
     def load(cls, path: Path | str) -> WeightDelta:
