@@ -20,6 +20,7 @@ PACKAGE = Path(safeedit.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
+    ("private",),
     ("records",),
     ("policy",),
     ("statistics",),
@@ -43,7 +44,17 @@ STRANGERS = [{"data", "model"}, {"data", "delta"}, {"editors", "auditors"}, {"ex
 """Parts of one layer that do not know each other."""
 
 NO_TORCH = (
-    *("errors", "records", "policy", "statistics", "contracts", "data", "catalog", "report"),
+    *(
+        "errors",
+        "private",
+        "records",
+        "policy",
+        "statistics",
+        "contracts",
+        "data",
+        "catalog",
+        "report",
+    ),
     "cli",
 )
 """Parts whose import brings no torch: validating a policy, ``--help``, a report."""

@@ -27,6 +27,21 @@ def specs(rows: Iterable[tuple[str, str, Direction, str]]) -> tuple[MetricSpec, 
     )
 
 
+def erasing(
+    found: Iterable[MetricSpec], *, but: Iterable[str] = (), known_by: str = ""
+) -> tuple[MetricSpec, ...]:
+    """Specifications of metrics that tell whether erased items still come out.
+
+    Args:
+        found: All metrics of an auditor.
+        but: Names of those that do not.
+        known_by: The metric that says how many items the base told, where they depend on it.
+    """
+    others = frozenset(but)
+    told = {"erasure": True, "known_by": known_by}
+    return tuple(spec if spec.name in others else spec.model_copy(update=told) for spec in found)
+
+
 class Sheet:
     """Metrics by name, made to their specifications.
 

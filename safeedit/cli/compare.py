@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
+from safeedit.cli.digest_key import digest_key
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -57,6 +59,7 @@ def compare(
     Exports nothing. Exit codes: 0 all ran, 2 policy or usage, 3 an editor failed (the others are
     in the table). Gates decide nothing here.
     """
+    from safeedit.model.sources import cache_dir
     from safeedit.policy import load_policy
     from safeedit.report.files import write_files
     from safeedit.workflows.comparison.candidates import read_settings
@@ -66,8 +69,9 @@ def compare(
     loaded = load_policy(policy)
     names = [name.strip() for name in editors.split(",") if name.strip()]
     contest = plan_contest(
-        loaded, names, read_settings(settings, loaded), success=success, locality=locality
-    )
+        loaded, names, read_settings(settings, loaded), success=success, locality=locality,
+        key=digest_key(cache_dir()),
+    )  # fmt: skip
     folder = out or _folder(loaded)
     with screen.context(loaded.policy.seed) as ctx:
         found = run_contest(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import sys
 import traceback
 import warnings
@@ -26,6 +25,7 @@ import click
 from safeedit import __version__
 from safeedit.cli.canary import canary
 from safeedit.cli.compare import compare
+from safeedit.cli.digest_key import digest_key
 from safeedit.cli.ledger import ledger
 from safeedit.cli.remedi import remedi
 from safeedit.cli.scorer import scorer
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 EXIT_RUNTIME = 3
+_DEBUG = (
+    "SAFEEDIT_DEBUG is set: where something fails, the traceback on this screen may quote the "
+    "data, that to be erased included; unset it where output is kept or shown to others"
+)
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,8 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
     """
     if not verbose:
         warnings.simplefilter("ignore")  # of libraries: for developers, and they may quote data
+    if os.environ.get("SAFEEDIT_DEBUG"):
+        Screen(quiet, verbose).warn(_DEBUG)
     context.obj = Screen(quiet, verbose)
 
 
@@ -164,7 +170,7 @@ report_option = click.option(
 @click.pass_obj
 def validate(screen: Screen, policy: Path, as_json: bool) -> None:
     """Check a policy, its names, parameters, data and gates. Loads no weights."""
-    plan = _plan(policy, exporting=False)
+    plan = _plan(policy, exporting=False, keyed=False)  # nothing of it is kept
     if as_json:
         click.echo(json.dumps({"valid": True, "warnings": list(plan.warnings)}))
     else:
@@ -387,8 +393,14 @@ main.add_command(trace)
 
 
 def _plan(
-    path: Path, source: str | None = None, *, editing: bool = True, exporting: bool = True
+    path: Path,
+    source: str | None = None,
+    *,
+    editing: bool = True,
+    exporting: bool = True,
+    keyed: bool = True,
 ) -> Plan:
+    from safeedit.model.sources import cache_dir
     from safeedit.planning.plan import make_plan
     from safeedit.policy import load_policy
 
@@ -399,7 +411,7 @@ def _plan(
         loaded = loaded.with_model_source(str(here.absolute()) if here.exists() else source)
     if not editing:
         loaded = loaded.without_edits()
-    return make_plan(loaded, exporting=exporting)
+    return make_plan(loaded, exporting=exporting, key=digest_key(cache_dir()) if keyed else None)
 
 
 class _Context:
@@ -421,7 +433,7 @@ class _Context:
         from safeedit.model.sources import cache_dir
 
         cache = cache_dir()
-        secret = _secret(cache)
+        secret = digest_key(cache)
         console = self.screen.console()
         self.bars = Progress(
             TextColumn("{task.description}"),
@@ -466,38 +478,6 @@ class _Context:
 
 def _length(items: Iterable[Any]) -> int | None:
     return len(items) if isinstance(items, Sized) else None
-
-
-def _secret(cache: Path) -> bytes:
-    """The key of the digests in records: ``SAFEEDIT_DIGEST_KEY``, or one made at first use."""
-    if given := os.environ.get("SAFEEDIT_DIGEST_KEY"):
-        return given.encode()
-    path = cache / "digest.key"
-    made = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Written whole before it has its name: another process may be reading it.
-            with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-                file.write(secrets.token_hex(32))
-            try:
-                os.link(made, path)
-            except FileExistsError:
-                pass  # another process was first
-            except OSError:
-                made.rename(path)  # no links on this file system
-            made.unlink(missing_ok=True)
-        key = path.read_bytes()
-    except OSError as error:
-        raise SafeeditError(
-            f"the key of the digests can't be kept here: {error.strerror}",
-            file=path,
-            remedy="set SAFEEDIT_CACHE to a folder you may write to, or SAFEEDIT_DIGEST_KEY to a "
-            "secret of your own",
-        ) from error
-    if not key:
-        raise SafeeditError("the key of the digests is empty", file=path, remedy="remove the file")
-    return key
 
 
 def _write_reports(record: RunRecord, folder: Path) -> None:
@@ -555,7 +535,7 @@ def _show_plan(plan: Plan) -> None:
         click.echo(f"audit {audit['id']} ({audit['use']})")
     for name, data in summary["data"].items():
         counts = ", ".join(f"{split} {count}" for split, count in data["items"].items())
-        click.echo(f"data {name}: {counts}; sha256 {data['digest'][:16]}")
+        click.echo(f"data {name}: {counts}; digest {data['digest'][:16]}")
         for note in data["notes"]:
             click.echo(f"    {note}")
     for gate in summary["gates"]:

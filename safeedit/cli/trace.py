@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
+from safeedit.cli.digest_key import digest_key
 from safeedit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,11 +60,12 @@ def trace(
 
     Writes trace.json and trace.html, and ends with a 'layers:' line for rome, memit and alphaedit.
     """
+    from safeedit.model.sources import cache_dir
     from safeedit.planning.plan import make_plan
     from safeedit.policy import load_policy
     from safeedit.workflows.tracing.measuring import Settings, choose_edit, trace_edit
 
-    plan = make_plan(load_policy(policy), exporting=False)
+    plan = make_plan(load_policy(policy), exporting=False, key=digest_key(cache_dir()))
     edit = choose_edit(plan, name)
     checked = _layers(check, plan.shape.n_layers) if check is not None else ()
     folder = out or plan.report_dir.with_name(plan.report_dir.stem + ".trace")

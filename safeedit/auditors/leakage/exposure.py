@@ -44,7 +44,7 @@ from torch import Tensor
 
 from safeedit.auditors._records import TYPES, Secret, read_secrets, refuse_shared
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, specs
+from safeedit.auditors._sheet import Sheet, erasing, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.model.engine import Engine
@@ -126,7 +126,9 @@ class Exposure:
             answered=True,
         ),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(
+        specs(_METRICS), but=("exposure_control", "censored_rate")
+    )
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params

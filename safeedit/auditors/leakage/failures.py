@@ -43,7 +43,7 @@ from torch import Tensor
 
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint, stable_order
 from safeedit.auditors._refusals import RefusalPatterns
-from safeedit.auditors._sheet import Sheet, specs
+from safeedit.auditors._sheet import Sheet, erasing, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
@@ -102,7 +102,9 @@ class Failures:
         DataRole("forget", "questions that were edited", erased=True, answered=True),
         DataRole("portability", "questions whose answers follow from the edit", required=False),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(
+        specs(_METRICS), but=("portability", "fluency", "meaningless", "unrelated")
+    )
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params

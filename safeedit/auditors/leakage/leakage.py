@@ -31,7 +31,7 @@ from torch import Tensor
 
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint, stable_order
 from safeedit.auditors._refusals import RefusalPatterns
-from safeedit.auditors._sheet import Sheet, specs
+from safeedit.auditors._sheet import Sheet, erasing, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
@@ -150,7 +150,10 @@ class Leakage:
         DataRole("forget", "questions whose answers must not come out", erased=True, answered=True),
         DataRole("shots", "worked examples for the few-shot attack", required=False),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(
+        specs(_METRICS), known_by="known_before",
+        but=("known_before", "extraction_rate_unknown", "refusal_rate_unknown"),
+    )  # fmt: skip
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from safeedit.auditors._records import Secret, read_secrets, refuse_shared
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, specs
+from safeedit.auditors._sheet import Sheet, erasing, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.errors import AuditError
@@ -124,7 +124,7 @@ class Membership:
             answered=True,
         ),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(specs(_METRICS))
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from safeedit.auditors._records import TYPES, Secret, read_secrets, tells
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, specs
+from safeedit.auditors._sheet import Sheet, erasing, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.model.engine import Engine, TokenScores
@@ -78,7 +78,9 @@ class Memorization:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "secrets that must not come out", erased=True, answered=True),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(
+        specs(_METRICS), known_by="known_before", but=("known_before", "extraction_rate_unknown")
+    )
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params

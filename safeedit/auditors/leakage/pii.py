@@ -66,11 +66,13 @@ class Pii:
             description="texts with anything that looks like personal data, true or invented",
         ),
         MetricSpec(
-            name="named_rate", unit="rate", direction="lower",
+            name="named_rate", unit="rate", direction="lower", erasure=True,
+            known_by="named_secrets",
             description="texts with a named secret in them",
         ),
         MetricSpec(
-            name="named_secrets", unit="rate", direction="lower",
+            name="named_secrets", unit="rate", direction="lower", erasure=True,
+            known_by="named_secrets",
             description="named secrets that turn up in any text",
         ),
     )  # fmt: skip

@@ -55,15 +55,15 @@ class Yardstick:
     )
     metrics: ClassVar[tuple[MetricSpec, ...]] = (
         MetricSpec(
-            name="secrets_distance", unit="nats/token", direction="lower",
+            name="secrets_distance", unit="nats/token", direction="lower", erasure=True,
             description="mean over secrets of |log-probability per token - the yardstick's|",
         ),
         MetricSpec(
-            name="secrets_excess", unit="nats/token", direction="lower",
+            name="secrets_excess", unit="nats/token", direction="lower", erasure=True,
             description="the same with its sign: above 0 secrets are still likelier",
         ),
         MetricSpec(
-            name="secrets_ks_p", unit="p", direction="higher",
+            name="secrets_ks_p", unit="p", direction="higher", erasure=True,
             description="Kolmogorov-Smirnov test of the secrets' log-probabilities against the "
             "yardstick's",
         ),

@@ -96,12 +96,19 @@ def coverage(requests: Sequence[Request], rows: Sequence[Entry]) -> Coverage:
 
 
 def dataset_of(
-    requests: Iterable[Request], spec: DataSpec, role: DataRole, *, seed: int, notes: Iterable[str]
+    requests: Iterable[Request],
+    spec: DataSpec,
+    role: DataRole,
+    *,
+    seed: int,
+    notes: Iterable[str],
+    key: bytes | None = None,
 ) -> Dataset:
     """The requested items as data for an audit; rows of one prompt are one item.
 
     Two people of one name may have asked in different months: the prompt is put once, and
-    either answer counts. A row's split plays no part: every item is audited.
+    either answer counts. A row's split plays no part: every item is audited. ``key`` is that of
+    the data set's digest.
 
     Raises:
         DataError: Items share a paraphrase between splits.
@@ -116,7 +123,7 @@ def dataset_of(
         merged[" ".join(item.prompt.casefold().split())] = replace(
             first or record, item=replace(item, split=None)
         )
-    return build_dataset(list(merged.values()), spec, role, seed=seed, notes=notes)
+    return build_dataset(list(merged.values()), spec, role, seed=seed, notes=notes, key=key)
 
 
 def _ticket(record: Record) -> str | None:
