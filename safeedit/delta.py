@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from safeedit.errors import EditError, ModelError, UsageError
+from safeedit.private import keep_private, write_private
 from safeedit.records import TensorChange
 
 FORMAT = "safeedit delta 1"
@@ -442,7 +443,10 @@ class WeightDelta:
         }
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
+            # Made first, so that it is at no moment open to others: a change tells what it changed.
+            write_private(partial, b"")
             save_file(tensors, partial, metadata={"safeedit": self._header()})
+            keep_private(partial)
             partial.replace(path)
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {error}") from error

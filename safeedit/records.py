@@ -68,10 +68,16 @@ class MetricSpec(Record):
     """The metric of the same audit, a rate, that says how many items the base told; where that was
     none, this one says nothing about the edit. Empty: it does not depend on that."""
 
+    signed: bool = False
+    """A difference of two values in its unit, which may be below 0."""
+
     @property
     def bounds(self) -> tuple[float | None, float | None]:
         """Between which its values can lie, by its unit; None where there is no end."""
-        return BOUNDS.get(self.unit, (None, None))
+        low, high = BOUNDS.get(self.unit, (None, None))
+        if not self.signed:
+            return low, high
+        return (None, None) if low is None or high is None else (low - high, high - low)
 
 
 class Interval(Record):

@@ -42,6 +42,14 @@ def erasing(
     return tuple(spec if spec.name in others else spec.model_copy(update=told) for spec in found)
 
 
+def differences(found: Iterable[MetricSpec], *of: str) -> tuple[MetricSpec, ...]:
+    """Specifications, those with one of these words in their names marked as differences."""
+    return tuple(
+        spec.model_copy(update={"signed": True}) if any(word in spec.name for word in of) else spec
+        for spec in found
+    )
+
+
 class Sheet:
     """Metrics by name, made to their specifications.
 

@@ -35,6 +35,7 @@ from safeedit.export.manifest import (
 )
 from safeedit.export.staging import EVIDENCE, Staging, writing
 from safeedit.model.sources import open_model
+from safeedit.private import keep_private, write_private
 from safeedit.records import RunRecord
 
 RECORD = "report.json"
@@ -83,7 +84,10 @@ def write_evidence(
             delta.save(folder / DELTA.format(id=edit_id))
         header = json.dumps({"format": FORMAT, "base": base_digest})
         originals = {name: t.detach().cpu().contiguous() for name, t in undo_tensors.items()}
+        # The originals of what was erased, and the changes that erased it, are for their owner.
+        write_private(folder / UNDO, b"")
         save_file(originals, folder / UNDO, metadata={"safeedit": header})
+        keep_private(folder / UNDO)
         return write_manifest(folder)
 
 

@@ -31,6 +31,7 @@ from typing import Any
 
 from safeedit.errors import ModelError
 from safeedit.policy.suggest import did_you_mean
+from safeedit.private import private_folder
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def cache_dir() -> Path:
     chosen = os.environ.get("SAFEEDIT_CACHE")
     folder = Path(chosen).expanduser() if chosen else Path(user_cache_dir("safeedit"))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
     except OSError as error:
         raise ModelError(
             f"the cache folder can't be made: {error.strerror}",
@@ -147,7 +148,7 @@ def file_sha256(path: Path) -> str:
     # clock, which its time of change would not show.
     if time.time_ns() - stat.st_mtime_ns > _SETTLED_NS:
         with contextlib.suppress(OSError):  # a cache that can't be written costs time, nothing else
-            known.parent.mkdir(exist_ok=True)
+            private_folder(known.parent)
             partial = known.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
             partial.write_text(digest)
             partial.replace(known)
@@ -168,7 +169,7 @@ def entry(name: str) -> Iterator[tuple[Path, Path | None]]:
         yield folder, None
         return
     try:
-        models.mkdir(exist_ok=True)
+        private_folder(models)  # planted models tell what was planted
         with FileLock(models / f"{name}.lock"):
             if folder.is_dir():  # another process made it meanwhile
                 yield folder, None

@@ -19,6 +19,7 @@ from safeedit.records import MetricSpec
 
 if TYPE_CHECKING:
     from safeedit.planning.plan import PlannedAudit, PlannedEdit
+    from safeedit.planning.withholding import Withholding
 
 Place = tuple[str | int, ...]
 
@@ -28,6 +29,7 @@ def check_erasure(
     edits: Sequence[PlannedEdit],
     audits: Sequence[PlannedAudit],
     gates: Sequence[GateSpec],
+    hidden: Withholding,
     warnings: list[str],
 ) -> None:
     """See that what is erased is audited and gated.
@@ -37,6 +39,7 @@ def check_erasure(
         edits: Its edits.
         audits: Its audits, and that of the ledger.
         gates: What must hold for the export.
+        hidden: What may not be repeated.
         warnings: Is told of what the policy leaves unaudited.
 
     Raises:
@@ -53,7 +56,7 @@ def check_erasure(
             if role.erased and not role.spared and edit.data.get(role.name) is not None
         }
         if edit.spec.unaudited is not None:
-            warnings.append(_told(edit.spec))
+            warnings.append(_told(edit.spec, hidden))
             continue
         for role, data in erased.items():
             place = (*at, role if role in edit.spec.options else "data")
@@ -217,8 +220,8 @@ def _likenesses(item: Item) -> Iterator[tuple[str, str, str]]:
             yield "subject", normalise_prompt(item.subject), told
 
 
-def _told(spec: EditSpec) -> str:
+def _told(spec: EditSpec, hidden: Withholding) -> str:
     return (
         f"edit {spec.id}: whether what it erases still comes out is held by no gate: "
-        f"{spec.unaudited}"
+        f"{hidden.value(spec.unaudited)}"
     )

@@ -288,12 +288,13 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
     _check_splits(loaded, edits, audits)
     check_edits(loaded, editing=exporting, warnings=warnings)
     held = [*policy.gates, *([upkeep.gate] if upkeep is not None and upkeep.gate else [])]
-    check_erasure(loaded, edits, audits, held, warnings)
     given = [*(edit.data.roles for edit in edits), *(audit.data for audit in audits)]
     hidden = Withholding(data for roles in given for data in roles.values() if data.erased)
     hidden.refuse_names(loaded)
-    shown = tuple(str(hidden.value(warning)) for warning in warnings)
-    plan = Plan(loaded, source, digest, dtype, shape, edits, audits, shown, hidden, upkeep, key)
+    check_erasure(loaded, edits, audits, held, hidden, warnings)
+    plan = Plan(
+        loaded, source, digest, dtype, shape, edits, audits, tuple(warnings), hidden, upkeep, key
+    )
     if plan.export_dir is not None and policy.export is not None:
         if not policy.gates:
             raise loaded.error(

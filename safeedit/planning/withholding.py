@@ -152,5 +152,6 @@ def _texts(item: Item) -> Iterator[str]:
     yield item.prompt
     yield from item.paraphrases
     for column, value in item.extra.items():
-        if isinstance(value, str) and column.casefold() not in KINDS:
+        # Tickets are the names of requests, and are refused where they quote.
+        if isinstance(value, str) and column.casefold() not in KINDS | {"ticket"}:
             yield value

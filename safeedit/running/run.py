@@ -42,6 +42,7 @@ from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 from safeedit.planning.plan import Plan, PlannedAudit, PlannedEdit
 from safeedit.policy import GateSpec
+from safeedit.private import private_folder, write_private
 from safeedit.records import (
     AuditRecord,
     Comparison,
@@ -627,9 +628,9 @@ def _write_cached(folder: Path, found: _Audited, warn: Callable[[str], None]) ->
         "record": found.record.model_dump(mode="json"),
     }
     try:
-        temporary.mkdir(parents=True, exist_ok=True)
-        (temporary / "reference.safetensors").write_bytes(reference)
-        (temporary / "record.json").write_text(json.dumps(entry))
+        private_folder(temporary)
+        write_private(temporary / "reference.safetensors", reference)
+        write_private(temporary / "record.json", json.dumps(entry))
         if folder.exists() and _read_cached(folder) is None:
             shutil.rmtree(folder)
         if not folder.exists():  # else another process was first; its entry is as good

@@ -21,6 +21,7 @@ from safeedit.contracts import Progress, Scorer, ScorerIdentity, silent
 from safeedit.data import Dataset, load_dataset
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
+from safeedit.private import private_folder, write_private
 from safeedit.records import ScorerCard, ScorerCheck
 from safeedit.statistics.intervals import wilson
 from safeedit.statistics.two_samples import auc, auc_interval
@@ -94,9 +95,9 @@ def write_card(card: ScorerCard, cache: Path) -> None:
     if before is not None and before.threshold == card.threshold:
         card = card.model_copy(update={"checks": {**before.checks, **card.checks}})
     path = _path(identity, cache)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_private(temporary, card.model_dump_json(indent=2) + "\n")
     temporary.replace(path)
 
 

@@ -29,6 +29,7 @@ from safeedit.contracts import (
 )
 from safeedit.errors import AuditError
 from safeedit.policy.suggest import did_you_mean
+from safeedit.private import private_folder, write_private
 from safeedit.records import ScorerCard
 from safeedit.scorers.cards import read_card
 
@@ -157,7 +158,9 @@ class _Scores:
 def _connect(path: Path) -> sqlite3.Connection | None:
     store = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(path.parent)
+        if not path.exists():
+            write_private(path, b"")
         store = sqlite3.connect(path, timeout=10)
         store.execute("CREATE TABLE IF NOT EXISTS scores (text BLOB PRIMARY KEY, score REAL)")
     except (OSError, sqlite3.Error):

@@ -123,6 +123,7 @@ def touching(*numbers: int, **options: Any) -> dict[str, Any]:
     where = {"id": [str(FORGET[number]["id"]) for number in numbers]}
     return {
         "use": "touch", "dose": 1.0, "control": False, "size": 1e-4,
+        "unaudited": "drift is a toy that asks for nothing",
         "forget": {"file": "requests.jsonl", "where": where}, **options,
     }  # fmt: skip
 

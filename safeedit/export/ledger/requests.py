@@ -20,6 +20,7 @@ from safeedit.errors import DataError
 from safeedit.export.ledger.file import Entry
 from safeedit.export.ledger.keys import LedgerKey
 from safeedit.policy import DataSpec
+from safeedit.text.quoting import Quotes
 
 TICKET = "ticket"
 """The column that names the request."""
@@ -133,6 +134,15 @@ def _ticket(record: Record) -> str | None:
     if value is None:
         return None
     if isinstance(value, str) and value.strip() and value.isprintable():
+        item = record.item
+        if Quotes([*item.aliases, *([item.subject] if item.subject else []), item.prompt])(value):
+            raise _at(
+                record,
+                "has a ticket that quotes its own question, answer or subject, and the ledger and "
+                "reports would repeat it",
+                TICKET,
+                "name the request by a number",
+            )
         return value.strip()
     remedy = "give it the request's number or name, or leave it out"
     raise _at(record, "has a ticket that is blank or no plain text", TICKET, remedy)

@@ -32,6 +32,7 @@ from safeedit.methods.covariance import Moments
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import last_tokens
+from safeedit.private import keep_private, private_folder, write_private
 
 _VERSION = 1
 """Raised whenever the same texts would give other moments."""
@@ -235,9 +236,11 @@ def _save(file: Path, ordinary: Ordinary) -> None:
     }
     # A cache that can't be written costs time, nothing else.
     with contextlib.suppress(OSError, SafetensorError):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(file.parent)
         try:
+            write_private(partial, b"")
             save_file(parts, partial)
+            keep_private(partial)
             partial.replace(file)
         finally:
             partial.unlink(missing_ok=True)

@@ -60,6 +60,7 @@ from safeedit.methods.remedi.steering import Steer
 from safeedit.model.activations import starting_at
 from safeedit.model.batching import pad_right
 from safeedit.model.handle import ModelHandle
+from safeedit.private import keep_private, write_private
 
 FORMAT = "safeedit-remedi-2"
 
@@ -209,11 +210,13 @@ class Remedi:
         }  # fmt: skip
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
+            write_private(partial, b"")
             save_file(
                 {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
                 partial,
                 metadata={"safeedit": json.dumps(header, sort_keys=True)},
             )
+            keep_private(partial)
             partial.replace(path)
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {error}") from error
