@@ -39,6 +39,7 @@ from safeedit.model.checkpoint import (
 )
 from safeedit.model.handle import ModelHandle
 from safeedit.model.quiet import quiet
+from safeedit.model.templates import check_question_is_put
 
 if TYPE_CHECKING:
     import torch
@@ -146,6 +147,16 @@ def fetch_folder(source: str, revision: str | None = None) -> Path:
         UsageError: ``revision`` of something that has none.
     """
     return _locate(source, revision).with_weights().folder
+
+
+def check_template(source: str, *, revision: str | None = None) -> None:
+    """See that the chat template of a model, if it has one, puts questions to it.
+
+    Raises:
+        ModelError: It does not, or the model is not here.
+        UsageError: ``revision`` of something that has none.
+    """
+    check_question_is_put(_locate(source, revision).folder)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from safeedit.export.ledger.update import Erased, Upkeep
 from safeedit.export.staging import check_target
 from safeedit.model.architectures import ModelShape
 from safeedit.model.builtin import cache_dir
-from safeedit.model.sources import open_config
+from safeedit.model.sources import check_template, open_config
 from safeedit.planning.coverage import check_edits, check_erasure, futile
 from safeedit.planning.withholding import Withholding, keyed_digest
 from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LedgerSpec, LoadedPolicy
@@ -289,6 +289,9 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
     check_edits(loaded, editing=exporting, warnings=warnings)
     held = [*policy.gates, *([upkeep.gate] if upkeep is not None and upkeep.gate else [])]
     given = [*(edit.data.roles for edit in edits), *(audit.data for audit in audits)]
+    if any(data.template != "plain" for roles in given for data in roles.values()):
+        with _Located(loaded, ("model", "source")):
+            check_template(source, revision=policy.model.revision)
     hidden = Withholding(data for roles in given for data in roles.values() if data.erased)
     hidden.refuse_names(loaded)
     check_erasure(loaded, edits, audits, held, hidden, warnings)
