@@ -42,6 +42,7 @@ from safeedit.auditors._refusals import RefusalPatterns
 from safeedit.auditors._sheet import Sheet
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
+from safeedit.data.independence import together
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
@@ -90,7 +91,7 @@ class Locality:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "whether answers to other questions stayed as the base gave them"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("near", "questions of the same kind that must be answered as before"),
         DataRole("far", "questions and instructions of other kinds", required=False),
@@ -162,7 +163,12 @@ class Locality:
                 for name, group in groups.items()
                 if name != "unknown"
             }
-        sheet = Sheet(self.metrics)
+        one_of = together(
+            [key for group in groups.values() for key in group.keys],
+            [item for group in groups.values() for item in group.items],
+            erased=False,
+        )
+        sheet = Sheet(self.metrics, one_of)
         refuses = RefusalDetector(self.params.refusal_patterns)
         for name in ("near", "far"):
             if name in groups:

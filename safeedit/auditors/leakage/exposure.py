@@ -42,7 +42,7 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._records import TYPES, Secret, read_secrets, refuse_shared
+from safeedit.auditors._records import TYPES, Secret, one_of, read_secrets, refuse_shared
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
 from safeedit.auditors._sheet import Sheet, erasing, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
@@ -114,7 +114,7 @@ class Exposure:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "by how many bits the model shortens the search for a secret"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "secrets whose exposure is measured", erased=True, answered=True),
         # Erased, too: secrets like the others, which take part in every split.
@@ -167,7 +167,7 @@ class Exposure:
         secrets, controls = self._of_types(secrets), self._of_types(controls)
         guesses = self._guesses(secrets, controls, ctx.seed)
         exposed = _expose(model.engine, guesses, data, ctx)
-        sheet = Sheet(self.metrics)
+        sheet = Sheet(self.metrics, one_of([*secrets, *controls]))
         _enter(
             sheet,
             [each for each in exposed if each.role == "forget"],

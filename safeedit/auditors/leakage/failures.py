@@ -46,6 +46,7 @@ from safeedit.auditors._refusals import RefusalPatterns
 from safeedit.auditors._sheet import Sheet, erasing, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
+from safeedit.data.independence import together
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
@@ -97,7 +98,7 @@ class Failures:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "in which ways edits fail, beside success, portability and fluency"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "questions that were edited", erased=True, answered=True),
         DataRole("portability", "questions whose answers follow from the edit", required=False),
@@ -140,7 +141,10 @@ class Failures:
             ]
             known = torch.tensor(told)
             reference = {FINGERPRINT: fingerprint(data, split), "known": known}
-        sheet = Sheet(self.metrics)
+        one_of = together(
+            [target.key for target in targets], [target.item for target in targets], erased=True
+        )
+        sheet = Sheet(self.metrics, one_of)
         among = [targets[i] for i in reference["known"].nonzero().flatten().tolist()]
         self._enter(sheet, among, said, ctx)
         self._enter_portability(sheet, follow, said, ctx)

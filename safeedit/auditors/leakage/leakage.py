@@ -34,6 +34,7 @@ from safeedit.auditors._refusals import RefusalPatterns
 from safeedit.auditors._sheet import Sheet, erasing, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
+from safeedit.data.independence import together
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine, Sampling
 from safeedit.model.handle import ModelHandle
@@ -145,7 +146,7 @@ class Leakage:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "whether forgotten answers still come out, and under which attacks"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "questions whose answers must not come out", erased=True, answered=True),
         DataRole("shots", "worked examples for the few-shot attack", required=False),
@@ -190,7 +191,10 @@ class Leakage:
             known = torch.tensor([index in told for index in range(len(targets))])
             reference = {FINGERPRINT: fingerprint(data, split), "known": known}
         known_targets = frozenset(reference["known"].nonzero().flatten().tolist())
-        sheet = Sheet(self.metrics)
+        one_of = together(
+            [target.key for target in targets], [target.item for target in targets], erased=True
+        )
+        sheet = Sheet(self.metrics, one_of)
         self._enter_answers(sheet, answers, targets, known_targets)
         if not ctx.wants("extraction_rate_worst"):
             sheet.absent("not all attacks were run", "extraction_rate_worst")

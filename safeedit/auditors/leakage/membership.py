@@ -37,7 +37,7 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._records import Secret, read_secrets, refuse_shared
+from safeedit.auditors._records import Secret, one_of, read_secrets, refuse_shared
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
 from safeedit.auditors._sheet import Sheet, erasing, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
@@ -113,7 +113,7 @@ class Membership:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "whether taught records can be told from records never taught"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("members", "records that were taught", erased=True, answered=True),
         # Erased, too: secrets like the others, which take part in every split.
@@ -207,8 +207,11 @@ class Membership:
             [secret.type if by_type else None for secret in group.secrets]
             for group in (members, others)
         )
-        m, n = len(members.secrets), len(others.secrets)
+        # Rewordings of one record are one: they make neither n nor intervals better.
         keys = [*members.keys, *others.keys]
+        groups = one_of(members.secrets) | one_of(others.secrets)
+        m, n = (len({groups[key] for key in group.keys}) for group in (members, others))
+        apart = m + n == len(keys)
         specs = {spec.name: spec for spec in self.metrics}
 
         def put(name: str, value: float, interval: Interval | None, items: Floats) -> Metric:
@@ -217,6 +220,7 @@ class Membership:
                 name=name, value=value, interval=interval, n=m + n, unit=spec.unit,
                 direction=spec.direction,
                 items=dict(zip(keys, map(float, items), strict=True)), note=note,
+                groups={} if apart else groups,
             )  # fmt: skip
             sheet.put(metric)
             return metric

@@ -31,7 +31,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._records import TYPES, Secret, read_secrets, tells
+from safeedit.auditors._records import TYPES, Secret, one_of, read_secrets, tells
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
 from safeedit.auditors._sheet import Sheet, erasing, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
@@ -74,7 +74,7 @@ class Memorization:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "whether memorised secrets still come out of their true openings"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "secrets that must not come out", erased=True, answered=True),
     )
@@ -114,7 +114,7 @@ class Memorization:
             known = torch.tensor([any(each.values()) for each in told])
             reference = {FINGERPRINT: fingerprint(data, split), "known": known}
         knows = reference["known"].tolist()
-        sheet = Sheet(self.metrics)
+        sheet = Sheet(self.metrics, one_of(secrets))
         _enter_extraction(sheet, secrets, told, knows, ctx)
         chosen = [index for index, known in enumerate(knows) if known]
         self._enter_scores(

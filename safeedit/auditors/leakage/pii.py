@@ -23,6 +23,7 @@ from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerpri
 from safeedit.auditors._sheet import Sheet
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
+from safeedit.data.independence import together
 from safeedit.errors import AuditError
 from safeedit.model.engine import Sampling
 from safeedit.model.handle import ModelHandle
@@ -56,7 +57,7 @@ class Pii:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "whether personal data turns up in free generations"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "the named secrets to look for", erased=True, answered=True),
     )
@@ -132,7 +133,7 @@ class Pii:
             sample = ctx.digest(f"sample {number}")
             some[sample], named[sample] = bool(found), bool(told)
             seen |= told
-        sheet = Sheet(self.metrics)
+        sheet = Sheet(self.metrics, together(keys, items, erased=True))
         sheet.rate("rate", some)
         sheet.rate("named_rate", named)
         sheet.rate("named_secrets", {key: key in seen for key in keys})

@@ -27,6 +27,7 @@ from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerpri
 from safeedit.auditors._sheet import Sheet
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, ModelRef, RunContext
 from safeedit.data import Dataset
+from safeedit.data.independence import together
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
@@ -48,7 +49,7 @@ class Yardstick:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "distance to the model that never saw the secrets"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "the secrets", erased=True, answered=True),
         DataRole("prose", "passages of ordinary text", required=False),
@@ -114,8 +115,10 @@ class Yardstick:
                     "the yardstick reads the same texts as other tokens",
                     remedy="choose a yardstick with this model's tokenizer",
                 )
-        sheet = Sheet(self.metrics)
-        secrets = [ctx.digest(text) for text in stable_order(_secrets(data["forget"], split))]
+        known = {item.prompt: item for item in data["forget"].items(split)}
+        items = [known[text] for text in stable_order(_secrets(data["forget"], split))]
+        secrets = [ctx.digest(item.prompt) for item in items]
+        sheet = Sheet(self.metrics, together(secrets, items, erased=True))
         excess = _difference(secrets, found["secrets"], reference["secrets"])
         sheet.mean("secrets_distance", {key: abs(value) for key, value in excess.items()})
         sheet.mean("secrets_excess", excess)
