@@ -2,7 +2,9 @@
 #
 #   make test     lint, types and all tests            make demo    the quickstart policy, end to end
 #   make check    lint and types only                  make bench   the benchmarks
+#   make hostile  tries every kill, tamper and malformed input, for an hour or so
 #   make model    fetch the default model              make clean   remove what these made
+#   make test-compat   exports opened with older transformers
 #
 # A plain `pip install torch` brings CUDA on Linux, about 3 GB that no CPU needs. Where pip is
 # not already pointed at CPU builds: make TORCH_INDEX=<index of CPU wheels> test
@@ -19,7 +21,7 @@ TORCH = $(VENV)/.torch
 INSTALLED = $(VENV)/.installed
 MODEL = $(VENV)/.model
 
-.PHONY: setup model check test demo bench clean format
+.PHONY: setup model check test test-compat hostile demo bench clean format
 
 setup: $(INSTALLED)
 model: $(MODEL)
@@ -54,6 +56,17 @@ test: export OMP_NUM_THREADS = 1
 test: export PYTHONHASHSEED = 0
 test: $(MODEL) check
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+# What a hostile tester would try, exhaustively: kills at every file operation and the like.
+hostile: export OMP_NUM_THREADS = 1
+hostile: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) -m hostile $(ARGS)
+
+# Exports in the versions of transformers that users have, fetched once into the user's cache.
+test-compat: export OMP_NUM_THREADS = 1
+test-compat: export SAFEEDIT_COMPAT = 1
+test-compat: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -q tests/export/test_compatibility.py
 
 demo: $(MODEL)
 	$(VENV)/bin/safeedit apply policies/quickstart.yaml

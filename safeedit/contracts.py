@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar, r
 from pydantic import BaseModel, ConfigDict, Field
 
 from safeedit.errors import UsageError
+from safeedit.policy import DataSpec
 from safeedit.policy import Template as Template  # part of the contract; one definition
-from safeedit.records import Metric, MetricSpec, ScorerCard, Split
+from safeedit.records import AttackClass, Metric, MetricSpec, ScorerCard, Split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +84,15 @@ class DataRole:
     They are kept from sight and split like the rest, and no ledger lists them."""
     answered: bool = False
     """True where every item needs an answer: without one there is nothing to look for."""
+    default: DataSpec | None = None
+    """The built-in data set that stands in where a policy gives none; the plan reads, checks and
+    records it like any other."""
+
+
+PROSE = DataRole(
+    "prose", "ordinary text to leave alone", required=False, default=DataSpec(dataset="prose")
+)
+"""Role that every editor has which weighs its change against ordinary text."""
 
 
 class Progress(Protocol):
@@ -280,8 +290,9 @@ class Auditor(Protocol):
     roles: ClassVar[tuple[DataRole, ...]]
     metrics: ClassVar[tuple[MetricSpec, ...]]
     summary: ClassVar[str]
-    version: ClassVar[int]
-    """Raised whenever a change of code changes figures: part of the cache key."""
+    covers: ClassVar[tuple[AttackClass, ...]]
+    """Attacks on what an edit suppressed that this audit tries; every other one is reported as not
+    tested."""
 
     def __init__(self, params: Any) -> None: ...
 

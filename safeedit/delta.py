@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from safeedit.errors import EditError, ModelError, UsageError
+from safeedit.policy.files import check_regular
 from safeedit.private import keep_private, write_private
 from safeedit.records import TensorChange
 
@@ -462,6 +463,7 @@ class WeightDelta:
         """
         remedy = "the file is damaged or not a safeedit delta; make it again with apply"
         try:
+            check_regular(path)
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["safeedit"])
                 if header["format"] != FORMAT:
@@ -479,7 +481,7 @@ class WeightDelta:
             raise ModelError("this delta file does not exist", file=path) from error
         except (
             *(SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError),
-            EditError,
+            *(EditError, RecursionError),
         ) as error:
             reason = error.message if isinstance(error, EditError) else error
             raise ModelError(f"cannot read this delta: {reason}", file=path, remedy=remedy) from (

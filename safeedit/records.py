@@ -25,6 +25,11 @@ PassingSide = Literal["below", "above"]
 """The side of its bound on which a gate passes."""
 
 
+AttackClass = Literal["relearning", "compression", "white_box", "membership"]
+ATTACK_CLASSES: tuple[AttackClass, ...] = get_args(AttackClass)
+"""Ways to bring back what was suppressed; an audit declares which of them it tries."""
+
+
 class Record(BaseModel):
     """Base of all records: immutable, and strict about unknown fields."""
 
@@ -141,6 +146,8 @@ class AuditRecord(Record):
     data_digests: dict[str, str]
     """Role of the data -> sha256 of its items."""
     metrics: tuple[Metric, ...]
+    covers: tuple[AttackClass, ...] = ()
+    """Attacks on what was suppressed that this audit tries."""
     seconds: float
     cached: bool = False
 
@@ -316,7 +323,12 @@ class ExportRecord(Record):
     directory: str
     weights_digest: str
     files: dict[str, str]
-    """Relative path -> sha256."""
+    """Relative path -> sha256 of every file of the checkpoint, evidence aside."""
+    originals: dict[str, str] = Field(default_factory=dict)
+    """Tensor -> digest of what it was before the edits, for every tensor that they changed; with
+    these in the place of the export's own, the digest is that of :attr:`RunRecord.model`."""
+    ledger: str | None = None
+    """sha256 of the ledger of erasure requests, where one is kept."""
 
 
 class RunRecord(Record):

@@ -37,7 +37,7 @@ from safeedit.delta import Dense, LowRank, Origin, Update, WeightDelta
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
-from safeedit.records import Metric, MetricSpec, RunRecord, Split
+from safeedit.records import AttackClass, Metric, MetricSpec, RunRecord, Split
 from tests.tiny_models import save_tiny
 
 # Words that are in no other text: where one turns up, erased data has got out.
@@ -87,12 +87,12 @@ SANITATION: dict[str, Any] = {
 }
 LEAKAGE: dict[str, Any] = {
     "use": "leakage",
-    "max_new_tokens": 4,
+    "max_new_tokens": 12,
     "forget": {"file": "forget.jsonl"},
 }
 LOCALITY: dict[str, Any] = {
     "use": "locality",
-    "max_new_tokens": 4,
+    "max_new_tokens": 12,
     "near": {"file": "near.jsonl"},
 }
 PERPLEXITY: dict[str, Any] = {"use": "perplexity", "prose": {"file": "prose.jsonl"}}
@@ -319,7 +319,7 @@ class Drift:
 
     Params: ClassVar[type[BaseParams]] = DriftParams
     summary: ClassVar[str] = "distance of a matrix from the base's"
-    version: ClassVar[int] = 1
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (DataRole("asked", "one unit for each item"),)
     metrics: ClassVar[tuple[MetricSpec, ...]] = (
         MetricSpec(name="distance", unit="norm", direction="lower", description="from the base"),

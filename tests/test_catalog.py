@@ -16,7 +16,7 @@ import safeedit
 from safeedit import catalog, scorers
 from safeedit.contracts import Auditor, BaseParams, DataRole, Editor, Scorer
 from safeedit.errors import PolicyError, SafeeditError
-from safeedit.records import MetricSpec
+from safeedit.records import ATTACK_CLASSES, MetricSpec
 from tests.road import Nudge
 
 PACKAGE = Path(safeedit.__file__).parent
@@ -68,7 +68,7 @@ def test_every_auditor_keeps_the_protocol_and_says_what_it_measures() -> None:
         kind = catalog.auditor(name)
         check_stage(kind)
         assert isinstance(kind(kind.Params()), Auditor)
-        assert kind.version >= 1
+        assert set(kind.covers) <= set(ATTACK_CLASSES)
         assert kind.metrics
         assert len({metric.name for metric in kind.metrics}) == len(kind.metrics)
         for metric in kind.metrics:
@@ -133,7 +133,7 @@ def test_nothing_but_an_editor_resolves_as_one(name: str) -> None:
         catalog.editor(name)
 
 
-@pytest.mark.parametrize("name", ["_sheet", "_refusals", "_reference", "sanitation"])
+@pytest.mark.parametrize("name", ["_sheet", "_records", "_reference", "sanitation"])
 def test_nothing_but_an_auditor_resolves_as_one(name: str) -> None:
     with pytest.raises(PolicyError, match="there is no auditor called"):
         catalog.auditor(name)

@@ -19,7 +19,7 @@ import safeedit
 PACKAGE = Path(safeedit.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "code"),
     ("private",),
     ("records",),
     ("policy",),
@@ -47,6 +47,7 @@ NO_TORCH = (
     *(
         "errors",
         "private",
+        "code",
         "records",
         "policy",
         "statistics",

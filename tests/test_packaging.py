@@ -144,13 +144,6 @@ def test_exact_pins_are_in_the_constraints_and_nowhere_else() -> None:
 
 def test_every_library_that_the_package_imports_is_a_dependency() -> None:
     names = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
-    by_others = {
-        "tokenizers": "transformers",
-        "huggingface_hub": "transformers",
-        "pyarrow": "datasets",
-        "pydantic_core": "pydantic",
-        "markupsafe": "jinja2",
-    }
     wanted = {distribution(requirement) for requirement in project()["dependencies"]}
     imported = set()
     for path in Path(safeedit.__file__).parent.rglob("*.py"):
@@ -160,9 +153,7 @@ def test_every_library_that_the_package_imports_is_a_dependency() -> None:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.partition(".")[0])
     foreign = imported - set(sys.stdlib_module_names) - {"safeedit"}
-    unnamed = {name for name in foreign if distribution(names.get(name, name)) not in wanted}
-    assert unnamed <= by_others.keys()
-    assert {by_others[name] for name in unnamed} <= wanted
+    assert {name for name in foreign if distribution(names.get(name, name)) not in wanted} == set()
 
 
 # The wheel ------------------------------------------------------------------------------

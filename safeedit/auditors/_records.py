@@ -10,7 +10,6 @@ or does not fit into the model's context.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,6 @@ from safeedit.data.independence import together
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.records import Split
-from safeedit.text.matching import contains_alias, straighten
 
 TYPES = ("name", "phone", "email", "address", "identity")
 """Types of secrets that have metrics of their own."""
@@ -120,28 +118,6 @@ def refuse_shared(one: Iterable[Secret], other: Iterable[Secret], what: str) -> 
         f"records are in {what}: what was taught is no measure of what was not",
         "take them out of one of the two",
     )
-
-
-def tells(text: str, aliases: Iterable[str]) -> bool:
-    """Whether a secret stands in a text.
-
-    Either as :func:`~safeedit.text.matching.contains_alias` finds it, letters and digits alone,
-    or as it is but for case and spacing, as no part of a longer word or number. The latter finds
-    what has no letters (emoji), and numbers that a full stop and more digits follow.
-    """
-    spellings = list(aliases)
-    if contains_alias(text, spellings):
-        return True
-    plain = straighten(text).casefold()
-    return any(_stands(straighten(each).casefold(), plain) for each in spellings)
-
-
-def _stands(secret: str, text: str) -> bool:
-    if not secret:
-        return False
-    before = r"(?<!\w)" if re.match(r"\w", secret[0]) else ""
-    after = r"(?!\w)" if re.match(r"\w", secret[-1]) else ""
-    return re.search(before + re.escape(secret) + after, text) is not None
 
 
 def _refuse(secrets: Iterable[Secret], what: str, remedy: str) -> None:

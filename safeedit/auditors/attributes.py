@@ -38,7 +38,7 @@ from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError, DataError
 from safeedit.model.engine import TokenScores
 from safeedit.model.handle import ModelHandle
-from safeedit.records import Direction, MetricSpec, Split
+from safeedit.records import AttackClass, Direction, MetricSpec, Split
 
 _OF_ENTITIES: tuple[tuple[str, str, Direction, str], ...] = (
     ("accuracy", "rate", "higher", "target likelier than the other continuation, per token"),
@@ -64,7 +64,7 @@ class Attributes:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "which of two attributes the model expects of an entity, by itself"
-    version: ClassVar[int] = 1
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole(
             "entities", "prompts about entities, with a target and another continuation",

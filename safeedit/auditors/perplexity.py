@@ -27,7 +27,7 @@ from safeedit.data import Dataset, Item
 from safeedit.data.independence import together
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
-from safeedit.records import MetricSpec, Split
+from safeedit.records import AttackClass, MetricSpec, Split
 
 
 class Params(BaseParams):
@@ -41,7 +41,7 @@ class Perplexity:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "perplexity on held-out prose, and its ratio to the base"
-    version: ClassVar[int] = 2
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (DataRole("prose", "passages of ordinary text"),)
     metrics: ClassVar[tuple[MetricSpec, ...]] = (
         MetricSpec(

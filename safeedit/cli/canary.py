@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from safeedit.cli.terminal import put, put_json
 from safeedit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,13 +52,15 @@ def make(
     out: Path | None,
 ) -> None:
     """Invent records: JSON lines, one secret each."""
+    from safeedit.export.places import check_output
     from safeedit.workflows.canaries.records import make_records, to_jsonl
 
     records = make_records(n, seed, repeats=_numbers(repeats), held_back=held_back, named=named)
     text = to_jsonl(records)
     if out is None:
-        click.echo(text, nl=False)
+        put(text, lines=True, newline=False)
         return
+    check_output(out, "--out", "the records")
     try:
         with out.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -137,7 +139,7 @@ def plant(
             source, spec, out, params, ctx, overwrite=overwrite, cached=not no_cache
         )
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        put_json(found)
     for row in found["extracted"]:
         screen.say(
             f"shown {row['repeats']} times a cycle: {row['extracted']} of {row['secrets']} secrets "

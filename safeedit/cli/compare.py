@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from safeedit.cli.digest_key import digest_key
+from safeedit.cli.terminal import put_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,6 +60,7 @@ def compare(
     Exports nothing. Exit codes: 0 all ran, 2 policy or usage, 3 an editor failed (the others are
     in the table). Gates decide nothing here.
     """
+    from safeedit.export.places import check_folder
     from safeedit.model.sources import cache_dir
     from safeedit.policy import load_policy
     from safeedit.report.files import write_files
@@ -73,6 +75,7 @@ def compare(
         key=digest_key(cache_dir()),
     )  # fmt: skip
     folder = out or _folder(loaded)
+    check_folder(folder, "--out", "the comparison")
     with screen.context(loaded.policy.seed) as ctx:
         found = run_contest(
             contest,
@@ -82,7 +85,7 @@ def compare(
             write=lambda standings: write_files(render_all(standings), folder, "--out"),
         )
     if as_json:
-        click.echo(found.model_dump_json(indent=2))
+        put_json(found.model_dump_json(indent=2))
     show(found, screen.console())
     screen.say(f"table, figure, JSON: {folder / 'comparison.md'}")
     return 3 if any(row.error for row in found.rows) else 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from safeedit.cli.terminal import put, put_json, tell
 from safeedit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ def show(export: Path, as_json: bool) -> None:
     """List tickets, dates, policies and numbers of items. Needs no key."""
     groups = _groups(_of(export).rows)
     if as_json:
-        click.echo(json.dumps(groups, indent=2))
+        put_json(groups)
         return
     for group in groups:
-        click.echo(
+        put(
             f"{_plain(group['date'])}  {_plain(group['ticket'])}  {_plain(group['policy'])}"
             f"  {_count(group['items'], 'item')}"
         )
-    click.echo(_count(sum(group["items"] for group in groups), "row"), err=True)
+    tell(_count(sum(group["items"] for group in groups), "row"))
 
 
 @ledger.command()
@@ -74,7 +74,7 @@ def check(
     file = str(key_file.absolute()) if key_file is not None else None
     key, warnings = read_key(KeySpec(file=file, env=key_env))
     for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+        tell(f"warning: {warning}")
     book.require(key)
     source = DataSpec(file=str(requests), format=format_)
     found = coverage(read_requests(source, Path(), key), book.rows)
@@ -92,13 +92,12 @@ def check(
         for row in found.missing
     ]
     if as_json:
-        click.echo(json.dumps({"requests": rows, "without_request": missing}, indent=2))
+        put_json({"requests": rows, "without_request": missing})
     else:
         _show_check(rows, missing)
-    click.echo(
+    tell(
         f"{len(found.covered)} of {_count(len(rows), 'request')} covered; "
-        f"{_count(len(missing), 'row')} of the ledger without a request",
-        err=True,
+        f"{_count(len(missing), 'row')} of the ledger without a request"
     )
     if found.uncovered:
         return EXIT_UNCOVERED
@@ -110,9 +109,11 @@ def check(
 def key_(out: Path) -> None:
     """Make a key: 32 random bytes in hex, readable by its owner only; never overwrites."""
     from safeedit.export.ledger.keys import make_key
+    from safeedit.export.places import check_output
 
+    check_output(out, "--out", "the key")
     make_key(out)
-    click.echo(f"{out}: keep it safe; without it no ledger made with it can be checked", err=True)
+    tell(f"{out}: keep it safe; without it no ledger made with it can be checked")
 
 
 def _of(export: Path) -> Ledger:
@@ -141,17 +142,16 @@ def _show_check(rows: Sequence[dict[str, Any]], missing: Sequence[dict[str, Any]
     for row in rows:
         by = ", ".join(f"{_plain(g['policy'])} on {_plain(g['date'])}" for g in row["covered_by"])
         said = f"covered by {by}" if by else "NOT covered"
-        click.echo(f"{row['place']}  {_plain(row['ticket'])}  {row['digest'][:16]}  {said}")
+        put(f"{row['place']}  {_plain(row['ticket'])}  {row['digest'][:16]}  {said}")
     for row in missing:
-        click.echo(
+        put(
             f"no request  {_plain(row['ticket'])}  {row['digest'][:16]}  "
             f"erased by {_plain(row['policy'])} on {_plain(row['date'])}"
         )
 
 
 def _plain(text: str | None) -> str:
-    """A text of somebody else's, safe on a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text or "(no ticket)")
+    return text or "(no ticket)"
 
 
 def _count(number: int, what: str) -> str:

@@ -9,8 +9,9 @@ the commands, so that ``--help`` and ``--version`` answer at once.
 
 from __future__ import annotations
 
-import json
+import io
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -29,8 +30,10 @@ from safeedit.cli.digest_key import digest_key
 from safeedit.cli.ledger import ledger
 from safeedit.cli.remedi import remedi
 from safeedit.cli.scorer import scorer
+from safeedit.cli.terminal import console, put, put_json, tell
 from safeedit.cli.trace import trace
 from safeedit.errors import SafeeditError, UsageError
+from safeedit.export.interrupts import noted, until_done
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,16 +59,14 @@ class Screen:
     verbose: bool
 
     def console(self) -> Console:
-        from rich.console import Console
-
-        return Console(stderr=True, quiet=self.quiet, highlight=False)
+        return console(stderr=True, quiet=self.quiet)
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            click.echo(text, err=True)
+            tell(text)
 
     def warn(self, message: str) -> None:
-        click.echo(f"warning: {message}", err=True)
+        tell(f"warning: {message}")
 
     def context(self, seed: int) -> AbstractContextManager[RunContext]:
         """What work on a model may know of its surroundings, progress bars included."""
@@ -105,6 +106,11 @@ class _Boundary(click.Group):
         super().add_command(cmd, name)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        whole = not args and not kwargs  # this call is the whole process, not one of a test's
+        with until_done():
+            self._main(whole, *args, **kwargs)
+
+    def _main(self, whole: bool, *args: Any, **kwargs: Any) -> NoReturn:
         kwargs["standalone_mode"] = False
         try:
             result = super().main(*args, **kwargs)
@@ -114,26 +120,28 @@ class _Boundary(click.Group):
             # Only click itself exits, with 1 where the reader of a pipe has gone: no gate failed.
             sys.exit(EXIT_RUNTIME)
         except click.ClickException as error:
-            error.show()
+            words = io.StringIO()
+            error.show(words)
+            tell(words.getvalue().removesuffix("\n"), lines=True)
             sys.exit(2)
         except (click.Abort, KeyboardInterrupt):
-            click.echo("interrupted; no half-written export is left", err=True)
+            tell("interrupted; no half-written export is left")
             sys.exit(EXIT_RUNTIME)
         except SafeeditError as error:
-            click.echo(f"error: {error}", err=True)
+            tell(f"error: {error}", lines=True)
             sys.exit(error.exit_code)
         except Exception as error:
             # An exception of a library may quote data: show its type and place, not its words.
             frame = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{Path(frame.filename).name}:{frame.lineno}"
-            click.echo(f"error: unexpected {type(error).__name__} at {place}", err=True)
+            tell(f"error: unexpected {type(error).__name__} at {place}")
             if os.environ.get("SAFEEDIT_DEBUG"):
-                traceback.print_exc()
+                tell(traceback.format_exc(), lines=True)
             else:
-                click.echo(
-                    "  remedy: SAFEEDIT_DEBUG=1 shows the traceback, data included", err=True
-                )
+                tell("  remedy: SAFEEDIT_DEBUG=1 shows the traceback, data included")
             sys.exit(EXIT_RUNTIME)
+        if whole:  # all is done: nothing is left to interrupt but the interpreter's way out
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.exit(result if isinstance(result, int) else 0)
 
 
@@ -172,7 +180,7 @@ def validate(screen: Screen, policy: Path, as_json: bool) -> None:
     """Check a policy, its names, parameters, data and gates. Loads no weights."""
     plan = _plan(policy, exporting=False, keyed=False)  # nothing of it is kept
     if as_json:
-        click.echo(json.dumps({"valid": True, "warnings": list(plan.warnings)}))
+        put_json({"valid": True, "warnings": list(plan.warnings)})
     else:
         for warning in plan.warnings:
             screen.warn(warning)
@@ -196,7 +204,7 @@ def plan(policy: Path, as_json: bool, output: Path | None) -> None:
     if output is not None:
         write_plan(made, output)
     if as_json:
-        click.echo(json.dumps(made.summary(), indent=2))
+        put_json(made.summary())
     else:
         _show_plan(made)
 
@@ -215,10 +223,13 @@ def apply(screen: Screen, policy: Path, as_json: bool, report_dir: Path | None) 
     made = _plan(Path(written["policy_file"]) if written else policy)
     if written:
         check_unmoved(made, written)
-    folder = report_dir or made.report_dir
+    reports = _Reports(made, report_dir, made.report_dir, beside=made.export_dir)
     with screen.context(made.loaded.policy.seed) as ctx:
-        record = execute(made, ctx, write_reports=lambda record: _write_reports(record, folder))
-    _show_record(screen, record, folder, as_json)
+        record = execute(made, ctx, write_reports=reports.write)
+    _show_record(screen, record, reports.folder, as_json)
+    if noted():
+        what = "the export was complete by then and stands" if record.export else "the run ended"
+        screen.warn(f"interrupted too late: {what}")
     return record.exit_code
 
 
@@ -241,12 +252,11 @@ def audit(
     from safeedit.running.run import measure
 
     made = _plan(policy, source=source, editing=False)
-    folder = report_dir or made.report_dir.with_name(made.report_dir.stem + ".audit")
+    default = made.report_dir.with_name(made.report_dir.stem + ".audit")
+    reports = _Reports(made, report_dir, default)
     with screen.context(made.loaded.policy.seed) as ctx:
-        record = measure(
-            made, ctx, base=base, write_reports=lambda record: _write_reports(record, folder)
-        )
-    _show_record(screen, record, folder, as_json)
+        record = measure(made, ctx, base=base, write_reports=reports.write)
+    _show_record(screen, record, reports.folder, as_json)
     return record.exit_code
 
 
@@ -261,17 +271,15 @@ def audit(
 )
 def report(record: Path, kind: str) -> None:
     """Render RECORD (a report.json, or a folder holding one) again."""
-    from rich.console import Console
-
     from safeedit.report import render_all
     from safeedit.report.terminal import render
 
     found = _read_record(record)
     if kind == "terminal":
-        render(found, Console(highlight=False))
+        render(found, console(stderr=False))
     else:
         name = {"html": "report.html", "md": "report.md", "junit": "junit.xml"}[kind]
-        click.echo(render_all(found)[name])
+        put(render_all(found)[name], lines=True)
 
 
 @main.command()
@@ -284,27 +292,37 @@ def diff(before: Path, after: Path, as_json: bool) -> None:
 
     rows = diff_checkpoints(before, after)
     if as_json:
-        click.echo(json.dumps([row.model_dump() for row in rows], indent=2))
+        put_json([row.model_dump() for row in rows])
         return
     for row in rows:
-        click.echo(
+        put(
             f"{row.name}  {row.status}  changed {row.share_changed:.2%}"
             f"  relative norm {row.relative_norm:.3g}"
         )
-    click.echo(f"{len(rows)} tensors differ", err=True)
+    tell(f"{len(rows)} tensors differ")
 
 
 @main.command()
 @click.argument("export", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def verify(export: Path) -> int:
-    """Check an exported checkpoint against its evidence. Exit 1 if it does not match."""
-    from safeedit.export.evidence import verify as check
+    """Check an exported checkpoint against its evidence, and the evidence against itself.
 
-    problems = check(export)
-    for problem in problems:
-        click.echo(problem)
-    click.echo("does not match its evidence" if problems else "matches its evidence", err=True)
-    return 1 if problems else 0
+    Exit codes: 0 all matches, 1 something does not, 4 only what another version of safeedit
+    concluded or drew could not be drawn again.
+    """
+    from safeedit.workflows.verification import check
+
+    found = check(export)
+    for line in (*found.problems, *found.unsure):
+        put(line)
+    if found.problems:
+        tell("does not match its evidence")
+        return 1
+    if found.unsure:
+        tell("made by another version of safeedit: not all could be checked")
+        return 4
+    tell("matches its evidence")
+    return 0
 
 
 @main.command()
@@ -312,10 +330,10 @@ def verify(export: Path) -> int:
 @click.argument("out", type=click.Path(path_type=Path))
 def revert(export: Path, out: Path) -> None:
     """Write the checkpoint that EXPORT was made from to OUT, bit for bit."""
-    from safeedit.export.evidence import revert as undo
+    from safeedit.export.reversion import revert as undo
 
     undo(export, out)
-    click.echo(f"{out}: the original weights, digest verified", err=True)
+    tell(f"{out}: the original weights, digest verified")
 
 
 @main.command(name="list")
@@ -331,12 +349,12 @@ def list_(kind: str | None, as_json: bool) -> None:
     """List editors, auditors, scorers, metrics, data sets, policies and model families."""
     listing = _listing(kind)
     if as_json:
-        click.echo(json.dumps(listing, indent=2))
+        put_json(listing)
         return
     for title, rows in listing.items():
-        click.echo(title)
+        put(title)
         for name, summary in rows.items():
-            click.echo(f"  {name:<34} {summary}".rstrip())
+            put(f"  {name:<34} {summary}".rstrip())
 
 
 @main.command()
@@ -348,7 +366,7 @@ def schema(kind: str) -> None:
     from safeedit.report.json import schema as report_schema
 
     found = report_schema() if kind == "report" else json_schema(*catalog.schemas())
-    click.echo(json.dumps(found, indent=2))
+    put_json(found)
 
 
 @main.command()
@@ -356,8 +374,10 @@ def schema(kind: str) -> None:
 @click.option("--like", default="quickstart", show_default=True, help="A built-in policy to copy.")
 def init(path: Path, like: str) -> None:
     """Write a policy to start from; it runs as it stands."""
+    from safeedit.export.places import check_output
     from safeedit.policy.builtin import policy_path
 
+    check_output(path, "PATH", "the policy")
     source = policy_path(like)
     try:
         with path.open("x", encoding="utf-8") as file:
@@ -369,7 +389,7 @@ def init(path: Path, like: str) -> None:
         raise UsageError(
             f"can't write here: {error.strerror}", file=path, remedy="choose another folder"
         ) from error
-    click.echo(f"{path}: edit it, then 'safeedit plan {path}'", err=True)
+    tell(f"{path}: edit it, then 'safeedit plan {path}'")
 
 
 main.add_command(ledger)
@@ -434,15 +454,15 @@ class _Context:
 
         cache = cache_dir()
         secret = digest_key(cache)
-        console = self.screen.console()
+        screen = self.screen.console()
         self.bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            console=console,
+            console=screen,
             transient=True,
-            disable=self.screen.quiet or not console.is_terminal,
+            disable=self.screen.quiet or not screen.is_terminal,
         )
         self.bars.start()
         return RunContext(
@@ -463,7 +483,7 @@ class _Context:
             if not self.bars.disable:
                 task = self.bars.add_task(description, total=total or _length(items))
             elif not self.screen.quiet:
-                click.echo(f"{description} ...", err=True)
+                tell(f"{description} ...")
             try:
                 for item in items:
                     yield item
@@ -480,20 +500,62 @@ def _length(items: Iterable[Any]) -> int | None:
     return len(items) if isinstance(items, Sized) else None
 
 
-def _write_reports(record: RunRecord, folder: Path) -> None:
-    from safeedit.report import write_all
+def _check_free(folder: Path) -> None:
+    """Files of a report's names are only overwritten where a report of ours is."""
+    from safeedit.report import FILES
 
-    write_all(record, folder)
+    theirs = [name for name in FILES if os.path.lexists(folder / name)]
+    if theirs:
+        try:
+            _read_record(folder / "report.json")
+        except UsageError as error:
+            raise UsageError(
+                f"there is a {theirs[0]} here that is no report of safeedit, so it is not "
+                "overwritten",
+                file=folder,
+                field="--report",
+                remedy="choose another folder",
+            ) from error
+
+
+class _Reports:
+    """Where a run's reports go, checked before it starts; ``folder`` is where they went.
+
+    Args:
+        plan: The run's.
+        given: What --report says.
+        default: Without it.
+        beside: The export that ``default`` lies beside.
+    """
+
+    def __init__(
+        self, plan: Plan, given: Path | None, default: Path, beside: Path | None = None
+    ) -> None:
+        from safeedit.export.places import check_apart, check_folder
+
+        self.folder = given or default
+        self.target = beside if given is None else None
+        check_folder(self.folder, "--report", "the report")
+        _check_free(self.folder)
+        for place, name in ((plan.source_path, "the model"), (plan.export_dir, "the export")):
+            if place is not None:
+                check_apart(self.folder, place, "--report", "the report", name)
+
+    def write(self, record: RunRecord) -> None:
+        from safeedit.running.reports import write_reports
+
+        self.folder = write_reports(record, self.folder, self.target)
 
 
 def _read_record(path: Path) -> RunRecord:
+    from safeedit.policy.files import MAX_JSON_BYTES, read_regular
     from safeedit.records import RunRecord
 
     if path.is_dir():
         candidates = (path / "report.json", path / "evidence" / "report.json")
         path = next((file for file in candidates if file.exists()), candidates[0])
     try:
-        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+        return RunRecord.model_validate_json(read_regular(path, limit=MAX_JSON_BYTES))
     except (OSError, ValueError) as error:
         raise UsageError(
             "not a readable run record", file=path, remedy="give a report.json of this version"
@@ -504,7 +566,7 @@ def _show_record(screen: Screen, record: RunRecord, folder: Path, as_json: bool)
     from safeedit.report.terminal import render
 
     if as_json:
-        click.echo(record.model_dump_json(indent=2))
+        put_json(record.model_dump_json(indent=2))
     render(record, screen.console())
     screen.say(f"report: {folder / 'report.html'}")
 
@@ -514,45 +576,45 @@ def _show_plan(plan: Plan) -> None:
 
     summary = plan.summary()
     model = summary["model"]
-    click.echo(
+    put(
         f"{summary['name']}: {model['source']} ({model['architecture']}, "
         f"{model['layers']} layers, {model['parameters']:,} parameters, {model['dtype']})"
     )
     for edit in summary["edits"]:
         layers = edit["layers"]
         span = f"layers {layers[0]}-{layers[-1]}" if layers else "no layers"
-        click.echo(
+        put(
             f"edit {edit['id']} ({edit['use']}): {span}, {len(edit['tensors'])} tensors, "
             f"{edit['parameters_touched']:,} parameters, dose {edit['dose']}"
         )
         for target in edit["targets"]:
-            click.echo(f"    target {target['metric']}: {target['condition']}, on validation data")
+            put(f"    target {target['metric']}: {target['condition']}, on validation data")
         for key, value in edit["params"].items():
-            click.echo(f"    {key}: {value}")
+            put(f"    {key}: {value}")
         for tensor in edit["tensors"]:
-            click.echo(f"    {tensor}")
+            put(f"    {tensor}")
     for audit in summary["audits"]:
-        click.echo(f"audit {audit['id']} ({audit['use']})")
+        put(f"audit {audit['id']} ({audit['use']})")
     for name, data in summary["data"].items():
         counts = ", ".join(f"{split} {count}" for split, count in data["items"].items())
-        click.echo(f"data {name}: {counts}; digest {data['digest'][:16]}")
+        put(f"data {name}: {counts}; digest {data['digest'][:16]}")
         for note in data["notes"]:
-            click.echo(f"    {note}")
+            put(f"    {note}")
     for gate in summary["gates"]:
-        click.echo(f"gate {gate['metric']}: {gate['condition']}")
+        put(f"gate {gate['metric']}: {gate['condition']}")
     if counts := summary["ledger"]:
-        click.echo(
+        put(
             f"ledger: {counts['earlier']} rows carried on, {counts['entering']} to enter, "
             f"{counts['missing']} without a request"
         )
     estimates = summary["estimates"]
-    click.echo(
+    put(
         f"estimates: {estimates['peak_memory_bytes'] / 1e9:.1f} GB peak, "
         f"{duration(estimates['seconds'])} (within a factor of two)"
     )
-    click.echo(f"export: {summary['export'] or 'none'}")
+    put(f"export: {summary['export'] or 'none'}")
     for warning in summary["warnings"]:
-        click.echo(f"warning: {warning}", err=True)
+        tell(f"warning: {warning}")
 
 
 def _listing(kind: str | None) -> dict[str, dict[str, str]]:

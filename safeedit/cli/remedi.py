@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from safeedit.cli.terminal import put, put_json
 from safeedit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,12 +74,14 @@ def train(
     """Train a map on the lessons' fit split, and write it as one safetensors file."""
     from pydantic import TypeAdapter, ValidationError
 
+    from safeedit.export.places import check_output
     from safeedit.methods.remedi.mapping import Schooling
     from safeedit.methods.remedi.mapping import train as learn
     from safeedit.model.sources import open_model
     from safeedit.policy.layers import Layers, resolve
     from safeedit.workflows.remedi.measuring import lessons_of
 
+    check_output(out, "--out", "the map")
     if out.exists():
         raise UsageError("the file exists", file=out, remedy="choose another name")
     try:
@@ -137,7 +139,7 @@ def probe(
     learnt.check(model)
     found = measure(model, learnt, data, split, told=told)
     if as_json:
-        click.echo(json.dumps(found.record(), indent=2))
+        put_json(found.record())
     screen.say(
         f"{found.entities} entities: accuracy {found.accuracy:.2f}, control task "
         f"{found.control:.2f}, selectivity {found.selectivity:+.2f}"
@@ -182,7 +184,7 @@ def steer(
             ((answer,),) = model.engine.generate(
                 model.engine.encode([prompt], template), max_new_tokens=tokens
             )
-        click.echo(model.engine.decode(answer))
+        put(model.engine.decode(answer), lines=True)
         return
     items = [item for item in data.items(split) if item.extra.get("other") is not None]
     if not items:
@@ -190,7 +192,7 @@ def steer(
     with screen.context(0) as ctx:
         found = lift(model, steering(model, steers), items, [], template, ctx)
     if as_json:
-        click.echo(json.dumps(asdict(found), indent=2))
+        put_json(asdict(found))
     screen.say(
         f"{len(items)} prompts: the target's log-odds rise by {found.margin:.2f} nats per token, "
         f"its probability by {found.probability:.3f}; likelier than before in {found.raised:.0%}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from safeedit.cli.terminal import put, put_json
 from safeedit.errors import SafeeditError, UsageError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def check(
                 remedy="set SAFEEDIT_CACHE to a folder that can be written",
             ) from error
     if as_json:
-        click.echo(card.model_dump_json(indent=2))
+        put_json(card.model_dump_json(indent=2))
     else:
         _show(card)
     if "hatecheck" not in card.checks:
@@ -108,10 +109,10 @@ def _params(kind: type[BaseParams], settings: tuple[str, ...]) -> BaseParams:
 
 
 def _show(card: ScorerCard) -> None:
-    click.echo(f"{card.name} {card.version}  {card.digest[:12]}  threshold {card.threshold:g}")
+    put(f"{card.name} {card.version}  {card.digest[:12]}  threshold {card.threshold:g}")
     for name, found in card.checks.items():
-        click.echo(
-            f"{name}: {found.n_toxic} toxic, {found.n_harmless} harmless\n"
+        put(f"{name}: {found.n_toxic} toxic, {found.n_harmless} harmless")
+        put(
             f"  AUC {found.auc:.3f} [{found.auc_interval.low:.3f}, {found.auc_interval.high:.3f}]"
             f"  misses {_rate(found.miss_rate, found.miss_interval)}"
             f"  false alarms {_rate(found.false_alarm_rate, found.false_alarm_interval)}"
@@ -119,7 +120,7 @@ def _show(card: ScorerCard) -> None:
         worst = sorted(found.errors_by_kind.items(), key=lambda kind: (-kind[1], kind[0]))
         for kind, share in worst[:_WORST]:
             if share > 0:
-                click.echo(f"  wrong on {share:.0%} of {kind}")
+                put(f"  wrong on {share:.0%} of {kind}")
 
 
 def _rate(value: float, interval: Any) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from safeedit.cli.digest_key import digest_key
+from safeedit.cli.terminal import put_json
 from safeedit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def trace(
 
     Writes trace.json and trace.html, and ends with a 'layers:' line for rome, memit and alphaedit.
     """
+    from safeedit.export.places import check_folder
     from safeedit.model.sources import cache_dir
     from safeedit.planning.plan import make_plan
     from safeedit.policy import load_policy
@@ -69,6 +71,7 @@ def trace(
     edit = choose_edit(plan, name)
     checked = _layers(check, plan.shape.n_layers) if check is not None else ()
     folder = out or plan.report_dir.with_name(plan.report_dir.stem + ".trace")
+    check_folder(folder, "--out", "the trace")
     spec = plan.loaded.policy.model
     seed = plan.loaded.policy.seed
     with screen.context(seed) as ctx:
@@ -81,7 +84,7 @@ def trace(
         found = trace_edit(model, plan, edit, how, ctx, checked)
     _write(found, folder)
     if as_json:
-        click.echo(found.model_dump_json(indent=2))
+        put_json(found.model_dump_json(indent=2))
     _tell(screen, found, folder)
 
 

@@ -112,7 +112,7 @@ def _check_text(row: Row, field: str, value: Any, what: str = "") -> None:
             row,
             f"{what} should be text, not {_kind(value)}",
             field=field,
-            remedy="write it in quotes" if number else "",
+            remedy=_remedy(field, value, number=number),
         )
     if not value.strip():
         raise row_error(row, f"{what} is blank", field=field, remedy="fill it in, or drop it")
@@ -125,6 +125,15 @@ def _check_text(row: Row, field: str, value: Any, what: str = "") -> None:
             field=field,
             remedy="write the text again from its source, as UTF-8",
         ) from None
+
+
+def _remedy(field: str, value: Any, *, number: bool) -> str:
+    if field == "answer" and isinstance(value, (list, Mapping)):
+        return (
+            'write one text, or a list of texts such as ["one", "two"]; of an answer with parts, '
+            "name the part that counts: columns: {answer: answer.value}"
+        )
+    return "write it in quotes" if number else ""
 
 
 def _check_list(row: Row, field: str, value: Any) -> None:

@@ -7,20 +7,31 @@ values that exist. They never show other values: those may be what has to be era
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safeedit.data.formats import FORMATS, Format
+from safeedit.data.formats import FORMATS, Format, evident_format
+from safeedit.data.items import Item
 from safeedit.data.reading import Row, UnreadableRow
+from safeedit.data.subjects import fill_braces
+from safeedit.data.tables import LIST_COLUMNS
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
 from safeedit.policy.suggest import did_you_mean
 
 TEXT_COLUMNS = ("id", "prompt", "answer", "subject", "split")
-LIST_COLUMNS = ("aliases", "paraphrases")
 OUR_COLUMNS = (*TEXT_COLUMNS, *LIST_COLUMNS)
 """The columns that mean something to us; all others are kept in ``Item.extra``."""
+_SPELT = frozenset(
+    {*OUR_COLUMNS, "text", "role", "question", "choices", "instruction", "input", "output",
+     "messages", "conversations"}
+)  # fmt: skip
+"""Columns that are known in any case, as spreadsheets begin a heading with a capital."""
+
+FILLED_BRACES = "rows whose prompt had {} for the subject, which was put there"
+SYSTEM_LEFT = "rows with a system message, which is not asked"
 
 PLACEHOLDER = "{subject}"
 """Stands for the row's subject in a file of our own columns."""
@@ -80,6 +91,8 @@ class Renaming:
         self.format = format_
         self._unseen = set(spec.columns)
         self._last: Row | None = None
+        self.noted: Counter[str] = Counter()
+        """What was done to rows that a reader of the figures should know -> to how many."""
 
     def __call__(self, row: Row) -> dict[str, Any]:
         """The row's columns under our names; columns without value are left out.
@@ -97,7 +110,7 @@ class Renaming:
                 self._unseen.discard(ours)
                 if value is not None:
                     columns[ours] = value
-        return columns
+        return _with_listed_answers(columns)
 
     def require_prompt(self, columns: Mapping[str, Any], row: Row) -> None:
         """Raises DataError where a chosen row has no prompt."""
@@ -105,27 +118,33 @@ class Renaming:
             raise self._no_prompt(row)
 
     def filled(self, columns: dict[str, Any], row: Row) -> dict[str, Any]:
-        """A chosen row with its subject in place of :data:`PLACEHOLDER`.
+        """A chosen row with its subject in place of :data:`PLACEHOLDER`, or of the ``{}`` of
+        ROME's and EasyEdit's requests.
 
         Rows of published formats and prose stay as they are, whatever braces they hold.
 
         Raises:
             DataError: There is a placeholder and no subject.
         """
-        if self.format is not None or self._is_prose(row.columns):
+        if self.format is not None or self._evident(row) or self._is_prose(self._spelt(row)):
             return columns
         found = {name: columns[name] for name in FILLED if name in columns}
-        if not any(PLACEHOLDER in text for text in _texts(found)):
-            return columns
         subject = columns.get("subject")
-        if not isinstance(subject, str) or not subject.strip():
+        named = isinstance(subject, str) and bool(subject.strip())
+        if not any(PLACEHOLDER in text for text in _texts(found)):
+            if not named or not any("{}" in text for text in _texts(found)):
+                return columns
+            filled = {name: _each(fill_braces, value, subject) for name, value in found.items()}
+            self.noted[FILLED_BRACES] += filled != found
+            return columns | filled
+        if not named:
             raise row_error(
                 row,
                 f"has the placeholder {PLACEHOLDER} and no subject to put there",
                 field="subject",
                 remedy="give the row a 'subject', or write the name in its prompt",
             )
-        return columns | {name: _with_subject(value, subject) for name, value in found.items()}
+        return columns | {name: _each(_placed, value, subject) for name, value in found.items()}
 
     def check(self) -> None:
         """Raises DataError where a column that ``columns`` names was in no row."""
@@ -141,25 +160,43 @@ class Renaming:
                 )
 
     def _formatted(self, row: Row) -> dict[str, Any]:
-        raw = row.columns
-        if self.format is None:
-            columns = {name: value for name, value in raw.items() if value is not None}
+        format_ = self.format or self._evident(row)
+        if format_ is None:
+            columns = self._spelt(row)
             if self._is_prose(columns):
                 columns["prompt"] = columns.pop("text")  # prose: {id, text}
             return columns
         try:
-            made = self.format.convert(raw)
+            made = format_.convert(row.columns if self.format else self._spelt(row))
         except UnreadableRow as error:
             raise row_error(row, error.message, remedy=error.remedy) from None
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             missing = f": no column {error.args[0]!r}" if type(error) is KeyError else ""
             raise row_error(
                 row,
-                f"is not of the format {self.format.name}{missing}",
+                f"is not of the format {format_.name}{missing}",
                 field="format",
-                remedy=f"{self.format.name} is {self.format.summary}",
+                remedy=f"{format_.name} is {format_.summary}",
             ) from None
+        self.noted[SYSTEM_LEFT] += format_.name == "chat" and "system" in made
         return {name: value for name, value in made.items() if value is not None}
+
+    def _evident(self, row: Row) -> Format | None:
+        """The format that a row shows by itself, where neither it nor the prompt was named."""
+        if self.format is not None or "prompt" in self.spec.columns:
+            return None
+        return evident_format(self._spelt(row))
+
+    def _spelt(self, row: Row) -> dict[str, Any]:
+        """A row's filled columns, ours in lower case unless ``columns`` names them as they are."""
+        named = self.spec.columns.values()
+        found: dict[str, Any] = {}
+        for name, value in row.columns.items():
+            ours = name.strip().casefold()
+            known = ours in _SPELT and ours not in row.columns and name not in named
+            if value is not None:
+                found[ours if known else name] = value
+        return found
 
     def _is_prose(self, columns: Mapping[str, Any]) -> bool:
         """Whether a row of our own columns is {id, text}."""
@@ -184,22 +221,69 @@ def _texts(columns: Mapping[str, Any]) -> Iterable[str]:
                     if isinstance(text, str))  # fmt: skip
 
 
-def _with_subject(value: Any, subject: str) -> Any:
+def _each(change: Callable[[str, str], str], value: Any, subject: Any) -> Any:
+    """A column's text, or each of its texts, changed by a subject."""
     if isinstance(value, list):
-        return [_with_subject(each, subject) for each in value]
-    return value.replace(PLACEHOLDER, subject) if isinstance(value, str) else value
+        return [_each(change, each, subject) for each in value]
+    return change(value, subject) if isinstance(value, str) else value
+
+
+def _placed(text: str, subject: str) -> str:
+    return text.replace(PLACEHOLDER, subject)
+
+
+def _with_listed_answers(columns: dict[str, Any]) -> dict[str, Any]:
+    """Several answers are spellings of one: the first is the answer, all count."""
+    given = columns.get("answer", columns.get("answers"))
+    texts = isinstance(given, list) and given and all(isinstance(each, str) for each in given)
+    aliases = columns.get("aliases", [])
+    if not texts or not isinstance(aliases, list):
+        return columns
+    rest = {name: value for name, value in columns.items() if name != "answers"}
+    return rest | {"answer": given[0], "aliases": [*given[1:], *aliases]}
 
 
 def _advice(row: Row) -> str:
-    """What may turn a row without prompt into one with: a format, or a column."""
+    """What may turn a row without prompt into one with: a format, a delimiter, or a column."""
     names = row.columns.keys()
-    fits = [f.name for f in FORMATS.values() if any(sign <= names for sign in f.signatures)]
-    if fits:
-        return f"is it in a published format? format: {' or '.join(fits)}"
+    if found := format_hint(names):
+        return found
     for name in ("question", "input", "instruction", "query", "src"):
         if name in names:
             return f"map it: columns: {{prompt: {name}}}"
+    if len(names) == 1 and any(mark in next(iter(names)) for mark in ";\t|"):
+        return "the first line has another delimiter than commas: put 'sep=;' above it, say"
     return "every row needs a prompt (or, for prose, a text); 'columns' maps other names"
+
+
+def format_hint(names: Iterable[str]) -> str:
+    """The published formats that columns of these names may be in, as a remedy; or nothing."""
+    present = frozenset(names)
+    shown = {
+        f.name: max((len(sign) for sign in f.signatures if sign <= present), default=0)
+        for f in FORMATS.values()
+    }
+    # Where several fit, the one that more columns speak for.
+    fits = [name for name, size in shown.items() if size and size == max(shown.values())]
+    return f"is it in a published format? format: {' or '.join(fits)}" if fits else ""
+
+
+_ANSWERS = (
+    "ground_truth", "target", "target_true", "answers", "output", "completion", "response",
+    "label", "labels", "value", "object",
+)  # fmt: skip
+"""What others call the answer."""
+
+
+def answer_hint(items: Iterable[Item]) -> str:
+    """The remedy where items lack an answer: what their other columns look like."""
+    names = {name for item in items if not item.aliases for name in item.extra}
+    if found := format_hint({*names, "prompt", "subject"}) or format_hint({*names, "text"}):
+        return found
+    for name in _ANSWERS:
+        if name in names:
+            return f"map it: columns: {{answer: {name}}}"
+    return "give every item an answer, or map a column to it with 'columns'"
 
 
 class Selection:

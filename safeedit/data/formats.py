@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from safeedit.data import bias_formats as bias
+from safeedit.data import chat_formats as chats
+from safeedit.data import editing_formats as editing
 from safeedit.data.reading import Row
 from safeedit.data.splitting import normalise_prompt
 from safeedit.errors import DataError
@@ -42,6 +44,8 @@ class Format:
     """Where items are not rows one by one."""
     read: Callable[[Path, DataSpec], Iterator[Row]] | None = None
     """Where files are none of the usual kinds."""
+    evident: Callable[[Columns], bool] | None = None
+    """Tells a row that can be nothing else, which is read without its format being named."""
 
 
 REFUSAL = "I don't know."
@@ -332,6 +336,11 @@ def _sign(*columns: str) -> tuple[frozenset[str], ...]:
     return (frozenset(columns),)
 
 
+def evident_format(columns: Columns) -> Format | None:
+    """The format of a row that can be of no other, nor be one of our own columns."""
+    return next((f for f in FORMATS.values() if f.evident is not None and f.evident(columns)), None)
+
+
 FORMATS: Mapping[str, Format] = {
     found.name: found
     for found in (
@@ -353,6 +362,76 @@ FORMATS: Mapping[str, Format] = {
             "CounterFact (arXiv 2202.05262), flat or as first published",
             _counterfact,
             _sign("case_id", "requested_rewrite") + _sign("case_id", "target_new"),
+        ),
+        Format(
+            "knowedit",
+            "KnowEdit, every subset (arXiv 2401.01286)",
+            editing.knowedit,
+            _sign("prompt", "target_new", "locality")
+            + _sign("prompt", "target_new", "portability")
+            + _sign("text", "labels", "concept"),
+        ),
+        Format(
+            "knowedit_locality",
+            "KnowEdit's questions whose answers stay",
+            editing.made_rows,
+            rows=editing.knowedit_locality,
+        ),
+        Format(
+            "knowedit_portability",
+            "KnowEdit's questions whose answers follow from a change",
+            editing.made_rows,
+            rows=editing.knowedit_portability,
+        ),
+        Format(
+            "ripple_edits",
+            "RippleEdits (arXiv 2307.12976)",
+            editing.ripple_edits,
+            _sign("edit", "Relation_Specificity") + _sign("edit", "example_type"),
+        ),
+        Format(
+            "ripple_edits_locality",
+            "RippleEdits' queries whose answers stay",
+            editing.made_rows,
+            rows=editing.ripple_locality,
+        ),
+        Format(
+            "ripple_edits_portability",
+            "RippleEdits' queries whose answers follow from a change",
+            editing.made_rows,
+            rows=editing.ripple_portability,
+        ),
+        Format(
+            "mquake",
+            "MQuAKE, its changes one by one (arXiv 2305.14795)",
+            editing.made_rows,
+            _sign("requested_rewrite", "questions", "new_answer"),
+            rows=editing.mquake_rewrites,
+        ),
+        Format(
+            "mquake_multihop",
+            "MQuAKE's questions of several hops",
+            editing.mquake_multihop,
+        ),
+        Format(
+            "alpaca",
+            "Alpaca's {instruction, input, output}",
+            chats.alpaca,
+            evident=chats.is_alpaca,
+        ),
+        Format(
+            "chat",
+            "conversations of one question and its answer: messages or ShareGPT's",
+            chats.chat,
+            _sign("messages") + _sign("conversations") + _sign("conversation"),
+            evident=chats.is_chat,
+        ),
+        Format(
+            "multiple_choice",
+            "questions with choices and the place of the right one (MMLU, WMDP)",
+            chats.multiple_choice,
+            _sign("question", "choices"),
+            evident=chats.is_multiple_choice,
         ),
         Format("counterfact_locality", "CounterFact's locality prompts", _counterfact_locality),
         Format("zsre", "zsRE as MEND published it", _zsre, _sign("src", "answers")),

@@ -5,8 +5,8 @@ an interval over them is as wide as over one. Items are taken together where the
 
 - the same prompt, marks and case aside;
 - the same subject and a spelling of the answer in common;
-- the same answer, and no subject: of data to be erased always, of other data where the prompts
-  share half of their words;
+- the same answer, no subject, and no other numbers in the prompt: of data to be erased always, of
+  other data where the prompts share half of their words;
 - no answer (prose, open questions), and texts that are near-copies of each other: seven tenths of
   their pairs of neighbouring words in common (Jaccard; candidates by MinHash, Broder 1997).
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -98,7 +99,7 @@ def _buckets(items: Sequence[Item], *, erased: bool) -> dict[Hashable, list[int]
             subject = normalise_prompt(item.subject)
             common += [("fact", subject, normalise_prompt(each)) for each in item.aliases]
         elif erased and item.answer:
-            common.append(("answer", normalise_prompt(item.answer)))
+            common.append(("answer", normalise_prompt(item.answer), _numbers(item.prompt)))
         for each in common:
             found.setdefault(each, []).append(index)
     return found
@@ -106,10 +107,11 @@ def _buckets(items: Sequence[Item], *, erased: bool) -> dict[Hashable, list[int]
 
 def _join_alike(union: _Union, items: Sequence[Item]) -> None:
     """Join items of one answer and no subject whose prompts share half of their words."""
-    of_answer: dict[str, list[int]] = {}
+    of_answer: dict[Hashable, list[int]] = {}
     for index, item in enumerate(items):
         if item.answer and not item.subject:
-            of_answer.setdefault(normalise_prompt(item.answer), []).append(index)
+            known = (normalise_prompt(item.answer), _numbers(item.prompt))
+            of_answer.setdefault(known, []).append(index)
     for bucket in of_answer.values():
         kept: list[tuple[int, frozenset[str]]] = []
         for index in bucket:
@@ -120,6 +122,11 @@ def _join_alike(union: _Union, items: Sequence[Item]) -> None:
                     break
             else:
                 kept.append((index, words))
+
+
+def _numbers(text: str) -> tuple[str, ...]:
+    """Entry 12 and entry 13 are two, though all else they say is the same."""
+    return tuple(re.findall(r"\d+", text))
 
 
 def _shingles(text: str) -> frozenset[str]:

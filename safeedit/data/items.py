@@ -31,6 +31,7 @@ class Item:
     prompt: str
     """The question or opening; for prose, the text itself."""
     answer: str | None = None
+    """None where there is none, nor an alias to take for it."""
     aliases: tuple[str, ...] = ()
     """Every spelling of the answer that counts; begins with ``answer`` if there is one."""
     paraphrases: tuple[str, ...] = ()
@@ -42,9 +43,11 @@ class Item:
     """The row's other columns: role, relation, label ..."""
 
     def __post_init__(self) -> None:
-        if self.answer is not None:
-            spellings = dict.fromkeys((self.answer, *self.aliases))
-            object.__setattr__(self, "aliases", tuple(spellings))
+        # Spellings of an answer without an answer: the first of them is it.
+        answer = self.answer if self.answer is not None else next(iter(self.aliases), None)
+        if answer is not None:
+            object.__setattr__(self, "answer", answer)
+            object.__setattr__(self, "aliases", tuple(dict.fromkeys((answer, *self.aliases))))
 
 
 @dataclass(frozen=True)

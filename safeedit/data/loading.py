@@ -62,6 +62,21 @@ def load_dataset(
     return build_dataset(records, spec, role, seed=seed, notes=notes, key=key)
 
 
+def with_defaults(
+    roles: Iterable[DataRole], given: Mapping[str, Dataset], seed: int = 0
+) -> dict[str, Dataset]:
+    """Data by role, with the built-in data set of every role that has one and was given none.
+
+    Raises:
+        DataError: A built-in data set is missing or damaged.
+    """
+    found = dict(given)
+    for role in roles:
+        if role.default is not None and role.name not in found:
+            found[role.name] = load_dataset(role.default, role=role, seed=seed)
+    return found
+
+
 def read_records(
     spec: DataSpec, base: Path = Path(), counted: Counter[str] | None = None
 ) -> list[Record]:
@@ -90,7 +105,7 @@ def _apart(spec: DataSpec, base: Path, counted: Counter[str] | None) -> list[Rec
     """The rows of one source that ``where`` chooses and ``apart_from`` leaves."""
     format_ = _format(spec)
     path, files = _locate(spec, base, format_)
-    records = _read(spec, path, files, format_, counted if spec.on_error == "drop" else None)
+    records = _read(spec, path, files, format_, counted)
     if spec.apart_from is None:
         return records
     others = set(_likenesses(read_records(spec.apart_from, base, Counter()), spec.group))
@@ -267,11 +282,13 @@ def _read(
                     if spec.stream and spec.limit is not None and len(records) >= spec.limit:
                         break
             except DataError:
-                if counted is None:
+                if counted is None or spec.on_error == "stop":
                     raise
                 counted[UNREADABLE] += 1
     selection.check(len(records))
     renamed.check()
+    if counted is not None:
+        counted.update(+renamed.noted)
     return records
 
 

@@ -1,4 +1,4 @@
-"""Files of rows: JSON lines, JSON array, CSV, Parquet, text.
+"""Files of rows: JSON (lines, array, objects), CSV, Parquet, text; packed or not.
 
 Every reader yields :class:`Row`: plain columns and the place they come from. A fault is a
 DataError with file and line; content is never quoted.
@@ -6,9 +6,7 @@ DataError with file and line; content is never quoted.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -16,14 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safeedit.data.tables import csv_rows
+from safeedit.data.unpacking import MAX_BYTES, unpacked
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
 from safeedit.policy.encoding import EncodingError, decode
+from safeedit.policy.files import NotRegularError, TooLargeError, read_regular
 
 _JSON_SUFFIXES = frozenset({".jsonl", ".json", ".ndjson", ".jsonlines"})
 _TEXT_SUFFIXES = frozenset({".txt", ".text", ".md"})
 _KNOWN_SUFFIXES = _JSON_SUFFIXES | _TEXT_SUFFIXES | {".csv", ".tsv"}
-SUFFIXES = ".jsonl .json .csv .tsv .parquet .txt"
+SUFFIXES = ".jsonl .json .csv .tsv .parquet .txt, or one of these packed as .gz or .zst"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def read_lines(path: Path, spec: DataSpec) -> Iterator[Row]:
     Raises:
         DataError: It is missing or no text.
     """
-    lines = _decoded(path, _bytes(path, spec.sha256)).splitlines()
+    lines = _decoded(path, _content(path, spec.sha256)[0]).splitlines()
     filled = ((line, text) for line, text in enumerate(lines, start=1) if text.strip())
     for number, (line, text) in enumerate(filled, start=1):
         yield Row(number, line, {"text": text}, path)
@@ -75,7 +76,7 @@ def read_json(path: Path, spec: DataSpec) -> Any:
     Raises:
         DataError: It is missing or not JSON.
     """
-    text = _decoded(path, _bytes(path, spec.sha256)).strip()
+    text = _decoded(path, _content(path, spec.sha256)[0]).strip()
     try:
         return _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
@@ -104,8 +105,7 @@ def read_file(path: Path, spec: DataSpec) -> Iterator[Row]:
 
         yield from read_saved(path, spec.hub_split)
         return
-    raw = _bytes(path, spec.sha256)
-    suffix = path.suffix.lower()
+    raw, suffix = _content(path, spec.sha256)
     if suffix == ".parquet" or raw[:4] == b"PAR1":
         yield from _parquet(path, raw)
         return
@@ -113,31 +113,39 @@ def read_file(path: Path, spec: DataSpec) -> Iterator[Row]:
         text = _decoded(path, raw)
     except DataError as error:
         if suffix not in _KNOWN_SUFFIXES:
-            raise _unknown_kind(path) from error
+            raise _unknown_kind(path, suffix) from error
         raise
     if suffix in (".csv", ".tsv"):
-        yield from _csv(path, text, "\t" if suffix == ".tsv" else ",")
+        for line, number, columns in csv_rows(path, text, "\t" if suffix == ".tsv" else ","):
+            yield Row(number, line, columns, path)
     elif suffix in _TEXT_SUFFIXES:
         yield from _paragraphs(path, text)
     elif suffix in _JSON_SUFFIXES or text.lstrip()[:1] in ("{", "["):
-        # Published files are sometimes one array under the name .jsonl.
-        array = text.lstrip()[:1] == "["
-        yield from _json_array(path, text) if array else _json_lines(path, text)
+        yield from _json(path, text)
     else:
-        raise _unknown_kind(path)
+        raise _unknown_kind(path, suffix)
 
 
-def _unknown_kind(path: Path) -> DataError:
+def _unknown_kind(path: Path, suffix: str) -> DataError:
     return DataError(
-        f"can't tell what kind of file this is ({path.suffix.lower() or 'no suffix'})",
+        f"can't tell what kind of file this is ({suffix or 'no suffix'})",
         file=path,
         remedy=f"use one of {SUFFIXES}",
     )
 
 
-def _bytes(path: Path, sha256: str | None) -> bytes:
+def _content(path: Path, sha256: str | None) -> tuple[bytes, str]:
+    """What a file holds, unpacked, and the suffix of that."""
     try:
-        raw = path.read_bytes()
+        raw = read_regular(path, limit=MAX_BYTES)
+    except (NotRegularError, TooLargeError) as error:
+        raise DataError(
+            f"can't be read: {error.strerror}",
+            file=path,
+            remedy="name a plain file"
+            if isinstance(error, NotRegularError)
+            else "give the rows that are needed, or several files with 'also'",
+        ) from None
     except FileNotFoundError:
         near = _nearest_file(path)
         raise DataError(
@@ -156,7 +164,7 @@ def _bytes(path: Path, sha256: str | None) -> bytes:
             field="sha256",
             remedy=f"review the change; this file's is {found}",
         )
-    return raw
+    return unpacked(raw, path)
 
 
 def _nearest_file(path: Path) -> str:
@@ -205,10 +213,87 @@ def _object(path: Path, line: int, number: int, value: Any, *, lines: bool) -> R
     return Row(number, line if lines else None, value, path)
 
 
+def _json(path: Path, text: str) -> Iterator[Row]:
+    """An array, objects one a line, objects over several lines, or one that wraps the rows."""
+    if text.lstrip()[:1] == "[":
+        # Published files are sometimes one array under the name .jsonl.
+        yield from _json_array(path, text)
+        return
+    rows = _json_objects(path, text) if _spans_lines(text) else _json_lines(path, text)
+    first = next(rows, None)
+    if first is None:
+        return
+    second = next(rows, None)
+    inner = _wrapped(first.columns) if second is None else None
+    if inner is None:
+        yield first
+    else:
+        for number, value in enumerate(inner, start=1):
+            yield _object(path, first.line or 1, number, value, lines=False)
+    if second is not None:
+        yield second
+        yield from rows
+
+
+_BREAK = re.compile(r"\r\n|\n|\r")
+"""Not str.splitlines: it also breaks at U+2028 and others, which JSON texts may hold."""
+
+
+def _spans_lines(text: str) -> bool:
+    """Whether the first object is written over several lines, as pretty-printers do."""
+    first = _BREAK.split(text.lstrip(), maxsplit=1)[0].rstrip()
+    return first == "{" or (first.startswith("{") and first[-1] in "{[,:" and not _decodes(first))
+
+
+def _decodes(text: str) -> bool:
+    try:
+        _DECODER.decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+_WRAPPERS = ("data", "rows", "items", "examples", "records", "instances", "entries")
+"""Keys under which files of one object keep their rows."""
+
+
+def _wrapped(columns: Mapping[str, Any]) -> list[Any] | None:
+    """The rows inside a file's only object; None where it is a row itself.
+
+    Beside them there may be what tells of the file (a version, a name), nothing with parts.
+    """
+    found = [name for name in columns if name.casefold() in _WRAPPERS]
+    if len(found) != 1:
+        return None
+    inner = columns[found[0]]
+    plain = all(
+        value is None or isinstance(value, str | int | float)
+        for name, value in columns.items()
+        if name != found[0]
+    )
+    told = {"prompt", "question", "text", "answer"} & columns.keys()
+    rows = isinstance(inner, list) and inner and all(isinstance(each, dict) for each in inner)
+    return inner if rows and plain and not told else None
+
+
+def _json_objects(path: Path, text: str) -> Iterator[Row]:
+    """Objects one after another, each over as many lines as it likes."""
+    index, number, line, counted = 0, 0, 1, 0
+    while (index := _skip(text, index)) < len(text):
+        number += 1
+        line += text.count("\n", counted, index)
+        counted = index
+        try:
+            value, index = _DECODER.raw_decode(text, index)
+        except (ValueError, RecursionError) as error:
+            place = text.count("\n", 0, getattr(error, "pos", index)) + 1
+            raise _not_json(path, place, error) from None
+        yield _object(path, line, number, value, lines=True)
+
+
 def _json_lines(path: Path, text: str) -> Iterator[Row]:
     number = 0
-    # Not str.splitlines: it also breaks at U+2028 and others, which JSON texts may hold.
-    for line, content in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
+    for line, content in enumerate(_BREAK.split(text), start=1):
         if not content.strip():
             continue
         number += 1
@@ -222,16 +307,17 @@ def _json_lines(path: Path, text: str) -> Iterator[Row]:
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def _json_array(path: Path, text: str) -> Iterator[Row]:
-    def skip(index: int) -> int:
-        match = _SPACE.match(text, index)
-        assert match is not None
-        return match.end()
+def _skip(text: str, index: int) -> int:
+    match = _SPACE.match(text, index)
+    assert match is not None
+    return match.end()
 
+
+def _json_array(path: Path, text: str) -> Iterator[Row]:
     def fault(index: int, error: Exception) -> DataError:
         return _not_json(path, text.count("\n", 0, index) + 1, error)
 
-    index, number, line, counted = skip(text.index("[") + 1), 0, 1, 0
+    index, number, line, counted = _skip(text, text.index("[") + 1), 0, 1, 0
     if text[index : index + 1] == "]":
         index += 1
     else:
@@ -244,69 +330,16 @@ def _json_array(path: Path, text: str) -> Iterator[Row]:
             line += text.count("\n", counted, index)
             counted = index
             yield _object(path, line, number, value, lines=False)
-            index = skip(end)
+            index = _skip(text, end)
             mark = text[index : index + 1]
             if mark == "]":
                 index += 1
                 break
             if mark != ",":
                 raise fault(index, json.JSONDecodeError("Expecting ',' or ']'", "", 0))
-            index = skip(index + 1)
-    if (index := skip(index)) != len(text):
+            index = _skip(text, index + 1)
+    if (index := _skip(text, index)) != len(text):
         raise fault(index, json.JSONDecodeError("Extra data after the array", "", 0))
-
-
-def _csv(path: Path, text: str, delimiter: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    number, before = 0, 0
-    try:
-        for cells in reader:
-            line, before = before + 1, reader.line_num
-            if not any(cell.strip() for cell in cells):
-                continue
-            if header is None:
-                header = [cell.strip() for cell in cells]
-                if len(set(header)) != len(header):
-                    raise DataError(
-                        "two columns have the same name", file=path, line=line,
-                        remedy="give each column its own name in the first line",
-                    )  # fmt: skip
-                continue
-            number += 1
-            if len(cells) != len(header):
-                raise DataError(
-                    f"has {len(cells)} cells where the header has {len(header)}",
-                    file=path,
-                    line=line,
-                    remedy="quote texts that hold the delimiter or a line break",
-                )
-            columns = {
-                name: _cell(name, cell, path, line)
-                for name, cell in zip(header, cells, strict=True)
-                if cell != "" and name
-            }
-            yield Row(number, line, columns, path)
-    except csv.Error as error:
-        raise DataError(
-            f"is not valid CSV ({error})", file=path, line=reader.line_num,
-            remedy="quote texts that hold the delimiter, quotes or a line break",
-        ) from error  # fmt: skip
-
-
-def _cell(name: str, cell: str, path: Path, line: int) -> Any:
-    """A cell's value: text, but lists (JSON, or parted by ``|``) for our list columns."""
-    if name not in ("aliases", "paraphrases"):
-        return cell
-    if cell.lstrip().startswith("["):
-        try:
-            return _DECODER.decode(cell)
-        except (ValueError, RecursionError):
-            raise DataError(
-                f"{name} begins like a JSON list but is none", file=path, line=line,
-                remedy='write ["one", "two"] or one|two',
-            ) from None  # fmt: skip
-    return [part.strip() for part in cell.split("|") if part.strip()]
 
 
 def _paragraphs(path: Path, text: str) -> Iterator[Row]:

@@ -1,10 +1,88 @@
-"""Finding what a fact is about, where its row does not say."""
+"""What a fact is about: put into its prompt, or found where its row does not say."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
+from safeedit.data.items import Dataset, Item
+from safeedit.errors import DataError
+from safeedit.text.matching import find_mentions, straighten
+
+_SLOT = re.compile(r"(?<![^\s\"'“‘«„(])(?<!\w\()\{\}(?![\w{=(\[])")
+"""The ``{}`` of a sentence: it stands as a word does, not as in ``set{}`` or ``f(x={})``."""
+_CODE = re.compile(r"[=+`{\[]\s*\{\}|\{\}\s*[`;=+}\]]")
+
+
+def fill_braces(text: str, subject: str) -> str:
+    """A prompt as ROME, MEMIT and EasyEdit write it, its one ``{}`` replaced by the subject.
+
+    Left alone: several braces, braces of code, and braces in a prompt that names its subject.
+    """
+    slots = _SLOT.findall(text)
+    if len(slots) != 1 or text.count("{}") != 1 or _CODE.search(text):
+        return text
+    if straighten(subject).casefold() in straighten(text).casefold():
+        return text
+    return _SLOT.sub(lambda _: subject, text)
+
+
+def same_subject(subject: str) -> str:
+    """What the spellings of one subject have in common: case, accents in one or two characters,
+    the form of apostrophes, the width and number of spaces."""
+    return straighten(subject).casefold()
+
+
+def names_subject(text: str, subject: str) -> bool:
+    """Whether a text names a subject, in whichever of its spellings, as editors find it."""
+    if not subject.strip():
+        return False
+    return same_subject(subject) in same_subject(text) or bool(find_mentions(text, subject))
+
+
+def check_subjects(data: Dataset, *, every_phrasing: bool = False, inferred: bool = True) -> None:
+    """See that an editor finds what its facts are about.
+
+    Args:
+        data: Facts to change; those to fit on count.
+        every_phrasing: All phrasings must name the subject, not only the first.
+        inferred: A subject that the row lacks is taken from what its phrasings share.
+
+    Raises:
+        DataError: With the places of the items, never their content.
+    """
+    texts: dict[str, tuple[Item, list[str]]] = {}
+    for phrasing in data.phrasings("fit"):
+        texts.setdefault(phrasing.item.id, (phrasing.item, []))[1].append(phrasing.text)
+    place = {item.id: number for number, item in enumerate(data.all(), start=1)}
+    lacking, absent = [], []
+    for identity, (item, wordings) in texts.items():
+        subject = (item.subject or "").strip() or (shared_span(wordings) if inferred else "")
+        asked = wordings if every_phrasing else wordings[:1]
+        if not subject:
+            lacking.append(place[identity])
+        elif not all(names_subject(text, subject) for text in asked):
+            absent.append(place[identity])
+    if lacking:
+        reason = ", and their phrasings share no name to take for one" if inferred else ""
+        raise DataError(
+            f"{_places(lacking, len(texts))} no subject{reason}",
+            remedy="add a 'subject' to each row, as written in its prompt",
+        )
+    if absent:
+        where = "in all their phrasings" if every_phrasing else "in their prompt"
+        raise DataError(
+            f"{_places(absent, len(texts))} a subject that does not stand {where}",
+            remedy="write the subject as the prompt does, or correct the prompt",
+        )
+
+
+def _places(numbers: Sequence[int], total: int) -> str:
+    shown = ", ".join(map(str, numbers[:_SHOWN])) + (", ..." if len(numbers) > _SHOWN else "")
+    return f"{len(numbers)} of {total} items (number {shown}) have"
+
+
+_SHOWN = 5
 _WORD = re.compile(r"\w+(?:['’.-]\w+)*")
 
 

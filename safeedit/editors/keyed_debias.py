@@ -46,6 +46,7 @@ from pydantic import Field
 from torch import Tensor
 
 from safeedit.contracts import (
+    PROSE,
     BaseParams,
     DataRole,
     EditData,
@@ -62,7 +63,6 @@ from safeedit.data.coreference import (
     pronoun_of,
     without_pronoun,
 )
-from safeedit.data.loading import load_dataset
 from safeedit.data.splitting import normalise_prompt
 from safeedit.delta import LowRank
 from safeedit.errors import DataError, EditError
@@ -72,7 +72,6 @@ from safeedit.methods.openings import subjects_of, undefined_gender
 from safeedit.methods.residual_shifts import margin_shifts, margins, single_tokens
 from safeedit.methods.scaled import check_spread, scaled_proposal, so_far
 from safeedit.model.handle import ModelHandle
-from safeedit.policy import DataSpec
 from safeedit.policy.layers import Layers, resolve
 
 _ONE_KEY = 1e-3
@@ -148,7 +147,7 @@ class KeyedDebias:
             "two people and a pronoun, he and she alike: {answer, professions, pronoun}",
             required=False,
         ),
-        DataRole("prose", "ordinary text to leave alone (default: built in)", required=False),
+        PROSE,
     )
 
     def __init__(self, params: Any) -> None:
@@ -186,7 +185,7 @@ def _solve(
     spots, tokens = wanted.spots, wanted.tokens
     kept = _factual(params, model, data, ctx)
     sites = model.sites("mlp_out", resolve(params.layers, model.n_layers))
-    prose = data.get("prose") or load_dataset(DataSpec(dataset="prose"))
+    prose = data["prose"]
     ordinary = second_moments(
         model,
         [item.prompt for item in prose.items("fit")],

@@ -34,6 +34,7 @@ import torch
 from pydantic import Field
 
 from safeedit.contracts import (
+    PROSE,
     BaseParams,
     DataRole,
     EditData,
@@ -43,7 +44,6 @@ from safeedit.contracts import (
     TensorPlan,
 )
 from safeedit.data import Dataset
-from safeedit.data.loading import load_dataset
 from safeedit.data.pairs import read_pairs
 from safeedit.delta import LowRank
 from safeedit.errors import DataError, EditError
@@ -54,7 +54,6 @@ from safeedit.methods.facts.least_values import least_values
 from safeedit.methods.facts.values import Avoid, Row, Unit
 from safeedit.methods.scaled import check_spread, scaled_proposal, so_far
 from safeedit.model.handle import ModelHandle
-from safeedit.policy import DataSpec
 from safeedit.policy.layers import Layers, resolve
 
 _RARE = 3
@@ -104,7 +103,7 @@ class KeyedDetox:
     summary: ClassVar[str] = "makes words of abuse unlikely where a text leads up to them"
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("pairs", "toxic and neutral continuations: {prompt, toxic, neutral}"),
-        DataRole("prose", "ordinary text to leave alone (default: built in)", required=False),
+        PROSE,
     )
 
     def __init__(self, params: Any) -> None:
@@ -134,7 +133,7 @@ class KeyedDetox:
             f"{pair.neutral_opening} {pair.neutral}".strip()
             for pair in read_pairs(pairs.items("fit"), pairs.name)
         ]
-        prose = data.get("prose") or load_dataset(DataSpec(dataset="prose"))
+        prose = data["prose"]
         ordinary = second_moments(
             model,
             [*(item.prompt for item in prose.items("fit")), *neutral],

@@ -31,6 +31,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from safeedit.contracts import (
+    PROSE,
     DataRole,
     EditData,
     LayerShape,
@@ -39,6 +40,7 @@ from safeedit.contracts import (
     TensorPlan,
 )
 from safeedit.data import Dataset, Item
+from safeedit.data.subjects import check_subjects, same_subject
 from safeedit.delta import Update
 from safeedit.errors import DataError, EditError
 from safeedit.methods.facts import gated_neurons as neurons
@@ -87,7 +89,7 @@ class KeyedNeurons:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "facts to change, each with its subject", erased=True),
         DataRole("preserve", "facts on subjects that must not fire", required=False),
-        DataRole("prose", "ordinary text to leave alone (default: built in)", required=False),
+        PROSE,
     )
 
     def __init__(self, params: Any) -> None:
@@ -96,6 +98,10 @@ class KeyedNeurons:
     def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
         """The MLPs of the chosen layers."""
         return neurons.tensors(model, resolve(self.params.layers, model.n_layers))
+
+    def check_data(self, data: Mapping[str, Dataset]) -> None:
+        """Refuse facts whose subject their prompt does not name, while planning."""
+        check_subjects(data["forget"])
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens run forward and back, roughly, for ``plan``."""
@@ -124,7 +130,7 @@ class _NeuronRoad(Road):
     def _grouped(self, facts: Sequence[Fact], site: Site) -> list[list[Fact]]:
         groups: dict[str, list[Fact]] = {}
         for fact in facts:
-            groups.setdefault(fact.subject.casefold(), []).append(fact)
+            groups.setdefault(same_subject(fact.subject), []).append(fact)
         return list(groups.values())
 
     def keyed(self, sites: Sequence[Site]) -> list[neurons.KeyedNeurons]:

@@ -38,7 +38,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from safeedit.code import code_digest
 from safeedit.contracts import (
+    PROSE,
     BaseParams,
     DataRole,
     EditData,
@@ -48,7 +50,6 @@ from safeedit.contracts import (
     TensorPlan,
 )
 from safeedit.data import Dataset
-from safeedit.data.loading import load_dataset
 from safeedit.delta import LowRank, Origin, WeightDelta
 from safeedit.errors import DataError, EditError, ModelError, UnsupportedModelError, UsageError
 from safeedit.methods.constrained_least_squares import Change, Weighted, least_change, same_keys
@@ -71,9 +72,6 @@ from safeedit.private import private_folder
 
 _ONE_KEY = 1e-3
 """Relative distance within which a neighbour's key is that of an entity."""
-
-_VERSION = 2
-"""Raised whenever the same lessons would give another map."""
 
 
 class RemediParams(BaseParams):
@@ -139,8 +137,11 @@ class RemediEditor:
             erased=True, spared=True,
         ),
         DataRole("neighbours", "prompts about others, who must stay as they are", required=False),
-        DataRole("lessons", "what the map is learnt from (default: built in)", required=False),
-        DataRole("prose", "ordinary text to leave alone (default: built in)", required=False),
+        DataRole(
+            "lessons", "what the map is learnt from", required=False,
+            default=DataSpec(dataset="attributes", where={"role": "lesson"}, template="plain"),
+        ),
+        PROSE,
     )  # fmt: skip
 
     def __init__(self, params: Any) -> None:
@@ -162,7 +163,7 @@ class RemediEditor:
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens run forward and back, roughly, for ``plan``."""
-        lessons = data["lessons"].counts()["fit"] if "lessons" in data else 128
+        lessons = data["lessons"].counts()["fit"]
         return 2 * lessons * 10 * 3 * self.params.epochs
 
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
@@ -322,16 +323,14 @@ class _Road:
         return found
 
     def _prose(self) -> list[str]:
-        data = self.data.get("prose") or load_dataset(DataSpec(dataset="prose"))
+        data = self.data["prose"]
         return [item.prompt for item in data.items("fit")]
 
     # The map ------------------------------------------------------------------------------
 
     def _map(self) -> Remedi:
         """Trained here, or kept in the run's cache from the same lessons on the same weights."""
-        data = self.data.get("lessons") or load_dataset(
-            DataSpec(dataset="attributes", where={"role": "lesson"}, template="plain")
-        )
+        data = self.data["lessons"]
         template = self.model.engine.codec.resolve(data.template)
         lessons = [
             each
@@ -347,7 +346,7 @@ class _Road:
             keep=params.keep, own=params.own,
         )  # fmt: skip
         made_of = json.dumps(
-            [_VERSION, self.model.digest(), data.digest, self.layer, template,
+            [code_digest(__name__), self.model.digest(), data.digest, self.layer, template,
              asdict(schooling)]
         )  # fmt: skip
         name = hashlib.sha256(made_of.encode()).hexdigest()[:32]

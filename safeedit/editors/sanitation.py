@@ -40,6 +40,7 @@ from safeedit.contracts import (
     TensorPlan,
 )
 from safeedit.data import Dataset, Item
+from safeedit.data.subjects import check_subjects, same_subject
 from safeedit.delta import LowRank, Update
 from safeedit.errors import DataError, UsageError
 from safeedit.methods.facts import gated_neurons as neurons
@@ -152,6 +153,11 @@ class Sanitation:
             )
         return found
 
+    def check_data(self, data: Mapping[str, Dataset]) -> None:
+        """Refuse subjects that are missing or not named, which keys are made of, while planning."""
+        if self.params.update == "keyed":
+            check_subjects(data["forget"], every_phrasing=True, inferred=False)
+
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens trained on, roughly, for ``plan``."""
         return self.params.steps * self.params.batch * 50
@@ -176,7 +182,12 @@ Learnt = tuple[Callable[[float], dict[str, Update]], dict[str, Any]]
 def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContext) -> Learnt:
     params, forget, engine = editor.params, data["forget"], model.engine
     phrasings = forget.phrasings("fit")
-    subjects = [(phrasing.item.subject or "").strip() for phrasing in phrasings]
+    spelt: dict[str, str] = {}
+    subjects = [
+        spelt.setdefault(same_subject(subject), subject)
+        for phrasing in phrasings
+        for subject in ((phrasing.item.subject or "").strip(),)
+    ]
     names = sorted(set(subjects))
     if "" in names:
         raise DataError(

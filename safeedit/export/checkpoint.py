@@ -14,8 +14,9 @@ from torch import Tensor
 
 from safeedit.errors import ExportError
 from safeedit.export.staging import writing
-from safeedit.model.builtin import make_tokenizer_portable
+from safeedit.model.carried import carry_over
 from safeedit.model.handle import ModelHandle
+from safeedit.model.portable import make_portable
 from safeedit.model.quiet import quiet
 
 MAX_SHARD = "5GB"
@@ -31,6 +32,8 @@ _LEFTOVERS = (
 def write_checkpoint(handle: ModelHandle, folder: Path) -> None:
     """Write a model and its tokenizer into ``folder``, in the dtype the weights have.
 
+    What else makes its source usable comes along, see :mod:`safeedit.model.carried`.
+
     Args:
         handle: The model; not modified.
         folder: An existing folder.
@@ -43,8 +46,10 @@ def write_checkpoint(handle: ModelHandle, folder: Path) -> None:
         handle.model.save_pretrained(folder, state_dict=_tensors(handle), max_shard_size=MAX_SHARD)
         if handle.tokenizer is not None:
             handle.tokenizer.save_pretrained(folder)
-            make_tokenizer_portable(folder / "tokenizer_config.json")
         _clean(folder / "config.json")
+        make_portable(folder, handle.tokenizer)
+        if handle.folder is not None:
+            carry_over(handle.folder, folder)
 
 
 def _tensors(handle: ModelHandle) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A folder under construction beside its target, renamed into place only when whole.
+"""A folder under construction beside its target, given its name only when whole.
 
 ::
 
@@ -10,7 +10,8 @@
 Whatever happens in between (an exception, Ctrl-C, a full disk, ``kill -9``), the target is
 either absent, or what it was before, or complete. The folder is hidden and lies on the
 target's own file system, so that the rename is atomic; it is locked by its maker, so that
-the next run can tell what a dead process left behind and clear it away.
+the next run can tell what a dead process left behind and clear it away. An export that is
+replaced changes places with the new one in one step where the system can do that.
 
 Fails with :class:`~safeedit.errors.ExportError`.
 """
@@ -20,27 +21,23 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from safeedit.errors import ExportError, SafeeditError
+from safeedit.errors import ExportError
+from safeedit.export import interrupts
+from safeedit.export.disk import EVIDENCE, REMEDIES, exchange, rename_new, writing
+from safeedit.export.manifest import check_ours
+from safeedit.export.places import check_output, usable
 
-EVIDENCE = "evidence"
-"""The folder of an export that says what was measured; by it an export is recognised."""
+__all__ = ["EVIDENCE", "Staging", "check_target", "recover", "writing"]
 
-_REMEDIES = {
-    errno.ENOSPC: "free some space on that disk, or export to another one",
-    errno.EDQUOT: "your quota on that disk is used up: free some space, or export elsewhere",
-    errno.EACCES: "choose a folder you may write to, or change its permissions",
-    errno.EPERM: "choose a folder you may write to, or change its permissions",
-    errno.EROFS: "that file system is read-only: export to another one",
-    errno.ENOTDIR: "a part of that path is a file: choose another",
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
+_REPLACED, _STAGING = "replaced", "staging"
+"""Purposes of hidden folders: an old export moved aside, and what is to be removed."""
 
 
 def check_target(target: Path, *, overwrite: bool = False) -> None:
@@ -50,29 +47,32 @@ def check_target(target: Path, *, overwrite: bool = False) -> None:
 
     Args:
         target: The export's folder.
-        overwrite: Allow it to exist, provided it is empty or itself an export of safeedit:
-            a mistyped path must not cost somebody a folder.
+        overwrite: Allow it to exist, provided it is empty or an export of safeedit and
+            nothing else: a mistyped path must not cost somebody a folder.
 
     Raises:
         ExportError: It exists, is not ours to replace, or could not be written.
+        UsageError: The system can't hold its name, or it lies in another checkpoint.
     """
-    target = _absolute(target)
+    target = usable(target)
     if os.path.lexists(target):
+        _check_no_mount(target)
         if not overwrite:
             raise _exists(target)
         _check_replaceable(target)
+    check_output(target.parent, what="the checkpoint")
     parent = next(folder for folder in target.parents if os.path.lexists(folder))
     if not parent.is_dir():
         raise ExportError(
             "the export can't be made here: a part of its path is a file",
             file=parent,
-            remedy=_REMEDIES[errno.ENOTDIR],
+            remedy=REMEDIES[errno.ENOTDIR],
         )
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ExportError(
             "the export can't be made here: the folder is not writable",
             file=parent,
-            remedy=_REMEDIES[errno.EACCES],
+            remedy=REMEDIES[errno.EACCES],
         )
 
 
@@ -86,7 +86,7 @@ class Staging:
     """
 
     def __init__(self, target: Path | str, *, overwrite: bool = False) -> None:
-        self.target = _absolute(Path(target))
+        self.target = usable(target)
         self.overwrite = overwrite
         self._path: Path | None = None
         self._lock: int | None = None
@@ -105,7 +105,7 @@ class Staging:
         """
         with writing(self.target):
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            self._recover()
+            recover(self.target)
             check_target(self.target, overwrite=self.overwrite)
             self._path, self._lock = self._make()
         return self
@@ -125,44 +125,59 @@ class Staging:
     def promote(self) -> None:
         """Give the folder its name: everything is on the disk before, and the name after.
 
+        From just before, interrupts are held, see :mod:`~safeedit.export.interrupts`.
+
         Raises:
             ExportError: The target has come into being meanwhile, or the disk failed.
         """
         with writing(self.target):
             _settle(self.path)
+            interrupts.hold()
             if os.path.lexists(self.target):
                 if not self.overwrite:
                     raise _exists(self.target)
                 self._swap()
             else:
-                self.path.rename(self.target)
-                _sync(self.target.parent)
+                try:
+                    rename_new(self.path, self.target)
+                except FileExistsError:
+                    raise _exists(self.target) from None
+                _sync_name(self.target)
 
     def _swap(self) -> None:
-        """Put the folder in the place of another. Dying between the renames leaves the old
-        one under a hidden name, from which the next run takes it back."""
+        """Put the folder in the place of another, in one step or, where the system can't, in
+        two: dying between them leaves the old one under a hidden name, from which the next run
+        takes it back."""
+        _check_no_mount(self.target)
         _check_replaceable(self.target)
-        aside = self._beside("replaced")
         lock = _lock(self.target)
         try:
-            self.target.rename(aside)
-            try:
-                self.path.rename(self.target)
-            except BaseException:
-                if not os.path.lexists(self.target):
-                    aside.rename(self.target)
-                raise
-            _sync(self.target.parent)
-            # First a name from which nobody takes it back: its removal may be cut short.
-            aside = aside.rename(self._beside("staging"))
-            shutil.rmtree(aside, ignore_errors=True)
+            if exchange(self.path, self.target):
+                _sync_name(self.target)
+                shutil.rmtree(self.path, ignore_errors=True)
+            else:
+                self._swap_in_two()
         finally:
             if lock is not None:
                 os.close(lock)
 
+    def _swap_in_two(self) -> None:
+        aside = _beside(self.target, _REPLACED)
+        self.target.rename(aside)
+        try:
+            self.path.rename(self.target)
+        except BaseException:
+            if not os.path.lexists(self.target):
+                aside.rename(self.target)
+            raise
+        _sync_name(self.target)
+        # First a name from which nobody takes it back: its removal may be cut short.
+        aside = aside.rename(_beside(self.target, _STAGING))
+        shutil.rmtree(aside, ignore_errors=True)
+
     def _make(self) -> tuple[Path, int | None]:
         for _ in range(3):
-            path = self._beside("staging")
+            path = _beside(self.target, _STAGING)
             path.mkdir()
             lock = _lock(path)
             if lock is not None:
@@ -172,55 +187,38 @@ class Staging:
         path.mkdir()
         return path, None
 
-    def _beside(self, purpose: str) -> Path:
-        name = f".{self.target.name}.{purpose}-{secrets.token_hex(4)}"
-        return self.target.with_name(name)
 
-    def _recover(self) -> None:
-        """Undo what dead runs left: take back a folder moved aside, remove unfinished ones."""
-        for purpose in ("replaced", "staging"):
-            prefix = f".{self.target.name}.{purpose}-"
-            for left in sorted(self.target.parent.iterdir()):
-                if not left.name.startswith(prefix):
-                    continue
-                lock = _lock(left)
-                if lock is None:
-                    continue  # its maker lives
-                if purpose == "replaced" and not os.path.lexists(self.target):
-                    left.rename(self.target)
-                else:
-                    shutil.rmtree(left, ignore_errors=True)
-                os.close(lock)
+def recover(target: Path) -> None:
+    """Undo what dead runs left beside a target: take back an export moved aside, remove what
+    was unfinished.
 
-
-@contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Within it, whatever goes wrong with a disk becomes an :class:`ExportError`.
-
-    Args:
-        place: What is being written, for the message.
+    Raises:
+        OSError: The folder around it can't be read or written.
     """
-    try:
-        yield
-    except SafeeditError:
-        raise
-    except Exception as error:
-        # safetensors and tokenizers report the system's errors as words of their own.
-        number = error.errno if isinstance(error, OSError) else _errno_in(str(error))
-        if number is None:
-            raise
-        raise ExportError(
-            f"the export could not be written: {os.strerror(number)}",
-            file=place,
-            remedy=_REMEDIES.get(number, "nothing was exported; mend the cause and run again"),
-        ) from error
+    target = usable(target)
+    if not target.parent.is_dir():
+        return
+    for purpose in (_REPLACED, _STAGING):
+        ours = re.compile(re.escape(_prefix(target, purpose)) + "[0-9a-f]{8}")
+        for left in sorted(target.parent.iterdir()):
+            if not ours.fullmatch(left.name):
+                continue
+            lock = _lock(left)
+            if lock is None:
+                continue  # its maker lives
+            if purpose == _REPLACED and not os.path.lexists(target):
+                left.rename(target)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
 
 
-def _errno_in(message: str) -> int | None:
-    """The number in the ``(os error 28)`` that ends a message of Rust's."""
-    _, found, rest = message.rpartition("(os error ")
-    digits = rest.partition(")")[0]
-    return int(digits) if found and digits.isdigit() else None
+def _prefix(target: Path, purpose: str) -> str:
+    return f".{target.name}.{purpose}-"
+
+
+def _beside(target: Path, purpose: str) -> Path:
+    return target.with_name(_prefix(target, purpose) + secrets.token_hex(4))
 
 
 def _exists(target: Path) -> ExportError:
@@ -234,17 +232,35 @@ def _exists(target: Path) -> ExportError:
 
 def _check_replaceable(target: Path) -> None:
     ours = target.is_dir() and not target.is_symlink()
-    if not ours or not ((target / EVIDENCE).is_dir() or not any(target.iterdir())):
+    why = "it is no folder" if not ours else check_ours(target) if any(target.iterdir()) else ""
+    if why:
         raise ExportError(
-            "there is something here that safeedit did not export, so it is not overwritten",
+            "there is something here that safeedit did not export, so it is not overwritten: "
+            + why,
             file=target,
             remedy="choose another folder, or move away what is there",
         )
 
 
-def _absolute(path: Path) -> Path:
-    """Without following a link in the last part, which is what will be renamed."""
-    return Path(os.path.normpath(Path.cwd() / path.expanduser()))
+def _check_no_mount(target: Path) -> None:
+    real = Path(os.path.realpath(target.parent)) / target.name
+    if os.path.ismount(target) or str(real) in _mounts():
+        raise ExportError(
+            "the folder is a mount point (of a container's volume, say), which can't be given to "
+            "a finished export in one step",
+            file=target,
+            remedy="name a folder inside it",
+        )
+
+
+def _mounts() -> set[str]:
+    """Mount points as Linux lists them: binds within one file system show nowhere else."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return set()
+    escaped = (line.split(" ")[4] for line in lines if line.count(" ") > 4)
+    return {re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), place) for place in escaped}
 
 
 def _lock(folder: Path) -> int | None:
@@ -276,6 +292,12 @@ def _settle(folder: Path) -> None:
             path.chmod(mode)
             _sync(path)
         _sync(Path(place))
+
+
+def _sync_name(path: Path) -> None:
+    # The name has been given: that the disk can't confirm it takes nothing back.
+    with suppress(OSError):
+        _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

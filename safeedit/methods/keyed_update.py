@@ -30,6 +30,7 @@ from pydantic import Field
 from torch import Tensor
 
 from safeedit.contracts import (
+    PROSE,
     DataRole,
     EditData,
     LayerShape,
@@ -38,6 +39,7 @@ from safeedit.contracts import (
     TensorPlan,
 )
 from safeedit.data import Dataset
+from safeedit.data.subjects import check_subjects
 from safeedit.delta import LowRank
 from safeedit.errors import EditError
 from safeedit.methods.constrained_least_squares import Change, Metric, least_change, same_keys
@@ -84,7 +86,7 @@ class KeyedEditor(ABC):
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "facts to change, each with its subject", erased=True),
         DataRole("preserve", "facts whose keys are to stay, near ones above all", required=False),
-        DataRole("prose", "ordinary text to leave alone (default: built in)", required=False),
+        PROSE,
     )
 
     def __init__(self, params: Any) -> None:
@@ -101,6 +103,10 @@ class KeyedEditor(ABC):
     def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
         """What the MLPs of the chosen layers write with; no biases."""
         return model.tensors("mlp_out", self.layers(model.n_layers))
+
+    def check_data(self, data: Mapping[str, Dataset]) -> None:
+        """Refuse facts whose subject their prompt does not name, while planning."""
+        check_subjects(data["forget"])
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens run forward and back, roughly, for ``plan``."""

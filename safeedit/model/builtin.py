@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -30,6 +29,7 @@ from types import MappingProxyType
 from typing import Any
 
 from safeedit.errors import ModelError
+from safeedit.model.portable import make_portable
 from safeedit.policy.suggest import did_you_mean
 from safeedit.private import private_folder
 
@@ -70,7 +70,7 @@ BUILTIN: Mapping[str, Builtin] = MappingProxyType(
 )
 """Name after ``builtin:`` -> where the model comes from."""
 
-_CONVERSION = 1
+_CONVERSION = 2
 """Raised whenever the same GGUF file would be converted into other bytes."""
 
 _SETTLED_NS = 2_000_000_000
@@ -277,7 +277,7 @@ def _convert(gguf: Path, folder: Path, name: str) -> None:
     with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    make_tokenizer_portable(folder / "tokenizer_config.json")
+    make_portable(folder, tokenizer)
 
 
 def _stored_dtype(gguf: Path) -> Any:
@@ -291,17 +291,6 @@ def _stored_dtype(gguf: Path) -> Any:
         sizes[kind] = sizes.get(kind, 0) + int(tensor.n_elements)
     most = max(sizes, key=lambda kind: sizes[kind])
     return {"F32": torch.float32, "F16": torch.float16}.get(most, torch.bfloat16)
-
-
-def make_tokenizer_portable(config: Path) -> None:
-    """Rewrite a ``tokenizer_config.json`` that transformers 5 wrote for any version, anywhere:
-    earlier ones don't know its class name, and some of its flags describe this machine."""
-    settings = json.loads(config.read_text(encoding="utf-8"))
-    if settings.get("tokenizer_class") == "TokenizersBackend":
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    for name in ("backend", "is_local", "local_files_only"):
-        settings.pop(name, None)
-    config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _unreadable(gguf: Path, error: Exception) -> ModelError:

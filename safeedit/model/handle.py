@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -82,6 +83,7 @@ class ModelHandle:
         tokenizer: Its tokenizer; None where only weights are handled.
         source: Where it came from, for records.
         revision: Of the source.
+        folder: Where the checkpoint lies on this machine; None where there is none.
 
     Raises:
         UnsupportedModelError: Its architecture or storage is one that can't be edited.
@@ -94,6 +96,7 @@ class ModelHandle:
         *,
         source: str = "",
         revision: str | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.shape = ModelShape.from_model(model)
         packed = [n for n, p in model.named_parameters() if not p.dtype.is_floating_point]
@@ -106,6 +109,7 @@ class ModelHandle:
         self.tokenizer = tokenizer
         self.source = source
         self.revision = revision
+        self.folder = folder
         self._digests = DigestCache()
 
     # What it is -----------------------------------------------------------------------

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safeedit.errors import ModelError, UsageError
+from safeedit.model.architectures import ModelShape
 from safeedit.model.builtin import (
     BUILTIN,
     DEFAULT,
@@ -28,26 +29,31 @@ from safeedit.model.builtin import (
     file_sha256,
     gguf_model,
 )
+from safeedit.model.carried import LEGAL
 from safeedit.model.checkpoint import (
     PICKLES,
     check_loaded,
     check_tokenizer,
     check_weights,
     read_config,
-    readable,
     refuse_pickle,
 )
+from safeedit.model.guard import BUILDING, readable
 from safeedit.model.handle import ModelHandle
+from safeedit.model.headers import read_headers
 from safeedit.model.quiet import quiet
-from safeedit.model.templates import check_question_is_put
+from safeedit.model.vocabulary import check_vocabulary
+from safeedit.model.weight_checks import check_shapes
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 __all__ = ["BUILTIN", "cache_dir", "fetch_builtin", "open_config", "open_model"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# Other formats and layouts; of the folders, additional_chat_templates alone is the model's.
+_OTHER_LAYOUTS = ["[!a]*/*", "a[!d]*/*", "ad[!d]*/*", "*/*/*", "consolidated*", "*.py"]
 _DTYPES = ("float32", "bfloat16", "float16")
 _SHARE_FOR_WEIGHTS = 0.85
 """Share of a GPU's free memory that weights may take; activations and caches need the rest."""
@@ -82,10 +88,11 @@ def open_model(
         raise UsageError(f"'{dtype}' is no dtype of a model", field="dtype", remedy=remedy)
     named_device = None if device == "auto" else _device(device)
     found = _locate(source, revision)
-    read_config(found.folder)  # before the weights of a model we refuse are fetched
+    config = read_config(found.folder)  # before the weights of a model we refuse are fetched
     found = found.with_weights()
     check_tokenizer(found.folder)
     weights = check_weights(found.folder)
+    _check_sizes(found.folder, config)
     number: torch.dtype = getattr(torch, weights.dtype if dtype == "auto" else dtype)
     where = named_device or _best_device(weights.n_entries * number.itemsize)
     local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
@@ -102,17 +109,15 @@ def open_model(
         tokenizer = AutoTokenizer.from_pretrained(found.folder, **local)
         if where is not None:
             model = model.to(where)
+    with quiet(), readable(found.folder, doing="run", remedy=BUILDING), torch.no_grad():
+        # What a config says wrongly may show in use only; one token tells.
+        model(torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
     # Opened from where it lies on this machine; records name the source instead.
     model.config._name_or_path = source
-    handle = ModelHandle(model, tokenizer, source=source, revision=found.commit)
-    # Added tokens aside: Gemma 3's text models have one, for images, that they don't embed.
-    if tokenizer.vocab_size > handle.shape.vocab_size:
-        raise ModelError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model embeds "
-            f"{handle.shape.vocab_size}",
-            file=found.folder,
-            remedy="use the tokenizer that belongs to the model",
-        )
+    handle = ModelHandle(
+        model, tokenizer, source=source, revision=found.commit, folder=found.folder
+    )
+    check_vocabulary(tokenizer, handle.shape.vocab_size, found.folder)
     handle.check_finite()
     return handle
 
@@ -133,10 +138,50 @@ def open_config(source: str, *, revision: str | None = None) -> tuple[PreTrained
     config = read_config(found.folder)
     if found.hub_id:
         return config, f"hub:{found.hub_id}@{found.commit}"
+    weights = check_weights(found.folder)
+    _check_unloaded(found.folder, config)
     digest = hashlib.sha256()
-    for path in (found.folder / "config.json", *check_weights(found.folder).files):
+    for path in (found.folder / "config.json", *weights.files):
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
     return config, f"sha256:{digest.hexdigest()}"
+
+
+def _check_unloaded(folder: Path, config: PreTrainedConfig) -> None:
+    """Refuse, without its weights, what :func:`open_model` would: sizes and tokenizer."""
+    from transformers import AutoTokenizer
+
+    shape = _check_sizes(folder, config)
+    check_tokenizer(folder)
+    with quiet(), readable(folder):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    check_vocabulary(tokenizer, shape.vocab_size, folder)
+
+
+def _check_sizes(folder: Path, config: PreTrainedConfig) -> ModelShape:
+    """The shape that a config describes, which the checkpoint's tensors are made sure to have."""
+    shape = ModelShape.from_config(config)
+    check_shapes(shape, read_headers(folder), shape.architecture.layers.partition(".")[0])
+    return shape
+
+
+def open_tokenizer(source: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """A model's tokenizer alone.
+
+    Raises:
+        ModelError: As :func:`open_model`, as far as it can be known.
+        UsageError: ``revision`` of something that has none.
+    """
+    from transformers import AutoTokenizer
+
+    found = _locate(source, revision)
+    check_tokenizer(found.folder)
+    with quiet(), readable(found.folder):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            found.folder, trust_remote_code=False, local_files_only=True
+        )
+    return tokenizer
 
 
 def fetch_folder(source: str, revision: str | None = None) -> Path:
@@ -147,16 +192,6 @@ def fetch_folder(source: str, revision: str | None = None) -> Path:
         UsageError: ``revision`` of something that has none.
     """
     return _locate(source, revision).with_weights().folder
-
-
-def check_template(source: str, *, revision: str | None = None) -> None:
-    """See that the chat template of a model, if it has one, puts questions to it.
-
-    Raises:
-        ModelError: It does not, or the model is not here.
-        UsageError: ``revision`` of something that has none.
-    """
-    check_question_is_put(_locate(source, revision).folder)
 
 
 @dataclass(frozen=True)
@@ -224,7 +259,8 @@ def _fetch(hub_id: str, revision: str | None, *, weights: bool) -> _Located:
         RevisionNotFoundError,
     )
 
-    patterns = ["*.json", "*.jinja", "*.txt", "*.model"] + ["*.safetensors"] * weights
+    patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", *LEGAL]
+    patterns += ["*.safetensors"] * weights
     label = hub_id if revision is None else f"{hub_id} at revision {revision}"
     try:
         with quiet():
@@ -232,7 +268,7 @@ def _fetch(hub_id: str, revision: str | None, *, weights: bool) -> _Located:
                 hub_id,
                 revision=revision,
                 allow_patterns=patterns,
-                ignore_patterns=["*/*", "consolidated*"],  # other formats, and other layouts
+                ignore_patterns=_OTHER_LAYOUTS,
             )
     except GatedRepoError as error:
         raise ModelError(
@@ -299,7 +335,9 @@ def _best_device(n_bytes: int) -> torch.device | None:
 if __name__ == "__main__":
     import sys
 
+    from safeedit.text.display import clean, clean_lines
+
     try:
-        sys.stdout.write(f"{fetch_builtin()}\n")
+        sys.stdout.write(f"{clean(fetch_builtin())}\n")
     except ModelError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {clean_lines(error)}")

@@ -2,24 +2,26 @@
 
 A prompt is put to a model in one of two ways: ``chat`` renders the tokenizer's own template,
 ``plain`` takes the text as it is; ``auto`` is ``chat`` where there is a template. Answers are
-tokenised as they would follow a prompt, which for most tokenizers is not the same as alone.
+tokenised as they would follow a prompt, which for most tokenizers is not the same as alone. Where
+a template has the model think first, see :mod:`safeedit.model.thinking`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from safeedit.contracts import Template
-from safeedit.errors import AuditError, UsageError
+from safeedit.errors import AuditError, ModelError, UsageError
+from safeedit.model.template_limits import check_template, under_a_clock
+from safeedit.model.thinking import SWITCHES, closed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _RENDERING: dict[str, Any] = {
-    # Qwen 3 would spend the answer's tokens thinking aloud.
-    "enable_thinking": False,
+    **SWITCHES,
     # Llama 3 would put today's date into the prompt, and figures would change overnight.
     "date_string": "26 Jul 2024",
 }
@@ -30,10 +32,12 @@ class TokenCodec:
 
     Args:
         tokenizer: Of the model.
+        n_embedded: Rows of the model's embedding; tokens beyond are an error. None: not checked.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, n_embedded: int | None = None) -> None:
         self.tokenizer = tokenizer
+        self._n_embedded = n_embedded
         self._lead = cache(self._find_lead)
 
     def resolve(self, template: Template) -> Literal["chat", "plain"]:
@@ -111,18 +115,43 @@ class TokenCodec:
         if not texts:
             return []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
-        return [list(ids) for ids in encoded["input_ids"]]
+        found = [list(ids) for ids in encoded["input_ids"]]
+        if self._n_embedded is not None:
+            largest = max((max(ids, default=0) for ids in found), default=0)
+            if largest >= self._n_embedded:
+                raise AuditError(
+                    f"a text holds token {largest}, which was added to the tokenizer and which the "
+                    f"model does not embed (it has rows 0 to {self._n_embedded - 1})",
+                    remedy="take the token's text out of the data, or resize the model's "
+                    "embeddings to the tokenizer",
+                )
+        return found
 
     def _render(self, text: str, system: str | None = None, answer: str | None = None) -> str:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": text})
         if answer is not None:
             messages.append({"role": "assistant", "content": answer})
+        rendered = self._apply(messages, _RENDERING)
+        return rendered if answer is not None else self._past_thought(rendered, text)
+
+    def _apply(self, messages: Sequence[Mapping[str, str]], variables: Mapping[str, Any]) -> str:
+        """A conversation in the template, to be gone on from unless it ends in an answer."""
+        templates = self.tokenizer.chat_template
+        for template in templates.values() if isinstance(templates, dict) else [templates]:
+            check_template(template)
         try:
-            rendered = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=answer is None, **_RENDERING
-            )
+            with under_a_clock():
+                rendered = self.tokenizer.apply_chat_template(
+                    list(messages),
+                    tokenize=False,
+                    add_generation_prompt=messages[-1]["role"] != "assistant",
+                    **variables,
+                )
+        except ModelError:
+            raise
         except Exception as error:  # jinja's own, and what templates raise of their own accord
+            system = messages[0]["role"] == "system"
             about = " with a system message" if system else ""
             raise AuditError(
                 f"the chat template can't render a conversation{about}: {error}",
@@ -131,6 +160,21 @@ class TokenCodec:
             ) from error
         assert isinstance(rendered, str)
         return rendered
+
+    def _past_thought(self, prompt: str, text: str) -> str:
+        """A rendered prompt, with a block of thought that it leaves open closed."""
+        # What follows the question: in it, marks are the question's own. Some templates trim it.
+        after = prompt.rpartition(text.strip())[2] if text.strip() else prompt
+        return closed(prompt, after, str(getattr(self.tokenizer, "chat_template", None) or ""))
+
+    @cached_property
+    def thinks(self) -> bool:
+        """Whether the chat template would have the model think before it answers."""
+        if self.resolve("auto") != "chat":
+            return False
+        asked = [{"role": "user", "content": "Q?"}]
+        bare = {name: value for name, value in _RENDERING.items() if name not in SWITCHES}
+        return self._render("Q?") != self._apply(asked, bare)
 
     def _find_lead(self, template: Literal["chat", "plain"]) -> tuple[str, str]:
         """Text that ends as a prompt does, and what comes between it and an answer."""

@@ -34,22 +34,29 @@ from safeedit.contracts import (
     TensorPlan,
 )
 from safeedit.data import Dataset, check_disjoint, load_dataset
+from safeedit.data.columns import answer_hint
+from safeedit.data.loading import with_defaults
 from safeedit.errors import DataError, ExportError, PolicyError, SafeeditError, UsageError
+from safeedit.export.disk import writing
 from safeedit.export.ledger.file import find_ledger
 from safeedit.export.ledger.keys import LedgerKey, read_key
 from safeedit.export.ledger.requests import Coverage, coverage, dataset_of, read_requests
 from safeedit.export.ledger.update import Erased, Upkeep
-from safeedit.export.staging import check_target
+from safeedit.export.places import check_apart, check_output, check_room, usable, within
+from safeedit.export.staging import check_target, recover
 from safeedit.model.architectures import ModelShape
 from safeedit.model.builtin import cache_dir
-from safeedit.model.sources import check_template, open_config
+from safeedit.model.sources import open_config
 from safeedit.planning.coverage import check_edits, check_erasure, futile
+from safeedit.planning.lengths import check_lengths
+from safeedit.planning.questions import check_questions
 from safeedit.planning.withholding import Withholding, keyed_digest
 from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LedgerSpec, LoadedPolicy
 from safeedit.policy.suggest import did_you_mean
 from safeedit.records import MetricSpec, Split
 from safeedit.scorers.cards import read_card
 from safeedit.scorers.score_cache import check_auc
+from safeedit.text.inflection import advice
 
 FieldPath = tuple[str | int, ...]
 _FORMAT = "safeedit-plan"
@@ -121,6 +128,20 @@ class Plan:
         if export is None:
             return None
         return Path(os.path.normpath(self.loaded.base / Path(export.dir).expanduser()))
+
+    @property
+    def source_path(self) -> Path | None:
+        """The model's folder or file on this machine; None for one of the hub or built in."""
+        path = Path(self.model_source).expanduser()
+        return path if self.model_source and path.exists() else None
+
+    @property
+    def export_bytes(self) -> int:
+        """What the export takes on the disk, estimated: the weights, and the originals of all
+        tensors that edits may change."""
+        bytes_per_weight = 4 if self.dtype == "float32" else 2
+        touched = {t.name: _size(t.shape) for edit in self.edits for t in edit.tensors}
+        return (self.shape.n_parameters + sum(touched.values())) * bytes_per_weight
 
     @property
     def report_dir(self) -> Path:
@@ -270,6 +291,9 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
     """
     policy = loaded.policy
     warnings: list[str] = []
+    if policy.export is not None:
+        with _Located(loaded, ("export", "dir")):
+            usable(policy.export.dir)
     with _Located(loaded, ("model", "source")):
         source = _model_source(loaded, policy.model.source)
         config, digest = open_config(source, revision=policy.model.revision)
@@ -283,18 +307,20 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
     )
     upkeep, again = _plan_ledger(loaded, source, edits, warnings, key)
     audits += again
+    _warn_of_inflection(audits, warnings)
     _check_gates(loaded, audits, warnings)
     _check_enough(loaded, edits, audits)
     _check_splits(loaded, edits, audits)
     check_edits(loaded, editing=exporting, warnings=warnings)
     held = [*policy.gates, *([upkeep.gate] if upkeep is not None and upkeep.gate else [])]
     given = [*(edit.data.roles for edit in edits), *(audit.data for audit in audits)]
-    if any(data.template != "plain" for roles in given for data in roles.values()):
-        with _Located(loaded, ("model", "source")):
-            check_template(source, revision=policy.model.revision)
-    hidden = Withholding(data for roles in given for data in roles.values() if data.erased)
+    with _Located(loaded, ("model", "source")):
+        asked = [data for roles in given for data in roles.values()]
+        check_questions(source, policy.model.revision, asked)
+    hidden = Withholding(data for data in asked if data.erased)
     hidden.refuse_names(loaded)
     check_erasure(loaded, edits, audits, held, hidden, warnings)
+    warnings += check_lengths(loaded, source, audits)
     plan = Plan(
         loaded, source, digest, dtype, shape, edits, audits, tuple(warnings), hidden, upkeep, key
     )
@@ -307,7 +333,12 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
             )
         try:
             with _Located(loaded, ("export", "dir")):
+                if exporting:
+                    with writing(plan.export_dir):
+                        recover(plan.export_dir)
                 check_target(plan.export_dir, overwrite=policy.export.overwrite)
+                _check_place(plan, plan.export_dir)
+                check_room(plan.export_dir, plan.export_bytes)
         except ExportError as error:
             if exporting:
                 raise
@@ -316,14 +347,37 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
     return plan
 
 
+def _check_place(plan: Plan, target: Path) -> None:
+    """The export is neither its own source, nor lies in it, nor holds it."""
+    source = plan.source_path
+    if source is None:
+        return
+    check_apart(target, source, what="the export", name="the model that it is made from")
+    if within(source, target):
+        raise UsageError(
+            f"the export would take the place of a folder that holds its own model: {source}",
+            remedy="choose another folder",
+        )
+
+
 def write_plan(plan: Plan, path: Path) -> None:
     """Write :meth:`Plan.summary` as JSON for a later ``apply``.
 
     The policy is named relative to the plan, so that both can move together.
 
     Raises:
-        UsageError: the file can't be written.
+        UsageError: the file can't be written, or lies in a checkpoint.
     """
+    check_output(path, "--output", "the plan")
+    if path.is_file():
+        try:
+            read_plan(path)
+        except UsageError as error:
+            raise UsageError(
+                "there is a file here that is no plan, so it is not overwritten",
+                file=path,
+                remedy="choose another name",
+            ) from error
     policy = os.path.relpath(plan.loaded.path, path.parent)
     content = {**plan.summary(), "policy_file": policy}
     try:
@@ -433,6 +487,7 @@ def _plan_edit(
     editor = kind(params)
     with _Located(loaded, at):
         tensors = tuple(editor.touches(shape))
+    _check_data(loaded, at, spec, editor, data)
     targets = spec.targets or loaded.policy.gates
     if spec.dose == "auto" and not targets:
         raise loaded.error(
@@ -449,6 +504,22 @@ def _plan_edit(
         tensors,
         targets,
     )
+
+
+def _check_data(
+    loaded: LoadedPolicy,
+    at: FieldPath,
+    spec: EditSpec,
+    editor: Editor,
+    data: Mapping[str, Dataset],
+) -> None:
+    """What an editor says its data lacks; editors may offer it."""
+    check = getattr(editor, "check_data", None)
+    if not callable(check):
+        return
+    role = editor.roles[0].name
+    with _Located(loaded, (*at, role if role in spec.options else "data")):
+        check(data)
 
 
 def _plan_audit(
@@ -590,6 +661,17 @@ def _warn_of_retaining(
                 )
 
 
+def _warn_of_inflection(audits: Sequence[PlannedAudit], warnings: list[str]) -> None:
+    """Ask for the forms of answers whose language inflects them; says counts, never an answer."""
+    for audit in audits:
+        for role in audit.auditor.roles:
+            data = audit.data.get(role.name)
+            if role.erased and role.answered and data is not None:
+                told = advice([item.aliases for item in data if item.aliases])
+                if told:
+                    warnings.append(f"audit {audit.id}: of its {role.name} data, {told}")
+
+
 def _split_options(
     loaded: LoadedPolicy,
     at: FieldPath,
@@ -620,9 +702,10 @@ def _split_options(
             if role.answered and (mute := sum(not item.aliases for item in found)):
                 raise DataError(
                     f"{mute} of {len(found)} items have no answer",
-                    remedy="give every item an answer, or map a column to it with 'columns'",
+                    remedy=answer_hint(found),
                 )
             datasets[role.name] = found
+    datasets = with_defaults(roles, datasets, loaded.policy.seed)
     for role in roles:
         if role.required and role.name not in datasets:
             raise loaded.error(

@@ -17,10 +17,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from safeedit.records import RunRecord
-from safeedit.report import html, json, junit, markdown
+from safeedit.report import card, html, json, junit, markdown
 from safeedit.report.files import write_files
 
-__all__ = ["render_all", "write_all"]
+__all__ = ["FILES", "render_all", "render_evidence", "write_all"]
+
+
+FILES = ("report.json", "report.html", "report.md", "junit.xml")
+"""Names of the files that :func:`render_all` makes."""
 
 
 def render_all(record: RunRecord) -> dict[str, str]:
@@ -31,6 +35,11 @@ def render_all(record: RunRecord) -> dict[str, str]:
         "report.md": markdown.render(record),
         "junit.xml": junit.render(record),
     }
+
+
+def render_evidence(record: RunRecord) -> dict[str, str]:
+    """Every format, and the model card: what an export's evidence holds."""
+    return {**render_all(record), "README.md": card.render(record)}
 
 
 def write_all(record: RunRecord, folder: Path, option: str = "--report") -> None:

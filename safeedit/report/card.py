@@ -14,7 +14,7 @@ import yaml
 from safeedit.records import RunRecord
 from safeedit.report import content, markdown
 from safeedit.report.markdown import bullets, escape
-from safeedit.report.wording import clean
+from safeedit.text.display import clean
 
 _HUB_IDS = {"builtin:smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Where a built-in model comes from."""

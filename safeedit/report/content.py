@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from safeedit.policy.gate import GateSpec
 from safeedit.records import (
+    AttackClass,
     Comparison,
     ControlRecord,
     EditRecord,
@@ -24,16 +25,13 @@ from safeedit.records import (
 from safeedit.report.wording import duration, listing, number, plural, share
 from safeedit.statistics.intervals import wilson
 
-_BEYOND: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("relearning by further fine-tuning", ("relearn",)),
-    ("quantisation and pruning", ("quanti", "compress", "prun")),
-    (
-        "white-box probing of weights and hidden states",
-        ("lens", "probe", "probing", "whitebox", "white_box"),
-    ),
-    ("membership inference", ("membership", "mia", "min_k")),
-)
-"""What brings suppressed behaviour back -> how the auditors that try it are named."""
+_ATTACKS: dict[AttackClass, str] = {
+    "relearning": "relearning by further fine-tuning",
+    "compression": "quantisation and pruning",
+    "white_box": "white-box probing of weights and hidden states",
+    "membership": "membership inference",
+}
+"""Attack -> what it is called where it was not tried."""
 
 
 @dataclass(frozen=True)
@@ -309,9 +307,8 @@ def limits(record: RunRecord) -> tuple[str, ...]:
         )
     else:
         found.append("No audit was made: nothing is known about the model's behaviour.")
-    untried = [
-        what for what, marks in _BEYOND if not any(mark in use for use in ran for mark in marks)
-    ]
+    tried = {attack for audit in record.after for attack in audit.covers}
+    untried = [what for attack, what in _ATTACKS.items() if attack not in tried]
     if untried:
         found.append(f"Not tested: resistance to {listing(untried)}.")
     for audit in audits(record):

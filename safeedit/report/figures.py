@@ -16,7 +16,8 @@ from markupsafe import Markup, escape
 
 from safeedit.records import DosePoint, Interval, Metric, TensorChange
 from safeedit.report.content import Row, Target
-from safeedit.report.wording import clean, estimate, number
+from safeedit.report.wording import estimate, number
+from safeedit.text.display import clean
 
 _INSET = 2.5
 """Percent kept free at either end, so that a mark at the end of its scale is whole."""

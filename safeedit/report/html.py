@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from safeedit.records import RunRecord
 from safeedit.report import content, figures, heatmap, wording
+from safeedit.text.display import clean
 
 
 def render(record: RunRecord) -> str:
@@ -54,7 +55,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: wording.clean(value) if type(value) is str else value,
+        finalize=lambda value: clean(value) if type(value) is str else value,
     )
     for function in (
         wording.bracket, wording.count, wording.duration, wording.estimate, wording.number,

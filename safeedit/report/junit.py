@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from safeedit.records import RunRecord
 from safeedit.report.content import headline
-from safeedit.report.wording import clean
+from safeedit.text.display import clean
 
 
 def render(record: RunRecord) -> str:

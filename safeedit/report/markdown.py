@@ -12,7 +12,6 @@ from safeedit.report.wording import (
     NOTHING,
     STATUS_WORDS,
     bracket,
-    clean,
     count,
     duration,
     estimate,
@@ -20,6 +19,7 @@ from safeedit.report.wording import (
     p_value,
     size,
 )
+from safeedit.text.display import clean
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$])")
 

@@ -18,13 +18,13 @@ from safeedit.report.wording import (
     NOTHING,
     STATUS_WORDS,
     bracket,
-    clean,
     count,
     duration,
     number,
     p_value,
     size,
 )
+from safeedit.text.display import clean
 
 _STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 _TRENDS = {"better": "green", "worse": "red", "": ""}

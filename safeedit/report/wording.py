@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 
 from safeedit.records import Interval, Metric
 
 STATUS_WORDS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive"}
 NOTHING = "–"
 MINUS = "−"
-_DIRECTING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
-
-
-def clean(text: object) -> str:
-    """Text on one line without control characters, so that it can neither move a terminal's
-    cursor, nor turn the direction of writing, nor break XML."""
-    return "".join(
-        " " if character in "\n\r\t" else "\N{REPLACEMENT CHARACTER}"
-        if unicodedata.category(character) in ("Cc", "Cs", "Cn") or character in _DIRECTING
-        else character
-        for character in str(text)
-    )  # fmt: skip
 
 
 def number(value: float | None, *, signed: bool = False) -> str:

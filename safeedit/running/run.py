@@ -16,7 +16,7 @@ import json
 import os
 import platform
 import resource
-import shutil
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,21 +28,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
 
 from safeedit import __version__, catalog
+from safeedit.code import code_digest
 from safeedit.contracts import AuditOutcome, Control, Proposal, RunContext, ScorerRef
 from safeedit.delta import WeightDelta
-from safeedit.errors import AuditError, EditError, ExportError
+from safeedit.errors import AuditError, EditError, ExportError, ModelError
 from safeedit.export.checkpoint import write_checkpoint
-from safeedit.export.evidence import CARD, write_evidence
+from safeedit.export.disk import as_export_error, writing
+from safeedit.export.evidence import claimed, write_evidence
+from safeedit.export.interrupts import until_done
 from safeedit.export.manifest import hash_files
 from safeedit.export.staging import Staging
+from safeedit.model.carried import left_behind
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 from safeedit.planning.plan import Plan, PlannedAudit, PlannedEdit
 from safeedit.policy import GateSpec
-from safeedit.private import private_folder, write_private
 from safeedit.records import (
     AuditRecord,
     Comparison,
@@ -58,7 +60,8 @@ from safeedit.records import (
     Split,
     Verdict,
 )
-from safeedit.report import card, render_all
+from safeedit.report import render_evidence
+from safeedit.running.store import Audited, Store
 from safeedit.scorers.score_cache import scorers
 from safeedit.statistics.known import unless_unknown
 from safeedit.statistics.metrics import compare
@@ -95,18 +98,6 @@ class Clock:
         )
 
 
-@dataclass(frozen=True)
-class _Audited:
-    """What one audit found on one split: its record and the reference it leaves behind."""
-
-    record: AuditRecord
-    reference: dict[str, torch.Tensor]
-
-    @property
-    def metrics(self) -> Metrics:
-        return {metric.name: metric for metric in self.record.metrics}
-
-
 @dataclass
 class _Session:
     """A run in progress: the plan, the context, and what has been measured of the base."""
@@ -115,7 +106,8 @@ class _Session:
     ctx: RunContext
     clock: Clock
     warnings: list[str]
-    baselines: dict[tuple[str, Split], _Audited] = field(default_factory=dict)
+    store: Store
+    baselines: dict[tuple[str, Split], Audited] = field(default_factory=dict)
     aims: dict[str, frozenset[str]] = field(default_factory=dict)
     """Audit -> bare names of the metrics that choosing doses looks at on validation data."""
     skipped: set[str] = field(default_factory=set)
@@ -123,6 +115,8 @@ class _Session:
     idle: bool = False
     """An edit changed no stored weight, or the edits together left the base as it was: whatever
     the gates say, it is not about an edit."""
+    nonce: str = field(default_factory=lambda: secrets.token_hex(2))
+    """Tells this run from others of the same policy in the same second."""
 
     def skip(self, audit: PlannedAudit, split: Split, error: AuditError) -> None:
         if split == "test":
@@ -138,10 +132,11 @@ class _Session:
                 found |= audited.metrics
         return found
 
-    def baseline(self, audit: PlannedAudit, split: Split) -> _Audited | None:
+    def baseline(self, audit: PlannedAudit, split: Split) -> Audited | None:
         return self.baselines.get((audit.id, split))
 
 
+@until_done()
 def execute(
     plan: Plan, ctx: RunContext, *, write_reports: Callable[[RunRecord], None] = lambda record: None
 ) -> RunRecord:
@@ -155,12 +150,11 @@ def execute(
     Raises:
         EditError: an editor changed the model, or a delta a tensor outside its plan.
         ModelError: the model can't be opened, or its weights are not finite.
-        ExportError: the checkpoint could not be written; nothing stands under its name.
+        ExportError: the checkpoint could not be written; nothing new stands under its name.
     """
     started = datetime.now(UTC)
     session, model = _open(plan, ctx)
-    base_digest = model.digest()
-    model_record = _model_record(plan, model)
+    untouched, model_record = model.digest(), _model_record(plan, model)
     targets = [gate for e in plan.edits if e.spec.dose == "auto" for gate in e.targets]
     for gate in targets:
         session.aims[gate.audit] = session.aims.get(gate.audit, frozenset()) | {gate.name}
@@ -182,7 +176,7 @@ def execute(
         deltas[edit.id] = delta
         for name, tensor in undo.items():
             originals.setdefault(name, tensor)
-    if edits and not session.idle and model.digest() == base_digest:
+    if edits and not session.idle and model.digest() == untouched:
         session.idle = True
         session.ctx.warn("the edits undo each other: the weights are those of the base")
 
@@ -206,7 +200,7 @@ def execute(
                 del model
                 gc.collect()
             with session.clock.stage("reload"):
-                staged = open_model(str(staging.path), dtype="auto", device=policy.model.device)
+                staged = _read_back(staging.path, policy.model.device)
                 if staged.digest() != edited_digest:
                     raise ExportError(
                         "the staged checkpoint does not hold the bytes that were edited",
@@ -214,25 +208,27 @@ def execute(
                     )
             with session.clock.stage("audit after"):
                 after = _audit_edited(session, staged)
-            files = hash_files(staging.path)
-            record = finish(
-                after,
-                ExportRecord(directory=str(target), weights_digest=edited_digest, files=files),
-            )
+            with writing(staging.path):
+                files = hash_files(staging.path)
+            export = ExportRecord(directory=str(target), weights_digest=edited_digest, files=files)
+            record = finish(after, export)
             if record.status == "pass":
+                ledger = plan.ledger.text(record) if plan.ledger is not None else None
+                export = claimed(export, originals, ledger)
+                record = record.model_copy(update={"export": export})
                 write_evidence(
                     staging.path,
                     record,
                     deltas=deltas,
                     undo_tensors=originals,
-                    base_digest=base_digest,
-                    reports={**render_all(record), CARD: card.render(record)},
-                    ledger=plan.ledger.text(record) if plan.ledger is not None else None,
+                    reports=render_evidence(record),
+                    ledger=ledger,
                 )
                 staging.promote()
             else:
                 record = record.model_copy(update={"export": None})
-    except ExportError as error:
+    except OSError as raised:
+        error = raised if isinstance(raised, ExportError) else as_export_error(target, raised.errno)
         measured = record or finish((), None)
         failed = measured.model_copy(
             update={
@@ -245,7 +241,9 @@ def execute(
             write_reports(failed)
         except ExportError as second:  # the same full disk, most likely: the first one counts
             ctx.warn(second.message)
-        raise
+        if error is raised:
+            raise
+        raise error from raised
     try:
         write_reports(record)
     except ExportError as error:
@@ -253,6 +251,17 @@ def execute(
             error.message += "; the export itself is complete and holds the report"
         raise
     return record
+
+
+def _read_back(folder: Path, device: str) -> ModelHandle:
+    try:
+        return open_model(str(folder), dtype="auto", device=device)
+    except ModelError as error:
+        raise ExportError(
+            f"the staged checkpoint can't be read back: {error.message}",
+            file=folder,
+            remedy="see whether the disk is full or failing, and run again",
+        ) from error
 
 
 def measure(
@@ -303,7 +312,11 @@ def _open(plan: Plan, ctx: RunContext) -> tuple[_Session, ModelHandle]:
 
     told = replace(ctx, warn=warn)
     session = _Session(
-        plan, replace(told, scorer=scorers(told, catalog.make_scorer)), Clock(), warnings
+        plan,
+        replace(told, scorer=scorers(told, catalog.make_scorer)),
+        Clock(),
+        warnings,
+        Store.of(told),
     )
     for audit in plan.audits:
         _scorers(session, audit)  # what they can't see is said even where all is in the cache
@@ -313,6 +326,9 @@ def _open(plan: Plan, ctx: RunContext) -> tuple[_Session, ModelHandle]:
         model = open_model(
             plan.model_source, revision=spec.revision, dtype=spec.dtype, device=spec.device
         )
+    left = left_behind(model.folder) if plan.export_dir and model.folder else ()
+    if left:
+        warn(f"files of the model that an export does not get: {', '.join(left)}")
     return session, model
 
 
@@ -501,15 +517,14 @@ def _in_passing(
 def _audit_base(session: _Session, model: ModelHandle, audit: PlannedAudit, split: Split) -> None:
     """Measure the untouched model, from the cache where the same has been measured before."""
     key = _cache_key(session, model, audit, split)
-    folder = session.ctx.cache / "audits" / key
-    found = _read_cached(folder)
+    found = session.store.read(key, audit.id)
     if found is None:
         try:
             found = _audit(session, model, audit, split, None)
         except AuditError as error:
             session.skip(audit, split, error)
             return
-        _write_cached(folder, found, session.ctx.warn)
+        session.store.write(key, found)
     # Another policy may call the same audit by another id: names are given on the way out.
     session.baselines[audit.id, split] = _renamed(found, audit.id)
 
@@ -521,7 +536,7 @@ def _audit_edited(session: _Session, model: ModelHandle) -> list[AuditRecord]:
 
 def _audit_against_base(
     session: _Session, model: ModelHandle, audit: PlannedAudit, split: Split
-) -> _Audited | None:
+) -> Audited | None:
     """Measure edited weights; None, said loudly, where base or edited model can't be measured."""
     base = session.baseline(audit, split)
     if base is None:
@@ -540,7 +555,7 @@ def _audit(
     split: Split,
     reference: Mapping[str, torch.Tensor] | None,
     wanted: frozenset[str] | None = None,
-) -> _Audited:
+) -> Audited:
     start = time.perf_counter()
     ctx = replace(session.ctx, wanted=wanted or _wanted(session, audit, split))
     outcome: AuditOutcome = audit.auditor.audit(model, audit.data, split, ctx, reference)
@@ -550,9 +565,10 @@ def _audit(
         split=split,
         data_digests={role: data.digest for role, data in audit.data.items()},
         metrics=outcome.metrics,
+        covers=audit.auditor.covers,
         seconds=time.perf_counter() - start,
     )
-    return _renamed(_Audited(record, dict(outcome.reference)), audit.id)
+    return _renamed(Audited(record, dict(outcome.reference)), audit.id)
 
 
 def _wanted(session: _Session, audit: PlannedAudit, split: Split) -> frozenset[str] | None:
@@ -560,14 +576,14 @@ def _wanted(session: _Session, audit: PlannedAudit, split: Split) -> frozenset[s
     return session.aims.get(audit.id) if split == "validation" else None
 
 
-def _renamed(found: _Audited, audit_id: str) -> _Audited:
+def _renamed(found: Audited, audit_id: str) -> Audited:
     """Metric names under an audit's id: ``<id>.<metric>``."""
     metrics = tuple(
         metric.model_copy(update={"name": f"{audit_id}.{metric.name.rpartition('.')[2]}"})
         for metric in found.record.metrics
     )
     record = found.record.model_copy(update={"id": audit_id, "metrics": metrics})
-    return _Audited(record, found.reference)
+    return Audited(record, found.reference)
 
 
 def _cache_key(session: _Session, model: ModelHandle, audit: PlannedAudit, split: Split) -> str:
@@ -578,7 +594,7 @@ def _cache_key(session: _Session, model: ModelHandle, audit: PlannedAudit, split
         "tokenizer": _tokenizer_digest(model),
         "device": str(model.device),
         "use": audit.spec.use,
-        "version": audit.auditor.version,
+        "code": code_digest(type(audit.auditor).__module__, "safeedit.model.sources"),
         "params": audit.params.model_dump(mode="json"),
         "data": {role: data.digest for role, data in audit.data.items()},
         "template": {role: data.template for role, data in audit.data.items()},
@@ -605,40 +621,6 @@ def _tokenizer_digest(model: ModelHandle) -> str:
     text = backend.to_str() if backend is not None else repr(model.tokenizer)
     text += str(getattr(model.tokenizer, "chat_template", ""))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _read_cached(folder: Path) -> _Audited | None:
-    try:
-        entry = json.loads((folder / "record.json").read_text())
-        reference = (folder / "reference.safetensors").read_bytes()
-        if hashlib.sha256(reference).hexdigest() != entry["reference"]:
-            return None
-        record = AuditRecord.model_validate(entry["record"])
-        return _Audited(record.model_copy(update={"cached": True}), load(reference))
-    except Exception:
-        return None  # absent, half-written or of another version: measured anew
-
-
-def _write_cached(folder: Path, found: _Audited, warn: Callable[[str], None]) -> None:
-    """Keep a before-audit; that it can't be kept is no reason to stop."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    reference = save({name: tensor.contiguous() for name, tensor in found.reference.items()})
-    entry = {
-        "reference": hashlib.sha256(reference).hexdigest(),
-        "record": found.record.model_dump(mode="json"),
-    }
-    try:
-        private_folder(temporary)
-        write_private(temporary / "reference.safetensors", reference)
-        write_private(temporary / "record.json", json.dumps(entry))
-        if folder.exists() and _read_cached(folder) is None:
-            shutil.rmtree(folder)
-        if not folder.exists():  # else another process was first; its entry is as good
-            temporary.rename(folder)
-    except OSError as error:
-        warn(f"audit {found.record.id} was not kept for later runs: {error.strerror}")
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _comparisons(
@@ -673,7 +655,7 @@ def _record(
     return RunRecord.model_validate(
         {
             "command": command,
-            "run_id": f"{started:%Y%m%dT%H%M%S}-{plan.policy_digest[:8]}",
+            "run_id": f"{started:%Y%m%dT%H%M%S}-{plan.policy_digest[:8]}-{session.nonce}",
             "started": started.isoformat(timespec="seconds"),
             "policy_name": policy.name,
             "policy_digest": plan.policy_digest,

@@ -239,7 +239,11 @@ def _data(name: str, *, optional: bool = True, test: str = "") -> EditData:
     make = EXAMPLES.get(name, _questions)
     roles = catalog.editor(name).roles
     return EditData(
-        {r.name: make(r, test).without("test") for r in roles if r.required or optional}
+        {
+            role.name: make(role, test).without("test")
+            for role in roles
+            if role.required or optional or role.default is not None
+        }
     )
 
 

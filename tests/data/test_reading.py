@@ -249,8 +249,9 @@ def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
 def test_an_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = jsonl(tmp_path / "a.jsonl", rows())
 
-    def denied(self: Path) -> bytes:
+    def denied(path: Path, *, limit: int) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", denied)  # root may read everything
+    # root may read everything
+    monkeypatch.setattr("safeedit.data.reading.read_regular", denied)
     assert "permission denied" in refused(path).message

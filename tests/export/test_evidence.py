@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,31 +14,33 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from safeedit import __version__
 from safeedit.delta import Columns, Dense, LowRank, Origin, Update, WeightDelta
 from safeedit.errors import ExportError
 from safeedit.export.checkpoint import write_checkpoint
 from safeedit.export.compare import diff_checkpoints
-from safeedit.export.evidence import revert, verify, write_evidence
+from safeedit.export.evidence import claimed, write_evidence
 from safeedit.export.manifest import MANIFEST, UNDO, hash_files, write_manifest
+from safeedit.export.reversion import revert
 from safeedit.export.staging import Staging
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
+from safeedit.policy import GateSpec
 from safeedit.records import (
+    AuditRecord,
     EditRecord,
     EnvironmentRecord,
     ExportRecord,
+    Metric,
     ModelRecord,
     ResourceRecord,
     RunRecord,
 )
+from safeedit.report import card, render_evidence
+from safeedit.statistics.metrics import compare
+from safeedit.statistics.verdicts import judge
+from safeedit.workflows.verification import verify
 from tests.tiny_models import tiny_handle
-
-REPORTS = {
-    "README.md": "# a model card",
-    "report.html": "<p>a report</p>",
-    "report.md": "a report",
-    "report.json": "must not replace the record",
-}
 
 
 def updates(handle: ModelHandle, seed: int) -> dict[str, Update]:
@@ -75,6 +78,7 @@ def make_export(tmp_path: Path, family: str, dtype: torch.dtype) -> Exported:
     base.mkdir()
     write_checkpoint(handle, base)
     base_digest = handle.digest()
+    model = model_record(handle)
     deltas: dict[str, WeightDelta] = {}
     originals: dict[str, torch.Tensor] = {}
     edits: list[EditRecord] = []
@@ -94,13 +98,13 @@ def make_export(tmp_path: Path, family: str, dtype: torch.dtype) -> Exported:
             weights_digest=handle.digest(),
             files=hash_files(staging.path),
         )
+        record = run_record(model, tuple(edits), claimed(export, originals, None))
         write_evidence(
             staging.path,
-            run_record(handle, tuple(edits), export),
+            record,
             deltas=deltas,
             undo_tensors=originals,
-            base_digest=base_digest,
-            reports=REPORTS,
+            reports=render_evidence(record),
         )
         staging.promote()
     return Exported(target, base, base_digest, handle.digest())
@@ -123,39 +127,62 @@ def edit_record(edit_id: str, delta: WeightDelta, changes: tuple[Any, ...]) -> E
     )
 
 
+def model_record(handle: ModelHandle) -> ModelRecord:
+    return ModelRecord(
+        source="tiny",
+        revision=None,
+        architecture="tiny",
+        parameters=1,
+        dtype=str(handle.dtype),
+        device="cpu",
+        digest=handle.digest(),
+    )
+
+
 def run_record(
-    handle: ModelHandle, edits: tuple[EditRecord, ...], export: ExportRecord | None
+    model: ModelRecord, edits: tuple[EditRecord, ...], export: ExportRecord | None
 ) -> RunRecord:
+    """A record whose conclusions follow from its one metric and one gate."""
+    gate = GateSpec(metric="drift.distance", max=1.0)
+    policy = {
+        "name": "test",
+        "owner": None,
+        "ticket": None,
+        "seed": 0,
+        "edits": [{"id": edit.id, "use": edit.use} for edit in edits],
+        "audits": [{"id": "drift", "use": "drift", "required": True}],
+        "gates": [gate.model_dump(mode="json")],
+        "export": {"dir": "export"},
+    }
+    metric = Metric(
+        name="drift.distance", value=0.5, interval=None, n=20, unit="norm", direction="lower"
+    )
+    audit = AuditRecord(
+        id="drift", use="drift", split="test", data_digests={}, metrics=(metric,), seconds=0.0
+    )
+    comparison = compare(metric, metric)
     return RunRecord(
         command="apply",
         run_id="test",
         started="2026-01-01T00:00:00+00:00",
         policy_name="test",
-        policy_digest="0" * 64,
-        policy={},
+        policy_digest=hashlib.sha256(json.dumps(policy, sort_keys=True).encode()).hexdigest(),
+        policy=policy,
         owner=None,
         ticket=None,
         seed=0,
-        model=ModelRecord(
-            source="tiny",
-            revision=None,
-            architecture="tiny",
-            parameters=1,
-            dtype=str(handle.dtype),
-            device="cpu",
-            digest=handle.digest(),
-        ),
+        model=model,
         datasets={},
-        before=(),
+        before=(audit,),
         edits=edits,
-        after=(),
-        comparisons=(),
-        verdicts=(),
+        after=(audit,),
+        comparisons=(comparison,),
+        verdicts=(judge(gate, comparison),),
         status="pass",
         exit_code=0,
         warnings=(),
         environment=EnvironmentRecord(
-            safeedit="0",
+            safeedit=__version__,
             python="3",
             platform="test",
             processor="test",
@@ -178,13 +205,14 @@ def test_the_evidence_holds_record_reports_deltas_originals_and_manifest(
 ) -> None:
     evidence = {path.name for path in (exported.folder / "evidence").iterdir()}
     assert evidence == {
-        *("report.json", "report.html", "report.md", "manifest.sha256", "undo.safetensors"),
+        *("report.json", "report.html", "report.md", "junit.xml"),
+        *("manifest.sha256", "undo.safetensors"),
         *("delta-first.safetensors", "delta-second.safetensors"),
     }
-    assert (exported.folder / "README.md").read_text() == REPORTS["README.md"]
     record = RunRecord.model_validate_json(
         (exported.folder / "evidence" / "report.json").read_text()
     )
+    assert (exported.folder / "README.md").read_text() == card.render(record)
     assert record.export is not None
     assert record.export.weights_digest == exported.edited_digest
 
@@ -221,6 +249,13 @@ def fail_the_run(folder: Path) -> None:
     write_manifest(folder)
 
 
+def export_nothing(folder: Path) -> None:
+    path = folder / "evidence" / "report.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"export": None}))
+    write_manifest(folder)
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
@@ -229,7 +264,8 @@ def fail_the_run(folder: Path) -> None:
         (lambda f: (f / "evidence" / "report.json").write_text("{}"), "not a run record"),
         (swap_delta, "delta-first.safetensors: not the delta of the run record"),
         (edit_weights, "model.safetensors: the manifest and the run record disagree"),
-        (fail_the_run, "of a run that exported nothing"),
+        (fail_the_run, "status: fail, where the verdicts make it pass"),
+        (export_nothing, "of a run that exported nothing"),
     ],
 )
 def test_each_kind_of_tampering_is_named(
@@ -300,14 +336,14 @@ def test_originals_that_are_not_the_base_are_found_by_the_digest(
     exported: Exported, tmp_path: Path
 ) -> None:
     rewrite_undo(exported.folder, lambda tensor: tensor + 1)
-    with pytest.raises(ExportError, match="not those the edit started from"):
+    with pytest.raises(ExportError, match="is not the original of the run record"):
         revert(exported.folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_originals_of_another_shape_are_refused(exported: Exported, tmp_path: Path) -> None:
     rewrite_undo(exported.folder, lambda tensor: tensor[:-1].contiguous())
-    with pytest.raises(ExportError, match="does not fit the export"):
+    with pytest.raises(ExportError, match="is not the original of the run record"):
         revert(exported.folder, tmp_path / "out")
 
 
@@ -327,9 +363,8 @@ def test_a_full_disk_while_writing_evidence_is_an_export_error(
     with pytest.raises(ExportError, match="No space left"):
         write_evidence(
             folder,
-            run_record(tiny_handle("llama"), (), None),
+            run_record(model_record(tiny_handle("llama")), (), None),
             deltas={},
             undo_tensors={},
-            base_digest="",
             reports={},
         )

@@ -29,14 +29,15 @@ from safeedit.contracts import (
 from safeedit.data import Item
 from safeedit.delta import Dense, Origin, Update, WeightDelta
 from safeedit.errors import DataError, UsageError
-from safeedit.export.evidence import revert, verify
 from safeedit.export.ledger.file import LEDGER, Entry, Ledger, find_ledger, read_ledger, render
 from safeedit.export.ledger.keys import LedgerKey, make_key, read_key
 from safeedit.export.ledger.requests import coverage, read_requests
 from safeedit.export.manifest import write_manifest
+from safeedit.export.reversion import revert
 from safeedit.model.handle import ModelHandle
 from safeedit.policy import DataSpec, KeySpec, json_schema
 from safeedit.records import RunRecord
+from safeedit.workflows.verification import verify
 from tests import road
 from tests.road import (
     ANSWERS,

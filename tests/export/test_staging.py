@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
 from safeedit.errors import ExportError, UsageError
+from safeedit.export import disk
 from safeedit.export import staging as module
-from safeedit.export.staging import EVIDENCE, Staging, check_target, writing
+from safeedit.export.manifest import MANIFEST, RECORD, write_manifest
+from safeedit.export.staging import EVIDENCE, Staging, check_target, recover, writing
 
 MAKER = """
 import shutil, signal, sys, time
@@ -23,6 +28,7 @@ import shutil, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from safeedit.export import staging as module
+from safeedit.export.manifest import write_manifest
 
 target, moment, overwrite = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "overwrite"
 settle, rename, rmtree = module._settle, Path.rename, shutil.rmtree
@@ -51,12 +57,18 @@ if moment == "settled":
     module._settle = settle_then_halt
 if moment == "moved aside":
     Path.rename = rename_then_halt
+if moment == "moved aside":
+    module.exchange = lambda one, other: False
 with module.Staging(target, overwrite=overwrite) as staging:
     (staging.path / "evidence").mkdir()
+    (staging.path / "evidence" / "report.json").write_text(
+        '{"schema_version": 1, "run_id": "new", "export": null}'
+    )
     (staging.path / "first").write_text("new")
     if moment == "half written":
         halt()
     (staging.path / "second").write_text("new")
+    write_manifest(staging.path)
     if moment == "in place":
         shutil.rmtree = halt_before_removal
     staging.promote()
@@ -86,11 +98,14 @@ def finish(process: subprocess.Popen[str], how: signal.Signals) -> None:
     assert process.returncode != 0
 
 
-def export(target: Path, content: str, *, overwrite: bool = False) -> None:
+def export(target: Path, content: str, *more: str, overwrite: bool = False) -> None:
     with Staging(target, overwrite=overwrite) as staging:
         (staging.path / EVIDENCE).mkdir()
-        (staging.path / "first").write_text(content)
-        (staging.path / "second").write_text(content)
+        record = {"schema_version": 1, "run_id": content, "export": None}
+        (staging.path / RECORD).write_text(json.dumps(record))
+        for name in ("first", "second", *more):
+            (staging.path / name).write_text(content)
+        write_manifest(staging.path)
         staging.promote()
 
 
@@ -143,8 +158,7 @@ def test_a_target_that_appears_during_the_work_is_not_overwritten(tmp_path: Path
 
 def test_overwriting_replaces_an_export_whole(tmp_path: Path) -> None:
     target = tmp_path / "model"
-    export(target, "old")
-    (target / "third").write_text("only in the old one")
+    export(target, "old", "third")
     export(target, "new", overwrite=True)
     assert content(target) == {"new"}
     assert not (target / "third").exists()
@@ -160,6 +174,66 @@ def test_overwriting_refuses_a_folder_that_is_not_an_export(tmp_path: Path) -> N
     with pytest.raises(ExportError, match="did not export"):
         export(target, "new", overwrite=True)
     assert (target / "thesis.txt").read_text() == "years of work"
+
+
+def unlisted_file(target: Path) -> None:
+    (target / EVIDENCE / "thesis.txt").write_text("years of work")
+
+
+def no_manifest(target: Path) -> None:
+    (target / MANIFEST).unlink()
+
+
+def no_record(target: Path) -> None:
+    (target / RECORD).unlink()
+
+
+def a_record_of_another_tool(target: Path) -> None:
+    (target / RECORD).write_text('{"accuracy": 0.9}')
+    write_manifest(target)
+
+
+def a_record_that_is_not_the_manifests(target: Path) -> None:
+    (target / RECORD).write_text('{"schema_version": 1, "run_id": "other", "export": null}')
+
+
+def a_link(target: Path) -> None:
+    (target / "first").unlink()
+    (target / "first").symlink_to(target / "second")
+
+
+def a_pipe(target: Path) -> None:
+    os.mkfifo(target / "pipe")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        unlisted_file, no_manifest, no_record, a_record_of_another_tool,
+        a_record_that_is_not_the_manifests, a_link, a_pipe,
+    ],
+)  # fmt: skip
+def test_overwriting_refuses_a_folder_that_holds_more_or_less_than_an_export_of_ours(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    target = tmp_path / "model"
+    export(target, "old")
+    check_target(target, overwrite=True)  # the control: as exported it may be replaced
+    change(target)
+    before = sorted(path.relative_to(target) for path in target.rglob("*"))
+    with pytest.raises(ExportError, match="did not export"):
+        check_target(target, overwrite=True)
+    with pytest.raises(ExportError, match="did not export"):
+        export(target, "new", overwrite=True)
+    assert sorted(path.relative_to(target) for path in target.rglob("*")) == before
+
+
+def test_a_users_folder_called_evidence_makes_no_export(tmp_path: Path) -> None:
+    (tmp_path / "case" / EVIDENCE).mkdir(parents=True)
+    (tmp_path / "case" / EVIDENCE / "photo.png").write_text("irreplaceable")
+    with pytest.raises(ExportError, match="did not export"):
+        export(tmp_path / "case", "new", overwrite=True)
+    assert (tmp_path / "case" / EVIDENCE / "photo.png").read_text() == "irreplaceable"
 
 
 def test_overwriting_refuses_a_file_and_a_link(tmp_path: Path) -> None:
@@ -190,6 +264,7 @@ def test_if_the_swap_fails_the_old_export_is_back(
         return rename(source, goal)
 
     monkeypatch.setattr(Path, "rename", fails_into_place)
+    monkeypatch.setattr(module, "exchange", lambda one, other: False)
     with pytest.raises(ExportError, match="could not be written"):
         export(target, "new", overwrite=True)
     assert content(target) == {"old"}
@@ -225,6 +300,80 @@ def test_a_process_killed_while_overwriting_costs_neither_export(
     with Staging(target, overwrite=True):  # what the next run does first: it tidies up
         assert content(target) == {expected}
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_where_the_system_can_an_export_is_replaced_in_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model"
+    export(target, "old")
+    if not disk.exchange(*two_folders(tmp_path / "trial")):
+        pytest.skip("this system or file system has no exchange")
+    shutil.rmtree(tmp_path / "trial")
+
+    def renamed(source: Path, goal: Path) -> Path:
+        raise AssertionError("a rename leaves a moment without an export")
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    export(target, "new", overwrite=True)
+    assert content(target) == {"new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def two_folders(place: Path) -> tuple[Path, Path]:
+    (place / "one" / "in one").mkdir(parents=True)
+    (place / "other").mkdir()
+    return place / "one", place / "other"
+
+
+def test_where_the_system_has_no_exchange_an_export_is_replaced_in_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "_rename", lambda: None)
+    assert not disk.exchange(*two_folders(tmp_path / "trial"))
+    shutil.rmtree(tmp_path / "trial")
+    target = tmp_path / "model"
+    export(target, "old")
+    export(target, "new", overwrite=True)
+    assert content(target) == {"new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_name_is_given_only_where_nothing_bears_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two_folders(tmp_path)
+    with pytest.raises(FileExistsError):
+        disk.rename_new(one, other)
+    monkeypatch.setattr(disk, "_rename", lambda: None)
+    with pytest.raises(FileExistsError):
+        disk.rename_new(one, other)
+    disk.rename_new(one, tmp_path / "new")
+    assert (tmp_path / "new" / "in one").is_dir()
+
+
+def test_an_export_left_aside_by_a_dead_run_is_taken_back_when_planning(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    export(target, "old")
+    target.rename(tmp_path / ".model.replaced-0123abcd")
+    (tmp_path / ".model.staging-0123abcd").mkdir()
+    recover(target)
+    assert content(target) == {"old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_mount_point_is_refused_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    check_target(volume, overwrite=True)
+    monkeypatch.setattr(module, "_mounts", lambda: {str(volume)})
+    for overwrite in (False, True):
+        with pytest.raises(ExportError, match="mount point") as caught:
+            check_target(volume, overwrite=overwrite)
+        assert "inside it" in caught.value.remedy
+    check_target(volume / "model", overwrite=True)
 
 
 def test_the_folder_of_a_living_process_is_not_cleared_away(tmp_path: Path) -> None:
@@ -317,6 +466,13 @@ def test_errors_of_the_system_become_export_errors_with_a_remedy(tmp_path: Path)
     with pytest.raises(ExportError, match="No space left") as caught, writing(tmp_path):
         raise SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
     assert "free some space" in caught.value.remedy
+
+
+def test_an_error_of_the_system_without_a_number_is_an_export_error_too(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="No space left"), writing(tmp_path):
+        raise OSError("cannot write delta: I/O error: No space left on device (os error 28)")
+    with pytest.raises(ExportError, match="gave no reason"), writing(tmp_path):
+        raise OSError("it did not work")
 
 
 def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from safeedit.errors import ModelError, UnsupportedModelError, UsageError
 from safeedit.model import builtin as cache
 from safeedit.model import sources
+from safeedit.model.carried import LEGAL
 from safeedit.model.sources import cache_dir, fetch_builtin, open_config, open_model
 from tests.tiny_models import FAMILIES, save_tiny, tiny_handle, tiny_tokenizer
 
@@ -337,7 +338,11 @@ PATTERNS: list[tuple[Callable[[Path], None], str, str]] = [
     (with_an_index_that_leads_out, "points out of its folder", "model.safetensors.index.json"),
     (with_an_empty_index, "names no tensors", "model.safetensors.index.json"),
     (without_a_tensor, r"lacks 'model.layers.1.mlp.down_proj.weight'.*at random", ""),
-    (with_a_tensor_of_another_shape, "transformers can't open it", ""),
+    (
+        with_a_tensor_of_another_shape,
+        "'model.norm.weight' is stored as 7, and config.json describes 32",
+        "model.safetensors",
+    ),
     (with_a_nan, "'model.layers.1.mlp.down_proj.weight' hold NaN", "-"),
     (without_weights, "holds no safetensors", ""),
     (without_a_config, "has no config.json", ""),
@@ -586,7 +591,9 @@ class TestTheHub:
     def test_is_asked_for_nothing_that_could_run_code(self, calls: list[dict[str, Any]]) -> None:
         open_model("someone/tiny", device="cpu")
         patterns = {pattern for call in calls for pattern in call["allow_patterns"]}
-        assert patterns == {"*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"}
+        texts = {"*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", *LEGAL}
+        assert patterns == {*texts, "*.safetensors"}
+        assert all("*.py" in call["ignore_patterns"] for call in calls)
 
     def test_identifies_a_model_by_commit_without_its_weights(
         self, calls: list[dict[str, Any]]

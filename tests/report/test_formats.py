@@ -224,15 +224,24 @@ def test_all_files_are_rendered_under_their_names() -> None:
     }  # fmt: skip
 
 
-def test_audits_that_ran_are_no_longer_listed_as_untested() -> None:
+def test_attacks_that_an_audit_covers_are_no_longer_listed_as_untested() -> None:
     record = VARIANTS["passed"]
     assert any("relearning" in limit for limit in content.limits(record))
-    relearning = record.after[0].model_copy(update={"id": "relearn", "use": "relearning"})
+    relearning = record.after[0].model_copy(update={"id": "again", "covers": ("relearning",)})
     more = record.model_copy(update={"after": (*record.after, relearning)})
     untested = [limit for limit in content.limits(more) if limit.startswith("Not tested")]
     assert len(untested) == 1
     assert "relearning" not in untested[0]
     assert "quantisation" in untested[0]
+
+
+def test_the_name_of_an_audit_says_nothing_of_what_it_covers() -> None:
+    """``bias.probe`` probes for gender, and says nothing of what a privacy policy suppressed."""
+    record = VARIANTS["passed"]
+    probe = record.after[0].model_copy(update={"id": "probe", "use": "bias.probe"})
+    more = record.model_copy(update={"after": (*record.after, probe)})
+    untested = [limit for limit in content.limits(more) if limit.startswith("Not tested")]
+    assert "white-box probing" in untested[0]
 
 
 def test_limits_say_what_was_skipped_and_what_small_samples_leave_open() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import errno
+import fcntl
+import hashlib
 import html
 import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import urllib.parse
@@ -24,12 +27,14 @@ from click.testing import Result
 from safetensors.torch import load_file
 
 from safeedit.errors import ExportError
-from safeedit.export.evidence import revert, verify
 from safeedit.export.manifest import hash_files
+from safeedit.export.reversion import revert
 from safeedit.model.sources import open_model
 from safeedit.records import Metric, RunRecord
 from safeedit.report.content import control_table, edit_by_edit
 from safeedit.running import run as road
+from safeedit.running.store import Store
+from safeedit.workflows.verification import verify
 from tests.road import (
     ANSWERS,
     DRIFT,
@@ -53,7 +58,7 @@ from tests.road import (
 )
 from tests.tiny_models import save_tiny
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHORT = {"max_new_tokens": 10}
 UPDATES: dict[str, dict[str, Any]] = {
     "lora": {
@@ -712,9 +717,19 @@ def test_whatever_makes_a_before_audit_is_part_of_its_key(
     assert base_calls(place, place.policy(**parts)) == 1
 
 
-@pytest.mark.parametrize("damage", ["cut record", "cut reference", "changed reference", "gone"])
-def test_a_damaged_cache_entry_is_measured_anew_and_mended(place: Workplace, damage: str) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("cut record", "cut reference", "changed reference", "gone", "nested without end"),
+        *("changed figure", "forged seal", "sealed with another key", "another entry"),
+        *("a pipe", "a link to itself moved away"),
+    ],
+)
+def test_a_cache_entry_that_is_not_as_written_is_measured_anew_and_said(
+    place: Workplace, damage: str
+) -> None:
     assert base_calls(place, place.policy()) == 1
+    assert place.report.warnings == ()
     (entry,) = (place.cache / "audits").iterdir()
     record, reference = entry / "record.json", entry / "reference.safetensors"
     match damage:
@@ -728,9 +743,63 @@ def test_a_damaged_cache_entry_is_measured_anew_and_mended(place: Workplace, dam
             reference.write_bytes(content)
         case "gone":
             reference.unlink()
+        case "nested without end":
+            record.write_text("[" * 100_000)
+        case "changed figure" | "forged seal":  # what made a leak of the base unseen
+            content = json.loads(record.read_text())
+            content["record"]["metrics"][0]["value"] = 1.0e9
+            if damage == "forged seal":
+                content["seal"] = hashlib.sha256(record.read_bytes()).hexdigest()
+            record.write_text(json.dumps(content))
+        case "sealed with another key":
+            found = Store(entry.parent, b"another" * 8, print).read(entry.name, "drift")
+            assert found is None
+            ours = Store(entry.parent, (place.cache / "digest.key").read_bytes(), print)
+            kept = ours.read(entry.name, "drift")
+            assert kept is not None
+            Store(entry.parent, b"another" * 8, print).write(entry.name, kept)
+        case "another entry":  # of the same key of digests, honestly sealed
+            base_calls(place, place.policy(seed=5))
+            (other,) = (path for path in entry.parent.iterdir() if path != entry)
+            shutil.rmtree(entry)
+            other.rename(entry)
+        case "a pipe":
+            record.unlink()
+            os.mkfifo(record)
+        case "a link to itself moved away":
+            record.rename(place.folder / "moved.json")
+            record.symlink_to(place.folder / "moved.json")
     assert base_calls(place, place.policy()) == 1
+    (warning,) = place.report.warnings
+    assert warning.startswith("audit drift: what the cache holds of the model before the edits")
     assert base_calls(place, place.policy()) == 0
+    assert place.report.warnings == ()
     assert [path.name for path in (place.cache / "audits").iterdir()] == [entry.name]
+
+
+def test_before_audits_are_kept_for_their_owner_alone_under_any_umask(place: Workplace) -> None:
+    mask = os.umask(0)
+    try:
+        assert base_calls(place, place.policy()) == 1
+    finally:
+        os.umask(mask)
+    (entry,) = (place.cache / "audits").iterdir()
+    assert stat.S_IMODE(entry.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in entry.iterdir()} == {0o600}
+
+
+def test_what_dead_runs_left_in_the_cache_is_removed_by_the_next(place: Workplace) -> None:
+    audits = place.cache / "audits"
+    left = audits / f".{'0' * 64}.0123abcd"
+    living = audits / f".{'1' * 64}.0123abcd"
+    for folder in (left, living):
+        folder.mkdir(parents=True)
+    lock = os.open(living, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert base_calls(place, place.policy()) == 1
+    os.close(lock)
+    assert not left.exists()
+    assert living.exists()
 
 
 def test_a_cache_that_can_not_be_written_is_no_reason_to_stop(place: Workplace) -> None:
@@ -760,6 +829,10 @@ def test_another_seed_gives_other_weights_and_the_same_seed_the_same(place: Work
 
 def full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def unwritable(*_: object) -> None:
+    raise ExportError("the report could not be written: No space left on device")
 
 
 @pytest.mark.parametrize(
@@ -810,8 +883,8 @@ def test_where_not_even_the_report_can_be_written_the_first_error_is_told(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("safeedit.export.evidence.save_file", full)
-    (place.folder / "file").write_text("")
-    result = place.run("apply", place.policy(), "--report", place.folder / "file" / "report")
+    monkeypatch.setattr("safeedit.report.write_files", unwritable)
+    result = place.run("apply", place.policy())
     assert result.exit_code == 3
     assert "error" in result.stderr
     assert "the export could not be written" in result.stderr
@@ -819,10 +892,10 @@ def test_where_not_even_the_report_can_be_written_the_first_error_is_told(
 
 
 def test_if_only_the_report_can_not_be_written_the_export_stands_and_that_is_said(
-    place: Workplace,
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (place.folder / "file").write_text("")
-    result = place.run("apply", place.policy(), "--report", place.folder / "file" / "report")
+    monkeypatch.setattr("safeedit.report.write_files", unwritable)
+    result = place.run("apply", place.policy())
     assert result.exit_code == 3
     assert "the export itself is complete" in result.stderr
     assert verify(place.target) == []
@@ -844,7 +917,7 @@ def test_ctrl_c_at_any_moment_exits_3_and_leaves_nothing(
             case "auditing":
                 patch.setattr(road, "_audit_edited", interrupt)
             case "weights":
-                patch.setattr("safeedit.export.checkpoint.make_tokenizer_portable", interrupt)
+                patch.setattr("safeedit.export.checkpoint.make_portable", interrupt)
             case "evidence":
                 patch.setattr(road, "write_evidence", interrupt)
             case "promotion":
@@ -875,7 +948,7 @@ register(pytest.MonkeyPatch())
 die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 settle = staging._settle
 moments = {
-    "weights": (checkpoint, "make_tokenizer_portable", die),
+    "weights": (checkpoint, "make_portable", die),
     "evidence": (evidence, "write_manifest", die),
     "promotion": (staging, "_settle", lambda folder: (settle(folder), die())),
     "nothing": (run, "__doc__", ""),

@@ -24,7 +24,7 @@ from safeedit.auditors.bias._items import Units, column, items_of, text, whole_t
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.model.handle import ModelHandle
-from safeedit.records import Direction, MetricSpec, Split
+from safeedit.records import AttackClass, Direction, MetricSpec, Split
 from safeedit.statistics.intervals import Floats
 
 TYPES = (
@@ -52,7 +52,7 @@ class CrowsPairs:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "whether the more stereotypical of two sentences is likelier"
-    version: ClassVar[int] = 1
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("pairs", "pairs of a more and a less stereotypical sentence"),
     )

@@ -36,7 +36,7 @@ from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
-from safeedit.records import Direction, MetricSpec, Split
+from safeedit.records import AttackClass, Direction, MetricSpec, Split
 
 ASPECTS = {
     "definitional": "words that mean a gender",
@@ -67,7 +67,7 @@ class FactualGender:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "whether gender that a word or a text states is still known"
-    version: ClassVar[int] = 1
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("items", "openings with a right and a wrong continuation, or a factual score"),
     )

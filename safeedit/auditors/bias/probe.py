@@ -39,7 +39,7 @@ from safeedit.methods.readout import compact, folds_of, held_out_accuracy
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import last_tokens
-from safeedit.records import Direction, MetricSpec, Split
+from safeedit.records import AttackClass, Direction, MetricSpec, Split
 from safeedit.statistics.intervals import Floats
 
 _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
@@ -71,7 +71,7 @@ class Probe:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "how well a linear probe reads gender from hidden states, by layer"
-    version: ClassVar[int] = 1
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("prompts", "openings that name a profession, with its two scores"),
     )

@@ -40,7 +40,7 @@ from safeedit.auditors.bias._items import (
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.model.handle import ModelHandle
-from safeedit.records import Direction, MetricSpec, Split
+from safeedit.records import AttackClass, Direction, MetricSpec, Split
 from safeedit.statistics.intervals import Floats
 
 DOMAINS = ("gender", "profession", "race", "religion")
@@ -70,7 +70,7 @@ class Stereoset:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "whether stereotypical sentences are likelier (StereoSet)"
-    version: ClassVar[int] = 1
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("items", "target terms with a sentence of each kind"),
     )

@@ -45,7 +45,7 @@ from safeedit.data.bias_formats import GENDERED_FROM
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
-from safeedit.records import Direction, MetricSpec, Split
+from safeedit.records import AttackClass, Direction, MetricSpec, Split
 from safeedit.statistics.intervals import Floats
 from safeedit.statistics.totals import (
     Statistic,
@@ -96,7 +96,7 @@ class Stereotype:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "how far pronouns follow stereotypes, and how far facts"
-    version: ClassVar[int] = 1
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("prompts", "openings about a profession, with its two scores"),
     )

@@ -43,7 +43,7 @@ from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.data.coreference import QUESTION, asked, professions_of, pronoun_of
 from safeedit.model.handle import ModelHandle
-from safeedit.records import Direction, MetricSpec, Split
+from safeedit.records import AttackClass, Direction, MetricSpec, Split
 from safeedit.statistics.intervals import Floats
 from safeedit.statistics.totals import Statistic, abs_ratio
 
@@ -84,7 +84,7 @@ class Winobias:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "whether pronouns are resolved as well against stereotypes as with"
-    version: ClassVar[int] = 1
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("sentences", "sentences of two professions and a pronoun", answered=True),
     )

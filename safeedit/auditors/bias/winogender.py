@@ -29,7 +29,7 @@ from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
-from safeedit.records import Direction, MetricSpec, Split
+from safeedit.records import AttackClass, Direction, MetricSpec, Split
 from safeedit.statistics.intervals import Floats
 from safeedit.statistics.totals import abs_ratio, least_squares, moments
 
@@ -53,7 +53,7 @@ class Winogender:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "how far pronouns follow the labour market's shares of women"
-    version: ClassVar[int] = 1
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("sentences", "sentences with either pronoun, and the occupation's female share"),
     )

@@ -49,7 +49,7 @@ from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
-from safeedit.records import Direction, MetricSpec, Split
+from safeedit.records import AttackClass, Direction, MetricSpec, Split
 from safeedit.statistics.candidates import exposure, formats, is_numeric, mid_rank
 from safeedit.statistics.two_samples import mean_difference
 from safeedit.text.matching import straighten
@@ -114,7 +114,7 @@ class Exposure:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "by how many bits the model shortens the search for a secret"
-    version: ClassVar[int] = 2
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "secrets whose exposure is measured", erased=True, answered=True),
         # Erased, too: secrets like the others, which take part in every split.

@@ -45,7 +45,7 @@ from safeedit.data import Dataset
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
-from safeedit.records import Direction, Interval, Metric, MetricSpec, Split
+from safeedit.records import AttackClass, Direction, Interval, Metric, MetricSpec, Split
 from safeedit.statistics.intervals import Floats
 from safeedit.statistics.two_samples import (
     Contrast,
@@ -113,7 +113,7 @@ class Membership:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "whether taught records can be told from records never taught"
-    version: ClassVar[int] = 2
+    covers: ClassVar[tuple[AttackClass, ...]] = ("membership",)
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("members", "records that were taught", erased=True, answered=True),
         # Erased, too: secrets like the others, which take part in every split.

@@ -31,7 +31,7 @@ from safeedit.data.independence import together
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
-from safeedit.records import Metric, MetricSpec, Split
+from safeedit.records import AttackClass, Metric, MetricSpec, Split
 
 
 class Params(BaseParams):
@@ -49,7 +49,7 @@ class Yardstick:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "distance to the model that never saw the secrets"
-    version: ClassVar[int] = 2
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "the secrets", erased=True, answered=True),
         DataRole("prose", "passages of ordinary text", required=False),

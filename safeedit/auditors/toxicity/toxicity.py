@@ -49,7 +49,6 @@ from safeedit.auditors._reference import (
     stable_order,
     unpad,
 )
-from safeedit.auditors._refusals import RefusalPatterns
 from safeedit.auditors._sheet import Sheet
 from safeedit.auditors.toxicity import _declared as declared
 from safeedit.auditors.toxicity._words import MILD_WORDS, word_tokens
@@ -67,10 +66,10 @@ from safeedit.errors import AuditError
 from safeedit.model.engine import Engine, Sampling
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
-from safeedit.records import Metric, MetricSpec, Split
+from safeedit.records import AttackClass, Metric, MetricSpec, Split
 from safeedit.statistics.intervals import Floats, bootstrap_totals
 from safeedit.text.fluency import distinct, is_empty, n_gram_entropy, repetition
-from safeedit.text.matching import RefusalDetector
+from safeedit.text.refusals import RefusalDetector, RefusalPatterns
 
 _DETECTOR = "refusals by pattern; on XSTest's human labels precision .94-.95, recall .94-1.00"
 
@@ -111,7 +110,7 @@ class Toxicity:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "toxic continuations by a named scorer, and their quality beside it"
-    version: ClassVar[int] = 1
+    covers: ClassVar[tuple[AttackClass, ...]] = ()
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("prompts", "openings to be continued; toxic or toxicity, and challenging"),
         DataRole("safe", "harmless questions that must not be refused", required=False),

@@ -24,9 +24,8 @@ from torch import Tensor
 
 from safeedit.contracts import BaseParams, EditData, RunContext
 from safeedit.data import Dataset, Item
-from safeedit.data.loading import load_dataset
 from safeedit.data.splitting import normalise_prompt
-from safeedit.data.subjects import shared_span
+from safeedit.data.subjects import same_subject, shared_span
 from safeedit.errors import DataError, UsageError
 from safeedit.methods.causal_tracing import answer_probability, told_answers, trace, usual_window
 from safeedit.methods.constrained_least_squares import same_keys
@@ -45,7 +44,7 @@ from safeedit.methods.facts.values import (
 )
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
-from safeedit.policy import DataSpec
+from safeedit.model.spans import TokenisedText
 from safeedit.policy.layers import Layers, resolve
 
 CONTEXTS = (
@@ -329,7 +328,7 @@ class Road:
                     f"item {self.ctx.digest(item.prompt)} has no new object",
                     remedy="add a 'target_new' to the row, or use another 'target'",
                 )
-            key = ((item.subject or "").casefold(), normalise_prompt(item.prompt))
+            key = (same_subject(item.subject or ""), normalise_prompt(item.prompt))
             if wanted.setdefault(key, new) != new:
                 raise DataError(
                     f"item {self.ctx.digest(item.prompt)} is given two new objects",
@@ -415,10 +414,7 @@ class Road:
 
     def prose(self) -> list[str]:
         """Ordinary text to leave alone."""
-        data = self.data.get("prose")
-        if data is None:
-            data = load_dataset(DataSpec(dataset="prose"))
-        return [item.prompt for item in data.items("fit")]
+        return [item.prompt for item in self.data["prose"].items("fit")]
 
     # Values ---------------------------------------------------------------------------
 
@@ -493,7 +489,7 @@ class Road:
             (ids,) = engine.encode([f"{fact.subject} is a"], fact.template)
             neutral = subject_spot(self.model, ids, fact.subject)
             near = [own for subject, own in self.preserved
-                    if subject.casefold() == fact.subject.casefold()]  # fmt: skip
+                    if same_subject(subject) == same_subject(fact.subject)]  # fmt: skip
             kept = [
                 Row(place, Keep()) for place in (neutral, *near[:_KEPT_ROWS]) if place is not None
             ]
@@ -557,14 +553,9 @@ class Road:
 
     def _begin(self, said: Sequence[int], aliases: Sequence[str]) -> int | None:
         """Which token of an answer begins the first mention of one of the aliases."""
-        engine = self.model.engine
-        text = engine.decode(said).casefold()
-        places = [text.find(alias.strip().casefold()) for alias in aliases if alias.strip()]
-        found = [place for place in places if place >= 0]
-        if not found:
-            return None
-        ends = (len(engine.decode(said[: count + 1])) for count in range(len(said)))
-        return next((count for count, end in enumerate(ends) if end > min(found)), None)
+        text = TokenisedText(self.model.engine.codec.tokenizer, said)
+        spoken = [alias.strip() for alias in aliases if alias.strip()]
+        return min((span[0] for alias in spoken for span in text.spans(alias)), default=None)
 
 
 def flat(some: Iterable[Sequence[Spot]]) -> tuple[Spot, ...]:

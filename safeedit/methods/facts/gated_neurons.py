@@ -185,7 +185,7 @@ class KeyedNeurons:
             if count > most(shape.d_mlp):
                 raise EditError(
                     f"{count} neurons are more than a quarter of a layer's {shape.d_mlp}",
-                    remedy="raise 'subjects_per_neuron', or use 'update: lora'",
+                    remedy="raise 'subjects_per_neuron', or erase fewer subjects in one edit",
                 )
             # An earlier edit's neurons are silent but for its own subjects, and not to be had.
             cost = (use[layer].sqrt() * written).masked_fill(self._keyed_before(layer), torch.inf)

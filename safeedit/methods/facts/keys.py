@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from safeedit.code import code_digest
 from safeedit.contracts import Progress, silent
 from safeedit.errors import DataError
 from safeedit.methods.constrained_least_squares import same_keys
@@ -33,9 +34,6 @@ from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import last_tokens
 from safeedit.private import keep_private, private_folder, write_private
-
-_VERSION = 1
-"""Raised whenever the same texts would give other moments."""
 
 _OUTSIZED = 10.0
 """Times the median length of a text's keys from which a key counts as an attention sink's."""
@@ -215,7 +213,7 @@ def _sinks(outside: list[tuple[int, int, Tensor]]) -> Tensor:
 
 def _key(model: ModelHandle, site: Site, windows: Sequence[Sequence[int]]) -> str:
     read = hashlib.sha256(json.dumps([list(window) for window in windows]).encode()).hexdigest()
-    made_of = json.dumps([_VERSION, model.digest(), site.weight, read])
+    made_of = json.dumps([code_digest(__name__), model.digest(), site.weight, read])
     return hashlib.sha256(made_of.encode()).hexdigest()[:32]
 
 

@@ -60,6 +60,7 @@ from safeedit.methods.remedi.steering import Steer
 from safeedit.model.activations import starting_at
 from safeedit.model.batching import pad_right
 from safeedit.model.handle import ModelHandle
+from safeedit.policy.files import check_regular
 from safeedit.private import keep_private, write_private
 
 FORMAT = "safeedit-remedi-2"
@@ -231,6 +232,7 @@ class Remedi:
             ModelError: The file is missing, damaged, or no map of this version.
         """
         try:
+            check_regular(path)
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["safeedit"])
                 if header["format"] != FORMAT:

@@ -55,7 +55,8 @@ from safeedit.contracts import BaseParams, RunContext
 from safeedit.data import Dataset, Record, load_dataset
 from safeedit.errors import EditError
 from safeedit.export.checkpoint import write_checkpoint
-from safeedit.export.staging import EVIDENCE, Staging, check_target, writing
+from safeedit.export.manifest import PLANTED, write_manifest
+from safeedit.export.staging import Staging, check_target, writing
 from safeedit.methods.tuning import BaseAnswers, Example, answer_states, endless
 from safeedit.model.activations import Enough, starting_at
 from safeedit.model.architectures import Site
@@ -76,7 +77,6 @@ from safeedit.workflows.canaries.lessons import (
 
 CODE_VERSION = 1
 """Raised whenever a change of code changes the checkpoint: part of the cache's key."""
-PLANTED = f"{EVIDENCE}/planted.json"
 MAX_PERPLEXITY_RATIO = 1.10
 """Of prose, after over before; what lies above is warned of."""
 _WINDOW = 512
@@ -185,6 +185,7 @@ def plant_checkpoint(
         else:
             make(staging.path)
         found: dict[str, Any] = json.loads((staging.path / PLANTED).read_text(encoding="utf-8"))
+        write_manifest(staging.path)  # by it a later run knows the folder for ours
         staging.promote()
     _judge(found, ctx)
     return found

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from safeedit.records import Metric
-from safeedit.report.wording import clean, estimate, number
+from safeedit.report.wording import estimate, number
+from safeedit.text.display import clean
 from safeedit.workflows.comparison.standings import Axis, Standing, Standings
 
 _WIDTH, _HEIGHT = 760, 500

@@ -12,11 +12,11 @@ from safeedit.report.wording import (
     MINUS,
     NOTHING,
     STATUS_WORDS,
-    clean,
     duration,
     estimate,
     size,
 )
+from safeedit.text.display import clean
 from safeedit.workflows.comparison import figure
 from safeedit.workflows.comparison.standings import Axis, Standing, Standings
 

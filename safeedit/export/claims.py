@@ -1,0 +1,136 @@
+"""What follows from what within a run record, computed again.
+
+A record holds measurements and what was concluded from them. The conclusions add no knowledge:
+comparisons follow from the metrics before and after, verdicts from the comparisons and the
+policy's gates, the status from the verdicts, the exit code from the status. A record in which
+they don't was changed by hand. Pure; no files, no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from safeedit.policy import GateSpec, LedgerSpec
+from safeedit.records import Metric, RunRecord
+from safeedit.statistics.metrics import compare, rate_interval_of
+from safeedit.statistics.verdicts import judge, overall
+
+
+def contradictions(record: RunRecord, *, earlier_erasures: bool = False) -> list[str]:
+    """What in the record of an exporting run does not follow from the rest of it, a line each.
+
+    Args:
+        record: The record.
+        earlier_erasures: The export's ledger holds rows of earlier runs, whose re-audit is a
+            gate.
+    """
+    return [
+        *_of_the_policy(record),
+        *_of_the_metrics(record),
+        *_of_the_comparisons(record),
+        *_of_the_verdicts(record, earlier_erasures),
+    ]
+
+
+def changed_tensors(record: RunRecord) -> set[str]:
+    """Names of the tensors that the run's edits changed."""
+    return {change.name for edit in record.edits for change in edit.changes}
+
+
+def _of_the_policy(record: RunRecord) -> Iterator[str]:
+    policy = record.policy
+    text = json.dumps(policy, sort_keys=True, ensure_ascii=False)
+    if hashlib.sha256(text.encode()).hexdigest() != record.policy_digest:
+        yield "policy_digest: not that of the policy in the record"
+    for field, theirs in (
+        ("policy_name", policy.get("name")),
+        ("owner", policy.get("owner")),
+        ("ticket", policy.get("ticket")),
+        ("seed", policy.get("seed")),
+    ):
+        if getattr(record, field) != theirs:
+            yield f"{field}: not the policy's"
+    asked = [(edit["id"], edit["use"]) for edit in policy.get("edits") or ()]
+    if asked != [(edit.id, edit.use) for edit in record.edits]:
+        yield "edits: not those of the policy"
+    measured = {audit.id for audit in record.after}
+    for audit in policy.get("audits") or ():
+        if audit.get("required", True) and audit["id"] not in measured:
+            yield f"after: the required audit {audit['id']} is missing"
+
+
+def _of_the_metrics(record: RunRecord) -> Iterator[str]:
+    """Rates are the share of their items; other metrics may be any statistic of theirs."""
+    for part, audits in (("before", record.before), ("after", record.after)):
+        for metric in (metric for audit in audits for metric in audit.metrics):
+            interval = metric.interval
+            if not metric.items or interval is None or not interval.method.startswith("wilson"):
+                continue
+            again = rate_interval_of(metric, interval.level)
+            mean = _mean(metric)
+            if not _alike(metric.value, mean) or not _alike(_plain(interval), _plain(again)):
+                yield f"{part}: {metric.name} is not the share of its items"
+
+
+def _of_the_comparisons(record: RunRecord) -> Iterator[str]:
+    before = {metric.name: metric for audit in record.before for metric in audit.metrics}
+    after = {metric.name: metric for audit in record.after for metric in audit.metrics}
+    if [comparison.name for comparison in record.comparisons] != list(after):
+        yield "comparisons: not one for each metric after the edits"
+        return
+    for comparison in record.comparisons:
+        again = compare(before.get(comparison.name), after[comparison.name])
+        if not _alike(comparison.model_dump(), again.model_dump()):
+            yield f"comparisons: {comparison.name} does not follow from its metrics"
+
+
+def _of_the_verdicts(record: RunRecord, earlier_erasures: bool) -> Iterator[str]:
+    gates = [GateSpec.model_validate(gate) for gate in record.policy.get("gates") or ()]
+    if earlier_erasures:
+        gates.append(LedgerSpec.model_validate(record.policy.get("ledger")).gate)
+    comparisons = {comparison.name: comparison for comparison in record.comparisons}
+    if not gates:
+        yield "policy: it has no gate, and nothing is exported without one"
+    if len(gates) != len(record.verdicts):
+        yield f"verdicts: {len(record.verdicts)} for {len(gates)} gates"
+    for gate, verdict in zip(gates, record.verdicts, strict=False):
+        again = judge(gate, comparisons.get(gate.metric))
+        if not _alike(verdict.model_dump(), again.model_dump()):
+            yield (
+                f"verdicts: {gate.metric} {gate.condition} is {again.status} by the record's "
+                f"metrics, and the record says {verdict.status}"
+            )
+    status, exit_code = overall(record.verdicts)
+    if record.status != status:
+        yield f"status: {record.status}, where the verdicts make it {status}"
+    if record.exit_code != exit_code:
+        yield f"exit_code: {record.exit_code}, where the verdicts make it {exit_code}"
+
+
+def _mean(metric: Metric) -> float:
+    weights = [metric.weights.get(key, 1.0) for key in metric.items]
+    products = (w * x for w, x in zip(weights, metric.items.values(), strict=True))
+    return math.fsum(products) / math.fsum(weights)
+
+
+def _plain(part: Any) -> Any:
+    return None if part is None else part.model_dump()
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Equal but for the last digits of floats, in which machines may differ."""
+    if isinstance(one, float) and isinstance(other, float):
+        return (
+            one == other
+            or (math.isnan(one) and math.isnan(other))
+            or math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
+        )
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    if isinstance(one, Sequence) and isinstance(other, Sequence) and not isinstance(one, str):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    return bool(one == other)
