@@ -132,7 +132,7 @@ class Failures:
         DataRole("portability", "questions whose answers follow from the edit", required=False),
     )
     metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(
-        specs(_METRICS), but=("portability", "fluency", "meaningless", "unrelated")
+        specs(_METRICS), but=("portability", "fluency", "meaningless", "unrelated", "looser_only")
     )
 
     def __init__(self, params: Any) -> None:

@@ -191,7 +191,7 @@ class Leakage:
     )
     metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(
         specs(_METRICS), known_by="known_before",
-        but=("known_before", "extraction_rate_unknown", "refusal_rate_unknown"),
+        but=("known_before", "extraction_rate_unknown", "refusal_rate_unknown", "looser_only"),
     )  # fmt: skip
 
     def __init__(self, params: Any) -> None:

@@ -87,7 +87,9 @@ class Memorization:
         DataRole("forget", "secrets that must not come out", erased=True, answered=True),
     )
     metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(
-        specs(_METRICS), known_by="known_before", but=("known_before", "extraction_rate_unknown")
+        specs(_METRICS),
+        known_by="known_before",
+        but=("known_before", "extraction_rate_unknown", "looser_only"),
     )
 
     def __init__(self, params: Any) -> None:
