@@ -31,7 +31,15 @@ import torch
 
 from safeedit import __version__, catalog
 from safeedit.code import code_digest
-from safeedit.contracts import AuditOutcome, Control, Proposal, RunContext, ScorerRef
+from safeedit.contracts import (
+    AuditOutcome,
+    Control,
+    Proposal,
+    RunContext,
+    ScorerRef,
+    Stages,
+    unannounced,
+)
 from safeedit.delta import WeightDelta
 from safeedit.errors import AuditError, EditError, ExportError, ModelError
 from safeedit.export.checkpoint import write_checkpoint
@@ -72,16 +80,21 @@ Metrics = dict[str, Metric]
 
 @dataclass
 class Clock:
-    """Seconds per stage, in order."""
+    """Announces the stages of a run and keeps their seconds, in order."""
 
+    planned: tuple[str, ...]
+    """All stages of this run."""
+    announce: Stages = unannounced
     stages: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
+        number = self.planned.index(name) + 1
         try:
-            yield
+            with self.announce(name, number, len(self.planned)):
+                yield
         finally:
             elapsed = time.perf_counter() - start
             self.stages[name] = self.stages.get(name, 0.0) + elapsed
@@ -142,7 +155,7 @@ def execute(
         ExportError: the checkpoint could not be written; nothing new stands under its name.
     """
     started = datetime.now(UTC)
-    session, model = _open(plan, ctx)
+    session, model = _open(plan, ctx, _stages(plan))
     model_record = _model_record(plan, model)
     targets = [gate for e in plan.edits if e.spec.dose == "auto" for gate in e.targets]
     for gate in targets:
@@ -270,7 +283,8 @@ def measure(
         write_reports: Called with the final record.
     """
     started = datetime.now(UTC)
-    session, model = _open(plan, ctx)
+    stages = ["open model", "audit before", *(["audit after"] if base is not None else [])]
+    session, model = _open(plan, ctx, stages)
     model_record = _model_record(plan, model)
     spec = plan.loaded.policy.model
     if base is None:
@@ -292,7 +306,20 @@ def measure(
     return record
 
 
-def _open(plan: Plan, ctx: RunContext) -> tuple[_Session, ModelHandle]:
+def _stages(plan: Plan) -> list[str]:
+    """The stages of a run to its verdict, in order."""
+    found = ["open model", "audit before"]
+    for number, edit in enumerate(plan.edits, 1):
+        found += [f"edit {edit.id}: fit", f"edit {edit.id}: dose"]
+        if edit.spec.control:
+            found.append(f"edit {edit.id}: control")
+        if number < len(plan.edits):
+            found.append(f"edit {edit.id}: gates so far")
+    exporting = plan.export_dir is not None and plan.loaded.policy.export is not None
+    return [*found, *(["stage", "reload"] if exporting else []), "audit after"]
+
+
+def _open(plan: Plan, ctx: RunContext, stages: Sequence[str]) -> tuple[_Session, ModelHandle]:
     warnings = list(plan.warnings)
 
     def warn(message: str) -> None:
@@ -303,7 +330,7 @@ def _open(plan: Plan, ctx: RunContext) -> tuple[_Session, ModelHandle]:
     session = _Session(
         plan,
         replace(told, scorer=scorers(told, catalog.make_scorer)),
-        Clock(),
+        Clock(tuple(stages), ctx.stages),
         warnings,
         Store.of(told),
     )
@@ -387,7 +414,10 @@ def _choose_dose(
     audits = [audit for audit in session.plan.audits if audit.id in ids]
     curve: list[DosePoint] = []
     shortfalls: list[float] = []
-    for dose in proposal.doses:
+    doses = session.ctx.progress(
+        proposal.doses, f"edit {edit.id}: trying doses", len(proposal.doses)
+    )
+    for dose in doses:
         start = time.perf_counter()
         found: Metrics = {}
         with model.applied(proposal.at(dose)):

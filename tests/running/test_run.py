@@ -59,6 +59,7 @@ from tests.road import (
     teach,
 )
 from tests.tiny_models import save_tiny
+from tests.training import trained
 
 ROOT = Path(__file__).parents[2]
 SHORT = {"max_new_tokens": 10}
@@ -99,6 +100,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
+@trained
 def knowing(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A model that knows what it is to forget."""
     place = make_workplace(tmp_path_factory.mktemp("knowing"))

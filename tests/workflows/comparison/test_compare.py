@@ -33,6 +33,7 @@ from tests.road import (
     register,
     teach,
 )
+from tests.training import trained
 
 METRICS = ("--success", "drift.distance", "--locality", "drift.peace")
 
@@ -368,6 +369,7 @@ def test_a_fixed_dose_of_another_editor_is_said_loudly(place: Workplace) -> None
 
 
 @pytest.fixture(scope="module")
+@trained
 def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Result]:
     """Two editors and a control on a model that knows the facts."""
     place = make_workplace(tmp_path_factory.mktemp("real"))
