@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +22,12 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from safeedit.cache import PRIVATE, write_atomically
 from safeedit.errors import EditError, ModelError, UsageError
 from safeedit.policy.files import check_regular
-from safeedit.private import keep_private, write_private
 from safeedit.records import TensorChange
 
 FORMAT = "safeedit delta 1"
@@ -442,17 +441,7 @@ class WeightDelta:
             for name, update in self.updates.items()
             for part, tensor in update.parts.items()
         }
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
-            # Made first, so that it is at no moment open to others: a change tells what it changed.
-            write_private(partial, b"")
-            save_file(tensors, partial, metadata={"safeedit": self._header()})
-            keep_private(partial)
-            partial.replace(path)
-        except SafetensorError as error:
-            raise OSError(f"cannot write {path}: {error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomically(path, save(tensors, metadata={"safeedit": self._header()}), PRIVATE)
 
     @classmethod
     def load(cls, path: Path | str) -> WeightDelta:

@@ -1,16 +1,15 @@
-"""What only its owner may read: keys, and files that hold what was measured of erased data.
+"""What only its owner may read: keys, and folders of what was measured of erased data.
 
 A key that can be guessed, or that others can read, protects nothing: every digest made with it can
 be undone by trying all likely texts. So weak keys are refused (:func:`checked_key`,
-:func:`read_key_file`), for the digests in records and for the ledger alike. Files are written so
-that the umask plays no part (:func:`write_private`, :func:`private_folder`).
+:func:`read_key_file`), for the digests in records and for the ledger alike. Folders are made so
+that the umask plays no part (:func:`private_folder`); files are :mod:`safeedit.cache`'s.
 
 Fails with :class:`~safeedit.errors.UsageError`; no message holds a key.
 """
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 
@@ -20,7 +19,6 @@ SHORTEST_KEY = 32
 """Characters: a shorter key could be guessed, and with it every item."""
 FEWEST_SIGNS = 8
 """Different characters: thirty-two times the same one is no longer than one."""
-FILE_MODE = 0o600
 FOLDER_MODE = 0o700
 
 
@@ -114,25 +112,3 @@ def private_folder(path: Path) -> None:
     except FileExistsError:
         if not path.is_dir():
             raise
-
-
-def write_private(path: Path, content: bytes | str) -> None:
-    """Write a file that its owner alone may read, whatever the umask.
-
-    Raises:
-        OSError: It can't be written.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), FILE_MODE)
-        file.write(data)
-
-
-def keep_private(path: Path) -> None:
-    """Take a file that a library wrote away from all but its owner.
-
-    Raises:
-        OSError: Its mode can't be changed.
-    """
-    path.chmod(FILE_MODE)

@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("private",),
     ("records",),
     ("policy",),
+    ("cache",),
     ("statistics",),
     ("text",),
     ("contracts",),
@@ -44,19 +45,8 @@ STRANGERS = [{"data", "model"}, {"data", "delta"}, {"editors", "auditors"}, {"ex
 """Parts of one layer that do not know each other."""
 
 NO_TORCH = (
-    *(
-        "errors",
-        "private",
-        "code",
-        "records",
-        "policy",
-        "statistics",
-        "contracts",
-        "data",
-        "catalog",
-        "report",
-    ),
-    "cli",
+    *("errors", "private", "code", "records", "policy", "cache", "statistics", "contracts", "data"),
+    *("catalog", "report", "cli"),
 )
 """Parts whose import brings no torch: validating a policy, ``--help``, a report."""
 

@@ -60,8 +60,8 @@ def compare(
     Exports nothing. Exit codes: 0 all ran, 2 policy or usage, 3 an editor failed (the others are
     in the table). Gates decide nothing here.
     """
+    from safeedit.cache import cache_dir
     from safeedit.export.places import check_folder
-    from safeedit.model.sources import cache_dir
     from safeedit.policy import load_policy
     from safeedit.report.files import write_files
     from safeedit.workflows.comparison.candidates import read_settings

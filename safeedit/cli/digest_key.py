@@ -7,12 +7,14 @@ read.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
 
+from safeedit.cache import PRIVATE, write_atomically
 from safeedit.errors import SafeeditError, UsageError
-from safeedit.private import checked_key, private_folder, read_key_file, write_private
+from safeedit.private import checked_key, private_folder, read_key_file
 
 VARIABLE = "SAFEEDIT_DIGEST_KEY"
 _WHAT = "the key of the digests"
@@ -50,15 +52,5 @@ def digest_key(cache: Path) -> bytes:
 
 def _make(path: Path) -> None:
     private_folder(path.parent)
-    # Written whole before it has its name: another process may be reading it.
-    made = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write_private(made, secrets.token_hex(32))
-        try:
-            os.link(made, path)
-        except FileExistsError:
-            pass  # another process was first
-        except OSError:
-            made.rename(path)  # no links on this file system
-    finally:
-        made.unlink(missing_ok=True)
+    with contextlib.suppress(FileExistsError):  # another process was first
+        write_atomically(path, secrets.token_hex(32).encode(), PRIVATE, overwrite=False)

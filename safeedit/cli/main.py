@@ -15,11 +15,11 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -39,11 +39,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
-    from safeedit.contracts import Progress, RunContext
+    from safeedit.contracts import RunContext
     from safeedit.planning.plan import Plan
     from safeedit.records import RunRecord
 
-Item = TypeVar("Item")
 EXIT_RUNTIME = 3
 _DEBUG = (
     "SAFEEDIT_DEBUG is set: where something fails, the traceback on this screen may quote the "
@@ -420,7 +419,7 @@ def _plan(
     exporting: bool = True,
     keyed: bool = True,
 ) -> Plan:
-    from safeedit.model.sources import cache_dir
+    from safeedit.cache import cache_dir
     from safeedit.planning.plan import make_plan
     from safeedit.policy import load_policy
 
@@ -441,63 +440,26 @@ class _Context:
         self.screen, self.seed = screen, seed
 
     def __enter__(self) -> RunContext:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-        )
-
+        from safeedit.cache import cache_dir
+        from safeedit.cli.progress import Announcer
         from safeedit.contracts import RunContext
-        from safeedit.model.sources import cache_dir
 
         cache = cache_dir()
         secret = digest_key(cache)
-        screen = self.screen.console()
-        self.bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=screen,
-            transient=True,
-            disable=self.screen.quiet or not screen.is_terminal,
-        )
+        shown = Announcer(self.screen.console(), self.screen.say, quiet=self.screen.quiet)
+        self.bars = shown.bars
         self.bars.start()
         return RunContext(
             seed=self.seed,
             cache=cache,
             secret=secret,
-            progress=self._progress(),
+            progress=shown.progress,
+            stages=shown.stage,
             warn=lambda message: self.screen.beside(self.bars, message),
         )
 
     def __exit__(self, *exception: object) -> None:
         self.bars.stop()
-
-    def _progress(self) -> Progress:
-        def track(
-            items: Iterable[Item], description: str, total: int | None = None
-        ) -> Iterator[Item]:
-            if not self.bars.disable:
-                task = self.bars.add_task(description, total=total or _length(items))
-            elif not self.screen.quiet:
-                tell(f"{description} ...")
-            try:
-                for item in items:
-                    yield item
-                    if not self.bars.disable:
-                        self.bars.advance(task)
-            finally:  # a loop may end before its items do
-                if not self.bars.disable:
-                    self.bars.remove_task(task)
-
-        return track
-
-
-def _length(items: Iterable[Any]) -> int | None:
-    return len(items) if isinstance(items, Sized) else None
 
 
 def _check_free(folder: Path) -> None:

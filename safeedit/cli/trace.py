@@ -61,8 +61,8 @@ def trace(
 
     Writes trace.json and trace.html, and ends with a 'layers:' line for rome, memit and alphaedit.
     """
+    from safeedit.cache import cache_dir
     from safeedit.export.places import check_folder
-    from safeedit.model.sources import cache_dir
     from safeedit.planning.plan import make_plan
     from safeedit.policy import load_policy
     from safeedit.workflows.tracing.measuring import Settings, choose_edit, trace_edit

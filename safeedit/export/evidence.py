@@ -21,11 +21,11 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from safeedit.cache import PRIVATE
 from safeedit.delta import WeightDelta
 from safeedit.export.disk import EVIDENCE, writing
 from safeedit.export.manifest import CARD, DELTA, LEDGER, RECORD, UNDO, write_manifest
 from safeedit.model.digest import tensor_digest
-from safeedit.private import keep_private, write_private
 from safeedit.records import ExportRecord, RunRecord
 
 FORMAT = "safeedit undo 1"
@@ -87,7 +87,7 @@ def write_evidence(
         header = json.dumps({"format": FORMAT})
         originals = {name: t.detach().cpu().contiguous() for name, t in undo_tensors.items()}
         # The originals of what was erased, and the changes that erased it, are for their owner.
-        write_private(folder / UNDO, b"")
+        (folder / UNDO).touch(PRIVATE)
         save_file(originals, folder / UNDO, metadata={"safeedit": header})
-        keep_private(folder / UNDO)
+        (folder / UNDO).chmod(PRIVATE)
         return write_manifest(folder)

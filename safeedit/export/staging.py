@@ -29,12 +29,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 
+from safeedit.cache import PRIVATE
 from safeedit.errors import ExportError
 from safeedit.export import interrupts
 from safeedit.export.disk import EVIDENCE, REMEDIES, exchange, rename_new, writing
 from safeedit.export.manifest import MAY_BE_WITHHELD, check_ours
 from safeedit.export.places import check_output, usable
-from safeedit.private import FILE_MODE
 
 __all__ = ["EVIDENCE", "Staging", "check_target", "recover", "writing"]
 
@@ -294,7 +294,7 @@ def _settle(folder: Path) -> None:
             path = Path(place, name)
             relative = path.relative_to(folder).as_posix()
             private = any(fnmatchcase(relative, pattern) for pattern in MAY_BE_WITHHELD)
-            path.chmod(FILE_MODE if private else mode)
+            path.chmod(PRIVATE if private else mode)
             _sync(path)
         _sync(Path(place))
 

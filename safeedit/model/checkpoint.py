@@ -9,6 +9,7 @@ Fails with :class:`~safeedit.errors.ModelError`, and with
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -129,23 +130,38 @@ def check_tokenizer(folder: Path) -> None:
         )
 
 
-def check_loaded(folder: Path, report: dict[str, Any]) -> None:
-    """Make sure every tensor of the model came from the checkpoint.
+def check_loaded(
+    folder: Path, report: Mapping[str, Any], unread: Container[str] | None = None
+) -> None:
+    """Make sure every tensor of the model came from the checkpoint, and every one of its got in.
+
+    The last word on what :mod:`safeedit.model.stored` finds from the headers, and the only one
+    where a library reads another format.
 
     Args:
         folder: The checkpoint.
         report: The loading information of transformers' ``from_pretrained``.
+        unread: Tensors that may be left over; None: any, for a model that is read and never
+            written again, such as a classifier without its pooler.
 
     Raises:
-        ModelError: One did not.
+        ModelError: One is missing, left over, or of another shape.
     """
-    if missing := sorted(report["missing_keys"]):
-        more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
-        raise ModelError(
-            f"the checkpoint lacks '{missing[0]}'{more}",
-            file=folder,
-            remedy=f"{_AGAIN}: transformers would draw these weights at random",
-        )
+    unexpected = report["unexpected_keys"] if unread is not None else ()
+    left = sorted(name for name in unexpected if name not in (unread or ()))
+    mismatched = report["mismatched_keys"]
+    shapes = sorted(str(key[0] if isinstance(key, tuple) else key) for key in mismatched)
+    for found, fault, remedy in (
+        (sorted(report["missing_keys"]), "the checkpoint lacks", "transformers would draw these "
+         "weights at random"),
+        (shapes, "the model has another shape for", "they would be drawn at random"),
+        (left, "the model has no place for", "they would be dropped"),
+    ):  # fmt: skip
+        if found:
+            more = f" and {len(found) - 1} more tensors" if len(found) > 1 else ""
+            raise ModelError(
+                f"{fault} '{found[0]}'{more}", file=folder, remedy=f"{_AGAIN}: {remedy}"
+            )
 
 
 def check_files(folder: Path) -> None:

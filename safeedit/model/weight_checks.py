@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safeedit.errors import ModelError
-from safeedit.model.architectures import ModelShape
 from safeedit.model.headers import INDEX, SINGLE, TensorHeader
 
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -103,24 +102,28 @@ def check_names(headers: Mapping[str, TensorHeader]) -> None:
             )
 
 
-def check_shapes(shape: ModelShape, headers: Mapping[str, TensorHeader], base: str = "") -> None:
+def check_shapes(
+    headers: Mapping[str, TensorHeader],
+    names: Mapping[str, str],
+    expected: Mapping[str, tuple[int, ...]],
+    vocab_size: int,
+) -> None:
     """Make sure that tensors have the sizes that the config describes.
 
     Args:
-        shape: Of the model that the config describes.
-        headers: Of the checkpoint; names that the model does not have are passed over.
-        base: Prefix of the body in the model's names (``model``), which some checkpoints lack.
+        headers: Of the checkpoint.
+        names: The file's name of a tensor -> the model's.
+        expected: The model's name of a tensor -> its shape.
+        vocab_size: Rows of the embedding that the config describes.
 
     Raises:
         ModelError: One has not; the message names it and both sizes.
     """
-    stored = {**shape.stored, **{name: shape.stored[first] for name, first in shape.tied.items()}}
-    for name, header in headers.items():
-        wanted = stored.get(name) or stored.get(f"{base}.{name}")
-        wanted = wanted or stored.get(name.removeprefix(f"{base}."))
-        if wanted is None or wanted == header.shape:
+    for name, inside in names.items():
+        header, wanted = headers[name], expected[inside]
+        if wanted == header.shape:
             continue
-        grown = wanted[0] == shape.vocab_size and header.shape[1:] == wanted[1:]
+        grown = wanted[:1] == (vocab_size,) and header.shape[1:] == wanted[1:]
         where = header.file.with_name("config.json")
         raise ModelError(
             f"'{name}' is stored as {_size(header.shape)}, and {where.name} describes "

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from safeedit import catalog
+from safeedit.cache import cache_dir, write_atomically
 from safeedit.contracts import (
     Auditor,
     BaseParams,
@@ -45,8 +46,7 @@ from safeedit.export.ledger.update import Erased, Upkeep
 from safeedit.export.places import check_apart, check_output, check_room, usable, within
 from safeedit.export.staging import check_target, recover
 from safeedit.model.architectures import ModelShape
-from safeedit.model.builtin import cache_dir
-from safeedit.model.sources import open_config
+from safeedit.model.sources import inspect_model, open_config
 from safeedit.planning.coverage import check_edits, check_erasure, futile
 from safeedit.planning.lengths import check_lengths
 from safeedit.planning.questions import check_questions
@@ -296,10 +296,10 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
             usable(policy.export.dir)
     with _Located(loaded, ("model", "source")):
         source = _model_source(loaded, policy.model.source)
-        config, digest = open_config(source, revision=policy.model.revision)
-        shape = ModelShape.from_config(config)
-    own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    dtype = own if policy.model.dtype == "auto" else policy.model.dtype
+        found = inspect_model(source, revision=policy.model.revision, dtype=policy.model.dtype)
+        shape = ModelShape.from_config(found.config)
+        warnings += [f"model: {note}" for note in found.notes]
+    digest, dtype = found.identity, found.dtype
     edits = tuple(_plan_edit(loaded, index, shape, key) for index in range(len(policy.edits)))
     audits = tuple(
         _plan_audit(loaded, spec, ("audits", index), key)
@@ -381,7 +381,7 @@ def write_plan(plan: Plan, path: Path) -> None:
     policy = os.path.relpath(plan.loaded.path, path.parent)
     content = {**plan.summary(), "policy_file": policy}
     try:
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
     except OSError as error:
         raise UsageError(
             f"the plan can't be written: {error.strerror}",

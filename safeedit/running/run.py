@@ -31,7 +31,15 @@ import torch
 
 from safeedit import __version__, catalog
 from safeedit.code import code_digest
-from safeedit.contracts import AuditOutcome, Control, Proposal, RunContext, ScorerRef
+from safeedit.contracts import (
+    AuditOutcome,
+    Control,
+    Proposal,
+    RunContext,
+    ScorerRef,
+    Stages,
+    unannounced,
+)
 from safeedit.delta import WeightDelta
 from safeedit.errors import AuditError, EditError, ExportError, ModelError
 from safeedit.export.checkpoint import write_checkpoint
@@ -41,6 +49,7 @@ from safeedit.export.interrupts import until_done
 from safeedit.export.manifest import hash_files
 from safeedit.export.staging import Staging
 from safeedit.model.carried import left_behind
+from safeedit.model.digest import digest_of
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 from safeedit.planning.plan import Plan, PlannedAudit, PlannedEdit
@@ -72,16 +81,21 @@ Metrics = dict[str, Metric]
 
 @dataclass
 class Clock:
-    """Seconds per stage, in order."""
+    """Announces the stages of a run and keeps their seconds, in order."""
 
+    planned: tuple[str, ...]
+    """All stages of this run."""
+    announce: Stages = unannounced
     stages: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
+        number = self.planned.index(name) + 1
         try:
-            yield
+            with self.announce(name, number, len(self.planned)):
+                yield
         finally:
             elapsed = time.perf_counter() - start
             self.stages[name] = self.stages.get(name, 0.0) + elapsed
@@ -153,7 +167,7 @@ def execute(
         ExportError: the checkpoint could not be written; nothing new stands under its name.
     """
     started = datetime.now(UTC)
-    session, model = _open(plan, ctx)
+    session, model = _open(plan, ctx, _stages(plan))
     untouched, model_record = model.digest(), _model_record(plan, model)
     targets = [gate for e in plan.edits if e.spec.dose == "auto" for gate in e.targets]
     for gate in targets:
@@ -166,16 +180,13 @@ def execute(
 
     edits: list[EditRecord] = []
     deltas: dict[str, WeightDelta] = {}
-    originals: dict[str, torch.Tensor] = {}
     for number, edit in enumerate(plan.edits, 1):
-        edited, delta, undo = _edit(session, model, edit)
+        edited, delta = _edit(session, model, edit)
         if number < len(plan.edits):
             with session.clock.stage(f"edit {edit.id}: gates so far"):
                 edited = edited.model_copy(update={"gates_so_far": _gates_so_far(session, model)})
         edits.append(edited)
         deltas[edit.id] = delta
-        for name, tensor in undo.items():
-            originals.setdefault(name, tensor)
     if edits and not session.idle and model.digest() == untouched:
         session.idle = True
         session.ctx.warn("the edits undo each other: the weights are those of the base")
@@ -195,12 +206,13 @@ def execute(
     try:
         with Staging(target, overwrite=policy.export.overwrite) as staging:
             with session.clock.stage("stage"):
-                write_checkpoint(model, staging.path)
-                edited_digest = model.digest()
+                touched = {name for delta in deltas.values() for name in delta.updates}
+                written = write_checkpoint(model, staging.path, touched)
+                edited_digest, run_dtype = model.digest(), model_record.dtype
                 del model
                 gc.collect()
             with session.clock.stage("reload"):
-                staged = _read_back(staging.path, policy.model.device)
+                staged = _read_back(staging.path, run_dtype, policy.model.device)
                 if staged.digest() != edited_digest:
                     raise ExportError(
                         "the staged checkpoint does not hold the bytes that were edited",
@@ -210,17 +222,22 @@ def execute(
                 after = _audit_edited(session, staged)
             with writing(staging.path):
                 files = hash_files(staging.path)
-            export = ExportRecord(directory=str(target), weights_digest=edited_digest, files=files)
+            export = ExportRecord(
+                directory=str(target),
+                weights_digest=written.digest,
+                untouched=len(written.digests) - len(written.changed),
+                files=files,
+            )
             record = finish(after, export)
             if record.status == "pass":
                 ledger = plan.ledger.text(record) if plan.ledger is not None else None
-                export = claimed(export, originals, ledger)
+                export = claimed(export, written.originals, ledger)
                 record = record.model_copy(update={"export": export})
                 write_evidence(
                     staging.path,
                     record,
                     deltas=deltas,
-                    undo_tensors=originals,
+                    undo_tensors=written.originals,
                     reports=render_evidence(record),
                     ledger=ledger,
                 )
@@ -253,9 +270,9 @@ def execute(
     return record
 
 
-def _read_back(folder: Path, device: str) -> ModelHandle:
+def _read_back(folder: Path, dtype: str, device: str) -> ModelHandle:
     try:
-        return open_model(str(folder), dtype="auto", device=device)
+        return open_model(str(folder), dtype=dtype, device=device)
     except ModelError as error:
         raise ExportError(
             f"the staged checkpoint can't be read back: {error.message}",
@@ -281,7 +298,8 @@ def measure(
         write_reports: Called with the final record.
     """
     started = datetime.now(UTC)
-    session, model = _open(plan, ctx)
+    stages = ["open model", "audit before", *(["audit after"] if base is not None else [])]
+    session, model = _open(plan, ctx, stages)
     model_record = _model_record(plan, model)
     spec = plan.loaded.policy.model
     if base is None:
@@ -303,7 +321,20 @@ def measure(
     return record
 
 
-def _open(plan: Plan, ctx: RunContext) -> tuple[_Session, ModelHandle]:
+def _stages(plan: Plan) -> list[str]:
+    """The stages of a run to its verdict, in order."""
+    found = ["open model", "audit before"]
+    for number, edit in enumerate(plan.edits, 1):
+        found += [f"edit {edit.id}: fit", f"edit {edit.id}: dose"]
+        if edit.spec.control:
+            found.append(f"edit {edit.id}: control")
+        if number < len(plan.edits):
+            found.append(f"edit {edit.id}: gates so far")
+    exporting = plan.export_dir is not None and plan.loaded.policy.export is not None
+    return [*found, *(["stage", "reload"] if exporting else []), "audit after"]
+
+
+def _open(plan: Plan, ctx: RunContext, stages: Sequence[str]) -> tuple[_Session, ModelHandle]:
     warnings = list(plan.warnings)
 
     def warn(message: str) -> None:
@@ -314,7 +345,7 @@ def _open(plan: Plan, ctx: RunContext) -> tuple[_Session, ModelHandle]:
     session = _Session(
         plan,
         replace(told, scorer=scorers(told, catalog.make_scorer)),
-        Clock(),
+        Clock(tuple(stages), ctx.stages),
         warnings,
         Store.of(told),
     )
@@ -334,7 +365,7 @@ def _open(plan: Plan, ctx: RunContext) -> tuple[_Session, ModelHandle]:
 
 def _edit(
     session: _Session, model: ModelHandle, edit: PlannedEdit
-) -> tuple[EditRecord, WeightDelta, dict[str, torch.Tensor]]:
+) -> tuple[EditRecord, WeightDelta]:
     """Fit, choose the dose, measure the control, apply, and prove what was not touched."""
     start = time.perf_counter()
     ctx, clock = session.ctx, session.clock
@@ -382,7 +413,7 @@ def _edit(
         controls=controls,
         seconds=time.perf_counter() - start,
     )
-    return record, delta, dict(undo.tensors)
+    return record, delta
 
 
 def _choose_dose(
@@ -399,7 +430,10 @@ def _choose_dose(
     audits = [audit for audit in session.plan.audits if audit.id in ids]
     curve: list[DosePoint] = []
     shortfalls: list[float] = []
-    for dose in proposal.doses:
+    doses = session.ctx.progress(
+        proposal.doses, f"edit {edit.id}: trying doses", len(proposal.doses)
+    )
+    for dose in doses:
         start = time.perf_counter()
         found: Metrics = {}
         with model.applied(proposal.at(dose)):
@@ -704,7 +738,8 @@ def _judged(session: _Session, gate: GateSpec, comparisons: Mapping[str, Compari
 
 
 def _model_record(plan: Plan, model: ModelHandle) -> ModelRecord:
-    spec = plan.loaded.policy.model
+    spec, stored = plan.loaded.policy.model, model.on_disk
+    assert stored is not None, "a run opens its model from files"
     return ModelRecord(
         source=spec.source,
         local=Path(plan.model_source).expanduser().exists(),
@@ -714,7 +749,10 @@ def _model_record(plan: Plan, model: ModelHandle) -> ModelRecord:
         layers=model.n_layers,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
-        digest=model.digest(),
+        digest=digest_of(stored.digests()),
+        casts=stored.casts(model.dtype),
+        names=stored.renamed(model.shape.tied),
+        unread=stored.unread,
     )
 
 

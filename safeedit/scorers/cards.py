@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from safeedit import __version__
+from safeedit.cache import PRIVATE, write_atomically
 from safeedit.contracts import Progress, Scorer, ScorerIdentity, silent
 from safeedit.data import Dataset, load_dataset
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
-from safeedit.private import private_folder, write_private
+from safeedit.private import private_folder
 from safeedit.records import ScorerCard, ScorerCheck
 from safeedit.statistics.intervals import wilson
 from safeedit.statistics.two_samples import auc, auc_interval
@@ -96,9 +97,7 @@ def write_card(card: ScorerCard, cache: Path) -> None:
         card = card.model_copy(update={"checks": {**before.checks, **card.checks}})
     path = _path(identity, cache)
     private_folder(path.parent)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    write_private(temporary, card.model_dump_json(indent=2) + "\n")
-    temporary.replace(path)
+    write_atomically(path, (card.model_dump_json(indent=2) + "\n").encode(), PRIVATE)
 
 
 def _path(identity: ScorerIdentity, cache: Path) -> Path:

@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from safeedit.cache import file_sha256
 from safeedit.contracts import BaseParams, Progress, ScorerIdentity, silent
 from safeedit.errors import ModelError, UsageError
-from safeedit.model.builtin import file_sha256
 from safeedit.model.checkpoint import check_files, check_loaded, check_weights
 from safeedit.model.config_checks import check_settings
 from safeedit.model.guard import readable

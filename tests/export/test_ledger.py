@@ -53,6 +53,7 @@ from tests.road import (
     teach,
 )
 from tests.running.test_run import spellings
+from tests.training import trained
 
 KEY = "0123456789abcdef" * 4
 OTHER_KEY = "fedcba9876543210" * 4
@@ -130,6 +131,7 @@ def touching(*numbers: int, **options: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+@trained
 def first(toys: None, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A model that knew everything, and its first export, which tells nothing any more.
 

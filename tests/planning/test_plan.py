@@ -556,8 +556,8 @@ def test_a_plan_is_refused_once_what_it_saw_has_moved(tmp_path: Path, what: str)
         named = "changed: policy, data of audit:another.asked"
     else:
         make_workplace(tmp_path / "other", family="llama_tied")
-        weights = (tmp_path / "other/model/model.safetensors").read_bytes()
-        (tmp_path / "model/model.safetensors").write_bytes(weights)
+        for name in ("model.safetensors", "config.json"):
+            (tmp_path / "model" / name).write_bytes((tmp_path / "other/model" / name).read_bytes())
         named = "changed: model"
     with pytest.raises(UsageError) as caught:
         check_unmoved(plan_of(path), read_plan(tmp_path / "plan.json"))

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -184,16 +185,16 @@ class Membership:
         texts = [[*secret.prompt, *secret.tokens] for secret in secrets]
         starts = [1 if whole else len(secret.prompt) for secret in secrets]
         scores = {name: np.empty(len(secrets)) for name in _SCORES}
-        rows = list(zip(texts, starts, strict=True))
-        for index, log_probs in engine.log_probs(
-            [text[:start] for text, start in rows],
-            [text[start:] for text, start in rows],
-            max(map(len, texts)),
-            progress=ctx.progress,
-            description="membership: scoring",
+        openings = [text[:start] for text, start in zip(texts, starts, strict=True)]
+        rests = [text[start:] for text, start in zip(texts, starts, strict=True)]
+
+        def read(index: int, positions: range, log_probs: Tensor) -> Tensor:
+            return _token_scores(log_probs, rests[index][positions.start : positions.stop])
+
+        for index, both in engine.distributions(
+            openings, rests, read, progress=ctx.progress, description="membership: scoring"
         ):
-            text, start = rows[index]
-            own, standardised = _token_scores(log_probs, text[start:])
+            own, standardised = both.numpy().T
             lowest = math.ceil(self.params.k * len(own))
             scores["loss"][index] = own.mean()
             scores["min_k"][index] = np.sort(own)[:lowest].mean()
@@ -253,8 +254,8 @@ class Membership:
         )
 
 
-def _token_scores(log_probs: Tensor, tokens: Sequence[int]) -> tuple[Floats, Floats]:
-    """Log-probability of each token, as it is and standardised over the vocabulary.
+def _token_scores(log_probs: Tensor, tokens: Sequence[int]) -> Tensor:
+    """``(t, 2)`` log-probability of each token, as it is and standardised over the vocabulary.
 
     Args:
         log_probs: ``(t, vocab)`` nats.
@@ -268,7 +269,7 @@ def _token_scores(log_probs: Tensor, tokens: Sequence[int]) -> tuple[Floats, Flo
     deviation = (probabilities * squares).sum(-1, dtype=own.dtype).sqrt()
     # Where one token has all the probability there is no spread, and nothing to stand out by.
     standardised = (own - mean) / deviation.clamp(min=1e-6)
-    return own.numpy(), standardised.numpy()
+    return torch.stack([own, standardised], -1)
 
 
 def _items(contrast: Contrast) -> Floats:

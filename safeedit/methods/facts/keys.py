@@ -15,16 +15,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from safeedit.cache import PRIVATE, write_atomically
 from safeedit.code import code_digest
 from safeedit.contracts import Progress, silent
 from safeedit.errors import DataError
@@ -33,7 +33,7 @@ from safeedit.methods.covariance import Moments
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import last_tokens
-from safeedit.private import keep_private, private_folder, write_private
+from safeedit.private import private_folder
 
 _OUTSIZED = 10.0
 """Times the median length of a text's keys from which a key counts as an attention sink's."""
@@ -226,19 +226,12 @@ def _load(file: Path) -> Ordinary | None:
 
 
 def _save(file: Path, ordinary: Ordinary) -> None:
-    partial = file.with_suffix(f".{os.getpid()}.partial")
     parts = {
         "second": ordinary.second.contiguous(),
         "sinks": ordinary.sinks.contiguous(),
         "tokens": torch.tensor(ordinary.tokens),
     }
     # A cache that can't be written costs time, nothing else.
-    with contextlib.suppress(OSError, SafetensorError):
+    with contextlib.suppress(OSError):
         private_folder(file.parent)
-        try:
-            write_private(partial, b"")
-            save_file(parts, partial)
-            keep_private(partial)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomically(file, save(parts), PRIVATE)
