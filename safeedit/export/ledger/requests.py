@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from safeedit.contracts import DataRole
-from safeedit.data import Dataset, Record, build_dataset, read_records
+from safeedit.data import CheckedRow, Dataset, build_dataset, read_records
 from safeedit.errors import DataError
 from safeedit.export.ledger.file import Entry
 from safeedit.export.ledger.keys import LedgerKey
 from safeedit.policy import DataSpec
+from safeedit.text.quoting import Quotes
 
 TICKET = "ticket"
 """The column that names the request."""
@@ -29,7 +30,7 @@ TICKET = "ticket"
 class Request:
     """One row: an item, under one ticket."""
 
-    record: Record = field(repr=False)
+    record: CheckedRow = field(repr=False)
     ticket: str | None
     digests: tuple[str, ...]
     """Of the item, then of its other spellings of the answer."""
@@ -96,17 +97,24 @@ def coverage(requests: Sequence[Request], rows: Sequence[Entry]) -> Coverage:
 
 
 def dataset_of(
-    requests: Iterable[Request], spec: DataSpec, role: DataRole, *, seed: int, notes: Iterable[str]
+    requests: Iterable[Request],
+    spec: DataSpec,
+    role: DataRole,
+    *,
+    seed: int,
+    notes: Iterable[str],
+    key: bytes | None = None,
 ) -> Dataset:
     """The requested items as data for an audit; rows of one prompt are one item.
 
     Two people of one name may have asked in different months: the prompt is put once, and
-    either answer counts. A row's split plays no part: every item is audited.
+    either answer counts. A row's split plays no part: every item is audited. ``key`` is that of
+    the data set's digest.
 
     Raises:
         DataError: Items share a paraphrase between splits.
     """
-    merged: dict[str, Record] = {}
+    merged: dict[str, CheckedRow] = {}
     for request in requests:
         record, item = request.record, request.record.item
         first = merged.get(" ".join(item.prompt.casefold().split()))
@@ -116,22 +124,31 @@ def dataset_of(
         merged[" ".join(item.prompt.casefold().split())] = replace(
             first or record, item=replace(item, split=None)
         )
-    return build_dataset(list(merged.values()), spec, role, seed=seed, notes=notes)
+    return build_dataset(list(merged.values()), spec, role, seed=seed, notes=notes, key=key)
 
 
-def _ticket(record: Record) -> str | None:
+def _ticket(record: CheckedRow) -> str | None:
     value: Any = record.item.extra.get(TICKET)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)  # digits in JSON; text in CSV
     if value is None:
         return None
     if isinstance(value, str) and value.strip() and value.isprintable():
+        item = record.item
+        if Quotes([*item.aliases, *([item.subject] if item.subject else []), item.prompt])(value):
+            raise _at(
+                record,
+                "has a ticket that quotes its own question, answer or subject, and the ledger and "
+                "reports would repeat it",
+                TICKET,
+                "name the request by a number",
+            )
         return value.strip()
     remedy = "give it the request's number or name, or leave it out"
     raise _at(record, "has a ticket that is blank or no plain text", TICKET, remedy)
 
 
-def _at(record: Record, message: str, field_: str, remedy: str = "fill it in") -> DataError:
+def _at(record: CheckedRow, message: str, field_: str, remedy: str = "fill it in") -> DataError:
     row = record.row
     text = message if row.line is not None else f"row {row.number}: {message}"
     return DataError(text, file=row.file, line=row.line, field=field_, remedy=remedy)

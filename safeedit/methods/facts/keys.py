@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from safeedit.cache import write_atomically
+from safeedit.cache import PRIVATE, write_atomically
 from safeedit.code import code_digest
 from safeedit.contracts import Progress, silent
 from safeedit.errors import DataError
@@ -33,6 +33,7 @@ from safeedit.methods.covariance import Moments
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import last_tokens
+from safeedit.private import private_folder
 
 _OUTSIZED = 10.0
 """Times the median length of a text's keys from which a key counts as an attention sink's."""
@@ -45,7 +46,7 @@ _ONE_SINK = 1e-2
 
 
 @dataclass(frozen=True)
-class Spot:
+class TokenPosition:
     """A token in its context.
 
     Attributes:
@@ -77,15 +78,15 @@ class Ordinary:
     tokens: int
 
 
-def subject_spot(model: ModelHandle, ids: Sequence[int], subject: str) -> Spot | None:
+def subject_spot(model: ModelHandle, ids: Sequence[int], subject: str) -> TokenPosition | None:
     """The last token of a subject's last mention in a prompt; None where it has none."""
     found = last_tokens(model.engine.codec.tokenizer, ids, subject)
-    return Spot(tuple(ids), found[-1]) if found else None
+    return TokenPosition(tuple(ids), found[-1]) if found else None
 
 
 def keys_at(
     model: ModelHandle,
-    spots: Sequence[Spot],
+    spots: Sequence[TokenPosition],
     sites: Sequence[Site],
     progress: Progress = silent,
     description: str = "reading keys",
@@ -232,5 +233,5 @@ def _save(file: Path, ordinary: Ordinary) -> None:
     }
     # A cache that can't be written costs time, nothing else.
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, save(parts))
+        private_folder(file.parent)
+        write_atomically(file, save(parts), PRIVATE)
