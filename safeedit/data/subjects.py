@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from safeedit.data.items import Dataset, Item
 from safeedit.errors import DataError
-from safeedit.text.matching import straighten
+from safeedit.text.matching import find_mentions, straighten
 
 _SLOT = re.compile(r"(?<![^\s\"'“‘«„(])(?<!\w\()\{\}(?![\w{=(\[])")
 """The ``{}`` of a sentence: it stands as a word does, not as in ``set{}`` or ``f(x={})``."""
@@ -34,8 +34,8 @@ def same_subject(subject: str) -> str:
 
 
 def names_subject(text: str, subject: str) -> bool:
-    """Whether a text names a subject, in whichever of its spellings."""
-    return bool(subject.strip()) and same_subject(subject) in same_subject(text)
+    """Whether a text names a subject, as editors look for it in a tokenised prompt."""
+    return bool(subject.strip()) and bool(find_mentions(text, subject.strip()))
 
 
 def check_subjects(data: Dataset, *, every_phrasing: bool = False, inferred: bool = True) -> None:
