@@ -43,9 +43,11 @@ from safeedit.model.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-__all__ = ["BUILTIN", "cache_dir", "fetch_builtin", "open_config", "open_model"]
+__all__ = [
+    "BUILTIN", "cache_dir", "fetch_builtin", "open_config", "open_model", "open_tokenizer",
+]  # fmt: skip
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Other formats and layouts; of the folders, additional_chat_templates alone is the model's.
@@ -141,6 +143,24 @@ def open_config(source: str, *, revision: str | None = None) -> tuple[PreTrained
     for path in (found.folder / "config.json", *check_weights(found.folder).files):
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
     return config, f"sha256:{digest.hexdigest()}"
+
+
+def open_tokenizer(source: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, without its weights.
+
+    Raises:
+        ModelError: As :func:`open_model`, as far as it is about the tokenizer.
+        UsageError: ``revision`` of something that has none.
+    """
+    from transformers import AutoTokenizer
+
+    folder = _locate(source, revision).folder
+    check_tokenizer(folder)
+    with quiet(), readable(folder):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    return tokenizer
 
 
 def fetch_folder(source: str, revision: str | None = None) -> Path:

@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safeedit import catalog
 from safeedit.contracts import (
@@ -43,12 +43,16 @@ from safeedit.export.places import check_apart, check_output, check_room, usable
 from safeedit.export.staging import check_target, recover
 from safeedit.model.architectures import ModelShape
 from safeedit.model.builtin import cache_dir
-from safeedit.model.sources import open_config
+from safeedit.model.sources import open_config, open_tokenizer
+from safeedit.planning.prompts import PromptCheck
 from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LedgerSpec, LoadedPolicy
 from safeedit.policy.suggest import did_you_mean
 from safeedit.records import MetricSpec, Split
 from safeedit.scorers.cards import read_card
 from safeedit.scorers.score_cache import check_auc
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 FieldPath = tuple[str | int, ...]
 _FORMAT = "safeedit-plan"
@@ -270,6 +274,7 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True) -> Plan:
     _check_gates(loaded, audits, warnings)
     _check_enough(loaded, edits, audits)
     _check_splits(loaded, edits, audits)
+    _check_prompts(loaded, source, config, edits, audits, warnings)
     plan = Plan(loaded, source, digest, dtype, shape, edits, audits, tuple(warnings), upkeep)
     if plan.export_dir is not None and policy.export is not None:
         if not policy.gates:
@@ -788,6 +793,31 @@ def _check_splits(
         with _Located(loaded, at):
             for name, seen in used:
                 check_disjoint(seen, texts, name, held_out)
+
+
+def _check_prompts(
+    loaded: LoadedPolicy,
+    source: str,
+    config: PreTrainedConfig,
+    edits: Sequence[PlannedEdit],
+    audits: Sequence[PlannedAudit],
+    warnings: list[str],
+) -> None:
+    """See that the model's tokenizer and context take what is asked of it."""
+    with _Located(loaded, ("model", "source")):
+        tokenizer = open_tokenizer(source, revision=loaded.policy.model.revision)
+    check = PromptCheck(tokenizer, config)
+    for index, edit in enumerate(edits):
+        for role, data in edit.data.roles.items():
+            field = role if role in edit.spec.options else "data"
+            with _Located(loaded, ("edits", index, field)):
+                check(f"edit {edit.id}", role, data, edit.params)
+    for audit in audits:
+        for role, data in audit.data.items():
+            field = role if role in audit.spec.options else "data"
+            with _Located(loaded, (*audit.at, field)):
+                check(f"audit {audit.id}", role, data, audit.params)
+    warnings += check.warnings
 
 
 def _asked(data: Dataset, split: Split) -> list[str]:
