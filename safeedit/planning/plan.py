@@ -46,6 +46,7 @@ from safeedit.model.builtin import cache_dir
 from safeedit.model.sources import open_config, open_tokenizer
 from safeedit.planning.prompts import PromptCheck
 from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LedgerSpec, LoadedPolicy
+from safeedit.policy.files import read_json
 from safeedit.policy.suggest import did_you_mean
 from safeedit.records import MetricSpec, Split
 from safeedit.scorers.cards import read_card
@@ -345,8 +346,10 @@ def write_plan(plan: Plan, path: Path) -> None:
 def is_plan(path: Path) -> bool:
     """Whether a file is JSON that :func:`write_plan` made, or looks like it; policies are not."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = read_json(path)
+    except OSError:
+        return path.suffix == ".json" and path.is_file()
+    except ValueError:
         return path.suffix == ".json"
     return isinstance(content, dict) and content.get("format") == _FORMAT
 
@@ -358,16 +361,24 @@ def read_plan(path: Path) -> dict[str, Any]:
         UsageError: the file is not a plan.
     """
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise UsageError("not a readable plan", file=path, remedy="make it with plan -o") from error
     whole = isinstance(content, dict) and content.get("format") == _FORMAT
-    if not whole or not isinstance(content.get("policy_file"), str):
+    named = content.get("policy_file") if whole else None
+    if not isinstance(named, str) or not named or "\0" in named:
         raise UsageError("this JSON is not a plan", file=path, remedy="make it with plan -o")
-    if content.get("version") != 1 or not isinstance(content.get("fingerprint"), dict):
+    seen = content.get("fingerprint")
+    # 1 is also what True and 1.0 are equal to.
+    if type(content.get("version")) is not int or content["version"] != 1:
         raise UsageError(
             "a plan of another version", file=path, remedy="make it again with plan -o"
         )
+    if not isinstance(seen, dict) or not isinstance(seen.get("data"), dict):
+        raise UsageError(
+            "the plan does not say what it saw of policy, model and data",
+            file=path, field="fingerprint", remedy="make it again with plan -o",
+        )  # fmt: skip
     return {**content, "policy_file": os.path.normpath(path.parent / content["policy_file"])}
 
 
@@ -379,7 +390,7 @@ def check_unmoved(plan: Plan, written: Mapping[str, Any]) -> None:
     """
     then, now = written["fingerprint"], plan.fingerprint()
     moved = [part for part in ("policy", "model") if then.get(part) != now[part]]
-    before: Mapping[str, str] = then.get("data", {})
+    before: Mapping[str, Any] = then["data"]
     moved += [
         f"data of {name}"
         for name in sorted(before.keys() | now["data"].keys())
