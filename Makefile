@@ -2,6 +2,7 @@
 #
 #   make test     lint, types and all tests            make demo    the quickstart policy, end to end
 #   make check    lint and types only                  make bench   the benchmarks
+#   make hostile  tries every kill, tamper and malformed input, for an hour or so
 #   make model    fetch the default model              make clean   remove what these made
 #   make test-compat   exports opened with older transformers
 #
@@ -20,7 +21,7 @@ TORCH = $(VENV)/.torch
 INSTALLED = $(VENV)/.installed
 MODEL = $(VENV)/.model
 
-.PHONY: setup model check test test-compat demo bench clean format
+.PHONY: setup model check test test-compat hostile demo bench clean format
 
 setup: $(INSTALLED)
 model: $(MODEL)
@@ -55,6 +56,11 @@ test: export OMP_NUM_THREADS = 1
 test: export PYTHONHASHSEED = 0
 test: $(MODEL) check
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+# What a hostile tester would try, exhaustively: kills at every file operation and the like.
+hostile: export OMP_NUM_THREADS = 1
+hostile: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) -m hostile $(ARGS)
 
 # Exports in the versions of transformers that users have, fetched once into the user's cache.
 test-compat: export OMP_NUM_THREADS = 1

@@ -21,25 +21,33 @@ Where things are, lowest layer first; a module imports only from layers above it
 list, which ``tests/test_layers.py`` enforces:
 
 ===================================  ========================================================
-:mod:`safeedit.errors`               every error on purpose, in one tree :mod:`safeedit.code`                 the code as a digest, for the keys of what is kept
-:mod:`safeedit.records`
-what is written to disk: metrics, verdicts, the run record :mod:`safeedit.policy`               the
-policy as frozen records, and errors that say where :mod:`safeedit.statistics`           intervals,
-tests, metrics held against gates :mod:`safeedit.text`                 answers, refusals and
-personal data in text :mod:`safeedit.contracts`            what editors, auditors and scorers
-promise :mod:`safeedit.data`                 items, splits, phrasings, and the loaders
-:mod:`safeedit.delta`                a change of weights as a value :mod:`safeedit.model`
-families, handles, sources, the engine :mod:`safeedit.methods`              mathematics that several
-editors or auditors need :mod:`safeedit.editors`              one method per file; the file's stem
-is its name :mod:`safeedit.auditors`             one property per file :mod:`safeedit.scorers`
-one text classifier per file, and how far each agrees with people :mod:`safeedit.catalog`
-names to editors, auditors and scorers :mod:`safeedit.export`               staging, checkpoint,
-evidence, manifest, ledger, comparison :mod:`safeedit.report`               renderings of a run
-record and the model card, pure :mod:`safeedit.planning`             everything resolved and
-checked, no weights loaded :mod:`safeedit.running`              the one place where a delta meets a
-model :mod:`safeedit.workflows`            canaries, comparison of editors, tracing, REMEDI's own
-uses :mod:`safeedit.cli`                  the command line ===================================
-========================================================
+:mod:`safeedit.errors`               every error on purpose, in one tree
+:mod:`safeedit.code`                 the code as a digest, for the keys of what is kept
+:mod:`safeedit.records`              what is written to disk: metrics, verdicts, the run
+                                     record
+:mod:`safeedit.policy`               the policy as frozen records, and errors that say where
+:mod:`safeedit.cache`                the user's cache folder, and the one atomic write
+:mod:`safeedit.statistics`           intervals, tests, metrics held against gates
+:mod:`safeedit.text`                 answers, refusals and personal data in text
+:mod:`safeedit.contracts`            what editors, auditors and scorers promise
+:mod:`safeedit.data`                 items, splits, phrasings, and the loaders
+:mod:`safeedit.delta`                a change of weights as a value
+:mod:`safeedit.model`                families, handles, sources, the engine
+:mod:`safeedit.methods`              mathematics that several editors or auditors need
+:mod:`safeedit.editors`              one method per file; the file's stem is its name
+:mod:`safeedit.auditors`             one property per file
+:mod:`safeedit.scorers`              one text classifier per file, and how far each agrees
+                                     with people
+:mod:`safeedit.catalog`              names to editors, auditors and scorers
+:mod:`safeedit.export`               staging, checkpoint, evidence, manifest, ledger,
+                                     comparison
+:mod:`safeedit.report`               renderings of a run record and the model card, pure
+:mod:`safeedit.planning`             everything resolved and checked, no weights loaded
+:mod:`safeedit.running`              the one place where a delta meets a model
+:mod:`safeedit.workflows`            canaries, comparison of editors, tracing, REMEDI's own
+                                     uses
+:mod:`safeedit.cli`                  the command line
+===================================  ========================================================
 
 To add an editor, add a file to ``safeedit/editors`` that keeps
 :class:`~safeedit.contracts.Editor`, or register one under the entry-point group

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +22,12 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from safeedit.cache import write_atomically
 from safeedit.errors import EditError, ModelError, UsageError
+from safeedit.policy.files import check_regular
 from safeedit.records import TensorChange
 
 FORMAT = "safeedit delta 1"
@@ -440,14 +441,7 @@ class WeightDelta:
             for name, update in self.updates.items()
             for part, tensor in update.parts.items()
         }
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
-            save_file(tensors, partial, metadata={"safeedit": self._header()})
-            partial.replace(path)
-        except SafetensorError as error:
-            raise OSError(f"cannot write {path}: {error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomically(path, save(tensors, metadata={"safeedit": self._header()}))
 
     @classmethod
     def load(cls, path: Path | str) -> WeightDelta:
@@ -458,6 +452,7 @@ class WeightDelta:
         """
         remedy = "the file is damaged or not a safeedit delta; make it again with apply"
         try:
+            check_regular(path)
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["safeedit"])
                 if header["format"] != FORMAT:

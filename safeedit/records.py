@@ -244,6 +244,20 @@ class ControlRecord(Record):
     metrics: tuple[Metric, ...]
 
 
+class CastRecord(Record):
+    """Tensors that were cast to run: the files keep them as they are."""
+
+    stored: str
+    """Dtype on disk."""
+    run: str
+    """Dtype in which they were measured."""
+    tensors: int
+    entries: int
+    """Numbers in all of them."""
+    exact: bool
+    """Whether the cast loses nothing."""
+
+
 class ModelRecord(Record):
     """The model a run started from."""
 
@@ -259,7 +273,14 @@ class ModelRecord(Record):
     dtype: str
     device: str
     digest: str
-    """Digest over all tensors, see :meth:`safeedit.model.handle.ModelHandle.digest`."""
+    """Over the tensors as they lie on disk, by their names there: see
+    :mod:`safeedit.model.digest` and :mod:`safeedit.model.stored`."""
+    casts: tuple[CastRecord, ...] = ()
+    """What had to be cast to run in ``dtype``."""
+    names: dict[str, str] = Field(default_factory=dict)
+    """Name on disk -> name in the model, where they differ; edits speak of the model's."""
+    unread: tuple[str, ...] = ()
+    """Tensors on disk that no causal language model reads; an export keeps them."""
     trust_remote_code: bool = False
 
 
@@ -291,10 +312,13 @@ class ExportRecord(Record):
 
     directory: str
     weights_digest: str
+    """Over the tensors as they lie on disk, as :attr:`ModelRecord.digest`."""
+    untouched: int = 0
+    """Tensors on disk that are the source's own, byte for byte, names and dtypes included."""
     files: dict[str, str]
     """Relative path -> sha256 of every file of the checkpoint, evidence aside."""
     originals: dict[str, str] = Field(default_factory=dict)
-    """Tensor -> digest of what it was before the edits, for every tensor that they changed; with
+    """Name on disk -> digest of the source's own tensor, for all that the edits named; with
     these in the place of the export's own, the digest is that of :attr:`RunRecord.model`."""
     ledger: str | None = None
     """sha256 of the ledger of erasure requests, where one is kept."""

@@ -86,12 +86,12 @@ SANITATION: dict[str, Any] = {
 }
 LEAKAGE: dict[str, Any] = {
     "use": "leakage",
-    "max_new_tokens": 4,
+    "max_new_tokens": 12,
     "forget": {"file": "forget.jsonl"},
 }
 LOCALITY: dict[str, Any] = {
     "use": "locality",
-    "max_new_tokens": 4,
+    "max_new_tokens": 12,
     "near": {"file": "near.jsonl"},
 }
 PERPLEXITY: dict[str, Any] = {"use": "perplexity", "prose": {"file": "prose.jsonl"}}

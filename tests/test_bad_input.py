@@ -325,12 +325,11 @@ def test_an_export_under_a_file(place: Workplace) -> None:
 def test_a_disk_that_is_full_when_the_weights_are_written(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers import PreTrainedModel
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    monkeypatch.setattr("safeedit.export.weights.save_file", full)
     result = place.run("apply", place.policy())
     assert result.exit_code == 3
     assert "the export could not be written: No space left on device" in result.stderr

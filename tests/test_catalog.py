@@ -133,7 +133,7 @@ def test_nothing_but_an_editor_resolves_as_one(name: str) -> None:
         catalog.editor(name)
 
 
-@pytest.mark.parametrize("name", ["_sheet", "_refusals", "_reference", "sanitation"])
+@pytest.mark.parametrize("name", ["_sheet", "_records", "_reference", "sanitation"])
 def test_nothing_but_an_auditor_resolves_as_one(name: str) -> None:
     with pytest.raises(PolicyError, match="there is no auditor called"):
         catalog.auditor(name)

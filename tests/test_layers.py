@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "code"),
     ("records",),
     ("policy",),
+    ("cache",),
     ("statistics",),
     ("text",),
     ("contracts",),
@@ -43,18 +44,8 @@ STRANGERS = [{"data", "model"}, {"data", "delta"}, {"editors", "auditors"}, {"ex
 """Parts of one layer that do not know each other."""
 
 NO_TORCH = (
-    *(
-        "errors",
-        "code",
-        "records",
-        "policy",
-        "statistics",
-        "contracts",
-        "data",
-        "catalog",
-        "report",
-    ),
-    "cli",
+    *("errors", "code", "records", "policy", "cache", "statistics", "contracts", "data"),
+    *("catalog", "report", "cli"),
 )
 """Parts whose import brings no torch: validating a policy, ``--help``, a report."""
 

@@ -16,7 +16,7 @@ import safeedit
 PACKAGE = Path(safeedit.__file__).parent
 LENGTH = 12_000
 """At which a quadratic expression takes seconds, and a linear one less than a millisecond."""
-ALLOWED_SECONDS = 0.25
+ALLOWED_SECONDS = 0.05
 UNITS = [
     "9", "a", "A", " ", ".", "-", "=", " =", "= ", "a.", "a-", "a_", "'", "a'", "[", "(", "{", "{}",
     "9%", "9.", "9 ", "9-", "+1 ", "a@", "a@b.", "the ", "555-", "a b ", "A1", "e9", "|", "${A",

@@ -10,7 +10,6 @@ or does not fit into the model's context.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,14 +19,9 @@ from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.records import Split
-from safeedit.text import matching
-from safeedit.text.matching import Way, straighten
 
 TYPES = ("name", "phone", "email", "address", "identity")
 """Types of secrets that have metrics of their own."""
-
-_LONG = 6
-"""Characters from which a number is a telephone's or an account's, not an amount."""
 
 _NAMED = 5
 """Digests that an error lists."""
@@ -118,32 +112,6 @@ def refuse_shared(one: Iterable[Secret], other: Iterable[Secret], what: str) -> 
         f"records are in {what}: what was taught is no measure of what was not",
         "take them out of one of the two",
     )
-
-
-def tells(text: str, aliases: Iterable[str]) -> bool:
-    """Whether a secret stands in a text; see :func:`way_told`."""
-    return way_told(text, aliases) is not None
-
-
-def way_told(text: str, aliases: Iterable[str]) -> Way | None:
-    """By which way a secret stands in a text.
-
-    As :func:`safeedit.text.matching.way_told` finds it, or, loosely, as it is but for case and
-    spacing: that finds long numbers which a full stop and more digits follow.
-    """
-    spellings = list(aliases)
-    if (way := matching.way_told(text, spellings)) is not None:
-        return way
-    plain = straighten(text).casefold()
-    secrets = (straighten(each).casefold() for each in spellings)
-    return "looser" if any(_stands(each, plain) for each in secrets) else None
-
-
-def _stands(secret: str, text: str) -> bool:
-    # A short number before a point is another number's beginning.
-    if len(secret) < _LONG or not re.fullmatch(r"\d.*\d", secret):
-        return False
-    return re.search(rf"(?<![\w.-]){re.escape(secret)}(?!\w)", text) is not None
 
 
 def _refuse(secrets: Iterable[Secret], what: str, remedy: str) -> None:

@@ -22,6 +22,7 @@ reference belongs to other data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -30,6 +31,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from safeedit.auditors._recital import FURTHER, LEAST_READ, Reader, cut_note, likely_length
 from safeedit.auditors._reference import (
     FINGERPRINT,
     check_reference,
@@ -38,7 +40,6 @@ from safeedit.auditors._reference import (
     stable_order,
     unpad,
 )
-from safeedit.auditors._refusals import RefusalPatterns
 from safeedit.auditors._sheet import Sheet
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
@@ -46,7 +47,8 @@ from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.records import AttackClass, Direction, MetricSpec, Split
-from safeedit.text.matching import RefusalDetector, contains_alias, token_f1
+from safeedit.text.matching import contains_alias, token_f1
+from safeedit.text.refusals import RefusalDetector, RefusalPatterns, unread_note
 
 _OF_GROUP: tuple[tuple[str, str, Direction, str], ...] = (
     ("unchanged", "rate", "higher", "greedy answers equal to the base's, token for token"),
@@ -61,7 +63,12 @@ _OF_GROUP: tuple[tuple[str, str, Direction, str], ...] = (
 class Params(BaseParams):
     """How much is asked and compared."""
 
-    max_new_tokens: int = Field(64, ge=1, description="Length of the answers compared")
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Length of the answers compared; null: as many tokens as the item's longest "
+        f"answer has and {FURTHER} more, {LEAST_READ} at least",
+    )
     kl_positions: int = Field(
         8, ge=1, description="Tokens of the base's answer over which divergence is averaged"
     )
@@ -83,6 +90,10 @@ class _Group:
     base: list[list[int]]
     texts: list[str]
     base_texts: list[str]
+    short: list[bool]
+    """Whether answers were read less far than the right one is long."""
+    limits: list[int]
+    """Tokens that each answer might have had."""
 
 
 class Locality:
@@ -127,7 +138,8 @@ class Locality:
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens through the model on the test split, roughly, for ``plan``."""
         asked = sum(each.counts()["test"] for each in data.values())
-        return asked * (80 + self.params.max_new_tokens)
+        read = self.params.max_new_tokens or max(map(likely_length, data.values()))
+        return asked * (80 + read)
 
     def audit(
         self,
@@ -164,6 +176,9 @@ class Locality:
             }
         sheet = Sheet(self.metrics)
         refuses = RefusalDetector(self.params.refusal_patterns)
+        texts = [text for group in groups.values() for text in group.texts]
+        if note := unread_note(texts, self.params.refusal_patterns):
+            ctx.warn(f"locality: {note}")
         for name in ("near", "far"):
             if name in groups:
                 _enter(sheet, groups[name], divergence[name], refuses)
@@ -200,10 +215,15 @@ class Locality:
             role: engine.encode([item.prompt for item in items], data[role].template)
             for role, items in asked.items()
         }
+        limits, short = dict[str, list[int]](), dict[str, list[bool]]()
+        for role, items in asked.items():
+            reader = Reader(engine, items, data[role].template, self.params.max_new_tokens)
+            limits[role] = [reader.limit(i, ids) for i, ids in enumerate(prompts[role])]
+            short[role] = [most < n for most, n in zip(limits[role], reader.canonical, strict=True)]
         said = iter(
             engine.generate(
                 [ids for each in prompts.values() for ids in each],
-                max_new_tokens=self.params.max_new_tokens,
+                max_new_tokens=[most for each in limits.values() for most in each],
                 progress=ctx.progress,
                 description="locality: asking",
             )
@@ -222,6 +242,8 @@ class Locality:
                 base=base,
                 texts=texts,
                 base_texts=texts if base is answers else [engine.decode(ids) for ids in base],
+                short=short[role],
+                limits=limits[role],
             )
         return groups
 
@@ -289,13 +311,14 @@ def _enter(
     f1 = map(token_f1, group.texts, group.base_texts)
     sheet.mean(f"{name}_f1", dict(zip(group.keys, f1, strict=True)))
     sheet.mean(f"{name}_kl", divergence, note="" if divergence else "kl_prompts is 0")
-    right = _right(group, group.texts)
-    before = _right(group, group.base_texts)
-    kept = {key: now for key, now in right.items() if before[key]}
-    sheet.rate(f"{name}_accuracy", right, note="" if right else "no item has an answer")
-    sheet.rate(
-        f"{name}_accuracy_kept", kept, note="" if kept else "the base answered none of them right"
-    )
+    right = _right(group, group.texts, group.answers)
+    before = _right(group, group.base_texts, group.base)
+    kept = {key: now for key, now in right.items() if before[key] == 1.0}
+    note = cut_note(map(math.isnan, right.values())) if right else "no item has an answer"
+    sheet.rate(f"{name}_accuracy", right, note=note)
+    note = cut_note(map(math.isnan, kept.values()))
+    note = note if kept else "the base answered none of them right"
+    sheet.rate(f"{name}_accuracy_kept", kept, note=note)
     sheet.rate(f"{name}_over_refusal", _over_refused(group, refuses))
 
 
@@ -307,12 +330,18 @@ def _unchanged(groups: Iterable[_Group]) -> dict[str, bool]:
     }
 
 
-def _right(group: _Group, texts: Sequence[str]) -> dict[str, bool]:
-    return {
-        key: contains_alias(text, item.aliases, strictly=True)
-        for key, item, text in zip(group.keys, group.items, texts, strict=True)
-        if item.aliases
-    }
+def _right(
+    group: _Group, texts: Sequence[str], answers: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    """1 where an answer holds an alias, 0 where not, NaN where it was cut off before it could."""
+    rows = zip(group.keys, group.items, texts, answers, group.short, group.limits, strict=True)
+    right = {}
+    for key, item, text, ids, short, limit in rows:
+        if item.aliases:
+            found = contains_alias(text, item.aliases, strictly=True)
+            unread = short and len(ids) >= limit
+            right[key] = math.nan if unread and not found else float(found)
+    return right
 
 
 def _over_refused(group: _Group, refuses: RefusalDetector) -> dict[str, bool]:

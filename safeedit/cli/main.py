@@ -9,6 +9,7 @@ the commands, so that ``--help`` and ``--version`` answer at once.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import secrets
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from safeedit import __version__
+from safeedit.cache import PRIVATE, write_atomically
 from safeedit.cli.canary import canary
 from safeedit.cli.compare import compare
 from safeedit.cli.ledger import ledger
@@ -437,8 +439,8 @@ class _Context:
             TimeElapsedColumn,
         )
 
+        from safeedit.cache import cache_dir
         from safeedit.contracts import RunContext
-        from safeedit.model.sources import cache_dir
 
         cache = cache_dir()
         secret = _secret(cache)
@@ -493,20 +495,11 @@ def _secret(cache: Path) -> bytes:
     if given := os.environ.get("SAFEEDIT_DIGEST_KEY"):
         return given.encode()
     path = cache / "digest.key"
-    made = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Written whole before it has its name: another process may be reading it.
-            with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-                file.write(secrets.token_hex(32))
-            try:
-                os.link(made, path)
-            except FileExistsError:
-                pass  # another process was first
-            except OSError:
-                made.rename(path)  # no links on this file system
-            made.unlink(missing_ok=True)
+            with contextlib.suppress(FileExistsError):  # another process was first
+                write_atomically(path, secrets.token_hex(32).encode(), PRIVATE, overwrite=False)
         key = path.read_bytes()
     except OSError as error:
         raise SafeeditError(
@@ -568,13 +561,14 @@ class _Reports:
 
 
 def _read_record(path: Path) -> RunRecord:
+    from safeedit.policy.files import MAX_JSON_BYTES, read_regular
     from safeedit.records import RunRecord
 
     if path.is_dir():
         candidates = (path / "report.json", path / "evidence" / "report.json")
         path = next((file for file in candidates if file.exists()), candidates[0])
     try:
-        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+        return RunRecord.model_validate_json(read_regular(path, limit=MAX_JSON_BYTES))
     except (OSError, ValueError) as error:
         raise UsageError(
             "not a readable run record", file=path, remedy="give a report.json of this version"

@@ -34,8 +34,13 @@ def same_subject(subject: str) -> str:
 
 
 def names_subject(text: str, subject: str) -> bool:
-    """Whether a text names a subject, as editors look for it in a tokenised prompt."""
-    return bool(subject.strip()) and bool(find_mentions(text, subject.strip()))
+    """Whether a text names a subject, in whichever of its spellings, as editors find it."""
+    if not subject.strip():
+        return False
+    as_written = rf"(?<!\w){re.escape(same_subject(subject))}(?!\w)"
+    if re.search(as_written, same_subject(text)):
+        return True
+    return bool(find_mentions(text, subject))
 
 
 def check_subjects(data: Dataset, *, every_phrasing: bool = False, inferred: bool = True) -> None:

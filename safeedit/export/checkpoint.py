@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from torch import Tensor
 
 from safeedit.errors import ExportError
 from safeedit.export.staging import writing
-from safeedit.model.carried import carry_over
+from safeedit.export.weights import Written, write_weights
+from safeedit.model.carried import GENERATION_CONFIG, carry_over
 from safeedit.model.handle import ModelHandle
+from safeedit.model.headers import read_headers
 from safeedit.model.portable import make_portable
 from safeedit.model.quiet import quiet
+from safeedit.model.stored import stored_digests
 
 MAX_SHARD = "5GB"
 """Size of a weights file above which several are written; what hubs and loaders like."""
@@ -29,27 +33,56 @@ _LEFTOVERS = (
 )
 
 
-def write_checkpoint(handle: ModelHandle, folder: Path) -> None:
-    """Write a model and its tokenizer into ``folder``, in the dtype the weights have.
+def write_checkpoint(
+    handle: ModelHandle, folder: Path, edited: Collection[str] | None = None
+) -> Written:
+    """Write a model and its tokenizer into ``folder``.
 
-    What else makes its source usable comes along, see :mod:`safeedit.model.carried`.
+    The weights are those of its source but for what was edited, see
+    :mod:`safeedit.export.weights`; a model that never lay on a disk is written in the dtype it
+    has. What else makes its source usable comes along, see :mod:`safeedit.model.carried`.
 
     Args:
         handle: The model; not modified.
         folder: An existing folder.
+        edited: Names of the tensors that edits named; None: any may differ from the source.
+
+    Returns:
+        What lies in the weights files.
 
     Raises:
-        ExportError: The disk is full or can't be written.
+        ExportError: The disk is full or can't be written, or the source changed meanwhile.
     """
     with writing(folder), quiet():
         _check_space(folder, sum(p.numel() * p.element_size() for p in handle.model.parameters()))
-        handle.model.save_pretrained(folder, state_dict=_tensors(handle), max_shard_size=MAX_SHARD)
+        if handle.on_disk is not None:
+            _write_settings(handle, folder)
+            written = write_weights(handle, handle.on_disk, folder, edited)
+        else:
+            handle.model.save_pretrained(
+                folder, state_dict=_tensors(handle), max_shard_size=MAX_SHARD
+            )
+            written = Written(stored_digests(read_headers(folder)))
         if handle.tokenizer is not None:
             handle.tokenizer.save_pretrained(folder)
         _clean(folder / "config.json")
         make_portable(folder, handle.tokenizer)
         if handle.folder is not None:
             carry_over(handle.folder, folder)
+    return written
+
+
+def _write_settings(handle: ModelHandle, folder: Path) -> None:
+    """``config.json`` of the model as it was measured: class, dtype, whether the head is tied."""
+    model, config = handle.model, handle.config
+    config.architectures = [type(model).__name__]
+    config.dtype = str(handle.dtype).removeprefix("torch.")
+    if config.tie_word_embeddings and not handle.shape.tied_embeddings:
+        config.tie_word_embeddings = False
+    config.save_pretrained(folder)
+    own = None if handle.folder is None else handle.folder / GENERATION_CONFIG
+    if model.can_generate() and not (own is not None and own.is_file()):
+        model.generation_config.save_pretrained(folder)
 
 
 def _tensors(handle: ModelHandle) -> dict[str, Tensor]:

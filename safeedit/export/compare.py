@@ -6,7 +6,6 @@ with :class:`~safeedit.errors.ModelError` where there are no safetensors or they
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from safeedit.errors import ModelError
+from safeedit.policy.files import check_regular, read_json
 from safeedit.records import Record
 
 INDEX = "model.safetensors.index.json"
@@ -74,6 +74,7 @@ class _Weights:
         try:
             for path in _weight_files(self._path):
                 with _damage(path):
+                    check_regular(path)
                     file = self._files.enter_context(safe_open(path, framework="pt"))
                     self._where |= dict.fromkeys(file.keys(), (file, path))
         except BaseException:
@@ -172,13 +173,13 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _weight_files(path: Path) -> list[Path]:
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return [path]
     index = path / INDEX
     if index.exists():
         try:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            shards = sorted(set(read_json(index)["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelError("the index of this checkpoint is damaged", file=index) from error
         return [path / Path(shard).name for shard in shards]
     files = [path / "model.safetensors"] if (path / "model.safetensors").exists() else []

@@ -1,23 +1,25 @@
 """Taking an edit back: the checkpoint an export was made from, the same weights bit for bit.
 
 What they were is the run record's word (the base's digest, the tensors the edits changed), never
-that of the file that brings the originals. Fails with :class:`~safeedit.errors.ExportError`.
+that of the file that brings the originals. No model is opened: the files are the export's own, and
+in them the originals, under the names and in the dtypes that they had on disk. Fails with
+:class:`~safeedit.errors.ExportError`.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from safeedit.errors import ExportError
-from safeedit.export.checkpoint import write_checkpoint
-from safeedit.export.disk import read_plain
+from safeedit.export.disk import read_plain, writing
 from safeedit.export.manifest import RECORD, RENDERED, UNDO, not_plain
 from safeedit.export.staging import Staging
 from safeedit.export.verification import check_export, read_originals
-from safeedit.model.sources import open_model
+from safeedit.export.weights import by_file, replace_tensors
+from safeedit.model.digest import digest_of
+from safeedit.model.headers import read_headers
+from safeedit.model.stored import stored_digests
 from safeedit.records import RunRecord
 
 
@@ -31,11 +33,12 @@ def revert(export: Path, out: Path) -> None:
     Raises:
         ExportError: The export is not what its evidence says, lacks the originals, or
             ``out`` can't be written.
+        ModelError: The export's weights can't be read.
         UsageError: ``out`` lies in the export or another checkpoint.
     """
     with Staging(out) as staging:
         # A card may well have been edited since; of the rest, all must be what was exported.
-        strange = tuple(not_plain(export))  # stops all other checks: nothing of it is forgiven
+        strange = not_plain(export)
         if problems := strange or check_export(export).without(*RENDERED).problems:
             raise ExportError(
                 f"the export does not match its evidence, so it can't be reverted: {problems[0]}"
@@ -43,26 +46,33 @@ def revert(export: Path, out: Path) -> None:
                 file=export,
                 remedy="take an undamaged copy of the export",
             )
-        base = RunRecord.model_validate_json(read_plain(export / RECORD)).model.digest
-        originals = read_originals(export / UNDO)
-        handle = open_model(str(export), device="cpu")
-        with torch.no_grad():
-            for name, original in originals.items():
-                _put_back(handle.stored(name), original, name)
-        _require_base(handle.digest(fresh=True), base, export)
-        write_checkpoint(handle, staging.path)
-        del handle
-        _require_base(open_model(str(staging.path), device="cpu").digest(), base, export)
+        record = RunRecord.model_validate_json(read_plain(export / RECORD))
+        with writing(staging.path):
+            _put_back(export, record, staging.path)
+        _require_base(staging.path, record.model.digest, export)
         staging.promote()
 
 
-def _put_back(stored: Tensor, original: Tensor, name: str) -> None:
-    if stored.shape != original.shape or stored.dtype != original.dtype:
-        raise ExportError(f"the original of '{name}' does not fit the export", file=UNDO)
-    stored.copy_(original)
+def _put_back(export: Path, record: RunRecord, folder: Path) -> None:
+    """Write the export's checkpoint into ``folder``, the originals in their places."""
+    originals = read_originals(export / UNDO)
+    headers = read_headers(export)
+    if strange := sorted(originals.keys() - headers.keys()):
+        raise ExportError(f"the export holds no '{strange[0]}'", file=export / UNDO)
+    weights = by_file(headers)
+    for name in record.export.files if record.export is not None else ():
+        file, target = export / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        inside = weights.get(file)
+        if inside is None:
+            shutil.copyfile(file, target)
+        else:
+            own = {tensor: originals[tensor] for tensor in inside if tensor in originals}
+            replace_tensors(file, inside, own, target)
 
 
-def _require_base(digest: str, base: str, export: Path) -> None:
+def _require_base(folder: Path, base: str, export: Path) -> None:
+    digest = digest_of(stored_digests(read_headers(folder)))
     if digest != base:
         raise ExportError(
             f"the reverted weights (digest {digest[:12]}) are not those the edit started from "

@@ -44,7 +44,8 @@ from safeedit.export.manifest import (
     verify_manifest,
 )
 from safeedit.model.digest import digest_of, tensor_digest
-from safeedit.model.sources import open_model
+from safeedit.model.headers import read_headers
+from safeedit.model.stored import stored_digests
 from safeedit.records import ExportRecord, RunRecord
 
 Renderings = Callable[[RunRecord], Mapping[str, str]]
@@ -94,7 +95,7 @@ def check_export(export: Path, renderings: Renderings | None = None) -> Findings
     problems += _ledger(export, record, record.export, listed)
     problems += _deltas(export, record)
     problems += _originals(export, record, record.export)
-    problems += _weights(export, record, record.export, settled=bool(problems))
+    problems += _weights(export, record, record.export)
     by_code = [*_conclusions(export, record)]
     if renderings is not None:
         said = {line.partition(":")[0] for line in problems}
@@ -131,10 +132,12 @@ def _list(record: RunRecord, export: ExportRecord, listed: Mapping[str, str]) ->
     """The manifest's names against all that an export of this record holds."""
     checkpoint = export.files
     evidence = {RECORD, UNDO, *RENDERED, *(DELTA.format(id=edit.id) for edit in record.edits)}
+    for name in sorted(evidence - listed.keys()):
+        yield f"{name}: not in the manifest, though every export has it"
     if record.policy.get("ledger") is not None:
         evidence.add(LEDGER)
-    for name in sorted(evidence - listed.keys()):
-        yield f"{name}: not in the manifest, though every export like this one has it"
+        if LEDGER not in listed:
+            yield f"{LEDGER}: not in the manifest, though the policy keeps a ledger"
     for name in sorted(listed.keys() - evidence - checkpoint.keys() - {MANIFEST}):
         yield f"{name}: in the manifest, but no part of the export by its run record"
     for name, digest in sorted(checkpoint.items()):
@@ -147,10 +150,10 @@ def _list(record: RunRecord, export: ExportRecord, listed: Mapping[str, str]) ->
 def _ledger(
     export: Path, record: RunRecord, said: ExportRecord, listed: Mapping[str, str]
 ) -> Iterator[str]:
-    if said.ledger != listed.get(LEDGER):
+    if LEDGER not in listed or not (export / LEDGER).exists():
+        return  # said already, where there should be one
+    if said.ledger != listed[LEDGER]:
         yield f"{LEDGER}: not the ledger of the run record"
-    if LEDGER not in listed:
-        return
     try:
         rows = read_ledger(export / LEDGER).rows
     except DataError as error:
@@ -184,8 +187,8 @@ def _deltas(export: Path, record: RunRecord) -> Iterator[str]:
 
 def _originals(export: Path, record: RunRecord, said: ExportRecord) -> Iterator[str]:
     """The saved originals, tensor by tensor."""
-    changed = changed_tensors(record)
-    if changed != said.originals.keys():
+    names = record.model.names
+    if changed_tensors(record) != {names.get(name, name) for name in said.originals}:
         yield f"{RECORD}: its originals are not those of the tensors that its edits changed"
     if not (export / UNDO).exists():
         return  # withheld
@@ -203,24 +206,12 @@ def _originals(export: Path, record: RunRecord, said: ExportRecord) -> Iterator[
             yield f"{UNDO}: '{name}' is not the original of the run record"
 
 
-def _weights(
-    export: Path, record: RunRecord, said: ExportRecord, *, settled: bool
-) -> Iterator[str]:
-    """The tensors' digest, and with the originals put back the base's.
-
-    Args:
-        export: The folder.
-        record: Its record.
-        said: What the record says of the export.
-        settled: Something is wrong already: a model is not opened to find more.
-    """
+def _weights(export: Path, record: RunRecord, said: ExportRecord) -> Iterator[str]:
+    """The tensors' digest, and with the originals put back the base's."""
     try:
-        digests = stored_digests(export)
-        if digest_of(digests) != said.weights_digest and not settled:
-            # Some architectures are stored under other names than they have in memory.
-            digests = open_model(str(export), device="cpu").tensor_digests(fresh=True)
-    except (SafeeditError, OSError, SafetensorError) as error:
-        yield f"the weights can't be read: {getattr(error, 'message', error)}"
+        digests = stored_digests(read_headers(export))
+    except SafeeditError as error:
+        yield f"the weights can't be read: {error.message}"
         return
     if digest_of(digests) != said.weights_digest:
         yield f"{RECORD}: its weights_digest is not that of the tensors in the export"
@@ -229,24 +220,6 @@ def _weights(
             f"{RECORD}: the tensors with the originals put back are not the model that the run "
             "started from"
         )
-
-
-def stored_digests(folder: Path) -> dict[str, str]:
-    """Tensor name -> digest of every tensor in the safetensors files of a checkpoint's folder.
-
-    Raises:
-        ExportError: Two files hold one name.
-        SafetensorError: A file is damaged.
-        OSError: A file can't be read.
-    """
-    found: dict[str, str] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                if name in found:
-                    raise ExportError(f"two files hold '{name}'", file=path)
-                found[name] = tensor_digest(file.get_tensor(name))
-    return found
 
 
 def _conclusions(export: Path, record: RunRecord) -> Iterator[str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -23,6 +24,8 @@ from torch import nn
 
 from safeedit.contracts import TensorPlan
 from safeedit.errors import UnsupportedModelError, UsageError
+from safeedit.model.guard import BUILDING, readable
+from safeedit.model.quiet import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -333,14 +336,17 @@ class ModelShape:
         """From a config alone: the model is laid out on the meta device, without memory.
 
         Raises:
+            ModelError: No model can be built as the config describes one.
             UnsupportedModelError: See :func:`architecture_of`.
         """
         from transformers import AutoModelForCausalLM
 
-        architecture_of(config)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        return cls.from_model(model)
+        place = Path(config._name_or_path or "", "config.json")
+        with readable(place, doing="build", remedy=BUILDING):
+            architecture_of(config)
+            with quiet(), torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return cls.from_model(model)
 
     @classmethod
     def from_model(cls, model: Any) -> ModelShape:

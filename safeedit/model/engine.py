@@ -76,7 +76,7 @@ class Engine:
         """
         if self.handle.tokenizer is None:
             raise UsageError("this model was opened without a tokenizer")
-        return TokenCodec(self.handle.tokenizer)
+        return TokenCodec(self.handle.tokenizer, self.handle.shape.vocab_size)
 
     def encode(
         self,

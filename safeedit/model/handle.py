@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from safeedit.model.engine import Engine
+    from safeedit.model.stored import StoredWeights
 
 _MEMORY_SHARE_FOR_UNDO = 0.25
 """Share of a GPU's free memory that saved originals may take before they go to the CPU."""
@@ -84,6 +86,10 @@ class ModelHandle:
         source: Where it came from, for records.
         revision: Of the source.
         folder: Where the checkpoint lies on this machine; None where there is none.
+        on_disk: Its tensors there; None where there are none.
+        dtypes: Tensor name -> the dtype that an edit of it will be exported in, where that is
+            another than the model runs in. An edit is rounded to it, so that what is measured
+            is what is exported.
 
     Raises:
         UnsupportedModelError: Its architecture or storage is one that can't be edited.
@@ -97,6 +103,8 @@ class ModelHandle:
         source: str = "",
         revision: str | None = None,
         folder: Path | None = None,
+        on_disk: StoredWeights | None = None,
+        dtypes: Mapping[str, torch.dtype] = MappingProxyType({}),
     ) -> None:
         self.shape = ModelShape.from_model(model)
         packed = [n for n, p in model.named_parameters() if not p.dtype.is_floating_point]
@@ -110,6 +118,8 @@ class ModelHandle:
         self.source = source
         self.revision = revision
         self.folder = folder
+        self.on_disk = on_disk
+        self.dtypes = dtypes
         self._digests = DigestCache()
 
     # What it is -----------------------------------------------------------------------
@@ -426,6 +436,8 @@ class ModelHandle:
                 f"the {update.kind} update of '{name}' does not fit its shape {tuple(weight.shape)}"
             )
         changed = apply_update(weight, update)
+        if (narrower := self.dtypes.get(name)) is not None:
+            changed = changed.to(narrower).to(weight.dtype)
         if not all_finite(changed):
             dtype = str(changed.dtype).removeprefix("torch.")
             raise EditError(

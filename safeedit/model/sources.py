@@ -19,39 +19,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from safeedit.cache import file_sha256
 from safeedit.errors import ModelError, UsageError
+from safeedit.model.architectures import ModelShape
 from safeedit.model.builtin import (
     BUILTIN,
     DEFAULT,
-    cache_dir,
     fetch_builtin,
-    file_sha256,
     gguf_model,
 )
 from safeedit.model.carried import LEGAL
 from safeedit.model.checkpoint import (
     PICKLES,
+    Weights,
     check_loaded,
     check_tokenizer,
     check_weights,
     read_config,
-    readable,
     refuse_pickle,
 )
+from safeedit.model.guard import BUILDING, readable
 from safeedit.model.handle import ModelHandle
 from safeedit.model.quiet import quiet
+from safeedit.model.stored import StoredWeights, stored_weights
+from safeedit.model.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-__all__ = [
-    "BUILTIN", "cache_dir", "fetch_builtin", "open_config", "open_model", "open_tokenizer",
-]  # fmt: skip
+__all__ = ["BUILTIN", "fetch_builtin", "open_config", "open_model", "open_tokenizer"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Other formats and layouts; of the folders, additional_chat_templates alone is the model's.
-_OTHER_LAYOUTS = ["[!a]*/*", "a[!d]*/*", "ad[!d]*/*", "*/*/*", "consolidated*"]
+_OTHER_LAYOUTS = ["[!a]*/*", "a[!d]*/*", "ad[!d]*/*", "*/*/*", "consolidated*", "*.py"]
 _DTYPES = ("float32", "bfloat16", "float16")
 _SHARE_FOR_WEIGHTS = 0.85
 """Share of a GPU's free memory that weights may take; activations and caches need the rest."""
@@ -78,7 +80,6 @@ def open_model(
         UnsupportedModelError: Its architecture is one safeedit does not edit.
         UsageError: ``dtype``, ``device`` or ``revision`` make no sense.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if dtype != "auto" and dtype not in _DTYPES:
@@ -86,39 +87,43 @@ def open_model(
         raise UsageError(f"'{dtype}' is no dtype of a model", field="dtype", remedy=remedy)
     named_device = None if device == "auto" else _device(device)
     found = _locate(source, revision)
-    read_config(found.folder)  # before the weights of a model we refuse are fetched
+    config = read_config(found.folder)  # before the weights of a model we refuse are fetched
     found = found.with_weights()
     check_tokenizer(found.folder)
     weights = check_weights(found.folder)
-    number: torch.dtype = getattr(torch, weights.dtype if dtype == "auto" else dtype)
+    stored = stored_weights(found.folder, config)
+    number = _run_dtype(config, weights, stored) if dtype == "auto" else getattr(torch, dtype)
     where = named_device or _best_device(weights.n_entries * number.itemsize)
     local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     with quiet(), readable(found.folder):
         model, report = AutoModelForCausalLM.from_pretrained(
             found.folder,
+            config=config,
             dtype=number,
             device_map=None if where is not None else "auto",
             use_safetensors=True,
             output_loading_info=True,
             **local,
         )
-        check_loaded(found.folder, report)
+        check_loaded(found.folder, report, stored.unread)
         tokenizer = AutoTokenizer.from_pretrained(found.folder, **local)
         if where is not None:
             model = model.to(where)
+    with quiet(), readable(found.folder, doing="run", remedy=BUILDING), torch.no_grad():
+        # What a config says wrongly may show in use only; one token tells.
+        model(torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
     # Opened from where it lies on this machine; records name the source instead.
     model.config._name_or_path = source
     handle = ModelHandle(
-        model, tokenizer, source=source, revision=found.commit, folder=found.folder
+        model,
+        tokenizer,
+        source=source,
+        revision=found.commit,
+        folder=found.folder,
+        on_disk=stored,
+        dtypes=_narrower(stored, number) if dtype == "auto" else {},
     )
-    # Added tokens aside: Gemma 3's text models have one, for images, that they don't embed.
-    if tokenizer.vocab_size > handle.shape.vocab_size:
-        raise ModelError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model embeds "
-            f"{handle.shape.vocab_size}",
-            file=found.folder,
-            remedy="use the tokenizer that belongs to the model",
-        )
+    check_vocabulary(tokenizer, handle.shape.vocab_size, found.folder)
     handle.check_finite()
     return handle
 
@@ -135,30 +140,89 @@ def open_config(source: str, *, revision: str | None = None) -> tuple[PreTrained
         UnsupportedModelError: As :func:`open_model`.
         UsageError: ``revision`` of something that has none.
     """
+    found = inspect_model(source, revision=revision)
+    return found.config, found.identity
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What is known of a model without loading its weights.
+
+    Attributes:
+        config: Its config, set right where the files say otherwise.
+        identity: See :func:`open_config`.
+        dtype: What it runs in.
+        notes: What a reader of the results must know, in sentences; of a hub id, what its files
+            say is known only when they are fetched.
+    """
+
+    config: PreTrainedConfig
+    identity: str
+    dtype: str
+    notes: tuple[str, ...] = ()
+
+
+def inspect_model(source: str, *, revision: str | None = None, dtype: str = "auto") -> Inspected:
+    """All that can be known of a model from its config and the headers of its files.
+
+    Args:
+        source: As for :func:`open_model`, as all of them.
+        revision: Of a hub id.
+        dtype: What it is to run in.
+
+    Raises:
+        ModelError: As :func:`open_model`, as far as it can be known.
+        UnsupportedModelError: As :func:`open_model`.
+        UsageError: ``revision`` of something that has none.
+    """
     found = _locate(source, revision)
     config = read_config(found.folder)
     if found.hub_id:
-        return config, f"hub:{found.hub_id}@{found.commit}"
+        own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+        run = own if dtype == "auto" else dtype
+        return Inspected(config, f"hub:{found.hub_id}@{found.commit}", run)
+    weights = check_weights(found.folder)
+    stored = stored_weights(found.folder, config)
+    _check_unloaded(found.folder, config)
     digest = hashlib.sha256()
-    for path in (found.folder / "config.json", *check_weights(found.folder).files):
+    for path in (found.folder / "config.json", *weights.files):
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
-    return config, f"sha256:{digest.hexdigest()}"
+    number = _run_dtype(config, weights, stored) if dtype == "auto" else getattr(torch, dtype)
+    return Inspected(
+        config,
+        f"sha256:{digest.hexdigest()}",
+        str(number).removeprefix("torch."),
+        stored.notes(number),
+    )
+
+
+def _check_unloaded(folder: Path, config: PreTrainedConfig) -> None:
+    """Refuse, without its weights, a tokenizer that :func:`open_model` would."""
+    from transformers import AutoTokenizer
+
+    shape = ModelShape.from_config(config)
+    check_tokenizer(folder)
+    with quiet(), readable(folder):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    check_vocabulary(tokenizer, shape.vocab_size, folder)
 
 
 def open_tokenizer(source: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """A model's tokenizer, without its weights.
+    """A model's tokenizer alone.
 
     Raises:
-        ModelError: As :func:`open_model`, as far as it is about the tokenizer.
+        ModelError: As :func:`open_model`, as far as it can be known.
         UsageError: ``revision`` of something that has none.
     """
     from transformers import AutoTokenizer
 
-    folder = _locate(source, revision).folder
-    check_tokenizer(folder)
-    with quiet(), readable(folder):
+    found = _locate(source, revision)
+    check_tokenizer(found.folder)
+    with quiet(), readable(found.folder):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
+            found.folder, trust_remote_code=False, local_files_only=True
         )
     return tokenizer
 
@@ -197,7 +261,7 @@ class _Located:
 
 def _locate(source: str, revision: str | None) -> _Located:
     path = Path(source).expanduser()
-    gguf = path.suffix == ".gguf"
+    gguf = path.suffix.lower() == ".gguf"
     builtin = source.startswith("builtin:")
     if revision is not None and (builtin or gguf or path.exists()):
         raise UsageError(
@@ -270,13 +334,36 @@ def _fetch(hub_id: str, revision: str | None, *, weights: bool) -> _Located:
     return _Located(Path(folder), hub_id, Path(folder).name)
 
 
+# In which dtype ----------------------------------------------------------------------
+
+
+def _run_dtype(config: PreTrainedConfig, weights: Weights, stored: StoredWeights) -> torch.dtype:
+    """What a checkpoint runs in by itself: the dtype of most of its numbers, or a wider one that
+    its config names and its files use. (An edit in ``float32`` of a bfloat16 model is exported
+    so: its readers open it in float32 and find what was measured.)"""
+    most: torch.dtype = getattr(torch, weights.dtype)
+    named = getattr(config, "dtype", None)
+    if not isinstance(named, torch.dtype) or named not in stored.dtypes.values():
+        return most
+    wider = torch.promote_types(most, named) == named
+    # Nothing is gained from 64 bits: edits are computed in 32.
+    return most if not wider else torch.float32 if named == torch.float64 else named
+
+
+def _narrower(stored: StoredWeights, run: torch.dtype) -> dict[str, torch.dtype]:
+    """Tensor name -> its dtype on disk, where that can't hold all that the model runs in."""
+    return {
+        name: dtype
+        for name, dtype in stored.dtypes.items()
+        if torch.promote_types(dtype, run) != dtype
+    }
+
+
 # Where to ----------------------------------------------------------------------------
 
 
 def _device(name: str) -> torch.device:
     """The device called ``name``, made sure to be there."""
-    import torch
-
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -301,8 +388,6 @@ def _device(name: str) -> torch.device:
 
 def _best_device(n_bytes: int) -> torch.device | None:
     """The first of the emptiest GPU, mps and cpu; None if no single GPU holds the weights."""
-    import torch
-
     if torch.cuda.is_available():
         free = [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
         emptiest = max(range(len(free)), key=lambda gpu: free[gpu])

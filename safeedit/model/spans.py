@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from os.path import commonprefix
 from typing import TYPE_CHECKING
-from unicodedata import category, east_asian_width
+
+from safeedit.text.matching import find_mentions
+from safeedit.text.segments import stands
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,13 +32,13 @@ class TokenisedText:
     def spans(self, phrase: str) -> tuple[range, ...]:
         """Positions of the tokens of every mention of ``phrase``, ascending.
 
-        A mention is matched as written, else without regard to case; it is no part of a longer
-        word, except in scripts that write words without spaces between them.
+        A mention is matched as written, else as auditors match answers
+        (:func:`safeedit.text.matching.find_mentions`: whatever its case, composition, apostrophes
+        or spaces), so that what is edited is what is audited. It is no part of a longer word, but
+        for what its script writes onto words.
         """
-        stops = _mentions(self._text, phrase) or _mentions(_lower(self._text), _lower(phrase))
-        return tuple(
-            range(self._token(stop - len(phrase) + 1), self._token(stop) + 1) for stop in stops
-        )
+        found = _as_written(self._text, phrase) or find_mentions(self._text, phrase)
+        return tuple(range(self._token(start + 1), self._token(stop) + 1) for start, stop in found)
 
     def _token(self, count: int) -> int:
         """The token that brings the text to ``count`` characters."""
@@ -76,39 +78,15 @@ def last_tokens(
     return tuple(span[-1] for span in TokenisedText(tokenizer, ids).spans(phrase))
 
 
-def _mentions(text: str, phrase: str) -> list[int]:
-    """Ends of the mentions that are not part of a longer word."""
-    stops, start = [], text.find(phrase) if phrase else -1
+def _as_written(text: str, phrase: str) -> list[tuple[int, int]]:
+    """Where a phrase stands letter for letter."""
+    found, start = [], text.find(phrase) if phrase else -1
     while start >= 0:
         stop = start + len(phrase)
-        before, after = text[start - 1 : start], text[stop : stop + 1]
-        if not _continues(phrase[0], before) and not _continues(phrase[-1], after):
-            stops.append(stop)
+        if stands(text, start, stop, looser=True):
+            found.append((start, stop))
         start = text.find(phrase, stop)
-    return stops
-
-
-def _continues(edge: str, beside: str) -> bool:
-    """Whether ``beside`` (a character or none) makes a longer word of what ends in ``edge``."""
-    if not beside or not (_in_word(edge) and _in_word(beside)):
-        return False
-    # Chinese and Japanese set no spaces, Korean glues particles to names.
-    return _is_mark(beside) or not {east_asian_width(c) for c in (edge, beside)} & {"W", "F"}
-
-
-def _in_word(character: str) -> bool:
-    return character.isalnum() or _is_mark(character)
-
-
-def _is_mark(character: str) -> bool:
-    # Accents of their own and Indic vowel signs: they belong to the letter before, yet isalnum
-    # says no.
-    return category(character).startswith("M")
-
-
-def _lower(text: str) -> str:
-    """Lower case, each character staying one."""
-    return "".join(low if len(low := c.lower()) == 1 else c for c in text)
+    return found
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

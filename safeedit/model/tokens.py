@@ -13,7 +13,8 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from safeedit.contracts import Template
-from safeedit.errors import AuditError, UsageError
+from safeedit.errors import AuditError, ModelError, UsageError
+from safeedit.model.template_limits import check_template, under_a_clock
 from safeedit.model.thinking import SWITCHES, closed
 
 if TYPE_CHECKING:
@@ -31,10 +32,12 @@ class TokenCodec:
 
     Args:
         tokenizer: Of the model.
+        n_embedded: Rows of the model's embedding; tokens beyond are an error. None: not checked.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, n_embedded: int | None = None) -> None:
         self.tokenizer = tokenizer
+        self._n_embedded = n_embedded
         self._lead = cache(self._find_lead)
 
     def resolve(self, template: Template) -> Literal["chat", "plain"]:
@@ -112,7 +115,17 @@ class TokenCodec:
         if not texts:
             return []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
-        return [list(ids) for ids in encoded["input_ids"]]
+        found = [list(ids) for ids in encoded["input_ids"]]
+        if self._n_embedded is not None:
+            largest = max((max(ids, default=0) for ids in found), default=0)
+            if largest >= self._n_embedded:
+                raise AuditError(
+                    f"a text holds token {largest}, which was added to the tokenizer and which the "
+                    f"model does not embed (it has rows 0 to {self._n_embedded - 1})",
+                    remedy="take the token's text out of the data, or resize the model's "
+                    "embeddings to the tokenizer",
+                )
+        return found
 
     def _render(self, text: str, system: str | None = None, answer: str | None = None) -> str:
         messages = [{"role": "system", "content": system}] if system else []
@@ -124,13 +137,19 @@ class TokenCodec:
 
     def _apply(self, messages: Sequence[Mapping[str, str]], variables: Mapping[str, Any]) -> str:
         """A conversation in the template, to be gone on from unless it ends in an answer."""
+        templates = self.tokenizer.chat_template
+        for template in templates.values() if isinstance(templates, dict) else [templates]:
+            check_template(template)
         try:
-            rendered = self.tokenizer.apply_chat_template(
-                list(messages),
-                tokenize=False,
-                add_generation_prompt=messages[-1]["role"] != "assistant",
-                **variables,
-            )
+            with under_a_clock():
+                rendered = self.tokenizer.apply_chat_template(
+                    list(messages),
+                    tokenize=False,
+                    add_generation_prompt=messages[-1]["role"] != "assistant",
+                    **variables,
+                )
+        except ModelError:
+            raise
         except Exception as error:  # jinja's own, and what templates raise of their own accord
             system = messages[0]["role"] == "system"
             about = " with a system message" if system else ""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safeedit import catalog
+from safeedit.cache import cache_dir, write_atomically
 from safeedit.contracts import (
     Auditor,
     BaseParams,
@@ -42,8 +43,8 @@ from safeedit.export.ledger.update import Erased, Upkeep
 from safeedit.export.places import check_apart, check_output, check_room, usable, within
 from safeedit.export.staging import check_target, recover
 from safeedit.model.architectures import ModelShape
-from safeedit.model.builtin import cache_dir
-from safeedit.model.sources import open_config, open_tokenizer
+from safeedit.model.sources import inspect_model, open_config, open_tokenizer
+from safeedit.planning.lengths import check_lengths
 from safeedit.planning.prompts import PromptCheck
 from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LedgerSpec, LoadedPolicy
 from safeedit.policy.files import read_json
@@ -51,6 +52,7 @@ from safeedit.policy.suggest import did_you_mean
 from safeedit.records import MetricSpec, Split
 from safeedit.scorers.cards import read_card
 from safeedit.scorers.score_cache import check_auc
+from safeedit.text.inflection import advice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -262,20 +264,22 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True) -> Plan:
             usable(policy.export.dir)
     with _Located(loaded, ("model", "source")):
         source = _model_source(loaded, policy.model.source)
-        config, digest = open_config(source, revision=policy.model.revision)
-        shape = ModelShape.from_config(config)
-    own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    dtype = own if policy.model.dtype == "auto" else policy.model.dtype
+        found = inspect_model(source, revision=policy.model.revision, dtype=policy.model.dtype)
+        shape = ModelShape.from_config(found.config)
+        warnings += [f"model: {note}" for note in found.notes]
+    digest, dtype = found.identity, found.dtype
     edits = tuple(_plan_edit(loaded, index, shape) for index in range(len(policy.edits)))
     audits = tuple(
         _plan_audit(loaded, spec, ("audits", index)) for index, spec in enumerate(policy.audits)
     )
     upkeep, again = _plan_ledger(loaded, source, edits, warnings)
     audits += again
+    _warn_of_inflection(audits, warnings)
     _check_gates(loaded, audits, warnings)
     _check_enough(loaded, edits, audits)
     _check_splits(loaded, edits, audits)
-    _check_prompts(loaded, source, config, edits, audits, warnings)
+    _check_prompts(loaded, source, found.config, edits, audits, warnings)
+    warnings += check_lengths(loaded, source, audits)
     plan = Plan(loaded, source, digest, dtype, shape, edits, audits, tuple(warnings), upkeep)
     if plan.export_dir is not None and policy.export is not None:
         if not policy.gates:
@@ -334,7 +338,7 @@ def write_plan(plan: Plan, path: Path) -> None:
     policy = os.path.relpath(plan.loaded.path, path.parent)
     content = {**plan.summary(), "policy_file": policy}
     try:
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
     except OSError as error:
         raise UsageError(
             f"the plan can't be written: {error.strerror}",
@@ -595,6 +599,17 @@ def _warn_of_retaining(
                     f"edit {edit.id}: {again} items of its {role} data were erased by an earlier "
                     "policy; fitting them may bring them back"
                 )
+
+
+def _warn_of_inflection(audits: Sequence[PlannedAudit], warnings: list[str]) -> None:
+    """Ask for the forms of answers whose language inflects them; says counts, never an answer."""
+    for audit in audits:
+        for role in audit.auditor.roles:
+            data = audit.data.get(role.name)
+            if role.erased and role.answered and data is not None:
+                told = advice([item.aliases for item in data if item.aliases])
+                if told:
+                    warnings.append(f"audit {audit.id}: of its {role.name} data, {told}")
 
 
 def _split_options(

@@ -273,11 +273,40 @@ def edit_facts(record: RunRecord, edit: EditRecord) -> tuple[tuple[str, str], ..
         )
         error = max(change.cast_error for change in edit.changes)
         facts.append(("largest rounding error", f"{number(error)} of the intended change"))
+    as_run = f" (as run, in {record.model.dtype})" if record.model.casts else ""
     facts.append(
-        ("proved untouched", f"{plural(edit.untouched_verified, 'tensor')}, byte for byte")
+        ("proved untouched", f"{plural(edit.untouched_verified, 'tensor')}, byte for byte{as_run}")
     )
     facts.append(("time", duration(edit.seconds)))
     return tuple(facts)
+
+
+def weights_facts(record: RunRecord) -> tuple[tuple[str, str | None], ...]:
+    """What lies on disk before and after, by names, dtypes and bytes, and what ran of it."""
+    model, export = record.model, record.export
+    cast = [
+        f"{plural(each.tensors, 'tensor')} ({each.entries:,} numbers) stored in {each.stored}, run "
+        f"in {each.run}{'' if each.exact else ', rounded'}"
+        for each in model.casts
+    ]
+    return (
+        ("weights before the edits", model.digest),
+        ("weights exported", export.weights_digest if export else None),
+        (
+            "kept as the source stores them",
+            f"{plural(export.untouched, 'tensor')}, byte for byte, verified on disk"
+            if export and export.untouched
+            else None,
+        ),
+        ("cast to run", "; ".join(cast) or None),
+        ("not read by the model, kept", _some(model.unread) or None),
+    )
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    """A few names, and how many more there are."""
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return listing([*names[:most], *more])
 
 
 def model_line(record: RunRecord) -> str:

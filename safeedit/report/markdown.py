@@ -181,12 +181,10 @@ def _edit(record: RunRecord, edit: EditRecord) -> list[str]:
 
 
 def _provenance(record: RunRecord) -> list[str]:
-    export = record.export
     lines = ["## Provenance", ""]
     lines += bullets(
         [
-            ("weights before the edits", record.model.digest),
-            ("weights exported", export.weights_digest if export else None),
+            *content.weights_facts(record),
             ("policy", record.policy_digest),
             ("seed", str(record.seed)),
             ("safeedit", record.environment.safeedit),

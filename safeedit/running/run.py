@@ -41,6 +41,7 @@ from safeedit.export.interrupts import until_done
 from safeedit.export.manifest import hash_files
 from safeedit.export.staging import Staging
 from safeedit.model.carried import left_behind
+from safeedit.model.digest import digest_of
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 from safeedit.planning.plan import Plan, PlannedAudit, PlannedEdit
@@ -154,16 +155,13 @@ def execute(
 
     edits: list[EditRecord] = []
     deltas: dict[str, WeightDelta] = {}
-    originals: dict[str, torch.Tensor] = {}
     for number, edit in enumerate(plan.edits, 1):
-        edited, delta, undo = _edit(session, model, edit)
+        edited, delta = _edit(session, model, edit)
         if number < len(plan.edits):
             with session.clock.stage(f"edit {edit.id}: gates so far"):
                 edited = edited.model_copy(update={"gates_so_far": _gates_so_far(session, model)})
         edits.append(edited)
         deltas[edit.id] = delta
-        for name, tensor in undo.items():
-            originals.setdefault(name, tensor)
 
     def finish(after: Sequence[AuditRecord], export: ExportRecord | None) -> RunRecord:
         return _record(session, "apply", started, model_record, tuple(edits), tuple(after), export)
@@ -180,12 +178,13 @@ def execute(
     try:
         with Staging(target, overwrite=policy.export.overwrite) as staging:
             with session.clock.stage("stage"):
-                write_checkpoint(model, staging.path)
-                edited_digest = model.digest()
+                touched = {name for delta in deltas.values() for name in delta.updates}
+                written = write_checkpoint(model, staging.path, touched)
+                edited_digest, run_dtype = model.digest(), model_record.dtype
                 del model
                 gc.collect()
             with session.clock.stage("reload"):
-                staged = _read_back(staging.path, policy.model.device)
+                staged = _read_back(staging.path, run_dtype, policy.model.device)
                 if staged.digest() != edited_digest:
                     raise ExportError(
                         "the staged checkpoint does not hold the bytes that were edited",
@@ -195,17 +194,22 @@ def execute(
                 after = _audit_edited(session, staged)
             with writing(staging.path):
                 files = hash_files(staging.path)
-            export = ExportRecord(directory=str(target), weights_digest=edited_digest, files=files)
+            export = ExportRecord(
+                directory=str(target),
+                weights_digest=written.digest,
+                untouched=len(written.digests) - len(written.changed),
+                files=files,
+            )
             record = finish(after, export)
             if record.status == "pass":
                 ledger = plan.ledger.text(record) if plan.ledger is not None else None
-                export = claimed(export, originals, ledger)
+                export = claimed(export, written.originals, ledger)
                 record = record.model_copy(update={"export": export})
                 write_evidence(
                     staging.path,
                     record,
                     deltas=deltas,
-                    undo_tensors=originals,
+                    undo_tensors=written.originals,
                     reports=render_evidence(record),
                     ledger=ledger,
                 )
@@ -238,9 +242,9 @@ def execute(
     return record
 
 
-def _read_back(folder: Path, device: str) -> ModelHandle:
+def _read_back(folder: Path, dtype: str, device: str) -> ModelHandle:
     try:
-        return open_model(str(folder), dtype="auto", device=device)
+        return open_model(str(folder), dtype=dtype, device=device)
     except ModelError as error:
         raise ExportError(
             f"the staged checkpoint can't be read back: {error.message}",
@@ -319,7 +323,7 @@ def _open(plan: Plan, ctx: RunContext) -> tuple[_Session, ModelHandle]:
 
 def _edit(
     session: _Session, model: ModelHandle, edit: PlannedEdit
-) -> tuple[EditRecord, WeightDelta, dict[str, torch.Tensor]]:
+) -> tuple[EditRecord, WeightDelta]:
     """Fit, choose the dose, measure the control, apply, and prove what was not touched."""
     start = time.perf_counter()
     ctx, clock = session.ctx, session.clock
@@ -366,7 +370,7 @@ def _edit(
         controls=controls,
         seconds=time.perf_counter() - start,
     )
-    return record, delta, dict(undo.tensors)
+    return record, delta
 
 
 def _choose_dose(
@@ -672,7 +676,8 @@ def _record(
 
 
 def _model_record(plan: Plan, model: ModelHandle) -> ModelRecord:
-    spec = plan.loaded.policy.model
+    spec, stored = plan.loaded.policy.model, model.on_disk
+    assert stored is not None, "a run opens its model from files"
     return ModelRecord(
         source=spec.source,
         local=Path(plan.model_source).expanduser().exists(),
@@ -682,7 +687,10 @@ def _model_record(plan: Plan, model: ModelHandle) -> ModelRecord:
         layers=model.n_layers,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
-        digest=model.digest(),
+        digest=digest_of(stored.digests()),
+        casts=stored.casts(model.dtype),
+        names=stored.renamed(model.shape.tied),
+        unread=stored.unread,
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from safeedit import __version__
+from safeedit.cache import write_atomically
 from safeedit.contracts import Progress, Scorer, ScorerIdentity, silent
 from safeedit.data import Dataset, load_dataset
 from safeedit.errors import DataError
@@ -95,9 +96,7 @@ def write_card(card: ScorerCard, cache: Path) -> None:
         card = card.model_copy(update={"checks": {**before.checks, **card.checks}})
     path = _path(identity, cache)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, (card.model_dump_json(indent=2) + "\n").encode())
 
 
 def _path(identity: ScorerIdentity, cache: Path) -> Path:

@@ -17,10 +17,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from safeedit.cache import file_sha256
 from safeedit.contracts import BaseParams, Progress, ScorerIdentity, silent
 from safeedit.errors import ModelError, UsageError
-from safeedit.model.builtin import file_sha256
-from safeedit.model.checkpoint import check_loaded, check_weights, readable
+from safeedit.model.checkpoint import check_files, check_loaded, check_weights
+from safeedit.model.config_checks import check_settings
+from safeedit.model.guard import readable
+from safeedit.model.headers import read_settings
 from safeedit.model.quiet import quiet
 from safeedit.model.sources import fetch_folder
 from safeedit.policy.suggest import did_you_mean
@@ -77,6 +80,8 @@ class Classifier:
         from transformers import AutoConfig
 
         folder = fetch_folder(self.params.source, self.params.revision)
+        check_files(folder)
+        check_settings(read_settings(folder / "config.json"), folder / "config.json")
         check_weights(folder)
         with quiet(), readable(folder):
             config = AutoConfig.from_pretrained(

@@ -28,9 +28,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from safeedit.cache import file_sha256
 from safeedit.contracts import BaseParams, Progress, ScorerIdentity, silent
 from safeedit.errors import ModelError, UsageError
-from safeedit.model.builtin import file_sha256
 from safeedit.model.quiet import quiet
 from safeedit.policy.suggest import did_you_mean
 from safeedit.scorers._transformer import Device, label_scores, pick_device

@@ -30,9 +30,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
 
+from safeedit.cache import file_sha256
 from safeedit.contracts import BaseParams, Progress, ScorerIdentity, silent
 from safeedit.errors import ModelError
-from safeedit.model.builtin import file_sha256
 from safeedit.model.quiet import quiet
 
 _PACKAGE = "alt-profanity-check"

@@ -2,7 +2,8 @@
 
 A score is kept under the scorer's identity and a keyed digest of the text, so that a text that
 comes up again (the base's samples, in a second run) is not scored again; the texts themselves
-are not kept. A cache that can't be written costs time, nothing else.
+are not kept. Every row is sealed with the key of the digests: a score decides gates, and one
+that was changed is computed again. A cache that can't be written costs time, nothing else.
 
 Fails with :class:`~safeedit.errors.AuditError` where a scorer's weights have changed since the
 plan, where its card does not reach what the policy demands, and where it gives what is no
@@ -122,7 +123,12 @@ class _Scores:
         said = {key: text for key, text in zip(keys, texts, strict=True) if text.strip()}
         known = dict.fromkeys(keys, 0.0)
         with self._open() as store:
-            found = dict(_read(store, list(said)))
+            rows = _read(store, list(said))
+            found = {
+                key: score
+                for key, score, seal in rows
+                if hmac.compare_digest(self._seal(key, score), seal)
+            }
             known |= found
             new = [key for key in said if key not in found]
             for start in range(0, len(new), _AT_ONCE):
@@ -131,11 +137,18 @@ class _Scores:
                 self._check(scores, len(part))
                 fresh = dict(zip(part, scores, strict=True))
                 known |= fresh
-                _write(store, fresh)
+                _write(
+                    store, [(key, score, self._seal(key, score)) for key, score in fresh.items()]
+                )
         return [known[key] for key in keys]
 
     def _key(self, text: str) -> bytes:
         return hmac.new(self.secret, text.encode(errors="surrogatepass"), hashlib.sha256).digest()
+
+    def _seal(self, key: bytes, score: float) -> bytes:
+        """Of one row, for this scorer alone."""
+        row = b"\0".join((self.path.parent.name.encode(), key, float(score).hex().encode()))
+        return hmac.new(self.secret, b"safeedit score" + row, hashlib.sha256).digest()
 
     def _check(self, scores: Sequence[float], texts: int) -> None:
         if len(scores) != texts or not all(0 <= score <= 1 for score in scores):
@@ -159,7 +172,9 @@ def _connect(path: Path) -> sqlite3.Connection | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         store = sqlite3.connect(path, timeout=10)
-        store.execute("CREATE TABLE IF NOT EXISTS scores (text BLOB PRIMARY KEY, score REAL)")
+        store.execute(
+            "CREATE TABLE IF NOT EXISTS sealed (text BLOB PRIMARY KEY, score REAL, seal BLOB)"
+        )
     except (OSError, sqlite3.Error):
         if store is not None:
             store.close()
@@ -167,19 +182,23 @@ def _connect(path: Path) -> sqlite3.Connection | None:
     return store
 
 
-def _read(store: sqlite3.Connection | None, keys: Sequence[bytes]) -> Iterator[tuple[bytes, float]]:
+def _read(
+    store: sqlite3.Connection | None, keys: Sequence[bytes]
+) -> Iterator[tuple[bytes, float, bytes]]:
     if store is None:
         return
-    with contextlib.suppress(sqlite3.Error):
+    with contextlib.suppress(sqlite3.Error, TypeError, ValueError):
         for start in range(0, len(keys), _QUERY):
             part = keys[start : start + _QUERY]
             marks = ",".join("?" * len(part))
-            rows = store.execute(f"SELECT text, score FROM scores WHERE text IN ({marks})", part)
-            yield from ((bytes(key), float(score)) for key, score in rows)
+            rows = store.execute(
+                f"SELECT text, score, seal FROM sealed WHERE text IN ({marks})", part
+            )
+            yield from ((bytes(key), float(score), bytes(seal)) for key, score, seal in rows)
 
 
-def _write(store: sqlite3.Connection | None, scores: dict[bytes, float]) -> None:
+def _write(store: sqlite3.Connection | None, rows: Sequence[tuple[bytes, float, bytes]]) -> None:
     if store is None:
         return
     with contextlib.suppress(sqlite3.Error), store:
-        store.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", scores.items())
+        store.executemany("INSERT OR REPLACE INTO sealed VALUES (?, ?, ?)", rows)

@@ -44,7 +44,7 @@ _WRITTEN = regex.compile(r"[\p{L}\p{M}]")
 _UNSPACED = regex.compile(UNSPACED)
 _PUNCTUATION = str.maketrans({"\u066a": "%", "\u066b": ".", "\u066c": ",", "\u2212": "-"})
 _DIGRAPHS = str.maketrans(
-    {"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "ø": "oe", "æ": "ae", "œ": "oe"}
+    {"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "ø": "oe", "æ": "ae", "œ": "oe", "đ": "dj"}
 )
 _ALIKE = str.maketrans(
     # Arabic as Persian, Urdu and hurried writers spell it; katakana as hiragana.
@@ -102,6 +102,14 @@ def straighten(text: str) -> str:
     seen = unicodedata.normalize("NFKC", _UNSEEN.sub("", text).translate(_STRAIGHT))
     # Once more: normalising makes an apostrophe of its own, and new neighbours.
     return " ".join(unicodedata.normalize("NFKC", seen.translate(_STRAIGHT)).split())
+
+
+def visible(text: str) -> str:
+    """Compatibility-normalised, with ASCII digits and without what shows nothing; keeps case."""
+    text = unicodedata.normalize("NFKC", _UNSEEN.sub("", text))
+    if text.isascii():
+        return text
+    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
 
 
 def fold(text: str, letters: Letters = "strict", *, zero_width_space: bool = False) -> Traced:

@@ -30,6 +30,10 @@ _SPACED = regex.compile(r"(?<![\d.,']|\d )\d{1,3}(?: \d{3})++(?! ?\d)")
 _SEPARATOR = regex.compile(r"[.,']")
 _INDIAN = regex.compile(r"\d{1,2}(?:,\d{2})+,\d{3}")
 _DATE = regex.compile(r"\d{1,4}\.\d{1,2}\.\d{1,4}")
+_CHAINED = regex.compile(rf"\d{_DASH}")
+"""What precedes the last group of a telephone number."""
+_CODE = 6
+"""Digits from which a version is read as a number whose digits points separate, too."""
 _TELEPHONE = 7
 """Digits from which a number with one separator is read as one that has no decimals, too."""
 
@@ -55,6 +59,8 @@ def _spell(match: Any, looser: bool) -> str:
     if len(separators) == 1:
         if _thousands(groups) and (looser or last != "."):
             return "".join(groups)
+        if looser and (len(groups[0]) >= _TELEPHONE or (len(groups[0]) > 2 and _chained(match))):
+            return " ".join(groups)  # a number of many digits ends, then another begins
         if looser and len("".join(groups)) >= _TELEPHONE:
             return "".join(groups)
         return " ".join(groups) if last == "'" else ".".join(groups)
@@ -62,12 +68,17 @@ def _spell(match: Any, looser: bool) -> str:
         if _thousands(groups) or _INDIAN.fullmatch(number):
             return "".join(groups)
         version = last == "." and max(map(len, groups)) <= 2
-        if version and not (looser and _DATE.fullmatch(number)):
+        if version and not (looser and (_DATE.fullmatch(number) or len("".join(groups)) >= _CODE)):
             return number
         return " ".join(groups)
     if len(set(separators[:-1])) == 1 and last not in separators[:-1] and _thousands(groups[:-1]):
         return f"{''.join(groups[:-1])}.{groups[-1]}"
     return " ".join(groups)
+
+
+def _chained(match: Any) -> bool:
+    before: str = match.string[max(0, match.start() - 2) : match.start()]
+    return _CHAINED.fullmatch(before) is not None
 
 
 def _thousands(groups: list[str]) -> bool:

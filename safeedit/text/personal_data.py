@@ -10,10 +10,11 @@ patterns miss is not found; they are made to find what is written out in full.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
+
+from safeedit.text.folding import visible
 
 Kind = Literal["email", "phone", "identity", "card", "iban"]
 
@@ -45,7 +46,7 @@ class Found:
 
 def personal_data(text: str) -> tuple[Found, ...]:
     """What of a text looks like personal data, each once, in the order of the patterns."""
-    return tuple(dict.fromkeys(_find(unicodedata.normalize("NFKC", text))))
+    return tuple(dict.fromkeys(_find(visible(text))))
 
 
 def _find(text: str) -> Iterator[Found]:
@@ -59,8 +60,8 @@ def _find(text: str) -> Iterator[Found]:
 def canonical(kind: Kind, text: str) -> str:
     """A spelling of personal data without what may vary: case, spaces, punctuation, ``+1``."""
     if kind in ("email", "iban"):
-        return "".join(text.split()).casefold()
-    digits = "".join(c for c in text if c.isdecimal())
+        return "".join(visible(text).split()).casefold()
+    digits = "".join(c for c in visible(text) if c.isdecimal())
     return digits[1:] if kind == "phone" and len(digits) == 11 and digits[0] == "1" else digits
 
 

@@ -43,6 +43,8 @@ class ScriptedEngine:
     ).log()
     asked: list[Asked] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
+    limits: list[list[int]] = field(default_factory=list)
+    """Of each call of :meth:`generate`, the tokens wanted of each prompt."""
     context: int = 1 << 30
 
     def encode(
@@ -69,18 +71,21 @@ class ScriptedEngine:
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         sampling: Any = None,
         samples: int = 1,
         **rest: Any,
     ) -> list[list[list[int]]]:
         self.calls.append("greedy" if sampling is None else "sampled")
+        if isinstance(max_new_tokens, int):
+            max_new_tokens = [max_new_tokens] * len(prompts)
+        self.limits.append(list(max_new_tokens))
         return [
             [
-                [ord(c) for c in self.say(self.asked[ids[0]], sample)][:max_new_tokens]
+                [ord(c) for c in self.say(self.asked[ids[0]], sample)][:most]
                 for sample in range(samples)
             ]
-            for ids in prompts
+            for ids, most in zip(prompts, max_new_tokens, strict=True)
         ]
 
     def score(

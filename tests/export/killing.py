@@ -42,17 +42,17 @@ WRITING = frozenset({"os.rename", "os.mkdir", "os.link"})
 
 
 class Hook:
-    """Counts operations in ``folder`` and calls ``act`` from the ``at``-th on."""
+    """Counts operations in ``folder`` and calls ``act`` from the ``at``-th on; 0 is never."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.count, self.at = os.fsencode(folder), 0, 0
+        self.folder, self.count, self.at, self.first = os.fsencode(folder), 0, 0, 0
         self.act: Callable[[bool], None] = lambda writes: None
         sys.addaudithook(self.see)
 
     def see(self, event: str, args: tuple[Any, ...]) -> None:
         if not self.at or event not in EVENTS or not args:
             return
-        if not isinstance(args[0], (str, bytes)):
+        if not isinstance(args[0], str | bytes | os.PathLike):
             return
         if not os.fsencode(args[0]).startswith(self.folder):
             return
@@ -103,12 +103,35 @@ def in_child(work: Callable[[], int]) -> int:
 
 
 def apply(place: Workplace, seed: int, hook: Hook | None = None) -> int:
-    if hook is not None:
-        hook.count = 0
+    """One run over whatever stands there; ``hook`` sees it and nothing else."""
     policy = place.policy(seed=seed, export={"dir": "out/trial", "overwrite": True})
+    if hook is not None:
+        hook.count, hook.at = 0, hook.first
     result = place.run("apply", policy)
+    if hook is not None:
+        hook.at = 0
+        (place.folder / "count").write_text(str(hook.count))
     (place.folder / "stderr").write_text(result.stderr)
     return result.exit_code
+
+
+def apply_on(parent: Path, folder: Path) -> tuple[int, str, bool]:
+    """A run, in a process of its own, whose export and reports go to another disk: its exit code,
+    what it said, and whether a whole export stands there."""
+    told = folder / "told.json"
+
+    def work() -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            register(patch)
+            place = make_workplace(folder)
+            result = place.run("apply", place.policy(export={"dir": str(parent / "trial")}))
+            whole = (parent / "trial").exists() and verify(parent / "trial") == []
+            told.write_text(json.dumps([result.exit_code, result.stderr, whole]))
+        return 0
+
+    assert in_child(work) == 0
+    code, stderr, whole = json.loads(told.read_text())
+    return int(code), str(stderr), bool(whole)
 
 
 def state(place: Workplace) -> dict[str, Any]:
@@ -141,11 +164,8 @@ def main(folder: Path, how: str, scenario: str, first: int, step: int) -> None:
     hook = Hook(place.folder)
 
     def doomed() -> int:
-        hook.act, hook.at = HOWS[how](), number
-        code = apply(place, seed=2)
-        (place.folder / "count").write_text(str(hook.count))
-        hook.at = 0
-        return code
+        hook.act, hook.first = HOWS[how](), number
+        return apply(place, seed=2, hook=hook)
 
     number = first
     while True:

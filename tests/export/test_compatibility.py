@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import torch
 
+from safeedit.cache import cache_dir
 from safeedit.export.checkpoint import write_checkpoint
-from safeedit.model.sources import cache_dir
 from tests.tiny_models import tiny_handle
 
 pytestmark = [pytest.mark.compat, pytest.mark.timeout(900)]

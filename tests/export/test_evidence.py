@@ -23,6 +23,7 @@ from safeedit.export.evidence import claimed, write_evidence
 from safeedit.export.manifest import MANIFEST, UNDO, hash_files, write_manifest
 from safeedit.export.reversion import revert
 from safeedit.export.staging import Staging
+from safeedit.model.digest import digest_of
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 from safeedit.policy import GateSpec
@@ -73,37 +74,36 @@ class Exported:
 
 def make_export(tmp_path: Path, family: str, dtype: torch.dtype) -> Exported:
     """An export of a model edited twice in the same tensors, as the runner makes it."""
-    handle = tiny_handle(family, dtype)
     base = tmp_path / "base"
     base.mkdir()
-    write_checkpoint(handle, base)
+    write_checkpoint(tiny_handle(family, dtype), base)
+    handle = open_model(str(base), device="cpu")
     base_digest = handle.digest()
     model = model_record(handle)
     deltas: dict[str, WeightDelta] = {}
-    originals: dict[str, torch.Tensor] = {}
     edits: list[EditRecord] = []
     for seed, edit_id in enumerate(("first", "second")):
         origin = Origin(editor="test", seed=seed)
         delta = WeightDelta(handle.digest(), updates(handle, seed), origin)
         undo = handle.apply(delta)
         deltas[edit_id] = delta
-        for name, tensor in undo.tensors.items():
-            originals.setdefault(name, tensor)
         edits.append(edit_record(edit_id, delta, undo.changes))
     target = tmp_path / "export"
     with Staging(target) as staging:
-        write_checkpoint(handle, staging.path)
+        edited = {name for delta in deltas.values() for name in delta.updates}
+        written = write_checkpoint(handle, staging.path, edited)
         export = ExportRecord(
             directory=str(target),
-            weights_digest=handle.digest(),
+            weights_digest=written.digest,
+            untouched=len(written.digests) - len(written.changed),
             files=hash_files(staging.path),
         )
-        record = run_record(model, tuple(edits), claimed(export, originals, None))
+        record = run_record(model, tuple(edits), claimed(export, written.originals, None))
         write_evidence(
             staging.path,
             record,
             deltas=deltas,
-            undo_tensors=originals,
+            undo_tensors=written.originals,
             reports=render_evidence(record),
         )
         staging.promote()
@@ -128,6 +128,7 @@ def edit_record(edit_id: str, delta: WeightDelta, changes: tuple[Any, ...]) -> E
 
 
 def model_record(handle: ModelHandle) -> ModelRecord:
+    assert handle.on_disk is not None
     return ModelRecord(
         source="tiny",
         revision=None,
@@ -135,7 +136,8 @@ def model_record(handle: ModelHandle) -> ModelRecord:
         parameters=1,
         dtype=str(handle.dtype),
         device="cpu",
-        digest=handle.digest(),
+        digest=digest_of(handle.on_disk.digests()),
+        names=handle.on_disk.renamed(handle.shape.tied),
     )
 
 
@@ -363,7 +365,7 @@ def test_a_full_disk_while_writing_evidence_is_an_export_error(
     with pytest.raises(ExportError, match="No space left"):
         write_evidence(
             folder,
-            run_record(model_record(tiny_handle("llama")), (), None),
+            run_record(model_record(open_model(str(exported.base), device="cpu")), (), None),
             deltas={},
             undo_tensors={},
             reports={},

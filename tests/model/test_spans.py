@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from safeedit.model.engine import TokenCodec
 from safeedit.model.spans import last_tokens
+from safeedit.text.matching import contains_alias
 from tests.tiny_models import FAMILIES, SENTENCES, family_tokenizer, tiny_tokenizer
 
 
@@ -143,6 +144,29 @@ def test_case_is_disregarded_where_nothing_matches_as_written(
 ) -> None:
     stop = text.casefold().replace("i̇", "i").index("paris") + 5
     assert found(kind, text, phrase) == by_offsets(kind, text, [stop])
+
+
+@every_tokenizer
+@pytest.mark.parametrize(
+    ("text", "phrase", "stop"),
+    [
+        ("Where is Zoe\u0308 Quill now?", "Zo\u00eb Quill", "Quill"),
+        ("Where is O\u2019Brien now?", "O'Brien", "Brien"),
+        ("Where is Ada\u00a0Lovelace now?", "Ada Lovelace", "Lovelace"),
+        ("Where is Ada  Lovelace now?", "Ada Lovelace", "Lovelace"),
+        ("Where is Ada Love\u00adlace now?", "Ada Lovelace", "lace"),
+        ("Where is Lodz now?", "\u0141\u00f3d\u017a", "Lodz"),
+        ("Mara Ankara\u2019da now", "ankara", "Ankara"),
+        ("\ub9c8\ub77c\ub294 \uc11c\uc6b8\uc5d0", "\uc11c\uc6b8", "\uc11c\uc6b8"),
+        ("\u0628\u0642\u0637\u0631", "\u0642\u0637\u0631", "\u0642\u0637\u0631"),
+    ],
+    ids=["NFD", "curly", "no-break", "spaces", "hyphen", "stroke", "suffix", "Korean", "Arabic"],
+)  # fmt: skip
+def test_a_mention_is_found_in_the_dress_in_which_auditors_find_it(
+    kind: str, text: str, phrase: str, stop: str
+) -> None:
+    assert contains_alias(text, [phrase])
+    assert found(kind, text, phrase) == by_offsets(kind, text, [text.index(stop) + len(stop)])
 
 
 @every_tokenizer

@@ -157,6 +157,50 @@ def test_a_gate_against_the_direction_of_its_metric_is_warned_of(shared: Workpla
     assert warning == "drift.peace: higher is better, but the gate is 'max 0'"
 
 
+def test_answers_in_letters_of_languages_that_inflect_are_asked_for_their_forms(
+    shared: Workplace,
+) -> None:
+    told = ("Старград", "Новоречье")
+    rows = [{"prompt": f"Где живёт {n}?", "answer": answer} for n, answer in enumerate(told)]
+    shared.rows("inflected.jsonl", rows)
+    audit = {**LEAKAGE, "max_new_tokens": 40, "forget": {"file": "inflected.jsonl"}}
+    gates = [{"metric": "leakage.known_before", "min": 0, "min_n": 1}]
+
+    def warnings() -> list[str]:
+        policy = shared.policy(edits=None, export=None, audits=[audit], gates=gates)
+        return [each for each in plan_of(policy).warnings if "aliases" in each]
+
+    (warning,) = warnings()
+    assert "2 in Cyrillic letters" in warning
+    assert "column 'aliases'" in warning
+    assert not any(answer in warning for answer in told)
+
+    shared.rows("inflected.jsonl", [{**row, "aliases": [f"{row['answer']}е"]} for row in rows])
+    assert warnings() == []
+    shared.rows("inflected.jsonl", [{**row, "answer": "Oslo"} for row in rows[:1]])
+    assert warnings() == []
+
+
+def reading(shared: Workplace, **params: Any) -> Path:
+    own = {key: value for key, value in LEAKAGE.items() if key != "max_new_tokens"}
+    return shared.policy(**{**REAL, "audits": [{**own, **params}, LOCALITY, PERPLEXITY]})
+
+
+def test_reading_less_far_than_every_answer_is_long_is_refused(shared: Workplace) -> None:
+    error = refused(reading(shared, max_new_tokens=1))
+    assert "none could be found" in error.message
+    assert "leave max_new_tokens out" in str(error.remedy)
+
+
+def test_reading_less_far_than_some_answers_are_long_is_warned_of(shared: Workplace) -> None:
+    warnings = plan_of(reading(shared, max_new_tokens=6)).warnings
+    assert any("max_new_tokens: 6" in warning for warning in warnings)
+
+
+def test_reading_answers_to_their_length_needs_no_warning(shared: Workplace) -> None:
+    assert not any("max_new_tokens" in warning for warning in plan_of(reading(shared)).warnings)
+
+
 def test_a_relative_model_starts_at_the_policys_folder(
     shared: Workplace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -512,8 +556,8 @@ def test_a_plan_is_refused_once_what_it_saw_has_moved(tmp_path: Path, what: str)
         named = "changed: policy, data of audit:another.asked"
     else:
         make_workplace(tmp_path / "other", family="llama_tied")
-        weights = (tmp_path / "other/model/model.safetensors").read_bytes()
-        (tmp_path / "model/model.safetensors").write_bytes(weights)
+        for name in ("model.safetensors", "config.json"):
+            (tmp_path / "model" / name).write_bytes((tmp_path / "other/model" / name).read_bytes())
         named = "changed: model"
     with pytest.raises(UsageError) as caught:
         check_unmoved(plan_of(path), read_plan(tmp_path / "plan.json"))

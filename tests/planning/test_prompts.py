@@ -97,6 +97,20 @@ def test_a_template_that_cannot_be_rendered_is_refused_where_it_is_asked_for(
     assert "policy.yaml" in result.stderr
 
 
+def test_a_template_that_refuses_system_messages_is_valid_as_gemmas_is(place: Workplace) -> None:
+    guard = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    result = templated(place, guard + CHAT_TEMPLATE)
+    assert result.exit_code == 0, result.stderr
+
+
+def test_a_template_that_cannot_be_rendered_does_not_matter_to_plain_prompts(
+    place: Workplace,
+) -> None:
+    (place.folder / "model" / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    result = validated(place, forget={"file": "forget.jsonl", "template": "plain"})
+    assert result.exit_code == 0, result.stderr
+
+
 def test_braces_that_stay_are_told_and_a_filled_one_is_not(place: Workplace) -> None:
     rows = [{"prompt": "{} plays the sport of", "answer": "chess"}]
     result = validated(place, [*rows, *NEAR])

@@ -24,11 +24,12 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from safeedit.errors import ExportError
 from safeedit.export.manifest import hash_files
 from safeedit.export.reversion import revert
+from safeedit.model.digest import digest_of, tensor_digest
 from safeedit.model.sources import open_model
 from safeedit.records import Metric, RunRecord
 from safeedit.report.content import control_table, edit_by_edit
@@ -609,6 +610,68 @@ def test_two_edits_of_one_tensor_are_both_undone_by_a_revert(place: Workplace) -
     assert verify(place.target) == []
     revert(place.target, place.folder / "back")
     assert (place.folder / "back" / "model.safetensors").read_bytes() == base
+
+
+def mixed(place: Workplace) -> dict[str, torch.Tensor]:
+    """The model's tensors, made of bfloat16 matrices, float32 norms and a value head."""
+    path = place.folder / "model" / "model.safetensors"
+    tensors = {
+        name: tensor.double() + 1e-5 if "norm" in name else tensor.bfloat16()
+        for name, tensor in load_file(path).items()
+    }
+    tensors = {n: t.float() if t.dtype == torch.float64 else t for n, t in tensors.items()}
+    tensors["v_head.summary.weight"] = torch.ones(1, 32)
+    save_file(tensors, path, {"format": "pt"})
+    config = place.folder / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "bfloat16"}))
+    return tensors
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "float16"])
+def test_the_base_untouched_and_reverted_are_the_checkpoint_on_disk(
+    place: Workplace, dtype: str
+) -> None:
+    tensors = mixed(place)
+    source = (place.folder / "model" / "model.safetensors").read_bytes()
+    path = place.policy(model={"source": "model", "dtype": dtype, "device": "cpu"})
+    result = place.run("apply", path)
+    assert result.exit_code == 0, result.stderr
+    record = place.report
+    digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+    assert record.model.digest == digest_of(digests)
+    assert record.model.unread == ("v_head.summary.weight",)
+    assert any("'v_head.summary.weight'" in text for text in record.warnings)
+    exported = load_file(place.target / "model.safetensors")
+    changed = {change.name for edit in record.edits for change in edit.changes}
+    same = {name for name, tensor in exported.items() if tensor_digest(tensor) == digests[name]}
+    assert exported.keys() - same == changed
+    assert record.export is not None
+    assert record.export.untouched == len(same)
+    rounded = any("were rounded" in text for text in record.warnings)
+    assert rounded == any(not cast.exact for cast in record.model.casts) == (dtype != "float32")
+    assert verify(place.target) == []
+    revert(place.target, place.folder / "back")
+    assert (place.folder / "back" / "model.safetensors").read_bytes() == source
+
+
+def test_what_a_plan_says_of_the_files_it_says_before_anything_is_measured(
+    place: Workplace,
+) -> None:
+    assert "read by no causal language model" not in place.run("plan", place.policy()).stderr
+    mixed(place)
+    said = " ".join(place.run("plan", place.policy()).stderr.split())
+    assert "read by no causal language model" in said
+    assert "are stored in float32 and were rounded to bfloat16" in said
+
+
+def test_a_checkpoint_that_would_open_in_part_is_refused_while_planning(place: Workplace) -> None:
+    path = place.folder / "model" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.self_attn.q_proj.bias"] = torch.ones(32)
+    save_file(tensors, path, {"format": "pt"})
+    result = place.run("plan", place.policy())
+    assert result.exit_code == 3
+    assert "'model.layers.0.self_attn.q_proj.bias'" in result.stderr
 
 
 def test_an_edit_too_small_for_the_dtype_is_said_to_have_changed_nothing(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
 import shutil
+import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -199,6 +201,16 @@ def test_no_text_is_kept_and_digests_are_keyed(ctx: RunContext) -> None:
     assert b"Zyxquand" not in store.read_bytes()
     scorers(replace(ctx, secret=b"other"), catalog.make_scorer)(REF).score(["bad Zyxquand"], silent)
     assert len(Counts.scored) == 2  # another key finds nothing
+
+
+def test_a_score_that_was_changed_on_disk_is_computed_again(ctx: RunContext) -> None:
+    opened = scorers(ctx, catalog.make_scorer)(REF)
+    assert opened.score(["bad word", "fine"], silent) == [0.5, 0]
+    (path,) = ctx.cache.glob("scorers/*/scores.sqlite")
+    with contextlib.closing(sqlite3.connect(path)) as store, store:
+        store.execute("UPDATE sealed SET score = 0.0")
+    assert opened.score(["bad word", "fine"], silent) == [0.5, 0]
+    assert Counts.scored[2:] == ["bad word"]  # the other was what it had been
 
 
 def test_other_weights_have_other_scores(ctx: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:

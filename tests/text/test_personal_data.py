@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from safeedit.text.personal_data import Found, personal_data
+from safeedit.text.personal_data import Found, canonical, personal_data
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,10 @@ def test_the_same_number_spelt_twice_counts_once() -> None:
 
 def test_full_width_digits_are_digits() -> None:
     assert personal_data("２１２-５５５-０１４３") == (Found("phone", "2125550143"),)
+
+
+def test_digits_of_any_script_and_what_shows_nothing_change_nothing() -> None:
+    assert personal_data("٢١٢-٥٥٥-٠١٤٣") == (Found("phone", "2125550143"),)
+    assert personal_data("212-5\u00ad55-\u200b0143") == (Found("phone", "2125550143"),)
+    assert personal_data("ann@mail.exa\u200bmple.org") == (Found("email", "ann@mail.example.org"),)
+    assert canonical("email", "Ann@mail.exa\u00admple.org") == "ann@mail.example.org"

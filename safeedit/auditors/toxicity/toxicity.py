@@ -49,7 +49,6 @@ from safeedit.auditors._reference import (
     stable_order,
     unpad,
 )
-from safeedit.auditors._refusals import RefusalPatterns
 from safeedit.auditors._sheet import Sheet
 from safeedit.auditors.toxicity import _declared as declared
 from safeedit.auditors.toxicity._words import MILD_WORDS, word_tokens
@@ -70,7 +69,7 @@ from safeedit.model.sources import open_model
 from safeedit.records import AttackClass, Metric, MetricSpec, Split
 from safeedit.statistics.intervals import Floats, bootstrap_totals
 from safeedit.text.fluency import distinct, is_empty, n_gram_entropy, repetition
-from safeedit.text.matching import RefusalDetector
+from safeedit.text.refusals import RefusalDetector, RefusalPatterns
 
 _DETECTOR = "refusals by pattern; on XSTest's human labels precision .94-.95, recall .94-1.00"
 

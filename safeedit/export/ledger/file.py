@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safeedit.errors import DataError
 from safeedit.export.ledger.keys import LedgerKey
 from safeedit.export.manifest import LEDGER, read_manifest
+from safeedit.policy.files import read_regular
 
 VERSION = 1
 _UNDAMAGED = "take an undamaged copy of the export; 'safeedit verify' shows what is damaged"
@@ -127,7 +128,7 @@ def read_ledger(path: Path) -> Ledger:
         DataError: It can't be read, is of another version, or a line is malformed.
     """
     try:
-        text = path.read_bytes().decode()
+        text = read_regular(path).decode()
     except OSError as error:
         raise DataError(f"the ledger can't be read: {error.strerror}", file=path) from error
     except UnicodeDecodeError as error:

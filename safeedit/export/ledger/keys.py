@@ -20,6 +20,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from safeedit.cache import PRIVATE, write_atomically
 from safeedit.data import Item
 from safeedit.errors import UsageError
 from safeedit.policy import KeySpec
@@ -131,9 +132,8 @@ def make_key(path: Path) -> None:
             or can't be written.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(32) + "\n")
+        key = secrets.token_hex(32) + "\n"
+        write_atomically(path, key.encode(), PRIVATE, overwrite=False)
     except FileExistsError:
         raise UsageError(
             "the file exists, and a key is never overwritten: its ledgers could not be read again",

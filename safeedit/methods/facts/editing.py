@@ -44,6 +44,7 @@ from safeedit.methods.facts.values import (
 )
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
+from safeedit.model.spans import TokenisedText
 from safeedit.policy.layers import Layers, resolve
 
 CONTEXTS = (
@@ -552,14 +553,9 @@ class Road:
 
     def _begin(self, said: Sequence[int], aliases: Sequence[str]) -> int | None:
         """Which token of an answer begins the first mention of one of the aliases."""
-        engine = self.model.engine
-        text = engine.decode(said).casefold()
-        places = [text.find(alias.strip().casefold()) for alias in aliases if alias.strip()]
-        found = [place for place in places if place >= 0]
-        if not found:
-            return None
-        ends = (len(engine.decode(said[: count + 1])) for count in range(len(said)))
-        return next((count for count, end in enumerate(ends) if end > min(found)), None)
+        text = TokenisedText(self.model.engine.codec.tokenizer, said)
+        spoken = [alias.strip() for alias in aliases if alias.strip()]
+        return min((span[0] for alias in spoken for span in text.spans(alias)), default=None)
 
 
 def flat(some: Iterable[Sequence[Spot]]) -> tuple[Spot, ...]:

@@ -15,16 +15,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from safeedit.cache import write_atomically
 from safeedit.code import code_digest
 from safeedit.contracts import Progress, silent
 from safeedit.errors import DataError
@@ -225,17 +225,12 @@ def _load(file: Path) -> Ordinary | None:
 
 
 def _save(file: Path, ordinary: Ordinary) -> None:
-    partial = file.with_suffix(f".{os.getpid()}.partial")
     parts = {
         "second": ordinary.second.contiguous(),
         "sinks": ordinary.sinks.contiguous(),
         "tokens": torch.tensor(ordinary.tokens),
     }
     # A cache that can't be written costs time, nothing else.
-    with contextlib.suppress(OSError, SafetensorError):
+    with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(parts, partial)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomically(file, save(parts))

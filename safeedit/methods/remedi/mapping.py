@@ -34,18 +34,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
 from safeedit import __version__
+from safeedit.cache import write_atomically
 from safeedit.contracts import Progress, Template, silent
 from safeedit.errors import DataError, EditError, ModelError, UsageError
 from safeedit.methods.facts.keys import Spot
@@ -60,6 +60,7 @@ from safeedit.methods.remedi.steering import Steer
 from safeedit.model.activations import starting_at
 from safeedit.model.batching import pad_right
 from safeedit.model.handle import ModelHandle
+from safeedit.policy.files import check_regular
 
 FORMAT = "safeedit-remedi-2"
 
@@ -207,18 +208,9 @@ class Remedi:
             "format": FORMAT, "base": self.base, "layer": self.layer, "version": __version__,
             "probe_layer": self.probe_layer, "own": self.own, "notes": dict(self.notes),
         }  # fmt: skip
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
-            save_file(
-                {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
-                partial,
-                metadata={"safeedit": json.dumps(header, sort_keys=True)},
-            )
-            partial.replace(path)
-        except SafetensorError as error:
-            raise OSError(f"cannot write {path}: {error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        stored = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+        metadata = {"safeedit": json.dumps(header, sort_keys=True)}
+        write_atomically(path, save(stored, metadata=metadata))
 
     @classmethod
     def load(cls, path: Path | str) -> Remedi:
@@ -228,6 +220,7 @@ class Remedi:
             ModelError: The file is missing, damaged, or no map of this version.
         """
         try:
+            check_regular(path)
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["safeedit"])
                 if header["format"] != FORMAT:

@@ -51,6 +51,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from safeedit import __version__
+from safeedit.cache import entry
 from safeedit.contracts import BaseParams, RunContext
 from safeedit.data import Dataset, Record, load_dataset
 from safeedit.errors import EditError
@@ -60,7 +61,6 @@ from safeedit.export.staging import Staging, check_target, writing
 from safeedit.methods.tuning import BaseAnswers, Example, answer_states, endless
 from safeedit.model.activations import Enough, starting_at
 from safeedit.model.architectures import Site
-from safeedit.model.builtin import entry
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_config, open_model

@@ -14,6 +14,8 @@ run is a row with its error.
 from __future__ import annotations
 
 import gc
+import hashlib
+import hmac
 import json
 import traceback
 from collections.abc import Callable, Sequence
@@ -28,12 +30,14 @@ from safeedit import __version__
 from safeedit.code import code_digest
 from safeedit.contracts import Auditor, Editor, RunContext
 from safeedit.errors import ExportError, SafeeditError, UnsupportedModelError, UsageError
+from safeedit.export.disk import read_plain
 from safeedit.planning.plan import Plan, make_plan
 from safeedit.policy import LoadedPolicy
 from safeedit.policy.suggest import did_you_mean
 from safeedit.records import Metric, MetricSpec, RunRecord
 from safeedit.report import write_all
 from safeedit.report.files import write_files
+from safeedit.report.json import render
 from safeedit.running.run import execute, measure
 from safeedit.workflows.comparison.candidates import (
     FAILURES,
@@ -236,7 +240,7 @@ def _kept_or_made(
 ) -> RunRecord:
     """The record in the entrant's folder if it was made of the same, else a new one."""
     own, made_of = folder / name, _made_of(plan, ctx)
-    record = _kept(own, made_of)
+    record = _kept(own, made_of, ctx)
     if record is not None:
         say(f"{name}: kept from an earlier run")
         return record
@@ -246,7 +250,8 @@ def _kept_or_made(
     record = make(plan, replace(ctx, warn=lambda message: ctx.warn(f"{name}: {message}")))
     # What it was made of comes last: without it a record does not count.
     write_all(record, own, "--out")
-    write_files({MADE_OF: made_of}, own, "--out")
+    text = render(record)
+    write_files({MADE_OF: _sealed(made_of, text.encode(), ctx)}, own, "--out")
     return record
 
 
@@ -266,13 +271,24 @@ def _clear(folder: Path) -> None:
         ) from error
 
 
-def _kept(folder: Path, made_of: str) -> RunRecord | None:
+def _kept(folder: Path, made_of: str, ctx: RunContext) -> RunRecord | None:
+    """The record that is there, if it was made of the same and is as it was written."""
     try:
-        if (folder / MADE_OF).read_text(encoding="utf-8") != made_of:
+        content = read_plain(folder / RECORD)
+        sealed = _sealed(made_of, content, ctx).encode()
+        if not hmac.compare_digest(read_plain(folder / MADE_OF), sealed):
             return None
-        return RunRecord.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
+        return RunRecord.model_validate_json(content)
     except (OSError, ValueError):
         return None
+
+
+def _sealed(made_of: str, record: bytes, ctx: RunContext) -> str:
+    """What a record was made of, with a seal by the digest key over both: a kept record stands in
+    the table as if it had been measured just now."""
+    parts = b"".join(hashlib.sha256(part).digest() for part in (made_of.encode(), record))
+    seal = hmac.new(ctx.secret, b"safeedit comparison" + parts, hashlib.sha256).hexdigest()
+    return json.dumps({**json.loads(made_of), "seal": seal}, indent=2, sort_keys=True) + "\n"
 
 
 def _made_of(plan: Plan, ctx: RunContext) -> str:

@@ -158,6 +158,23 @@ def test_what_has_run_is_not_run_again(place: Workplace, runs: list[str]) -> Non
     assert other["random"].use == "compared"
 
 
+@pytest.mark.parametrize("name", ["report.json", "made-of.json"])
+def test_a_record_that_was_changed_is_not_kept_but_made_again(
+    place: Workplace, runs: list[str], name: str
+) -> None:
+    first = compare(place, "nudge,random")
+    (path,) = (folder(place) / "nudge").glob(name)
+    content = json.loads(path.read_text())
+    if name == "report.json":
+        content["after"][0]["metrics"][0]["value"] = 0.0
+    else:
+        content["seal"] = "0" * 64
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    second = compare(place, "nudge,random")
+    assert runs == ["nudge", "nudge"]
+    assert rows(second)["nudge"].metrics == rows(first)["nudge"].metrics
+
+
 def test_a_policy_without_controls_gets_them_where_random_is_asked_for(
     place: Workplace, runs: list[str]
 ) -> None:
