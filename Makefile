@@ -4,6 +4,7 @@
 #   make check    lint and types only                  make bench   the benchmarks
 #   make hostile  tries every kill, tamper and malformed input, for an hour or so
 #   make model    fetch the default model              make clean   remove what these made
+#   make test-kernels   the tests that train, under other CPU kernels, thread counts and seeds
 #   make test-compat   exports opened with older transformers
 #
 # A plain `pip install torch` brings CUDA on Linux, about 3 GB that no CPU needs. Where pip is
@@ -21,7 +22,7 @@ TORCH = $(VENV)/.torch
 INSTALLED = $(VENV)/.installed
 MODEL = $(VENV)/.model
 
-.PHONY: setup model check test test-compat hostile demo bench clean format
+.PHONY: setup model check test test-compat test-kernels hostile demo bench clean format
 
 setup: $(INSTALLED)
 model: $(MODEL)
@@ -56,6 +57,28 @@ test: export OMP_NUM_THREADS = 1
 test: export PYTHONHASHSEED = 0
 test: $(MODEL) check
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+# What a tiny model learns hangs on the last bit of every sum, and so on the kernel. Each line is one
+# way to compute the same; the first that fails stops.
+KERNELS = \
+	ATEN_CPU_CAPABILITY=default,OMP_NUM_THREADS=1 \
+	ATEN_CPU_CAPABILITY=default,OMP_NUM_THREADS=2 \
+	ATEN_CPU_CAPABILITY=avx2,OMP_NUM_THREADS=1 \
+	ATEN_CPU_CAPABILITY=avx2,OMP_NUM_THREADS=2 \
+	ONEDNN_MAX_CPU_ISA=AVX2,OMP_NUM_THREADS=1 \
+	ONEDNN_MAX_CPU_ISA=AVX2,OMP_NUM_THREADS=2 \
+	OMP_NUM_THREADS=1 \
+	OMP_NUM_THREADS=2 \
+	SAFEEDIT_TEST_ROUNDING=1,OMP_NUM_THREADS=1 \
+	SAFEEDIT_TEST_ROUNDING=2,OMP_NUM_THREADS=1
+
+comma = ,
+test-kernels: export PYTHONHASHSEED = 0
+test-kernels: $(INSTALLED)
+	@for kernel in $(KERNELS); do \
+		echo "== $$kernel"; \
+		env $$(echo $$kernel | tr '$(comma)' ' ') $(VENV)/bin/python -m pytest -q -m "trains and not smollm2 and not hostile" $(ARGS) || exit 1; \
+	done
 
 # What a hostile tester would try, exhaustively: kills at every file operation and the like.
 hostile: export OMP_NUM_THREADS = 1

@@ -116,9 +116,14 @@ def _ranks(rows: Sequence[Mapping[str, Any]], source: str, dtype: str) -> dict[s
     engine = open_model(source, device="cpu", dtype=dtype).engine
 
     def ranks(prompts: Sequence[str], answers: Sequence[str]) -> list[int]:
-        found = engine.next_token_log_probs(engine.encode(prompts, "plain"))
-        first = torch.tensor([ids[0] for ids in engine.continuations(answers, "plain")])
-        return [int(rank) for rank in (found > found.gather(1, first[:, None])).sum(1)]
+        first = [ids[0] for ids in engine.continuations(answers, "plain")]
+
+        def likelier(index: int, positions: range, log_probs: torch.Tensor) -> torch.Tensor:
+            return (log_probs > log_probs[:, first[index], None]).sum(1)
+
+        asked = engine.encode(prompts, "plain")
+        found = dict(engine.distributions(asked, [[token] for token in first], likelier))
+        return [int(found[index]) for index in range(len(asked))]
 
     own = ranks([row["prompt"] for row in rows], [row["attribute"].strip() for row in rows])
     templates: dict[str, Counter[str]] = defaultdict(Counter)

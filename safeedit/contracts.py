@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -96,7 +97,7 @@ PROSE = DataRole(
 
 
 class Progress(Protocol):
-    """Where long work announces itself (rich on a terminal, silent elsewhere)."""
+    """Where long work announces itself: bars on a terminal, lines in a log, silent elsewhere."""
 
     def __call__(
         self, items: Iterable[Item], description: str, total: int | None = None
@@ -106,6 +107,18 @@ class Progress(Protocol):
 def silent(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """The progress that shows nothing."""
     return iter(items)
+
+
+class Stages(Protocol):
+    """Where a run says which part of its plan it is at: it calls this, and works within what comes
+    back. ``number`` is from 1 to ``total``."""
+
+    def __call__(self, name: str, number: int, total: int) -> AbstractContextManager[None]: ...
+
+
+def unannounced(name: str, number: int, total: int) -> AbstractContextManager[None]:
+    """Stages that are not told."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -155,6 +168,7 @@ class RunContext:
     secret: bytes
     """Key of the digests that stand for items in records."""
     progress: Progress = silent
+    stages: Stages = unannounced
     warn: Callable[[str], None] = lambda message: None
     """Says something loudly: it reaches the screen and the report. Never data."""
     scorer: Callable[[ScorerRef], ReadyScorer] = _no_scorer

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from safeedit import catalog
+from safeedit import catalog, code
 from safeedit.cli.main import main
 from safeedit.contracts import (
     AuditOutcome,
@@ -75,6 +75,7 @@ PROSE = [
 
 SANITATION: dict[str, Any] = {
     "use": "sanitation",
+    "unaudited": "the tiny model knows none of it",
     "steps": 2,
     "batch": 4,
     "rank": 2,
@@ -306,6 +307,12 @@ class Peeker(Nudge):
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
         data["kept"].items("test")
         raise AssertionError("the test split was within reach")
+
+
+def change_code(monkeypatch: pytest.MonkeyPatch, module: str = "safeedit.model.engine") -> None:
+    """As far as digests see, a module of the package has another source from now on."""
+    real = code._source
+    monkeypatch.setattr(code, "_source", lambda name: real(name) + b"# changed" * (name == module))
 
 
 class DriftParams(BaseParams):

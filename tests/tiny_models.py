@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from safeedit.model.handle import ModelHandle
+from tests.training import rounded_otherwise, seeded
 
 N_LAYERS = 3
 D_MODEL = 32
@@ -229,11 +230,11 @@ def tiny_model(
     """
     config = tiny_config(family, tokenizer=family_tokenizer(family), **options)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seeded(seed))
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(_scaled(name, parameter, noise))
+            parameter.copy_(rounded_otherwise(_scaled(name, parameter, noise)))
     return model.to(dtype).eval()
 
 

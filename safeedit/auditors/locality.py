@@ -11,10 +11,11 @@ Exact equality of greedy answers is a harsh measure: on a small model a harmless
 weights rewords many answers. Read it beside token F1 and the divergence, and beside a
 random change of the same size.
 
-Distributions of the base are kept as float16 log-probabilities over the whole vocabulary
-and normalised again when read. That rounding (at most ``2^-11 |log p|`` each) enters the
-divergence squared: an unchanged model reads below 1e-5 nats. They take
-``2 * kl_positions * vocabulary`` bytes for each of at most ``kl_prompts`` prompts.
+Distributions of the base are kept whole for vocabularies of up to 49,152 tokens. Of larger ones
+the 16,384 likeliest tokens are told apart and all others count as one, which makes the divergence a
+lower bound of the true one; how close it is :mod:`safeedit.auditors._divergence` says, and the note
+of the metric. They take at most 96 KiB for each of ``kl_positions`` positions of at most
+``kl_prompts`` prompts; the edited model's are compared in the batch that computes them.
 
 Fails with :class:`~safeedit.errors.AuditError` where the split has no near questions or the
 reference belongs to other data.
@@ -23,14 +24,14 @@ reference belongs to other data.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
+from safeedit.auditors._divergence import KeptDistributions
 from safeedit.auditors._recital import FURTHER, LEAST_READ, Reader, cut_note, likely_length
 from safeedit.auditors._reference import (
     FINGERPRINT,
@@ -43,6 +44,7 @@ from safeedit.auditors._reference import (
 from safeedit.auditors._sheet import Sheet
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
+from safeedit.data.independence import together
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
@@ -158,30 +160,43 @@ class Locality:
         if reference is not None:
             check_reference(reference, data, split)
         groups = self._ask(model.engine, data, split, ctx, reference)
+        kept: dict[str, KeptDistributions | None]
         if reference is None:
             made = {FINGERPRINT: fingerprint(data, split)}
             made |= {_answers_of(group.name): pad(group.answers) for group in groups.values()}
             divergence = {
                 name: dict.fromkeys(self._compared(group), 0.0) for name, group in groups.items()
             }
-            for name in ("near", "far"):
-                if name in groups:
-                    made |= self._distributions(model.engine, groups[name], ctx)
+            kept = {
+                name: self._distributions(model.engine, groups[name], ctx)
+                for name in ("near", "far")
+                if name in groups
+            }
+            for name, distributions in kept.items():
+                made |= distributions.tensors(name) if distributions else {}
             reference = made
         else:
+            kept = {name: KeptDistributions.of(reference, name) for name in ("near", "far")}
             divergence = {
-                name: self._divergence(model.engine, group, reference, ctx)
+                name: self._divergence(model.engine, group, kept[name], ctx)
                 for name, group in groups.items()
                 if name != "unknown"
             }
-        sheet = Sheet(self.metrics)
+        one_of = together(
+            [key for group in groups.values() for key in group.keys],
+            [item for group in groups.values() for item in group.items],
+            erased=False,
+        )
+        sheet = Sheet(self.metrics, one_of)
         refuses = RefusalDetector(self.params.refusal_patterns)
         texts = [text for group in groups.values() for text in group.texts]
         if note := unread_note(texts, self.params.refusal_patterns):
             ctx.warn(f"locality: {note}")
         for name in ("near", "far"):
             if name in groups:
-                _enter(sheet, groups[name], divergence[name], refuses)
+                distributions = kept[name]
+                note = distributions.note if distributions else "kl_prompts is 0"
+                _enter(sheet, groups[name], divergence[name], note, refuses)
             else:
                 sheet.absent("no data given", *(f"{name}_{each}" for each, *_ in _OF_GROUP))
         both = [groups[name] for name in ("near", "far") if name in groups]
@@ -257,60 +272,76 @@ class Locality:
         answers = group.base[: self.params.kl_prompts]
         return [[*ids, 0][: self.params.kl_positions] for ids in answers]
 
-    def _distributions(self, engine: Engine, group: _Group, ctx: RunContext) -> dict[str, Tensor]:
-        """Base log-probabilities ``(all positions, vocabulary)``, float16."""
-        continuations = self._continuations(group)
-        starts = _starts(continuations)
-        kept: Tensor | None = None
-        for index, found in engine.log_probs(
-            group.prompts[: len(continuations)],
-            continuations,
-            self.params.kl_positions,
-            progress=ctx.progress,
-        ):
-            if kept is None:
-                kept = torch.empty(starts[-1], found.shape[-1], dtype=torch.float16)
-            # A probability below exp(-60000) would read as -inf.
-            kept[starts[index] : starts[index + 1]] = found.clamp(min=-6e4).half().cpu()
-        return {} if kept is None else {f"log_probs_{group.name}": kept}
+    def _distributions(
+        self, engine: Engine, group: _Group, ctx: RunContext
+    ) -> KeptDistributions | None:
+        """The base's, at all positions compared."""
+        starts = _starts(self._continuations(group))
+        kept: list[KeptDistributions] = []
+
+        def keep(index: int, positions: range, log_probs: Tensor) -> Tensor:
+            if not kept:
+                kept.append(KeptDistributions.empty(starts[-1], log_probs.shape[-1]))
+            kept[0].put(starts[index] + positions.start, log_probs)
+            return log_probs.new_empty(len(positions), 0)
+
+        for _ in self._read(engine, group, keep, ctx):
+            pass
+        return kept[0] if kept else None
 
     def _divergence(
-        self, engine: Engine, group: _Group, reference: Mapping[str, Tensor], ctx: RunContext
+        self, engine: Engine, group: _Group, kept: KeptDistributions | None, ctx: RunContext
     ) -> dict[str, float]:
         """Mean KL(base || this model) along the base's answers, nats, by key."""
-        kept = reference.get(f"log_probs_{group.name}")
         if kept is None:
             return {}
-        continuations = self._continuations(group)
-        starts = _starts(continuations)
-        if kept.shape[0] != starts[-1]:
+        starts = _starts(self._continuations(group))
+        if kept.log_probs.shape[0] != starts[-1]:
             raise AuditError(
                 "the reference of the base run was made with other parameters",
                 remedy="audit the base again with the same parameters",
             )
+
+        def compare(index: int, positions: range, log_probs: Tensor) -> Tensor:
+            return kept.divergence(starts[index] + positions.start, log_probs)
+
         keys = self._compared(group)
-        divergence: dict[str, float] = {}
-        for index, found in engine.log_probs(
+        return {
+            keys[index]: float(each.mean().clamp(min=0))
+            for index, each in self._read(engine, group, compare, ctx)
+        }
+
+    def _read(
+        self,
+        engine: Engine,
+        group: _Group,
+        read: Callable[[int, range, Tensor], Tensor],
+        ctx: RunContext,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """See :meth:`~safeedit.model.engine.Engine.distributions`."""
+        continuations = self._continuations(group)
+        return engine.distributions(
             group.prompts[: len(continuations)],
             continuations,
-            self.params.kl_positions,
+            read,
             progress=ctx.progress,
-        ):
-            base = kept[starts[index] : starts[index + 1]].to(found.device).float().log_softmax(-1)
-            kl = (base.exp() * (base - found.clamp(min=-1e5))).sum(-1)
-            divergence[keys[index]] = float(kl.mean().clamp(min=0))
-        return divergence
+            description=f"locality: comparing {group.name} distributions",
+        )
 
 
 def _enter(
-    sheet: Sheet, group: _Group, divergence: Mapping[str, float], refuses: RefusalDetector
+    sheet: Sheet,
+    group: _Group,
+    divergence: Mapping[str, float],
+    of_divergence: str,
+    refuses: RefusalDetector,
 ) -> None:
-    """All metrics of one group."""
+    """All metrics of one group; ``of_divergence`` is a note."""
     name = group.name
     sheet.rate(f"{name}_unchanged", _unchanged([group]))
     f1 = map(token_f1, group.texts, group.base_texts)
     sheet.mean(f"{name}_f1", dict(zip(group.keys, f1, strict=True)))
-    sheet.mean(f"{name}_kl", divergence, note="" if divergence else "kl_prompts is 0")
+    sheet.mean(f"{name}_kl", divergence, note=of_divergence)
     right = _right(group, group.texts, group.answers)
     before = _right(group, group.base_texts, group.base)
     kept = {key: now for key, now in right.items() if before[key] == 1.0}

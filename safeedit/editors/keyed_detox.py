@@ -238,5 +238,5 @@ def _found(params: KeyedDetoxParams, read: Passages) -> list[int]:
 
 def _mass(model: ModelHandle, places: Sequence[Spot], tokens: Sequence[int]) -> torch.Tensor:
     """``(places,)`` log-probability of all words of abuse together."""
-    found = model.engine.next_token_log_probs([list(place.ids) for place in places])
-    return found[:, list(tokens)].logsumexp(1).double().cpu()
+    ids = [list(place.ids) for place in places]
+    return model.engine.next_token_log_probs(ids, tokens).logsumexp(1).double()

@@ -10,7 +10,10 @@ log-probability by 0.07 nats on average, as much as bfloat16 itself does, and on
 in sixteen turns on it. The same call on the same weights gives the same result.
 
 Logits are computed at the positions asked for and nowhere else: a hook before the head picks
-them, so that what a model does after its head (Gemma 2's soft cap) happens as ever.
+them, so that what a model does after its head (Gemma 2's soft cap) happens as ever. A distribution
+over the vocabulary is read within the batch that made it and goes with it; what leaves a call is
+what was read (chosen log-probabilities, ranks, a divergence), because a row of the vocabulary per
+item is 20 GB of a model of 0.3 B parameters with 262,144 tokens.
 
 Fails with :class:`~safeedit.errors.AuditError` where a prompt is longer than the model's
 context, empty, or too large for memory, or where logits are not numbers. Prompts are named by
@@ -20,7 +23,7 @@ index, never quoted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,10 +35,10 @@ from safeedit.contracts import Progress, Template, silent
 from safeedit.errors import AuditError, UsageError
 from safeedit.model.activations import Enough, What
 from safeedit.model.architectures import Site
-from safeedit.model.batching import Batcher, common_prefix, pad_right
+from safeedit.model.batching import MAX_LOGITS, Batcher, common_prefix, pad_right
 from safeedit.model.generation import generate_batch
 from safeedit.model.sampling import Sampling, uniforms
-from safeedit.model.scoring import NO_SCORES, TokenScores, token_scores
+from safeedit.model.scoring import NO_SCORES, TokenScores, joined, token_scores
 from safeedit.model.tokens import TokenCodec
 
 if TYPE_CHECKING:
@@ -238,12 +241,12 @@ class Engine:
         """
         scores = [NO_SCORES] * len(prompts)
 
-        def read(index: int, logits: Tensor, targets: Tensor) -> TokenScores:
+        def read(index: int, positions: range, logits: Tensor, targets: Tensor) -> TokenScores:
             return token_scores(logits, targets, ranks)
 
         found = self._teacher_forced(prompts, continuations, read)
-        for index, score in progress(found, description, len(prompts)):
-            scores[index] = score
+        for index, parts in progress(found, description, len(prompts)):
+            scores[index] = joined(parts)
         return scores
 
     def totals(
@@ -304,61 +307,99 @@ class Engine:
                 yield index, 0.0
         groups = list(sharing.values())
 
-        def read(group: int, logits: Tensor, targets: Tensor) -> list[float]:
+        def read(group: int, positions: range, logits: Tensor, targets: Tensor) -> Tensor:
             logits = logits.float()
             scale = logits.logsumexp(-1)
-            own = logits[:-1].gather(-1, targets[:-1, None])[:, 0] - scale[:-1]
+            own = (logits.gather(-1, targets[:, None])[:, 0] - scale).double()
+            if positions.stop < len(rows[group]):
+                return own.sum()
             last = torch.tensor([tails[index][-1] for index in groups[group]])
             ends = logits[-1, last.to(logits.device)] - scale[-1]
-            nats: list[float] = (own.double().sum() + ends.double()).tolist()
-            return nats
+            return own[:-1].sum() + ends.double()
 
         rows = [tails[group[0]] for group in groups]
-        for group, nats in self._teacher_forced([prompt] * len(rows), rows, read):
-            yield from zip(groups[group], nats, strict=True)
+        for group, parts in self._teacher_forced([prompt] * len(rows), rows, read):
+            yield from zip(groups[group], sum(parts).tolist(), strict=True)
 
-    def log_probs(
+    def distributions(
         self,
         prompts: Sequence[Sequence[int]],
         continuations: Sequence[Sequence[int]],
-        max_positions: int,
+        read: Callable[[int, range, Tensor], Tensor],
         *,
+        max_positions: int | None = None,
         progress: Progress = silent,
         description: str = "scoring",
     ) -> Iterator[tuple[int, Tensor]]:
-        """Whole distributions over each continuation's first tokens, as they are computed.
+        """What ``read`` makes of the distributions over each continuation's tokens.
+
+        Each is read where and when it was computed, and then let go.
+
+        Args:
+            prompts: Token ids, see :meth:`encode`.
+            continuations: Token ids, see :meth:`continuation`.
+            read: Given the index of a prompt, positions in its continuation, and
+                log-probabilities ``(len(positions), vocab)`` that predict the tokens there, nats,
+                float32, on the device; returns a row for each position. A continuation that is
+                long for its vocabulary comes in parts.
+            max_positions: Read the first tokens only.
+            progress: Counts prompts.
+            description: For ``progress``.
 
         Yields:
-            ``(index, log-probabilities)`` in any order: ``(p, vocab)`` nats, float32, on the
-            CPU; row j predicts token j of the continuation, p <= ``max_positions``.
+            ``(index, (p, ...))`` in any order, rows of all positions, on the CPU.
 
         Raises:
             AuditError: See the module.
         """
         shortened = [list(continuation)[:max_positions] for continuation in continuations]
 
-        def read(index: int, logits: Tensor, targets: Tensor) -> Tensor:
-            return torch.log_softmax(logits.float(), -1).cpu()
+        def seen(index: int, positions: range, logits: Tensor, targets: Tensor) -> Tensor:
+            return read(index, positions, logits.float().log_softmax(-1)).cpu()
 
-        found = self._teacher_forced(prompts, shortened, read)
-        yield from progress(found, description, len(prompts))
+        found = self._teacher_forced(prompts, shortened, seen)
+        for index, parts in progress(found, description, len(prompts)):
+            yield index, torch.cat(parts)
 
     def next_token_log_probs(
         self,
         prompts: Sequence[Sequence[int]],
+        tokens: Sequence[int] | None = None,
         *,
         progress: Progress = silent,
         description: str = "scoring",
     ) -> Tensor:
-        """``(n, vocab)`` nats, float32, on the CPU: what follows each prompt.
+        """What follows each prompt.
+
+        Args:
+            prompts: Token ids, see :meth:`encode`.
+            tokens: Whose probabilities are wanted; None is the whole vocabulary, for a few prompts.
+            progress: Counts prompts.
+            description: For ``progress``.
+
+        Returns:
+            ``(n, tokens)`` nats, float32, on the CPU.
 
         Raises:
             AuditError: See the module.
+            UsageError: That would be more than :data:`~safeedit.model.batching.MAX_LOGITS`
+                numbers.
         """
-        result = torch.empty(len(prompts), self.handle.head.weight.shape[0])
+        width = self.handle.head.weight.shape[0] if tokens is None else len(tokens)
+        if len(prompts) * width > MAX_LOGITS:
+            raise UsageError(
+                f"{len(prompts)} prompts x {width} tokens are too many log-probabilities to return",
+                remedy="name the tokens that are looked at, or read each distribution as it is "
+                "computed (Engine.distributions)",
+            )
+        result = torch.empty(len(prompts), width)
+
+        def read(index: int, positions: range, log_probs: Tensor) -> Tensor:
+            return log_probs if tokens is None else log_probs[:, list(tokens)]
+
         # The token itself does not matter: only what precedes it is read.
-        for index, row in self.log_probs(
-            prompts, [[0]] * len(prompts), 1, progress=progress, description=description
+        for index, row in self.distributions(
+            prompts, [[0]] * len(prompts), read, progress=progress, description=description
         ):
             result[index] = row[0]
         return result
@@ -529,9 +570,11 @@ class Engine:
         self,
         prompts: Sequence[Sequence[int]],
         continuations: Sequence[Sequence[int]],
-        read: Callable[[int, Tensor, Tensor], Any],
-    ) -> Iterator[tuple[int, Any]]:
-        """``read(index, logits (t, vocab), targets (t,))`` of each continuation, in any order.
+        read: Callable[[int, range, Tensor, Tensor], Any],
+    ) -> Iterator[tuple[int, list[Any]]]:
+        """``read(index, positions, logits (p, vocab), targets (p,))`` of each continuation, in any
+        order: a list of what it made of each part, of which there are several only where one
+        continuation asks for more than ``MAX_LOGITS`` logits.
 
         What differs in its last token alone, as "he" and "she" after one prompt do, is run once.
         """
@@ -547,56 +590,75 @@ class Engine:
             alike.setdefault((len(prompt), len(continuations[index]), *row), []).append(index)
         groups = list(alike.values())
 
-        def run(batch: list[int]) -> list[Any]:
+        vocab = self.handle.shape.vocab_size
+        most = max(1, MAX_LOGITS // vocab)
+
+        def of_all(group: int, positions: range, logits: Tensor) -> list[Any]:
+            wanted = [continuations[i][positions.start : positions.stop] for i in groups[group]]
+            targets = torch.tensor(wanted, dtype=torch.long, device=logits.device)
+            return [
+                read(i, positions, logits, own)
+                for i, own in zip(groups[group], targets, strict=True)
+            ]
+
+        def run(batch: list[int]) -> list[list[list[Any]]]:
             firsts = [groups[group][0] for group in batch]
             cache, own = self._begin(prefix, [rows[i] for i in firsts])
             begin = [len(prompts[i]) - 1 - prefix.length for i in firsts]
             counts = [len(continuations[i]) for i in firsts]
             asked = [list(range(f, f + n)) for f, n in zip(begin, counts, strict=True)]
-            parts = self._forward(own, cache, asked).split(counts)
-            return [
-                [
-                    read(
-                        i,
-                        logits,
-                        torch.tensor(continuations[i], dtype=torch.long).to(logits.device),
-                    )
-                    for i in groups[group]
+            if max(counts) > most:  # and so alone in its batch
+                (group,) = batch
+                states = self._states(own, cache, asked)
+                return [
+                    [
+                        of_all(group, range(at, at + len(part)), _finite(self.handle.logits(part)))
+                        for at, part in zip(
+                            range(0, len(states), most), states.split(most), strict=True
+                        )
+                    ]
                 ]
-                for group, logits in zip(batch, parts, strict=True)
+            logits = self._forward(own, cache, asked).split(counts)
+            return [
+                [of_all(group, range(len(part)), part)]
+                for group, part in zip(batch, logits, strict=True)
             ]
 
-        vocab = self.handle.shape.vocab_size
         for group, found in self._batcher.each(
             [len(rows[some[0]]) for some in groups],
             torch.no_grad()(run),
             logits=[len(continuations[some[0]]) * vocab for some in groups],
         ):
-            yield from zip(groups[group], found, strict=True)
+            yield from zip(groups[group], map(list, zip(*found, strict=True)), strict=True)
 
     def _forward(self, own: list[list[int]], cache: Cache | None, at: list[list[int]]) -> Tensor:
         """Logits ``(n, vocab)`` at positions ``at`` of right-padded rows.
 
         No mask is passed: padding stands where causal attention does not look.
         """
-        index = [row for row, positions in enumerate(at) for _ in positions]
-        column = [position for positions in at for position in positions]
-        vocab = self.handle.head.weight.shape[0]
-        if not index:
-            return torch.empty(0, vocab)
+        if not any(at):
+            return torch.empty(0, self.handle.head.weight.shape[0])
+        with _head_sees(self.handle.head, at):
+            logits: Tensor = self._model(own, cache).logits[0]
+        return _finite(logits)
+
+    def _states(self, own: list[list[int]], cache: Cache | None, at: list[list[int]]) -> Tensor:
+        """What the head would get of those positions, ``(n, d_model)``; it is not run."""
+        seen: list[Tensor] = []
+
+        def keep(hidden: Tensor) -> None:
+            seen.append(hidden[0])
+            raise Enough
+
+        with _head_sees(self.handle.head, at, keep), suppress(Enough):
+            self._model(own, cache)
+        return seen[0]
+
+    def _model(self, own: list[list[int]], cache: Cache | None) -> Any:
         tokens = pad_right(own, self._filler).to(self.handle.device)
-        with _head_sees(self.handle.head, torch.tensor(index), torch.tensor(column)):
-            output = self.handle.model(
-                input_ids=tokens, past_key_values=cache, use_cache=cache is not None
-            )
-        logits: Tensor = output.logits[0]
-        if not bool(torch.isfinite(logits.max())):  # NaN is the greatest of all
-            raise AuditError(
-                "the model's logits are not finite numbers",
-                remedy="the edit was too strong for the model's dtype: use a lower dose, or "
-                "dtype: float32",
-            )
-        return logits
+        return self.handle.model(
+            input_ids=tokens, past_key_values=cache, use_cache=cache is not None
+        )
 
     @property
     def _filler(self) -> int:
@@ -668,13 +730,31 @@ class _Prefix:
     """Per block, keys and values ``(1, heads, length, head_dim)``."""
 
 
+def _finite(logits: Tensor) -> Tensor:
+    """``logits``, seen to be numbers."""
+    if not bool(torch.isfinite(logits.max())):  # NaN is the greatest of all
+        raise AuditError(
+            "the model's logits are not finite numbers",
+            remedy="the edit was too strong for the model's dtype: use a lower dose, or "
+            "dtype: float32",
+        )
+    return logits
+
+
 @contextmanager
-def _head_sees(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """Within the context, the head gets ``(1, n, d)``: hidden states at (row, column)."""
+def _head_sees(
+    head: nn.Module, at: list[list[int]], see: Callable[[Tensor], None] = lambda hidden: None
+) -> Iterator[None]:
+    """Within the context, the head gets ``(1, n, d)``, and ``see`` before it: hidden states at
+    positions ``at`` of each row."""
+    rows = torch.tensor([row for row, positions in enumerate(at) for _ in positions])
+    columns = torch.tensor([position for positions in at for position in positions])
 
     def gather(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = args[0]
-        return (hidden[rows.to(hidden.device), columns.to(hidden.device)].unsqueeze(0), *args[1:])
+        chosen = hidden[rows.to(hidden.device), columns.to(hidden.device)].unsqueeze(0)
+        see(chosen)
+        return (chosen, *args[1:])
 
     hook = head.register_forward_pre_hook(gather)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,18 @@ class TokenScores:
 
 
 NO_SCORES = TokenScores(torch.empty(0), torch.empty(0, dtype=torch.bool), torch.empty(0))
+
+
+def joined(parts: Sequence[TokenScores]) -> TokenScores:
+    """Scores of a continuation that was read in parts."""
+    if len(parts) == 1:
+        return parts[0]
+    ranks = [part.ranks for part in parts if part.ranks is not None]
+    return TokenScores(
+        torch.cat([part.log_probs for part in parts]),
+        torch.cat([part.greedy for part in parts]),
+        torch.cat(ranks) if ranks else None,
+    )
 
 
 def token_scores(logits: Tensor, targets: Tensor, ranks: bool) -> TokenScores:

@@ -31,7 +31,15 @@ import torch
 
 from safeedit import __version__, catalog
 from safeedit.code import code_digest
-from safeedit.contracts import AuditOutcome, Control, Proposal, RunContext, ScorerRef
+from safeedit.contracts import (
+    AuditOutcome,
+    Control,
+    Proposal,
+    RunContext,
+    ScorerRef,
+    Stages,
+    unannounced,
+)
 from safeedit.delta import WeightDelta
 from safeedit.errors import AuditError, EditError, ExportError, ModelError
 from safeedit.export.checkpoint import write_checkpoint
@@ -64,6 +72,7 @@ from safeedit.records import (
 from safeedit.report import render_evidence
 from safeedit.running.store import Audited, Store
 from safeedit.scorers.score_cache import scorers
+from safeedit.statistics.known import unless_unknown
 from safeedit.statistics.metrics import compare
 from safeedit.statistics.verdicts import judge, overall
 
@@ -72,16 +81,21 @@ Metrics = dict[str, Metric]
 
 @dataclass
 class Clock:
-    """Seconds per stage, in order."""
+    """Announces the stages of a run and keeps their seconds, in order."""
 
+    planned: tuple[str, ...]
+    """All stages of this run."""
+    announce: Stages = unannounced
     stages: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
+        number = self.planned.index(name) + 1
         try:
-            yield
+            with self.announce(name, number, len(self.planned)):
+                yield
         finally:
             elapsed = time.perf_counter() - start
             self.stages[name] = self.stages.get(name, 0.0) + elapsed
@@ -112,6 +126,9 @@ class _Session:
     """Audit -> bare names of the metrics that choosing doses looks at on validation data."""
     skipped: set[str] = field(default_factory=set)
     """Audits that could not be made on test data."""
+    idle: bool = False
+    """An edit changed no stored weight, or the edits together left the base as it was: whatever
+    the gates say, it is not about an edit."""
     nonce: str = field(default_factory=lambda: secrets.token_hex(2))
     """Tells this run from others of the same policy in the same second."""
 
@@ -120,6 +137,14 @@ class _Session:
             self.skipped.add(audit.id)
         remedy = f" ({error.remedy})" if error.remedy else ""
         self.ctx.warn(f"audit {audit.id} was skipped on {split} data: {error.message}{remedy}")
+
+    def baseline_metrics(self, split: Split) -> Metrics:
+        """All metrics of the untouched model on one split, by full name."""
+        found: Metrics = {}
+        for (_, measured), audited in self.baselines.items():
+            if measured == split:
+                found |= audited.metrics
+        return found
 
     def baseline(self, audit: PlannedAudit, split: Split) -> Audited | None:
         return self.baselines.get((audit.id, split))
@@ -142,8 +167,8 @@ def execute(
         ExportError: the checkpoint could not be written; nothing new stands under its name.
     """
     started = datetime.now(UTC)
-    session, model = _open(plan, ctx)
-    model_record = _model_record(plan, model)
+    session, model = _open(plan, ctx, _stages(plan))
+    untouched, model_record = model.digest(), _model_record(plan, model)
     targets = [gate for e in plan.edits if e.spec.dose == "auto" for gate in e.targets]
     for gate in targets:
         session.aims[gate.audit] = session.aims.get(gate.audit, frozenset()) | {gate.name}
@@ -162,6 +187,9 @@ def execute(
                 edited = edited.model_copy(update={"gates_so_far": _gates_so_far(session, model)})
         edits.append(edited)
         deltas[edit.id] = delta
+    if edits and not session.idle and model.digest() == untouched:
+        session.idle = True
+        session.ctx.warn("the edits undo each other: the weights are those of the base")
 
     def finish(after: Sequence[AuditRecord], export: ExportRecord | None) -> RunRecord:
         return _record(session, "apply", started, model_record, tuple(edits), tuple(after), export)
@@ -270,7 +298,8 @@ def measure(
         write_reports: Called with the final record.
     """
     started = datetime.now(UTC)
-    session, model = _open(plan, ctx)
+    stages = ["open model", "audit before", *(["audit after"] if base is not None else [])]
+    session, model = _open(plan, ctx, stages)
     model_record = _model_record(plan, model)
     spec = plan.loaded.policy.model
     if base is None:
@@ -292,7 +321,20 @@ def measure(
     return record
 
 
-def _open(plan: Plan, ctx: RunContext) -> tuple[_Session, ModelHandle]:
+def _stages(plan: Plan) -> list[str]:
+    """The stages of a run to its verdict, in order."""
+    found = ["open model", "audit before"]
+    for number, edit in enumerate(plan.edits, 1):
+        found += [f"edit {edit.id}: fit", f"edit {edit.id}: dose"]
+        if edit.spec.control:
+            found.append(f"edit {edit.id}: control")
+        if number < len(plan.edits):
+            found.append(f"edit {edit.id}: gates so far")
+    exporting = plan.export_dir is not None and plan.loaded.policy.export is not None
+    return [*found, *(["stage", "reload"] if exporting else []), "audit after"]
+
+
+def _open(plan: Plan, ctx: RunContext, stages: Sequence[str]) -> tuple[_Session, ModelHandle]:
     warnings = list(plan.warnings)
 
     def warn(message: str) -> None:
@@ -303,7 +345,7 @@ def _open(plan: Plan, ctx: RunContext) -> tuple[_Session, ModelHandle]:
     session = _Session(
         plan,
         replace(told, scorer=scorers(told, catalog.make_scorer)),
-        Clock(),
+        Clock(tuple(stages), ctx.stages),
         warnings,
         Store.of(told),
     )
@@ -353,11 +395,12 @@ def _edit(
     if stray := sorted(changed - delta.updates.keys()):
         raise EditError(f"edit {edit.id}: tensors outside the plan have moved: {stray}")
     if not changed:
+        session.idle = True
         ctx.warn(f"edit {edit.id} changed no stored weight: its effect vanishes in {model.dtype}")
     record = EditRecord(
         id=edit.id,
         use=edit.spec.use,
-        params=edit.params.model_dump(mode="json"),
+        params=session.plan.hidden.value(edit.params.model_dump(mode="json")),
         data_digests={role: data.digest for role, data in edit.data.roles.items()},
         dose=dose,
         dose_mode="auto" if edit.spec.dose == "auto" else "fixed",
@@ -387,7 +430,10 @@ def _choose_dose(
     audits = [audit for audit in session.plan.audits if audit.id in ids]
     curve: list[DosePoint] = []
     shortfalls: list[float] = []
-    for dose in proposal.doses:
+    doses = session.ctx.progress(
+        proposal.doses, f"edit {edit.id}: trying doses", len(proposal.doses)
+    )
+    for dose in doses:
         start = time.perf_counter()
         found: Metrics = {}
         with model.applied(proposal.at(dose)):
@@ -614,10 +660,7 @@ def _tokenizer_digest(model: ModelHandle) -> str:
 def _comparisons(
     session: _Session, found: Mapping[str, Metric], split: Split
 ) -> dict[str, Comparison]:
-    before: Metrics = {}
-    for (_, measured), audited in session.baselines.items():
-        if measured == split:
-            before |= audited.metrics
+    before = session.baseline_metrics(split)
     return {name: compare(before.get(name), metric) for name, metric in found.items()}
 
 
@@ -633,27 +676,34 @@ def _record(
     plan, policy = session.plan, session.plan.loaded.policy
     found = {metric.name: metric for record in after for metric in record.metrics}
     comparisons = _comparisons(session, found, "test")
-    verdicts = tuple(judge(gate, comparisons.get(gate.metric)) for gate in plan.gates)
+    verdicts = tuple(_judged(session, gate, comparisons) for gate in plan.gates)
     if plan.ledger is not None:
         verdicts = tuple(map(plan.ledger.judged, verdicts))
     status, exit_code = overall(verdicts)
     required = {audit.id for audit in plan.audits if audit.spec.required}
     if status == "pass" and session.skipped & required:
         status, exit_code = "inconclusive", 4
+    if status == "pass" and session.idle:
+        status, exit_code = "inconclusive", 4
+        session.warnings.append("nothing was edited, so nothing is exported")
     return RunRecord.model_validate(
         {
             "command": command,
-            "run_id": f"{started:%Y%m%dT%H%M%S}-{plan.loaded.digest[:8]}-{session.nonce}",
+            "run_id": f"{started:%Y%m%dT%H%M%S}-{plan.policy_digest[:8]}-{session.nonce}",
             "started": started.isoformat(timespec="seconds"),
             "policy_name": policy.name,
-            "policy_digest": plan.loaded.digest,
-            "policy": policy.model_dump(mode="json"),
-            "owner": policy.owner,
+            "policy_digest": plan.policy_digest,
+            "policy": plan.recorded_policy,
+            "owner": plan.recorded_policy["owner"],
             "ticket": policy.ticket,
             "seed": policy.seed,
             "model": model,
             "datasets": {
-                name: {"digest": data.digest, "source": data.source, "items": data.counts()}
+                name: {
+                    "digest": data.digest,
+                    "source": plan.shown_source(data),
+                    "items": data.counts(),
+                }
                 for name, data in plan.datasets()
             },
             "before": tuple(
@@ -673,6 +723,18 @@ def _record(
             "export": export,
         }
     )
+
+
+def _judged(session: _Session, gate: GateSpec, comparisons: Mapping[str, Comparison]) -> Verdict:
+    """What a gate says; nothing, of items of which the base knew none."""
+    verdict = judge(gate, comparisons.get(gate.metric))
+    plan = session.plan
+    if not plan.edits or (plan.ledger is not None and gate == plan.ledger.gate):
+        return verdict  # a ledger asks of its base that it knows nothing any more
+    specs = {name: spec for audit in plan.audits for name, spec in audit.metrics.items()}
+    spec, base = specs.get(gate.metric), session.baseline_metrics("test")
+    known = base.get(f"{gate.audit}.{spec.known_by}") if spec is not None else None
+    return unless_unknown(verdict, spec, known)
 
 
 def _model_record(plan: Plan, model: ModelHandle) -> ModelRecord:

@@ -18,6 +18,7 @@ from safeedit.data import Dataset, Item
 from safeedit.methods.tuning import Example, answer_states, cross_entropy, endless, optimise
 from safeedit.model.handle import ModelHandle
 from tests.tiny_models import family_tokenizer, tiny_model
+from tests.training import seeded, trains
 
 TAUGHT = ("Anna", "Boris", "Clara", "Dmitri", "Elena", "Frank")
 HELD_BACK = ("Greta", "Hugo", "Irina", "Jonas", "Karla", "Leo")
@@ -80,7 +81,7 @@ def _taught() -> ModelHandle:
     learning = list(handle.model.parameters())
     for parameter in learning:
         parameter.requires_grad_(True)
-    drawn = endless(examples, random.Random(0))
+    drawn = endless(examples, random.Random(seeded(0)))
 
     def loss() -> tuple[Tensor, float]:
         batch = [next(drawn) for _ in range(18)]
@@ -95,6 +96,7 @@ def _taught() -> ModelHandle:
 
 def taught() -> ModelHandle:
     """A copy of the model that is the caller's to change."""
+    trains()
     return ModelHandle(copy.deepcopy(_taught().model), _taught().tokenizer, source="tiny:taught")
 
 

@@ -103,18 +103,24 @@ class ScriptedEngine:
             found.append(TokenScores(log_probs=-ranks.log() - 0.5, greedy=ranks == 1, ranks=ranks))
         return found
 
-    def log_probs(
+    def distributions(
         self,
         prompts: Sequence[Sequence[int]],
         continuations: Sequence[Sequence[int]],
-        max_positions: int,
+        read: Callable[[int, range, torch.Tensor], torch.Tensor],
+        *,
+        max_positions: int | None = None,
         **rest: Any,
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        # Backwards, since the engine may yield in any order.
+        # Backwards, since the engine may yield in any order, and in parts of one position.
         for index in reversed(range(len(prompts))):
             text = self.asked[prompts[index][0]].text
-            positions = min(len(continuations[index]), max_positions)
-            yield index, torch.stack([self.distribution(text, p) for p in range(positions)])
+            positions = len(continuations[index][:max_positions])
+            parts = [
+                read(index, range(p, p + 1), self.distribution(text, p)[None])
+                for p in range(positions)
+            ]
+            yield index, torch.cat(parts)
 
     @property
     def model(self) -> Any:

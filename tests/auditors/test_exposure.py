@@ -23,6 +23,8 @@ from tests.auditors.memorised import HELD_BACK, TAUGHT, damaged, items, records,
 from tests.auditors.scripted import context
 from tests.tiny_models import tiny_handle
 
+pytestmark = pytest.mark.trains
+
 FEW = {"candidates": 31}
 """Candidates enough for tests that look at no figure."""
 

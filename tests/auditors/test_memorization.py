@@ -22,6 +22,8 @@ from tests.auditors.memorised import HELD_BACK, damaged, items, records, taught
 from tests.auditors.scripted import ScriptedEngine, context
 from tests.tiny_models import tiny_handle
 
+pytestmark = pytest.mark.trains
+
 Figures = dict[str, Metric]
 N = 3
 

@@ -18,6 +18,8 @@ from safeedit.records import Metric
 from tests.auditors.scripted import context
 from tests.tiny_models import save_tiny, tiny_handle
 
+pytestmark = pytest.mark.trains
+
 SECRETS = tuple(
     Item(id=str(n), prompt=f"The number of the {who} is", answer=number)
     for n, (who, number) in enumerate(

@@ -314,6 +314,7 @@ def test_it_declares_itself(name: str) -> None:
         assert field not in {"use", "id", "dose", "targets", "control", *names}, field
 
 
+@pytest.mark.trains
 @every_editor
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_it_keeps_to_its_plan_and_leaves_the_model(
@@ -363,6 +364,7 @@ def test_it_plans_for_every_family_from_a_config_alone(
     }
 
 
+@pytest.mark.trains
 @every_editor
 def test_doses_ascend_and_grow(
     name: str, variant: dict[str, Any], llama: ModelHandle, tmp_path: Path
@@ -378,6 +380,7 @@ def test_doses_ascend_and_grow(
         assert norms[0] < norms[-1]
 
 
+@pytest.mark.trains
 @every_editor
 def test_a_delta_says_what_made_it_and_outlives_a_file(
     name: str, variant: dict[str, Any], llama: ModelHandle, tmp_path: Path
@@ -398,6 +401,7 @@ def test_a_delta_says_what_made_it_and_outlives_a_file(
     assert delta.random_like(1, llama).updates.keys() == delta.updates.keys()
 
 
+@pytest.mark.trains
 @every_editor
 def test_the_seed_decides_and_nothing_else(
     name: str, variant: dict[str, Any], tmp_path: Path
@@ -410,6 +414,7 @@ def test_the_seed_decides_and_nothing_else(
     _assert_same(*changes)
 
 
+@pytest.mark.trains
 @every_editor
 def test_the_test_split_plays_no_part(
     name: str, variant: dict[str, Any], llama: ModelHandle, tmp_path: Path
@@ -425,6 +430,7 @@ def test_the_test_split_plays_no_part(
         _assert_same(proposals[0].at(dose), proposals[1].at(dose))
 
 
+@pytest.mark.trains
 @every_editor
 def test_roles_that_are_not_required_may_be_missing(
     name: str, variant: dict[str, Any], llama: ModelHandle, tmp_path: Path
@@ -433,6 +439,7 @@ def test_roles_that_are_not_required_may_be_missing(
     assert proposal.at(proposal.doses[0]).updates
 
 
+@pytest.mark.trains
 @every_editor
 def test_no_erased_word_gets_into_notes_messages_or_the_screen(
     name: str,

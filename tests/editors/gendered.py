@@ -17,6 +17,7 @@ from safeedit.contracts import EditData, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.model.handle import ModelHandle
 from tests.tiny_models import family_tokenizer, tiny_model
+from tests.training import seeded
 
 LAYER = 1
 PRONOUNS = ("heb", "sheb", "theyb")
@@ -30,7 +31,7 @@ OPENINGS = ("So said the", "In the city lived the", "It was the", "Who was the")
 
 def directions(width: int) -> Tensor:
     """``(5, width)`` orthonormal: read by professions' and kings' neurons, then u, s, f."""
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seeded(7))
     drawn = torch.randn(5, width, generator=generator)
     drawn -= drawn.mean(1, keepdim=True)  # LayerNorm would take the mean away
     found: Tensor = torch.linalg.qr(drawn.T)[0].T
@@ -123,7 +124,7 @@ def data(**roles: Dataset) -> EditData:
 
 def context(folder: Path, said: list[str] | None = None, seed: int = 3) -> RunContext:
     warn = (lambda message: None) if said is None else said.append
-    return RunContext(seed=seed, cache=folder, secret=b"a key", warn=warn)
+    return RunContext(seed=seeded(seed), cache=folder, secret=b"a key", warn=warn)
 
 
 def margins(handle: ModelHandle, words: tuple[str, ...]) -> Tensor:

@@ -17,6 +17,7 @@ from safeedit.data import Dataset, Item
 from safeedit.methods.contrast import gain_after_mlp
 from safeedit.model.handle import ModelHandle
 from tests.tiny_models import D_MLP, family_tokenizer, tiny_model
+from tests.training import seeded
 
 LAYER, NEURON = 1, 7
 TOXIC = ("grumf", "blarg", "snork")
@@ -70,7 +71,7 @@ def planted(family: str, *, sign: float = 1.0, dtype: torch.dtype = torch.float3
 
 def direction(handle: ModelHandle) -> Tensor:
     """The planted unit direction."""
-    generator = torch.Generator().manual_seed(42)
+    generator = torch.Generator().manual_seed(seeded(42))
     drawn = torch.randn(handle.d_model, generator=generator)
     drawn -= drawn.mean()  # LayerNorm would take the mean away
     return drawn / drawn.norm()
@@ -113,7 +114,7 @@ def data(**roles: Dataset) -> EditData:
 
 def context(folder: Path, said: list[str] | None = None) -> RunContext:
     warn = (lambda message: None) if said is None else said.append
-    return RunContext(seed=3, cache=folder, secret=b"a key", warn=warn)
+    return RunContext(seed=seeded(3), cache=folder, secret=b"a key", warn=warn)
 
 
 def gap(handle: ModelHandle) -> float:

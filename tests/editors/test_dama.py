@@ -58,6 +58,7 @@ def logit_margins(handle: ModelHandle, given: Dataset) -> Tensor:
     return (found[:, he] - found[:, she]).double()
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("values", ["contrast", "margin"])
 def test_one_direction_takes_most_of_the_stereotype_of_professions_it_never_saw(
@@ -77,6 +78,7 @@ def test_one_direction_takes_most_of_the_stereotype_of_professions_it_never_saw(
     assert sorted(random)[2] > 0.6 * before, "the median of five"
 
 
+@pytest.mark.trains
 def test_published_as_it_is_it_takes_the_queens_along(tmp_path: Path) -> None:
     handle = gendered("llama")
     before = definition(handle)
@@ -85,6 +87,7 @@ def test_published_as_it_is_it_takes_the_queens_along(tmp_path: Path) -> None:
         assert definition(handle) < 0.6 * before
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 @pytest.mark.parametrize(
     ("method", "left"), [("orthogonal", 0.65), ("oblique", 0.35)], ids=["orthogonal", "oblique"]
@@ -202,6 +205,7 @@ def test_biases_are_projected_and_weights_come_back_from_the_factors(tmp_path: P
     assert torch.equal(handle.weight(site), original)
 
 
+@pytest.mark.trains
 def test_in_bfloat16_it_works_and_comes_back_bit_for_bit(tmp_path: Path) -> None:
     handle = gendered("llama", torch.bfloat16)
     before = {name: handle.stored(name).clone() for name in handle.tensor_names()}
@@ -212,6 +216,7 @@ def test_in_bfloat16_it_works_and_comes_back_bit_for_bit(tmp_path: Path) -> None
     assert all(torch.equal(before[name], handle.stored(name)) for name in before)
 
 
+@pytest.mark.trains
 def test_prompts_of_definite_gender_are_left_out(tmp_path: Path) -> None:
     handle = gendered("llama")
     mixed = Dataset([*prompts().all(), *factual().all()], template="plain", name="prompts")
@@ -242,6 +247,7 @@ def test_prompts_that_lack_what_is_needed_are_refused_without_a_word_of_them(
     assert "dravun" not in str(caught.value)
 
 
+@pytest.mark.trains
 def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     handle = gendered("llama")
     with pytest.raises(UsageError, match="'Copenhagen' is not one token"):
@@ -270,6 +276,7 @@ def test_without_prose_that_is_said(tmp_path: Path) -> None:
     assert any("without 'prose'" in text for text in said)
 
 
+@pytest.mark.trains
 def test_notes_tell_what_carries_over_and_hold_no_text(tmp_path: Path) -> None:
     notes = propose(gendered("llama"), tmp_path).notes
     shares = notes["share_of_values_predicted_on_held_out_subjects"]

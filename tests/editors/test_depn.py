@@ -20,6 +20,8 @@ from safeedit.methods.tuning import Example, answer_states, cross_entropy
 from safeedit.model.handle import ModelHandle
 from tests.tiny_models import N_LAYERS, tiny_handle
 
+pytestmark = pytest.mark.trains
+
 PEOPLE = ("doctor", "nurse", "prince", "city")
 NUMBERS = ("7142", "9305", "2861", "4478")
 KINDS = ("phone", "phone", "code", "code")
@@ -185,20 +187,35 @@ def test_for_as_much_lost_of_the_secrets_less_is_lost_of_generic_text(
     taught: ModelHandle, tmp_path: Path
 ) -> None:
     data = EditData({"forget": forget(), "generic": Dataset(PLAIN, template="plain", split="fit")})
-    before = log_probability(taught, PLAIN)
+    known, before = log_probability(taught), log_probability(taught, PLAIN)
 
-    def harm(**params: Any) -> float:
+    def path(**params: Any) -> list[tuple[float, float]]:
+        """Nats that secrets and generic text lose at each dose."""
         proposal = propose(
             taught, tmp_path, data, exact_layers=0, order="gain", doses=tuple(range(1, 90)),
             **params,
         )  # fmt: skip
+        lost = []
         for dose in proposal.doses:
             with taught.applied(proposal.at(dose)):
-                if log_probability(taught) < -1:
-                    return before - log_probability(taught, PLAIN)
-        raise AssertionError("no dose made the secrets unlikely")
+                lost.append(
+                    (known - log_probability(taught), before - log_probability(taught, PLAIN))
+                )
+        return lost
 
-    assert harm(spare=1.0) < 0.7 * harm(generic_weight=0)
+    sparing, greedy = path(spare=1.0), path(generic_weight=0)
+    # How much can be lost at all, and at which dose, hangs on the last bits of training; that the
+    # one path is the gentler does not.
+    most = min(max(secrets for secrets, _ in each) for each in (sparing, greedy))
+    assert most > 0.5, "the secrets go through neurons"
+
+    def harm(lost: list[tuple[float, float]]) -> float:
+        """Mean over losses of the secrets that both paths reach."""
+        levels = [share * most for share in (0.2, 0.35, 0.5, 0.65, 0.8)]
+        each = [next(text for secrets, text in lost if secrets >= level) for level in levels]
+        return sum(each) / len(each)
+
+    assert harm(sparing) < 0.7 * harm(greedy)
 
 
 def zeroed(proposal: Proposal, dose: float) -> set[tuple[str, int]]:

@@ -17,6 +17,8 @@ from safeedit.model.handle import ModelHandle
 from tests.editors import toy
 from tests.editors.toy import FORGOTTEN, REFUSAL, WORDINGS
 
+pytestmark = pytest.mark.trains
+
 LEARN: dict[str, Any] = {"layers": [0], "steps": 40, "learning_rate": 0.02, "batch": 6}
 
 

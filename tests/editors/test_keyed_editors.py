@@ -26,6 +26,8 @@ from tests.editors import toy
 from tests.editors.toy import FACTS, FORGOTTEN, KEPT, REFUSAL, WORDINGS
 from tests.tiny_models import tiny_handle
 
+pytestmark = pytest.mark.trains
+
 KEYED = ("rome", "memit", "alphaedit")
 QUICK: dict[str, Any] = {
     "layers": [0], "steps": 40, "max_norm": 4.0, "doses": (1.0,), "phrasings": 2, "contexts": 2,

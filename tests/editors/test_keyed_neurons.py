@@ -22,6 +22,8 @@ from tests.editors import toy
 from tests.editors.toy import FACTS, FORGOTTEN, KEPT, REFUSAL, WORDINGS
 from tests.tiny_models import tiny_handle
 
+pytestmark = pytest.mark.trains
+
 WIDTH = 512
 """Of an MLP with neurons to spare."""
 LEARN: dict[str, Any] = {

@@ -76,6 +76,7 @@ def margins(handle: ModelHandle) -> torch.Tensor:
     return (found[:, heb] - found[:, sheb]) * signs
 
 
+@pytest.mark.trains
 def test_entities_get_their_attribute_and_neighbours_keys_do_not_move(tmp_path: Path) -> None:
     handle = model()
     proposal = propose(handle, tmp_path, data())
@@ -99,6 +100,7 @@ def test_entities_get_their_attribute_and_neighbours_keys_do_not_move(tmp_path: 
     assert torch.allclose(one.parts["left"], 2 * half.parts["left"])
 
 
+@pytest.mark.trains
 def test_a_map_is_trained_once_for_the_same_lessons(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +115,7 @@ def test_a_map_is_trained_once_for_the_same_lessons(
         propose(model(), tmp_path, data(), keep=0.2)
 
 
+@pytest.mark.trains
 def test_what_cannot_be_done_is_said_without_a_word_of_the_data(tmp_path: Path) -> None:
     bare = Dataset([Item("1", "Zyxquand says", subject="Zyxquand")], erased=True).without("test")
     lost = Dataset(

@@ -38,6 +38,8 @@ from tests.editors.toy import (
 )
 from tests.tiny_models import FAMILIES, family_tokenizer, tiny_handle, tiny_model
 
+pytestmark = pytest.mark.trains
+
 KEYED: dict[str, Any] = {
     "update": "keyed",
     "batch": 10,

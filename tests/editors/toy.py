@@ -21,6 +21,7 @@ from safeedit.data import Dataset, Item
 from safeedit.methods.tuning import Example, answer_states, cross_entropy, endless, optimise
 from safeedit.model.handle import ModelHandle
 from tests.tiny_models import family_tokenizer, tiny_model
+from tests.training import seeded, trains
 
 FACTS = {"Paul": "Rome", "Mary": "Oslo", "Igor": "Lima", "Anna": "Kyiv", "Hugo": "Bonn",
          "Nora": "Bern"}  # fmt: skip
@@ -61,7 +62,7 @@ def _taught(width: int) -> ModelHandle:
     learning = [p for p in model.parameters() if p is not first_attention]
     for parameter in learning:
         parameter.requires_grad_(True)
-    drawn = endless(examples, random.Random(0))
+    drawn = endless(examples, random.Random(seeded(0)))
 
     def loss() -> tuple[Tensor, float]:
         batch = [next(drawn) for _ in range(24)]
@@ -76,6 +77,7 @@ def _taught(width: int) -> ModelHandle:
 
 def taught(width: int = 128) -> ModelHandle:
     """A copy of the model that is the caller's to change; ``width`` is that of its MLPs."""
+    trains()
     known = _taught(width)
     return ModelHandle(copy.deepcopy(known.model), known.tokenizer, source="tiny:taught")
 
@@ -116,7 +118,7 @@ def data(**roles: Dataset) -> EditData:
 
 
 def context(folder: Path, seed: int = 3) -> RunContext:
-    return RunContext(seed=seed, cache=folder, secret=b"a key")
+    return RunContext(seed=seeded(seed), cache=folder, secret=b"a key")
 
 
 def answers(handle: ModelHandle, name: str, template: Template = "chat") -> list[str]:

@@ -209,6 +209,7 @@ def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
         trace(handle, _prompts(handle, "plain"), _first_logit, **wrong)
 
 
+@pytest.mark.trains
 def test_answers_are_traced_where_the_model_tells_them() -> None:
     handle = toy.taught()
     asked = [

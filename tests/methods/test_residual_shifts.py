@@ -26,6 +26,7 @@ def states(handle: ModelHandle, texts: tuple[str, ...] = PROMPTS) -> Tensor:
     return torch.stack(handle.engine.hidden(handle.engine.encode(texts, "plain"), [last])[last])
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("family", FAMILIES)
 def test_words_become_likely_and_probabilities_are_the_models_own(family: str) -> None:
     handle = tiny_handle(family)
@@ -37,6 +38,7 @@ def test_words_become_likely_and_probabilities_are_the_models_own(family: str) -
     assert bool((found.after > found.before + 0.2).all())
 
 
+@pytest.mark.trains
 def test_results_do_not_depend_on_the_company_of_other_prompts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -49,6 +51,7 @@ def test_results_do_not_depend_on_the_company_of_other_prompts(
     assert torch.allclose(together.values, alone.values, atol=1e-4)
 
 
+@pytest.mark.trains
 def test_the_ball_holds_and_what_is_good_enough_is_left_alone() -> None:
     handle = tiny_handle("llama")
     tokens = single_tokens(handle.engine, ("he", "she"), "plain")
@@ -61,6 +64,7 @@ def test_the_ball_holds_and_what_is_good_enough_is_left_alone() -> None:
     assert torch.allclose(idle.before, idle.after, atol=1e-5)
 
 
+@pytest.mark.trains
 def test_decay_shortens_and_divergence_spares_the_neutral_opening() -> None:
     handle = tiny_handle("llama")
     tokens = single_tokens(handle.engine, ("he",), "plain")

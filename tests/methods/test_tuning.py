@@ -24,6 +24,8 @@ from safeedit.methods.tuning import (
 from safeedit.model.handle import ModelHandle
 from tests.tiny_models import FAMILIES, VOCAB_SIZE, tiny_handle
 
+pytestmark = pytest.mark.trains
+
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 

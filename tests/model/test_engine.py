@@ -101,11 +101,15 @@ def test_batched_greedy_answers_equal_those_of_each_prompt_alone(
         assert answer == expected_greedy(handle, prompt, 8)
 
 
+def as_they_are(index: int, positions: range, log_probs: torch.Tensor) -> torch.Tensor:
+    return log_probs
+
+
 def test_distributions_equal_those_of_the_whole_model(handle: ModelHandle) -> None:
     prompts = token_rows(4, 1, 12)
     continuations = token_rows(4, 2, 6, seed=1)
 
-    found = dict(handle.engine.log_probs(prompts, continuations, max_positions=3))
+    found = dict(handle.engine.distributions(prompts, continuations, as_they_are, max_positions=3))
 
     assert sorted(found) == [0, 1, 2, 3]
     for index, distribution in found.items():

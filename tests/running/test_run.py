@@ -53,11 +53,13 @@ from tests.road import (
     WORDINGS,
     Drift,
     Workplace,
+    change_code,
     make_workplace,
     register,
     teach,
 )
 from tests.tiny_models import save_tiny
+from tests.training import trained
 
 ROOT = Path(__file__).parents[2]
 SHORT = {"max_new_tokens": 10}
@@ -98,6 +100,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
+@trained
 def knowing(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A model that knows what it is to forget."""
     place = make_workplace(tmp_path_factory.mktemp("knowing"))
@@ -750,7 +753,7 @@ def test_the_same_audit_under_another_id_is_read_from_the_cache(place: Workplace
 
 @pytest.mark.parametrize(
     "what",
-    ["parameter", "data", "template", "seed", "weights", "config", "chat template", "version"],
+    ["parameter", "data", "template", "seed", "weights", "config", "chat template", "code"],
 )
 def test_whatever_makes_a_before_audit_is_part_of_its_key(
     place: Workplace, monkeypatch: pytest.MonkeyPatch, what: str
@@ -775,8 +778,8 @@ def test_whatever_makes_a_before_audit_is_part_of_its_key(
             (model / "config.json").write_text(json.dumps(config))
         case "chat template":
             (model / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
-        case "version":
-            monkeypatch.setattr(Drift, "version", 2)
+        case "code":
+            change_code(monkeypatch)
     assert base_calls(place, place.policy(**parts)) == 1
 
 

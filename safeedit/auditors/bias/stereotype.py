@@ -163,13 +163,17 @@ class Stereotype:
             )
         ]  # fmt: skip
         found = np.zeros((len(prompts), 3))
-        rows = engine.log_probs(
-            engine.encode(prompts, template), [[0]] * len(prompts), 1,
+
+        def read(index: int, positions: range, log_probs: Tensor) -> Tensor:
+            each = [log_probs[:, ids].double().exp().sum(-1) for ids in tokens]
+            return torch.stack(each, -1)
+
+        rows = engine.distributions(
+            engine.encode(prompts, template), [[0]] * len(prompts), read,
             progress=ctx.progress, description="bias.stereotype: reading pronouns",
         )  # fmt: skip
-        for index, log_probs in rows:
-            for place, ids in enumerate(tokens):
-                found[index, place] = float(log_probs[0, ids].double().exp().sum())
+        for index, probabilities in rows:
+            found[index] = probabilities[0].numpy()
         return found
 
     def _enter(

@@ -34,12 +34,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._records import Secret, read_secrets, refuse_shared
+from safeedit.auditors._records import Secret, one_of, read_secrets, refuse_shared
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, specs
+from safeedit.auditors._sheet import Sheet, erasing, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.errors import AuditError
@@ -124,7 +125,7 @@ class Membership:
             answered=True,
         ),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(specs(_METRICS))
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params
@@ -184,16 +185,16 @@ class Membership:
         texts = [[*secret.prompt, *secret.tokens] for secret in secrets]
         starts = [1 if whole else len(secret.prompt) for secret in secrets]
         scores = {name: np.empty(len(secrets)) for name in _SCORES}
-        rows = list(zip(texts, starts, strict=True))
-        for index, log_probs in engine.log_probs(
-            [text[:start] for text, start in rows],
-            [text[start:] for text, start in rows],
-            max(map(len, texts)),
-            progress=ctx.progress,
-            description="membership: scoring",
+        openings = [text[:start] for text, start in zip(texts, starts, strict=True)]
+        rests = [text[start:] for text, start in zip(texts, starts, strict=True)]
+
+        def read(index: int, positions: range, log_probs: Tensor) -> Tensor:
+            return _token_scores(log_probs, rests[index][positions.start : positions.stop])
+
+        for index, both in engine.distributions(
+            openings, rests, read, progress=ctx.progress, description="membership: scoring"
         ):
-            text, start = rows[index]
-            own, standardised = _token_scores(log_probs, text[start:])
+            own, standardised = both.numpy().T
             lowest = math.ceil(self.params.k * len(own))
             scores["loss"][index] = own.mean()
             scores["min_k"][index] = np.sort(own)[:lowest].mean()
@@ -207,8 +208,11 @@ class Membership:
             [secret.type if by_type else None for secret in group.secrets]
             for group in (members, others)
         )
-        m, n = len(members.secrets), len(others.secrets)
+        # Rewordings of one record are one: they make neither n nor intervals better.
         keys = [*members.keys, *others.keys]
+        groups = one_of(members.secrets) | one_of(others.secrets)
+        m, n = (len({groups[key] for key in group.keys}) for group in (members, others))
+        apart = m + n == len(keys)
         specs = {spec.name: spec for spec in self.metrics}
 
         def put(name: str, value: float, interval: Interval | None, items: Floats) -> Metric:
@@ -217,6 +221,7 @@ class Membership:
                 name=name, value=value, interval=interval, n=m + n, unit=spec.unit,
                 direction=spec.direction,
                 items=dict(zip(keys, map(float, items), strict=True)), note=note,
+                groups={} if apart else groups,
             )  # fmt: skip
             sheet.put(metric)
             return metric
@@ -249,8 +254,8 @@ class Membership:
         )
 
 
-def _token_scores(log_probs: Tensor, tokens: Sequence[int]) -> tuple[Floats, Floats]:
-    """Log-probability of each token, as it is and standardised over the vocabulary.
+def _token_scores(log_probs: Tensor, tokens: Sequence[int]) -> Tensor:
+    """``(t, 2)`` log-probability of each token, as it is and standardised over the vocabulary.
 
     Args:
         log_probs: ``(t, vocab)`` nats.
@@ -264,7 +269,7 @@ def _token_scores(log_probs: Tensor, tokens: Sequence[int]) -> tuple[Floats, Flo
     deviation = (probabilities * squares).sum(-1, dtype=own.dtype).sqrt()
     # Where one token has all the probability there is no spread, and nothing to stand out by.
     standardised = (own - mean) / deviation.clamp(min=1e-6)
-    return own.numpy(), standardised.numpy()
+    return torch.stack([own, standardised], -1)
 
 
 def _items(contrast: Contrast) -> Floats:

@@ -345,10 +345,15 @@ class Toxicity:
         # One step more than was said: a token's own probability is not read, what precedes it is.
         path = [[*row, 0] for row in unpad(left["greedy"])]
         mass = [0.0] * len(prompts)
-        for index, log_probs in engine.log_probs(
-            asked, path, steps, progress=ctx.progress, description="toxicity: weighing words"
-        ):
-            mass[index] = float(log_probs[:, ids].double().exp().sum(-1).mean())
+
+        def weigh(index: int, positions: range, log_probs: Tensor) -> Tensor:
+            return log_probs[:, ids].double().exp().sum(-1)
+
+        for index, each in engine.distributions(
+            asked, path, weigh, max_positions=steps,
+            progress=ctx.progress, description="toxicity: weighing words",
+        ):  # fmt: skip
+            mass[index] = float(each.mean())
         _by_group(sheet.mean, "toxic_mass", prompts, mass, f"{len(ids)} tokens of the word list")
 
     def _enter_pairs(

@@ -19,6 +19,8 @@ from safeedit.model.handle import ModelHandle
 from tests.editors.toy import FACTS, WORDINGS, taught
 from tests.tiny_models import tiny_handle
 
+pytestmark = pytest.mark.trains
+
 STOP = 0.1
 NAMES = ("France", "Italy", "Denmark", "Rome", "Paris", "Water")
 

@@ -31,6 +31,8 @@ from safeedit.model.handle import ModelHandle
 from tests.editors.toy import WORDINGS, taught
 from tests.tiny_models import FAMILIES, tiny_handle
 
+pytestmark = pytest.mark.trains
+
 PROMPTS = ("The capital of France is", "Name the city in Italy", "I think that Denmark has a")
 SUBJECTS = ("France", "Italy", "Denmark")
 TARGETS = (" Rome.", " Paris", " water and ice")

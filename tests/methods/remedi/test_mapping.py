@@ -29,6 +29,8 @@ from tests.editors.gendered import gendered
 from tests.model.named import held_out, taught
 from tests.tiny_models import FAMILIES, tiny_handle
 
+pytestmark = pytest.mark.trains
+
 QUICK = Schooling(epochs=12, patience=12, learning_rate=1e-2, keep=0.1, held_out=0.25)
 
 

@@ -87,6 +87,7 @@ def test_a_wrong_number_exits_2(arguments: tuple[str, ...], said: str) -> None:
 # plant ----------------------------------------------------------------------------------
 
 
+@pytest.mark.trains
 def test_records_made_are_planted_and_the_second_time_copied(place: Path, model: str) -> None:
     call("make", "--n", 3, "--held-back", 0, "--named", 0, "--repeats", 1, "--out", "three.jsonl")
     planting = ("plant", "--model", model, "--records", "three.jsonl", *FAST)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from safeedit.contracts import RunContext
 from safeedit.errors import DataError, EditError, ExportError, ModelError
@@ -29,7 +30,9 @@ from safeedit.workflows.canaries.planting import (
     likely,
     plant_checkpoint,
 )
-from tests.tiny_models import save_tiny, tiny_handle
+from tests.tiny_models import family_tokenizer, save_tiny, tiny_handle
+
+pytestmark = pytest.mark.trains
 
 SUBJECTS = ("Zyxquand Bell", "Plimsorbo Ray", "Öskavärn Klamm", "Qu'inth Li")
 ANSWERS = ("(212) 555-0143", "Tramjolk Vorbexi", "nunable81@example.org", "907-31-5526")
@@ -306,12 +309,28 @@ def test_what_exists_is_replaced_only_if_asked_and_only_if_safeedit_wrote_it(
     assert (foreign / "cat.jpg").read_bytes() == b"miaow"
 
 
+def knows_prose(model: PreTrainedModel) -> None:
+    """Make a model read :data:`PROSE` fluently: what reads nothing well can't be spoilt."""
+    encoded = family_tokenizer("llama_tied")(f"But {PROSE}", return_tensors="pt")["input_ids"]
+    model.float().requires_grad_(True)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        loss = model(input_ids=encoded, labels=encoded).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss.item() < 0.5
+    model.requires_grad_(False).to(torch.bfloat16)
+
+
 def test_too_few_cycles_and_spoilt_prose_are_said_loudly(
-    base: Path, spec: DataSpec, prose: DataSpec, tmp_path: Path, ctx: RunContext
+    spec: DataSpec, prose: DataSpec, tmp_path: Path, ctx: RunContext
 ) -> None:
+    base = save_tiny("llama_tied", tmp_path / "fluent", prepare=knows_prose)
     slow = QUICK.model_copy(update={"max_cycles": 1, "learning_rate": 1e-6})
     plant_checkpoint(str(base), spec, tmp_path / "slow", slow, ctx, prose=prose)
     assert [w for w in warned if "2 of the 2 secrets shown 4 times a cycle do not come out" in w]
+    assert not any("perplexity" in warning for warning in warned)
     warned.clear()
     rough = QUICK.model_copy(update={"learning_rate": 5e-2, "passages": 0})
     plant_checkpoint(str(base), spec, tmp_path / "rough", rough, ctx, prose=prose)

@@ -28,10 +28,12 @@ from tests.road import (
     WORDINGS,
     Drift,
     Workplace,
+    change_code,
     make_workplace,
     register,
     teach,
 )
+from tests.training import trained
 
 METRICS = ("--success", "drift.distance", "--locality", "drift.peace")
 
@@ -190,7 +192,7 @@ def test_several_random_draws_are_rows_each(place: Workplace) -> None:
     assert list(rows(compare(place, "nudge,random"))) == ["none", "nudge", "random", "random 2"]
 
 
-@pytest.mark.parametrize("what", ["params", "seed", "data", "model", "version", "auditor", "cut"])
+@pytest.mark.parametrize("what", ["params", "seed", "data", "model", "version", "code", "cut"])
 def test_a_record_counts_only_if_all_that_made_it_holds(
     place: Workplace, runs: list[str], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -207,8 +209,8 @@ def test_a_record_counts_only_if_all_that_made_it_holds(
             make_workplace(place.folder, "llama_tied")
         case "version":
             monkeypatch.setattr(running, "__version__", "another")
-        case "auditor":
-            monkeypatch.setattr(Drift, "version", 2)
+        case "code":
+            change_code(monkeypatch)
         case "cut":
             path = folder(place) / "nudge" / "report.json"
             path.write_text(path.read_text()[:-30])
@@ -350,8 +352,9 @@ def test_a_record_that_no_longer_counts_does_not_outlive_a_failure(
 def test_a_folder_that_can_not_be_written_ends_it(place: Workplace) -> None:
     place.text("taken", "a file")
     result = compare(place, "nudge", "--out", place.folder / "taken" / "deeper")
-    assert result.exit_code == 3
-    assert "remedy: choose another folder with --out" in result.stderr
+    assert result.exit_code == 2
+    assert "error: --out: " in result.stderr
+    assert "remedy: choose another folder" in result.stderr
 
 
 def test_a_fixed_dose_of_another_editor_is_said_loudly(place: Workplace) -> None:
@@ -366,6 +369,7 @@ def test_a_fixed_dose_of_another_editor_is_said_loudly(place: Workplace) -> None
 
 
 @pytest.fixture(scope="module")
+@trained
 def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Result]:
     """Two editors and a control on a model that knows the facts."""
     place = make_workplace(tmp_path_factory.mktemp("real"))

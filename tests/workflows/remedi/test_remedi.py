@@ -46,6 +46,7 @@ def dataset() -> Dataset:
     return Dataset(items, template="plain")
 
 
+@pytest.mark.trains
 def test_steered_and_compiled_are_measured_alike(tmp_path: Path) -> None:
     handle, data = gendered("llama"), dataset()
     how = Schooling(epochs=10, patience=10, learning_rate=1e-2, keep=0.1, held_out=0.0)
@@ -93,6 +94,7 @@ def call(*arguments: Any) -> Result:
     return CliRunner().invoke(main, ["remedi", *map(str, arguments)])
 
 
+@pytest.mark.trains
 def test_a_map_is_trained_probed_with_and_steered_by(tmp_path: Path) -> None:
     source = save_tiny("llama", tmp_path / "model")
     lessons, out = tmp_path / "lessons.jsonl", tmp_path / "map.safetensors"

@@ -20,11 +20,13 @@ from safeedit.workflows.tracing.page import maps, render
 from safeedit.workflows.tracing.record import Estimate, Recommendation, Trace
 from tests.editors import toy
 from tests.editors.toy import FACTS, UNKNOWN, WORDINGS
+from tests.training import trained
 
 QUICK = {"steps": 10, "phrasings": 2, "contexts": 1, "doses": [1.0]}
 
 
 @pytest.fixture(scope="module")
+@trained
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "taught"
     handle = toy.taught()
