@@ -25,7 +25,7 @@ def validated(place: Workplace, rows: list[dict[str, Any]] | None = None, **audi
     if rows is not None:
         place.rows("forget.jsonl", rows)
     return place.run(
-        "validate", place.policy(edits=[], audits=[{**LEAKAGE, **audit}], gates=[GATE])
+        "validate", place.policy(edits=[], export=None, audits=[{**LEAKAGE, **audit}], gates=[GATE])
     )
 
 
