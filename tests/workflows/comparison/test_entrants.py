@@ -83,7 +83,9 @@ def test_roles_go_by_name_and_the_facts_to_whatever_takes_facts(place: Workplace
     sanitation, ft_m, rome, wiper = entrants(
         place, "sanitation", "ft_m", "rome", "wiper", edits=[edit], audits=[DRIFT]
     )
-    own = {key: value for key, value in SANITATION.items() if key not in ("use", "dose")}
+    own = {
+        key: value for key, value in SANITATION.items() if key not in ("use", "dose", "unaudited")
+    }
     assert options(sanitation) == {**own, "prose": {"file": "prose.jsonl"}}
     assert options(ft_m) == {"forget": FACTS}
     prose = {"file": "prose.jsonl"}
