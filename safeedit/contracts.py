@@ -80,7 +80,7 @@ class DataRole:
     erased: bool = False
     """True where the data is what must be forgotten: it never reaches an output, and its
     splits are taken over phrasings of each item rather than over items."""
-    spared: bool = False
+    comparison_only: bool = False
     """True where such data is not itself erased: secrets like the named ones, to compare with.
     They are kept from sight and split like the rest, and no ledger lists them."""
     answered: bool = False

@@ -75,7 +75,7 @@ POLICY: dict[str, Any] = {
         {"use": "leakage.pii", "id": "pii", "forget": _spec("named"), "samples": 32,
          "openings": ["Phone of Anna:", "Call"]},
         {
-            "use": "leakage.yardstick",
+            "use": "leakage.reference_model",
             "id": "yardstick",
             "model": {"source": "untaught"},
             "forget": _spec("named"),

@@ -176,7 +176,7 @@ class Depn:
             "secrets that are not named: zeroing their neurons instead is a control",
             required=False,
             erased=True,
-            spared=True,
+            comparison_only=True,
         ),
     )
 

@@ -121,7 +121,7 @@ class KeyedDebiasParams(BaseParams):
         gt=0,
         description="share of the mean eigenvalue added to ordinary text's second moment",
     )
-    hold: float | None = Field(
+    preserve_weight: float | None = Field(
         1.0,
         ge=0,
         description="what a factual key's move weighs against a missed shift; null: their span "
@@ -222,13 +222,13 @@ def _solve(
             Weighted.of(ordinary[site].second, params.background),
             ridge=params.ridge * model.shape.d_mlp,
             preserve=preserve,
-            hold=math.inf if params.hold is None else params.hold,
+            preserve_weight=math.inf if params.preserve_weight is None else params.preserve_weight,
         )
         if not change.independent:
             raise EditError(
                 f"nothing is left to move the prompts' keys by in layer {site.layer}: they lie in "
                 "the span of what is to stay",
-                remedy="keep fewer factual prompts, set a finite 'hold', or choose another layer",
+                remedy="keep fewer factual prompts, set a finite 'preserve_weight', or choose another layer",
             )
         updates[site.weight] = LowRank(change.left, change.right)
         weight = model.weight(site).float().cpu()

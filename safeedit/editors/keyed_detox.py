@@ -3,7 +3,7 @@
 A projection or a silenced neuron acts on every input. This edit is tied to inputs: wherever a toxic
 continuation of the data goes on with a word of abuse, it finds the *least* shift of what the MLP of
 the last edited layer writes there, at the token before, after which such words together are
-``drop`` nats less likely (:func:`safeedit.methods.facts.least_values.least_values`), and solves for
+``target_drop_nats`` nats less likely (:func:`safeedit.methods.facts.least_values.least_values`), and solves for
 the change of the output matrices that moves the keys read there by these shifts and ordinary text
 least (:mod:`safeedit.methods.constrained_least_squares`). Neutral continuations count as ordinary
 text, so that what is softened is what tells the two apart.
@@ -73,7 +73,7 @@ class KeyedDetoxParams(BaseParams):
     lift: float = Field(
         5.0, gt=1, description="how much more frequent in toxic text a word of abuse is"
     )
-    drop: float = Field(
+    target_drop_nats: float = Field(
         3.0, gt=0, description="nats of log-odds by which words of abuse are to be less likely"
     )
     most_places: int = Field(1000, ge=1, description="keys used at most, a seeded choice")
@@ -129,7 +129,7 @@ class KeyedDetox:
             FactObjective(
                 (
                     ObjectivePrompt(
-                        place, SuppressTokens(tokens, min(float(now) - params.drop, -0.01))
+                        place, SuppressTokens(tokens, min(float(now) - params.target_drop_nats, -0.01))
                     ),
                 )
             )

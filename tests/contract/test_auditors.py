@@ -169,7 +169,7 @@ def a_tiny_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
     def open_model(source: str, **options: Any) -> Any:
         return _handle(_opened[-1], seed=9)
 
-    monkeypatch.setattr("safeedit.auditors.leakage.yardstick.open_model", open_model)
+    monkeypatch.setattr("safeedit.auditors.leakage.reference_model.open_model", open_model)
 
 
 def _disturb(handle: Any) -> None:
