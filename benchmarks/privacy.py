@@ -3,7 +3,7 @@
 The first row is ``policies/privacy-depn.yaml`` itself without its export, the others that policy
 with another edit in its place and no gates: the audits are the same. The model is the one that
 policy starts from; where it is not there, it is planted first. The table is printed and written to
-``benchmarks/privacy.md``, whatever it shows.
+``docs/results/privacy.md``, whatever it shows.
 
     python benchmarks/privacy.py
 """
