@@ -252,6 +252,6 @@ def _lists(lines: list[str]) -> Iterator[str]:
         elif re.match(r"`.+`:?$", line) and not before and following.startswith("    "):
             yield f"- {line.rstrip(':')}:"
         elif line.endswith("::"):
-            yield line[:-1]
+            yield line[:-3] if line.endswith(" ::") else line[:-1]
         else:
             yield line
