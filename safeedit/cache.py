@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from safeedit.errors import ModelError
+from safeedit.private import private_folder
 
 PRIVATE = 0o600
 """Permission bits of a file that only its owner may read and write."""
@@ -52,7 +53,7 @@ def cache_dir() -> Path:
     chosen = os.environ.get("SAFEEDIT_CACHE")
     folder = Path(chosen).expanduser() if chosen else Path(user_cache_dir("safeedit"))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
     except OSError as error:
         raise ModelError(
             f"the cache folder can't be made: {error.strerror}",
@@ -77,8 +78,8 @@ def file_sha256(path: Path) -> str:
     # clock, which its time of change would not show.
     if time.time_ns() - stat.st_mtime_ns > _SETTLED_NS:
         with contextlib.suppress(OSError):  # a cache that can't be written costs time, nothing else
-            known.parent.mkdir(exist_ok=True)
-            write_atomically(known, digest.encode())
+            private_folder(known.parent)
+            write_atomically(known, digest.encode(), PRIVATE)
     return digest
 
 
@@ -96,7 +97,7 @@ def entry(name: str) -> Iterator[tuple[Path, Path | None]]:
         yield folder, None
         return
     try:
-        models.mkdir(exist_ok=True)
+        private_folder(models)  # planted models tell what was planted
         with FileLock(models / f"{name}.lock"):
             if folder.is_dir():  # another process made it meanwhile
                 yield folder, None

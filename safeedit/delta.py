@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from safeedit.cache import write_atomically
+from safeedit.cache import PRIVATE, write_atomically
 from safeedit.errors import EditError, ModelError, UsageError
 from safeedit.policy.files import check_regular
 from safeedit.records import TensorChange
@@ -441,7 +441,7 @@ class WeightDelta:
             for name, update in self.updates.items()
             for part, tensor in update.parts.items()
         }
-        write_atomically(path, save(tensors, metadata={"safeedit": self._header()}))
+        write_atomically(path, save(tensors, metadata={"safeedit": self._header()}), PRIVATE)
 
     @classmethod
     def load(cls, path: Path | str) -> WeightDelta:

@@ -41,6 +41,20 @@ class Record(BaseModel):
     )
 
 
+BOUNDS: dict[str, tuple[float | None, float | None]] = {
+    "rate": (0.0, 1.0),
+    "f1": (0.0, 1.0),
+    "auc": (0.0, 1.0),
+    "advantage": (0.0, 1.0),
+    "distance": (0.0, 1.0),
+    "p": (0.0, 1.0),
+    "reciprocal rank": (0.0, 1.0),
+    "rank": (1.0, None),
+    "perplexity": (1.0, None),
+}
+"""Unit -> the least and the greatest value of a metric in it, where there is one."""
+
+
 class MetricSpec(Record):
     """What an auditor promises to measure; gates are checked against it before a run."""
 
@@ -52,6 +66,23 @@ class MetricSpec(Record):
     """Which way is better."""
     description: str
     """One line for reports and ``safeedit list``."""
+    erasure: bool = False
+    """Whether it tells that erased items still come out, or no longer do: a gate on such a metric
+    holds the erasure."""
+    known_by: str = ""
+    """The metric of the same audit, a rate, that says how many items the base told; where that was
+    none, this one says nothing about the edit. Empty: it does not depend on that."""
+
+    signed: bool = False
+    """A difference of two values in its unit, which may be below 0."""
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None]:
+        """Between which its values can lie, by its unit; None where there is no end."""
+        low, high = BOUNDS.get(self.unit, (None, None))
+        if not self.signed:
+            return low, high
+        return (None, None) if low is None or high is None else (low - high, high - low)
 
 
 class Interval(Record):

@@ -75,6 +75,7 @@ PROSE = [
 
 SANITATION: dict[str, Any] = {
     "use": "sanitation",
+    "unaudited": "the tiny model knows none of it",
     "steps": 2,
     "batch": 4,
     "rank": 2,

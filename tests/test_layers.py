@@ -20,6 +20,7 @@ PACKAGE = Path(safeedit.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "code"),
+    ("private",),
     ("records",),
     ("policy",),
     ("cache",),
@@ -44,7 +45,7 @@ STRANGERS = [{"data", "model"}, {"data", "delta"}, {"editors", "auditors"}, {"ex
 """Parts of one layer that do not know each other."""
 
 NO_TORCH = (
-    *("errors", "code", "records", "policy", "cache", "statistics", "contracts", "data"),
+    *("errors", "private", "code", "records", "policy", "cache", "statistics", "contracts", "data"),
     *("catalog", "report", "cli"),
 )
 """Parts whose import brings no torch: validating a policy, ``--help``, a report."""

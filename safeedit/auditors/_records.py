@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from safeedit.auditors._reference import stable_order
 from safeedit.contracts import RunContext
 from safeedit.data import Dataset, Item
+from safeedit.data.independence import together
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.records import Split
@@ -98,6 +99,11 @@ def read_secrets(
         "shorten them, leave them out with 'where', or use a model with a longer context",
     )
     return secrets
+
+
+def one_of(secrets: Sequence[Secret]) -> dict[str, str]:
+    """Key of each secret -> key of the one that stands for all that tell the same."""
+    return together([s.key for s in secrets], [s.item for s in secrets], erased=True)
 
 
 def refuse_shared(one: Iterable[Secret], other: Iterable[Secret], what: str) -> None:

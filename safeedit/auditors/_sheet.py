@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from safeedit.data.independence import composed
 from safeedit.records import Direction, Metric, MetricSpec
 from safeedit.statistics.intervals import Floats
 from safeedit.statistics.metrics import (
@@ -27,15 +28,43 @@ def specs(rows: Iterable[tuple[str, str, Direction, str]]) -> tuple[MetricSpec, 
     )
 
 
+def erasing(
+    found: Iterable[MetricSpec], *, but: Iterable[str] = (), known_by: str = ""
+) -> tuple[MetricSpec, ...]:
+    """Specifications of metrics that tell whether erased items still come out.
+
+    Args:
+        found: All metrics of an auditor.
+        but: Names of those that do not.
+        known_by: The metric that says how many items the base told, where they depend on it.
+    """
+    others = frozenset(but)
+    told = {"erasure": True, "known_by": known_by}
+    return tuple(spec if spec.name in others else spec.model_copy(update=told) for spec in found)
+
+
+def differences(found: Iterable[MetricSpec], *of: str) -> tuple[MetricSpec, ...]:
+    """Specifications, those with one of these words in their names marked as differences."""
+    return tuple(
+        spec.model_copy(update={"signed": True}) if any(word in spec.name for word in of) else spec
+        for spec in found
+    )
+
+
 class Sheet:
     """Metrics by name, made to their specifications.
 
     Args:
         specs: What the auditor declares.
+        one_of: Item -> the item that stands for it and for all that tell the same
+            (:func:`safeedit.data.independence.together`): they count as one.
     """
 
-    def __init__(self, specs: Sequence[MetricSpec]) -> None:
+    def __init__(
+        self, specs: Sequence[MetricSpec], one_of: Mapping[str, str] | None = None
+    ) -> None:
         self._specs = {spec.name: spec for spec in specs}
+        self._one_of = dict(one_of or {})
         self._found: dict[str, Metric] = {}
 
     def rate(
@@ -46,7 +75,7 @@ class Sheet:
         note: str = "",
     ) -> None:
         """Enter a rate; see :func:`safeedit.statistics.metrics.rate_metric`."""
-        spec = self._specs[name]
+        spec, groups = self._specs[name], composed(items, groups, self._one_of)
         self.put(rate_metric(name, items, spec.unit, spec.direction, groups=groups, note=note))
 
     def mean(
@@ -63,7 +92,7 @@ class Sheet:
 
         With ``positions``, reports draw its items along ``axis``.
         """
-        spec = self._specs[name]
+        spec, groups = self._specs[name], composed(items, groups, self._one_of)
         found = mean_metric(
             name, items, spec.unit, spec.direction, weights=weights, groups=groups, note=note
         )
@@ -78,7 +107,7 @@ class Sheet:
         note: str = "",
     ) -> None:
         """Enter any other statistic of the items, e.g. a median."""
-        spec = self._specs[name]
+        spec, groups = self._specs[name], composed(items, groups, self._one_of)
         self.put(
             statistic_metric(
                 name, items, statistic, spec.unit, spec.direction, groups=groups, note=note
@@ -89,9 +118,11 @@ class Sheet:
         self, name: str, items: Mapping[str, float], weights: Mapping[str, float], note: str = ""
     ) -> None:
         """Enter ``exp`` of a weighted mean, e.g. a perplexity."""
-        spec = self._specs[name]
+        spec, groups = self._specs[name], composed(items, None, self._one_of)
         self.put(
-            exponential_metric(name, items, spec.unit, spec.direction, weights=weights, note=note)
+            exponential_metric(
+                name, items, spec.unit, spec.direction, weights=weights, groups=groups, note=note
+            )
         )
 
     def totals(

@@ -32,7 +32,7 @@ from safeedit.auditors._reference import (
     fingerprint,
     stable_order,
 )
-from safeedit.auditors._sheet import Sheet, specs
+from safeedit.auditors._sheet import Sheet, differences, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext, Template
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError, DataError
@@ -72,7 +72,9 @@ class Attributes:
         ),
         DataRole("neighbours", "the same about others, who must stay", required=False),
     )  # fmt: skip
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs((*_OF_ENTITIES, *_OF_NEIGHBOURS))
+    metrics: ClassVar[tuple[MetricSpec, ...]] = differences(
+        specs((*_OF_ENTITIES, *_OF_NEIGHBOURS)), "accuracy_change"
+    )
 
     def __init__(self, params: Any) -> None:
         self.params = params

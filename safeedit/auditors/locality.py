@@ -44,6 +44,7 @@ from safeedit.auditors._reference import (
 from safeedit.auditors._sheet import Sheet
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
+from safeedit.data.independence import together
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
@@ -181,7 +182,12 @@ class Locality:
                 for name, group in groups.items()
                 if name != "unknown"
             }
-        sheet = Sheet(self.metrics)
+        one_of = together(
+            [key for group in groups.values() for key in group.keys],
+            [item for group in groups.values() for item in group.items],
+            erased=False,
+        )
+        sheet = Sheet(self.metrics, one_of)
         refuses = RefusalDetector(self.params.refusal_patterns)
         texts = [text for group in groups.values() for text in group.texts]
         if note := unread_note(texts, self.params.refusal_patterns):

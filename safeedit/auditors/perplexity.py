@@ -23,7 +23,8 @@ from torch import Tensor
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint, stable_order
 from safeedit.auditors._sheet import Sheet
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
-from safeedit.data import Dataset
+from safeedit.data import Dataset, Item
+from safeedit.data.independence import together
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
 from safeedit.records import AttackClass, MetricSpec, Split
@@ -109,6 +110,8 @@ class Perplexity:
             for passage, kept in zip(passages, long_enough.tolist(), strict=True)
             if kept
         ]
+        kept = [p for p, whole in zip(passages, long_enough.tolist(), strict=True) if whole]
+        items = [Item(key, passage) for key, passage in zip(keys, kept, strict=True)]
         tokens = counts[long_enough].double()
         now, base = nats[long_enough], reference["nats"][long_enough]
         weights = dict(zip(keys, tokens.tolist(), strict=True))
@@ -116,7 +119,7 @@ class Perplexity:
         def per_token(total: Tensor) -> dict[str, float]:
             return dict(zip(keys, (total / tokens).tolist(), strict=True))
 
-        sheet = Sheet(self.metrics)
+        sheet = Sheet(self.metrics, together(keys, items, erased=False))
         sheet.mean("nats_per_token", per_token(now), weights=weights)
         sheet.exponential("value", per_token(now), weights)
         sheet.exponential("ratio", per_token(now - base), weights)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
+from safeedit.cli.digest_key import digest_key
 from safeedit.cli.terminal import put_json
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def compare(
     Exports nothing. Exit codes: 0 all ran, 2 policy or usage, 3 an editor failed (the others are
     in the table). Gates decide nothing here.
     """
+    from safeedit.cache import cache_dir
     from safeedit.export.places import check_folder
     from safeedit.policy import load_policy
     from safeedit.report.files import write_files
@@ -69,8 +71,9 @@ def compare(
     loaded = load_policy(policy)
     names = [name.strip() for name in editors.split(",") if name.strip()]
     contest = plan_contest(
-        loaded, names, read_settings(settings, loaded), success=success, locality=locality
-    )
+        loaded, names, read_settings(settings, loaded), success=success, locality=locality,
+        key=digest_key(cache_dir()),
+    )  # fmt: skip
     folder = out or _folder(loaded)
     check_folder(folder, "--out", "the comparison")
     with screen.context(loaded.policy.seed) as ctx:

@@ -9,10 +9,8 @@ the commands, so that ``--help`` and ``--version`` answer at once.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-import secrets
 import signal
 import sys
 import traceback
@@ -25,9 +23,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from safeedit import __version__
-from safeedit.cache import PRIVATE, write_atomically
 from safeedit.cli.canary import canary
 from safeedit.cli.compare import compare
+from safeedit.cli.digest_key import digest_key
 from safeedit.cli.ledger import ledger
 from safeedit.cli.listing import list_
 from safeedit.cli.remedi import remedi
@@ -46,6 +44,10 @@ if TYPE_CHECKING:
     from safeedit.records import RunRecord
 
 EXIT_RUNTIME = 3
+_DEBUG = (
+    "SAFEEDIT_DEBUG is set: where something fails, the traceback on this screen may quote the "
+    "data, that to be erased included; unset it where output is kept or shown to others"
+)
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,8 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
     """
     if not verbose:
         warnings.simplefilter("ignore")  # of libraries: for developers, and they may quote data
+    if os.environ.get("SAFEEDIT_DEBUG"):
+        Screen(quiet, verbose).warn(_DEBUG)
     context.obj = Screen(quiet, verbose)
 
 
@@ -173,7 +177,7 @@ report_option = click.option(
 @click.pass_obj
 def validate(screen: Screen, policy: Path, as_json: bool) -> None:
     """Check a policy, its names, parameters, data and gates. Loads no weights."""
-    plan = _plan(policy, exporting=False)
+    plan = _plan(policy, exporting=False, keyed=False)  # nothing of it is kept
     if as_json:
         put_json({"valid": True, "warnings": list(plan.warnings)})
     else:
@@ -390,8 +394,14 @@ main.add_command(trace)
 
 
 def _plan(
-    path: Path, source: str | None = None, *, editing: bool = True, exporting: bool = True
+    path: Path,
+    source: str | None = None,
+    *,
+    editing: bool = True,
+    exporting: bool = True,
+    keyed: bool = True,
 ) -> Plan:
+    from safeedit.cache import cache_dir
     from safeedit.planning.plan import make_plan
     from safeedit.policy import load_policy
 
@@ -402,7 +412,7 @@ def _plan(
         loaded = loaded.with_model_source(str(here.absolute()) if here.exists() else source)
     if not editing:
         loaded = loaded.without_edits()
-    return make_plan(loaded, exporting=exporting)
+    return make_plan(loaded, exporting=exporting, key=digest_key(cache_dir()) if keyed else None)
 
 
 class _Context:
@@ -417,7 +427,7 @@ class _Context:
         from safeedit.contracts import RunContext
 
         cache = cache_dir()
-        secret = _secret(cache)
+        secret = digest_key(cache)
         shown = Announcer(self.screen.console(), self.screen.say, quiet=self.screen.quiet)
         self.bars = shown.bars
         self.bars.start()
@@ -432,29 +442,6 @@ class _Context:
 
     def __exit__(self, *exception: object) -> None:
         self.bars.stop()
-
-
-def _secret(cache: Path) -> bytes:
-    """The key of the digests in records: ``SAFEEDIT_DIGEST_KEY``, or one made at first use."""
-    if given := os.environ.get("SAFEEDIT_DIGEST_KEY"):
-        return given.encode()
-    path = cache / "digest.key"
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):  # another process was first
-                write_atomically(path, secrets.token_hex(32).encode(), PRIVATE, overwrite=False)
-        key = path.read_bytes()
-    except OSError as error:
-        raise SafeeditError(
-            f"the key of the digests can't be kept here: {error.strerror}",
-            file=path,
-            remedy="set SAFEEDIT_CACHE to a folder you may write to, or SAFEEDIT_DIGEST_KEY to a "
-            "secret of your own",
-        ) from error
-    if not key:
-        raise SafeeditError("the key of the digests is empty", file=path, remedy="remove the file")
-    return key
 
 
 def _check_free(folder: Path) -> None:
@@ -554,7 +541,7 @@ def _show_plan(plan: Plan) -> None:
         put(f"audit {audit['id']} ({audit['use']})")
     for name, data in summary["data"].items():
         counts = ", ".join(f"{split} {count}" for split, count in data["items"].items())
-        put(f"data {name}: {counts}; sha256 {data['digest'][:16]}")
+        put(f"data {name}: {counts}; digest {data['digest'][:16]}")
         for note in data["notes"]:
             put(f"    {note}")
     for gate in summary["gates"]:

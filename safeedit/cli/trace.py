@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
+from safeedit.cli.digest_key import digest_key
 from safeedit.cli.terminal import put_json
 from safeedit.errors import UsageError
 
@@ -60,12 +61,13 @@ def trace(
 
     Writes trace.json and trace.html, and ends with a 'layers:' line for rome, memit and alphaedit.
     """
+    from safeedit.cache import cache_dir
     from safeedit.export.places import check_folder
     from safeedit.planning.plan import make_plan
     from safeedit.policy import load_policy
     from safeedit.workflows.tracing.measuring import Settings, choose_edit, trace_edit
 
-    plan = make_plan(load_policy(policy), exporting=False)
+    plan = make_plan(load_policy(policy), exporting=False, key=digest_key(cache_dir()))
     edit = choose_edit(plan, name)
     checked = _layers(check, plan.shape.n_layers) if check is not None else ()
     folder = out or plan.report_dir.with_name(plan.report_dir.stem + ".trace")

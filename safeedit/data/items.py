@@ -6,7 +6,9 @@ How items are divided is told in :mod:`safeedit.data.splitting`.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +17,9 @@ from safeedit.data.splitting import SPLITS, automatic_split, divide, normalise_p
 from safeedit.errors import UsageError
 from safeedit.policy import Template
 from safeedit.records import Split
+
+_OWN_KEY = secrets.token_bytes(32)
+"""Of the digests of private data for which no key was given: they hold for this process alone."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,9 @@ class Dataset:
         group: Column whose equal values stay together where the split is automatic; every item
             has it.
         notes: What a reader of the figures should know about this data; never content.
+        private: The items are nobody else's business: the digest is keyed. Data to be erased
+            always is.
+        key: Of the digest of private data; without one it holds for this process alone.
     """
 
     __slots__ = (
@@ -83,8 +91,10 @@ class Dataset:
     template: Template
     erased: bool
     digest: str
-    """sha256 over all that decides what is measured: items in any order (without their
-    ids), their splits, the template. Equal digests mean equal measurements."""
+    """Over all that decides what is measured: items in any order (without their ids), their
+    splits, the template. Equal digests mean equal measurements. Of public data it is a sha256; of
+    private data an HMAC-SHA256, since one item with a short answer could be found from a bare hash
+    by trying every answer."""
     notes: tuple[str, ...]
 
     def __init__(
@@ -99,6 +109,8 @@ class Dataset:
         split: Split | None = None,
         group: str | None = None,
         notes: Iterable[str] = (),
+        private: bool = False,
+        key: bytes | None = None,
     ) -> None:
         everything = tuple(items)
         assigned = _assign(everything, erased=erased, seed=seed, forced=split, group=group)
@@ -119,8 +131,11 @@ class Dataset:
             template=template,
             erased=erased,
             notes=tuple(notes),
-            digest=_digest(everything, assigned, template, erased),
-        )
+            digest=_digest(
+                everything, assigned, template, erased,
+                key=(key or _OWN_KEY) if private or erased else None,
+            ),
+        )  # fmt: skip
 
     def _set(self, **values: object) -> None:
         for key, value in values.items():
@@ -137,7 +152,7 @@ class Dataset:
 
     def __repr__(self) -> str:
         # Never the items: a repr ends up in logs and tracebacks.
-        return f"Dataset({self.name!r}, {len(self)} items, sha256 {self.digest[:12]})"
+        return f"Dataset({self.name!r}, {len(self)} items, {self.digest[:12]})"
 
     def all(self) -> tuple[Item, ...]:
         """Every item, in order."""
@@ -262,7 +277,12 @@ def _assign(
 
 
 def _digest(
-    items: Sequence[Item], assigned: Sequence[Split | None], template: Template, erased: bool
+    items: Sequence[Item],
+    assigned: Sequence[Split | None],
+    template: Template,
+    erased: bool,
+    *,
+    key: bytes | None,
 ) -> str:
     rows = sorted(
         json.dumps(
@@ -282,4 +302,7 @@ def _digest(
         for item, split in zip(items, assigned, strict=True)
     )
     head = json.dumps({"template": template, "erased": erased})
-    return hashlib.sha256("\n".join([head, *rows]).encode()).hexdigest()
+    content = "\n".join([head, *rows]).encode(errors="surrogatepass")
+    if key is None:
+        return hashlib.sha256(content).hexdigest()
+    return hmac.new(key, b"safeedit data set 1\0" + content, hashlib.sha256).hexdigest()

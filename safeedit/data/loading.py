@@ -40,6 +40,8 @@ def load_dataset(
     base: Path = Path(),
     role: DataRole | None = None,
     seed: int = 0,
+    *,
+    key: bytes | None = None,
 ) -> Dataset:
     """Read, check and divide one source of data.
 
@@ -49,6 +51,7 @@ def load_dataset(
         role: What the data is for; where it is to be erased, splits are taken over
             phrasings.
         seed: Of the automatic split and of the choice that ``limit`` makes.
+        key: Of the data set's digest, where the data is to be erased or comes from a file.
 
     Raises:
         DataError: The source is missing, empty, malformed or contradicts itself.
@@ -56,7 +59,7 @@ def load_dataset(
     counted: Counter[str] = Counter()
     records = read_records(spec, base, counted)
     notes = [f"{text}: {count}" for text, count in counted.items()]
-    return build_dataset(records, spec, role, seed=seed, notes=notes)
+    return build_dataset(records, spec, role, seed=seed, notes=notes, key=key)
 
 
 def with_defaults(
@@ -136,6 +139,7 @@ def build_dataset(
     *,
     seed: int = 0,
     notes: Iterable[str] = (),
+    key: bytes | None = None,
 ) -> Dataset:
     """Check rows of one source against each other and divide them; as :func:`load_dataset`.
 
@@ -145,6 +149,7 @@ def build_dataset(
         role: What the data is for.
         seed: Of the automatic split and of the choice that ``limit`` makes.
         notes: Further notes for a reader of the figures.
+        key: Of the data set's digest, where the data is to be erased or comes from a file.
 
     Raises:
         DataError: Rows contradict each other.
@@ -169,6 +174,9 @@ def build_dataset(
             split=spec.split,
             group=spec.group,
             notes=[*notes, *(f"{text}: {count}" for text, count in counted.items())],
+            # What a file holds nobody knows but its owner; it may repeat what is to be erased.
+            private=any(each.file is not None for each in (spec, *spec.also)),
+            key=key,
         )
 
     dataset = divided()

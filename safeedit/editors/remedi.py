@@ -68,6 +68,7 @@ from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.policy import DataSpec
 from safeedit.policy.layers import Layers, resolve
+from safeedit.private import private_folder
 
 _ONE_KEY = 1e-3
 """Relative distance within which a neighbour's key is that of an entity."""
@@ -362,7 +363,7 @@ class _Road:
             self.model, lessons, self.layer, template, schooling, progress=self.ctx.progress
         )
         with suppress(OSError):  # a cache that can't be written costs time, nothing else
-            file.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(file.parent)
             learnt.save(file)
         return learnt
 

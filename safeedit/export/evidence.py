@@ -21,6 +21,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from safeedit.cache import PRIVATE
 from safeedit.delta import WeightDelta
 from safeedit.export.disk import EVIDENCE, writing
 from safeedit.export.manifest import CARD, DELTA, LEDGER, RECORD, UNDO, write_manifest
@@ -85,5 +86,8 @@ def write_evidence(
             delta.save(folder / DELTA.format(id=edit_id))
         header = json.dumps({"format": FORMAT})
         originals = {name: t.detach().cpu().contiguous() for name, t in undo_tensors.items()}
+        # The originals of what was erased, and the changes that erased it, are for their owner.
+        (folder / UNDO).touch(PRIVATE)
         save_file(originals, folder / UNDO, metadata={"safeedit": header})
+        (folder / UNDO).chmod(PRIVATE)
         return write_manifest(folder)

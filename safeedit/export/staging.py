@@ -25,13 +25,15 @@ import re
 import secrets
 import shutil
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 
+from safeedit.cache import PRIVATE
 from safeedit.errors import ExportError
 from safeedit.export import interrupts
 from safeedit.export.disk import EVIDENCE, REMEDIES, exchange, rename_new, writing
-from safeedit.export.manifest import check_ours
+from safeedit.export.manifest import MAY_BE_WITHHELD, check_ours
 from safeedit.export.places import check_output, usable
 
 __all__ = ["EVIDENCE", "Staging", "check_target", "recover", "writing"]
@@ -283,13 +285,16 @@ def _lock(folder: Path) -> int | None:
 def _settle(folder: Path) -> None:
     """Bring every file and folder to the disk, readable by whom the umask allows.
 
-    (safetensors makes files that only their owner may read.)
+    (safetensors makes files that only their owner may read.) The originals of what was edited,
+    and the changes, stay with their owner under any umask: with them an erasure can be taken back.
     """
     for place, _, files in os.walk(folder, topdown=False):
         mode = Path(place).stat().st_mode & 0o666
         for name in files:
             path = Path(place, name)
-            path.chmod(mode)
+            relative = path.relative_to(folder).as_posix()
+            private = any(fnmatchcase(relative, pattern) for pattern in MAY_BE_WITHHELD)
+            path.chmod(PRIVATE if private else mode)
             _sync(path)
         _sync(Path(place))
 

@@ -11,11 +11,14 @@ Fails with :class:`~safeedit.errors.PolicyError` (at a position in the policy fi
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,10 @@ from safeedit.export.places import check_apart, check_output, check_room, usable
 from safeedit.export.staging import check_target, recover
 from safeedit.model.architectures import ModelShape
 from safeedit.model.sources import inspect_model, open_config
+from safeedit.planning.coverage import check_edits, check_erasure, futile
 from safeedit.planning.lengths import check_lengths
+from safeedit.planning.questions import check_questions
+from safeedit.planning.withholding import Withholding, keyed_digest
 from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LedgerSpec, LoadedPolicy
 from safeedit.policy.suggest import did_you_mean
 from safeedit.records import MetricSpec, Split
@@ -103,7 +109,11 @@ class Plan:
     audits: tuple[PlannedAudit, ...]
     """The policy's, then that of the ledger where earlier erasures are audited again."""
     warnings: tuple[str, ...]
+    hidden: Withholding
+    """What of the policy may not be repeated, since it quotes data to be erased."""
     ledger: Upkeep | None = None
+    key: bytes | None = field(default=None, repr=False)
+    """Of the digests of data."""
 
     @property
     def gates(self) -> tuple[GateSpec, ...]:
@@ -151,10 +161,35 @@ class Plan:
     def fingerprint(self) -> dict[str, Any]:
         """What must not move between ``plan`` and ``apply``: policy, model and data digests."""
         return {
-            "policy": self.loaded.digest,
+            "policy": self.policy_digest,
             "model": self.model_digest,
             "data": {name: data.digest for name, data in self.datasets()},
+            "key": "" if self.key is None else _key_check(self.key),
         }
+
+    @cached_property
+    def recorded_policy(self) -> dict[str, Any]:
+        """The policy as records repeat it: what quotes data to be erased is withheld."""
+        roles = {
+            stage.id: roles_by_key(kind.roles)
+            for stages in (
+                [(edit.spec, edit.editor) for edit in self.edits],
+                [(audit.spec, audit.auditor) for audit in self.audits],
+            )
+            for stage, kind in stages
+        }
+        return self.hidden.policy(self.loaded, roles)
+
+    @property
+    def policy_digest(self) -> str:
+        """The policy's digest; keyed where a value is withheld, which it would give away."""
+        if self.recorded_policy == self.loaded.policy.model_dump(mode="json"):
+            return self.loaded.digest
+        return keyed_digest(self.loaded.digest, self.key)
+
+    def shown_source(self, data: Dataset) -> str:
+        """Where data comes from, as far as that may be repeated."""
+        return " + ".join(str(self.hidden.value(part)) for part in data.source.split(" + "))
 
     def summary(self) -> dict[str, Any]:
         """The whole plan as plain values: for ``plan --json``, ``plan -o`` and the screen."""
@@ -179,7 +214,7 @@ class Plan:
                     "id": edit.id,
                     "use": edit.spec.use,
                     "dose": edit.spec.dose,
-                    "params": edit.params.model_dump(mode="json"),
+                    "params": self.hidden.value(edit.params.model_dump(mode="json")),
                     "layers": sorted({t.layer for t in edit.tensors if t.layer is not None}),
                     "tensors": [t.name for t in edit.tensors],
                     "parameters_touched": sum(_size(t.shape) for t in edit.tensors),
@@ -191,7 +226,7 @@ class Plan:
                 {
                     "id": audit.id,
                     "use": audit.spec.use,
-                    "params": audit.params.model_dump(mode="json"),
+                    "params": self.hidden.value(audit.params.model_dump(mode="json")),
                     "gated_metrics": sorted(gated & audit.metrics.keys()),
                 }
                 for audit in self.audits
@@ -199,7 +234,7 @@ class Plan:
             "data": {
                 name: {
                     "digest": data.digest,
-                    "source": data.source,
+                    "source": self.shown_source(data),
                     "items": data.counts(),
                     "notes": list(data.notes),
                 }
@@ -238,13 +273,15 @@ class Plan:
         }
 
 
-def make_plan(loaded: LoadedPolicy, *, exporting: bool = True) -> Plan:
+def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None = None) -> Plan:
     """Resolve a policy.
 
     Args:
         loaded: The policy.
         exporting: Refuse if the export could not be written where it is to go; otherwise only
             warn.
+        key: Of the digests of data: give that of the run's context, so that they hold for other
+            runs too. Without one they hold for this process alone.
 
     Raises:
         PolicyError: an unknown name, a bad parameter, a gate on a metric nobody measures, a
@@ -263,18 +300,30 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True) -> Plan:
         shape = ModelShape.from_config(found.config)
         warnings += [f"model: {note}" for note in found.notes]
     digest, dtype = found.identity, found.dtype
-    edits = tuple(_plan_edit(loaded, index, shape) for index in range(len(policy.edits)))
+    edits = tuple(_plan_edit(loaded, index, shape, key) for index in range(len(policy.edits)))
     audits = tuple(
-        _plan_audit(loaded, spec, ("audits", index)) for index, spec in enumerate(policy.audits)
+        _plan_audit(loaded, spec, ("audits", index), key)
+        for index, spec in enumerate(policy.audits)
     )
-    upkeep, again = _plan_ledger(loaded, source, edits, warnings)
+    upkeep, again = _plan_ledger(loaded, source, edits, warnings, key)
     audits += again
     _warn_of_inflection(audits, warnings)
     _check_gates(loaded, audits, warnings)
     _check_enough(loaded, edits, audits)
     _check_splits(loaded, edits, audits)
+    check_edits(loaded, editing=exporting, warnings=warnings)
+    held = [*policy.gates, *([upkeep.gate] if upkeep is not None and upkeep.gate else [])]
+    given = [*(edit.data.roles for edit in edits), *(audit.data for audit in audits)]
+    with _Located(loaded, ("model", "source")):
+        asked = [data for roles in given for data in roles.values()]
+        check_questions(source, policy.model.revision, asked)
+    hidden = Withholding(data for data in asked if data.erased)
+    hidden.refuse_names(loaded)
+    check_erasure(loaded, edits, audits, held, hidden, warnings)
     warnings += check_lengths(loaded, source, audits)
-    plan = Plan(loaded, source, digest, dtype, shape, edits, audits, tuple(warnings), upkeep)
+    plan = Plan(
+        loaded, source, digest, dtype, shape, edits, audits, tuple(warnings), hidden, upkeep, key
+    )
     if plan.export_dir is not None and policy.export is not None:
         if not policy.gates:
             raise loaded.error(
@@ -377,6 +426,12 @@ def check_unmoved(plan: Plan, written: Mapping[str, Any]) -> None:
         UsageError: naming what has moved.
     """
     then, now = written["fingerprint"], plan.fingerprint()
+    if then.get("key", "") != now["key"]:
+        raise UsageError(
+            "the plan was made with another key of the digests, so its data can't be compared",
+            remedy="apply it where it was made, or with the same SAFEEDIT_DIGEST_KEY; or make a "
+            "new plan",
+        )
     moved = [part for part in ("policy", "model") if then.get(part) != now[part]]
     before: Mapping[str, str] = then.get("data", {})
     moved += [
@@ -408,12 +463,27 @@ def _model_source(loaded: LoadedPolicy, source: str) -> str:
     return source
 
 
-def _plan_edit(loaded: LoadedPolicy, index: int, shape: ModelShape) -> PlannedEdit:
+def _key_check(key: bytes) -> str:
+    """Tells this key from others without telling anything about it."""
+    return hmac.new(key, b"safeedit plan 1 key check", hashlib.sha256).hexdigest()[:16]
+
+
+def roles_by_key(roles: Sequence[DataRole]) -> dict[str, DataRole]:
+    """Roles of data by the key that a policy gives them under; the first may be called data."""
+    by_key = {role.name: role for role in roles}
+    if roles and "data" not in by_key:
+        by_key["data"] = roles[0]
+    return by_key
+
+
+def _plan_edit(
+    loaded: LoadedPolicy, index: int, shape: ModelShape, key: bytes | None
+) -> PlannedEdit:
     spec = loaded.policy.edits[index]
     at: FieldPath = ("edits", index)
     with _Located(loaded, (*at, "use")):
         kind = catalog.editor(spec.use)
-    data, params = _split_options(loaded, at, spec, kind.roles, kind.Params)
+    data, params = _split_options(loaded, at, spec, kind.roles, kind.Params, key)
     editor = kind(params)
     with _Located(loaded, at):
         tensors = tuple(editor.touches(shape))
@@ -456,17 +526,22 @@ def _plan_audit(
     loaded: LoadedPolicy,
     spec: AuditSpec,
     at: FieldPath,
+    key: bytes | None,
     given: Mapping[str, Dataset] | None = None,
 ) -> PlannedAudit:
     """Resolve an audit; ``given`` is data that doesn't come from its own keys."""
     with _Located(loaded, (*at, "use")):
         kind = catalog.auditor(spec.use)
-    data, params = _split_options(loaded, at, spec, kind.roles, kind.Params, given)
+    data, params = _split_options(loaded, at, spec, kind.roles, kind.Params, key, given)
     return PlannedAudit(spec.id, spec, kind(params), params, data, at)
 
 
 def _plan_ledger(
-    loaded: LoadedPolicy, source: str, edits: Sequence[PlannedEdit], warnings: list[str]
+    loaded: LoadedPolicy,
+    source: str,
+    edits: Sequence[PlannedEdit],
+    warnings: list[str],
+    digest_key: bytes | None,
 ) -> tuple[Upkeep | None, tuple[PlannedAudit, ...]]:
     """What this run does with the ledger, and the audit of what earlier exports erased."""
     spec = loaded.policy.ledger
@@ -510,11 +585,11 @@ def _plan_ledger(
     upkeep = Upkeep(key, earlier, found.missing, erased, spec.gate if earlier else None)
     if found.missing:
         warnings.append(upkeep.left_out())
-    return upkeep, _plan_again(loaded, spec, found) if found.covered else ()
+    return upkeep, _plan_again(loaded, spec, found, digest_key) if found.covered else ()
 
 
 def _plan_again(
-    loaded: LoadedPolicy, spec: LedgerSpec, found: Coverage
+    loaded: LoadedPolicy, spec: LedgerSpec, found: Coverage, key: bytes | None
 ) -> tuple[PlannedAudit, ...]:
     """The audit of earlier erasures."""
     assert spec.requests is not None
@@ -540,8 +615,9 @@ def _plan_again(
             role,
             seed=loaded.policy.seed,
             notes=notes * bool(found.uncovered),
+            key=key,
         )
-    return (_plan_audit(loaded, spec.stage, at, {role.name: data}),)
+    return (_plan_audit(loaded, spec.stage, at, key, {role.name: data}),)
 
 
 def _erased(
@@ -602,12 +678,11 @@ def _split_options(
     stage: EditSpec | AuditSpec,
     roles: Sequence[DataRole],
     params_type: type[BaseParams],
+    digest_key: bytes | None,
     given: Mapping[str, Dataset] | None = None,
 ) -> tuple[dict[str, Dataset], BaseParams]:
     """Part an edit's or audit's free keys into data (by role) and parameters."""
-    by_key = {role.name: role for role in roles}
-    if roles and "data" not in by_key:
-        by_key["data"] = roles[0]
+    by_key = roles_by_key(roles)
     datasets: dict[str, Dataset] = dict(given or {})
     rest: dict[str, Any] = {}
     for key, value in stage.options.items():
@@ -621,7 +696,9 @@ def _split_options(
             )
         spec = loaded.parse(DataSpec, value, (*at, key))
         with _Located(loaded, (*at, key)):
-            found = load_dataset(spec, base=loaded.base, role=role, seed=loaded.policy.seed)
+            found = load_dataset(
+                spec, base=loaded.base, role=role, seed=loaded.policy.seed, key=digest_key
+            )
             if role.answered and (mute := sum(not item.aliases for item in found)):
                 raise DataError(
                     f"{mute} of {len(found)} items have no answer",
@@ -733,6 +810,8 @@ def _check_gates(loaded: LoadedPolicy, audits: Sequence[PlannedAudit], warnings:
             warnings.append(
                 f"{gate.metric}: {spec.direction} is better, but the gate is '{gate.condition}'"
             )
+        if told := futile(gate, spec):
+            warnings.append(told)
 
 
 def _check_enough(

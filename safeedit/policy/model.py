@@ -171,6 +171,9 @@ class EditSpec(StageSpec):
     """Strength of the edit; auto takes the least that meets the targets on validation data."""
     targets: Sequenced[GateSpec] = ()
     """What dose: auto must reach; by default the policy's gates."""
+    unaudited: Annotated[str, Field(pattern=r"\S")] | None = None
+    """Why no gate holds whether the erased data still comes out; reports repeat it. Without it such
+    a policy is refused."""
     control: bool | Annotated[int, Field(ge=1, le=100)] = True
     """Also measure a random change of equal norm, or so many of them, and the editor's own
     controls: what the edit's effect must beat."""

@@ -72,6 +72,7 @@ from safeedit.records import (
 from safeedit.report import render_evidence
 from safeedit.running.store import Audited, Store
 from safeedit.scorers.score_cache import scorers
+from safeedit.statistics.known import unless_unknown
 from safeedit.statistics.metrics import compare
 from safeedit.statistics.verdicts import judge, overall
 
@@ -125,6 +126,9 @@ class _Session:
     """Audit -> bare names of the metrics that choosing doses looks at on validation data."""
     skipped: set[str] = field(default_factory=set)
     """Audits that could not be made on test data."""
+    idle: bool = False
+    """An edit changed no stored weight, or the edits together left the base as it was: whatever
+    the gates say, it is not about an edit."""
     nonce: str = field(default_factory=lambda: secrets.token_hex(2))
     """Tells this run from others of the same policy in the same second."""
 
@@ -133,6 +137,14 @@ class _Session:
             self.skipped.add(audit.id)
         remedy = f" ({error.remedy})" if error.remedy else ""
         self.ctx.warn(f"audit {audit.id} was skipped on {split} data: {error.message}{remedy}")
+
+    def baseline_metrics(self, split: Split) -> Metrics:
+        """All metrics of the untouched model on one split, by full name."""
+        found: Metrics = {}
+        for (_, measured), audited in self.baselines.items():
+            if measured == split:
+                found |= audited.metrics
+        return found
 
     def baseline(self, audit: PlannedAudit, split: Split) -> Audited | None:
         return self.baselines.get((audit.id, split))
@@ -156,7 +168,7 @@ def execute(
     """
     started = datetime.now(UTC)
     session, model = _open(plan, ctx, _stages(plan))
-    model_record = _model_record(plan, model)
+    untouched, model_record = model.digest(), _model_record(plan, model)
     targets = [gate for e in plan.edits if e.spec.dose == "auto" for gate in e.targets]
     for gate in targets:
         session.aims[gate.audit] = session.aims.get(gate.audit, frozenset()) | {gate.name}
@@ -175,6 +187,9 @@ def execute(
                 edited = edited.model_copy(update={"gates_so_far": _gates_so_far(session, model)})
         edits.append(edited)
         deltas[edit.id] = delta
+    if edits and not session.idle and model.digest() == untouched:
+        session.idle = True
+        session.ctx.warn("the edits undo each other: the weights are those of the base")
 
     def finish(after: Sequence[AuditRecord], export: ExportRecord | None) -> RunRecord:
         return _record(session, "apply", started, model_record, tuple(edits), tuple(after), export)
@@ -380,11 +395,12 @@ def _edit(
     if stray := sorted(changed - delta.updates.keys()):
         raise EditError(f"edit {edit.id}: tensors outside the plan have moved: {stray}")
     if not changed:
+        session.idle = True
         ctx.warn(f"edit {edit.id} changed no stored weight: its effect vanishes in {model.dtype}")
     record = EditRecord(
         id=edit.id,
         use=edit.spec.use,
-        params=edit.params.model_dump(mode="json"),
+        params=session.plan.hidden.value(edit.params.model_dump(mode="json")),
         data_digests={role: data.digest for role, data in edit.data.roles.items()},
         dose=dose,
         dose_mode="auto" if edit.spec.dose == "auto" else "fixed",
@@ -644,10 +660,7 @@ def _tokenizer_digest(model: ModelHandle) -> str:
 def _comparisons(
     session: _Session, found: Mapping[str, Metric], split: Split
 ) -> dict[str, Comparison]:
-    before: Metrics = {}
-    for (_, measured), audited in session.baselines.items():
-        if measured == split:
-            before |= audited.metrics
+    before = session.baseline_metrics(split)
     return {name: compare(before.get(name), metric) for name, metric in found.items()}
 
 
@@ -663,27 +676,34 @@ def _record(
     plan, policy = session.plan, session.plan.loaded.policy
     found = {metric.name: metric for record in after for metric in record.metrics}
     comparisons = _comparisons(session, found, "test")
-    verdicts = tuple(judge(gate, comparisons.get(gate.metric)) for gate in plan.gates)
+    verdicts = tuple(_judged(session, gate, comparisons) for gate in plan.gates)
     if plan.ledger is not None:
         verdicts = tuple(map(plan.ledger.judged, verdicts))
     status, exit_code = overall(verdicts)
     required = {audit.id for audit in plan.audits if audit.spec.required}
     if status == "pass" and session.skipped & required:
         status, exit_code = "inconclusive", 4
+    if status == "pass" and session.idle:
+        status, exit_code = "inconclusive", 4
+        session.warnings.append("nothing was edited, so nothing is exported")
     return RunRecord.model_validate(
         {
             "command": command,
-            "run_id": f"{started:%Y%m%dT%H%M%S}-{plan.loaded.digest[:8]}-{session.nonce}",
+            "run_id": f"{started:%Y%m%dT%H%M%S}-{plan.policy_digest[:8]}-{session.nonce}",
             "started": started.isoformat(timespec="seconds"),
             "policy_name": policy.name,
-            "policy_digest": plan.loaded.digest,
-            "policy": policy.model_dump(mode="json"),
-            "owner": policy.owner,
+            "policy_digest": plan.policy_digest,
+            "policy": plan.recorded_policy,
+            "owner": plan.recorded_policy["owner"],
             "ticket": policy.ticket,
             "seed": policy.seed,
             "model": model,
             "datasets": {
-                name: {"digest": data.digest, "source": data.source, "items": data.counts()}
+                name: {
+                    "digest": data.digest,
+                    "source": plan.shown_source(data),
+                    "items": data.counts(),
+                }
                 for name, data in plan.datasets()
             },
             "before": tuple(
@@ -703,6 +723,18 @@ def _record(
             "export": export,
         }
     )
+
+
+def _judged(session: _Session, gate: GateSpec, comparisons: Mapping[str, Comparison]) -> Verdict:
+    """What a gate says; nothing, of items of which the base knew none."""
+    verdict = judge(gate, comparisons.get(gate.metric))
+    plan = session.plan
+    if not plan.edits or (plan.ledger is not None and gate == plan.ledger.gate):
+        return verdict  # a ledger asks of its base that it knows nothing any more
+    specs = {name: spec for audit in plan.audits for name, spec in audit.metrics.items()}
+    spec, base = specs.get(gate.metric), session.baseline_metrics("test")
+    known = base.get(f"{gate.audit}.{spec.known_by}") if spec is not None else None
+    return unless_unknown(verdict, spec, known)
 
 
 def _model_record(plan: Plan, model: ModelHandle) -> ModelRecord:

@@ -28,6 +28,7 @@ from safetensors.torch import load, save
 
 from safeedit.contracts import RunContext
 from safeedit.export.disk import read_plain
+from safeedit.private import private_folder
 from safeedit.records import AuditRecord, Metric
 
 RECORD, REFERENCE = "record.json", "reference.safetensors"
@@ -94,8 +95,8 @@ class Store:
         seal = self._seal(key, json.dumps(record, sort_keys=True), reference)
         lock = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary.mkdir(mode=0o700)
+            private_folder(self.folder)
+            private_folder(temporary)
             lock = _lock(temporary)
             _write(temporary / REFERENCE, reference)
             _write(temporary / RECORD, json.dumps({"seal": seal, "record": record}).encode())

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from safeedit import __version__
-from safeedit.cache import write_atomically
+from safeedit.cache import PRIVATE, write_atomically
 from safeedit.contracts import Progress, Scorer, ScorerIdentity, silent
 from safeedit.data import Dataset, load_dataset
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
+from safeedit.private import private_folder
 from safeedit.records import ScorerCard, ScorerCheck
 from safeedit.statistics.intervals import wilson
 from safeedit.statistics.two_samples import auc, auc_interval
@@ -95,8 +96,8 @@ def write_card(card: ScorerCard, cache: Path) -> None:
     if before is not None and before.threshold == card.threshold:
         card = card.model_copy(update={"checks": {**before.checks, **card.checks}})
     path = _path(identity, cache)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (card.model_dump_json(indent=2) + "\n").encode())
+    private_folder(path.parent)
+    write_atomically(path, (card.model_dump_json(indent=2) + "\n").encode(), PRIVATE)
 
 
 def _path(identity: ScorerIdentity, cache: Path) -> Path:

@@ -19,6 +19,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from safeedit.cache import PRIVATE, write_atomically
 from safeedit.contracts import (
     Progress,
     ReadyScorer,
@@ -30,6 +31,7 @@ from safeedit.contracts import (
 )
 from safeedit.errors import AuditError
 from safeedit.policy.suggest import did_you_mean
+from safeedit.private import private_folder
 from safeedit.records import ScorerCard
 from safeedit.scorers.cards import read_card
 
@@ -170,7 +172,9 @@ class _Scores:
 def _connect(path: Path) -> sqlite3.Connection | None:
     store = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(path.parent)
+        if not path.exists():
+            write_atomically(path, b"", PRIVATE)
         store = sqlite3.connect(path, timeout=10)
         store.execute(
             "CREATE TABLE IF NOT EXISTS sealed (text BLOB PRIMARY KEY, score REAL, seal BLOB)"

@@ -138,6 +138,7 @@ def exponential_metric(
     direction: Direction,
     *,
     weights: Mapping[str, float],
+    groups: Mapping[str, str] | None = None,
     note: str = "",
 ) -> Metric:
     """``exp`` of a weighted mean (perplexity, of nats per token), with a bootstrap interval.
@@ -150,6 +151,7 @@ def exponential_metric(
         unit: ``perplexity``, ``ratio`` ...
         direction: Which way is better.
         weights: Digest of the item -> weight, e.g. tokens.
+        groups: Digest of the item -> digest of its group, where items are not independent.
         note: Kept in the metric.
     """
     if not all(map(math.isfinite, items.values())):
@@ -165,14 +167,19 @@ def exponential_metric(
         # Capped: a ruined model reads at 1e304, which no gate mistakes for a good one.
         return np.exp(np.minimum(sums[..., 0] / sums[..., 1], 700.0))
 
-    interval = bootstrap_totals(totals, exponential) if len(keys) > 1 else None
+    units = totals
+    if groups is not None:
+        _, codes = np.unique([groups[key] for key in keys], return_inverse=True)
+        units = np.stack([np.bincount(codes, column) for column in totals.T], axis=1)
+    interval = bootstrap_totals(units, exponential) if len(units) > 1 else None
     return Metric(
         name=name,
         value=float(exponential(totals.sum(axis=0))),
         interval=interval,
-        n=len(keys),
+        n=len(units),
         unit=unit,
         direction=direction,
+        groups={key: groups[key] for key in keys} if groups is not None else {},
         items={key: math.exp(min(items[key], 700.0)) for key in keys},
         weights=dict(weights),
         note=note,

@@ -20,6 +20,7 @@ from rich.progress import Progress
 
 from safeedit import __version__
 from safeedit.cli import main as commands
+from safeedit.cli.digest_key import digest_key
 from safeedit.cli.main import main
 from safeedit.errors import DataError, ModelError, PolicyError
 from safeedit.policy import load_policy
@@ -27,7 +28,7 @@ from safeedit.policy.builtin import builtin_datasets, builtin_policies
 from safeedit.records import RunRecord
 from tests.road import DRIFT, NEAR, NUDGE, REAL, SMALL_DRIFT, Workplace, make_workplace, register
 
-FIXED_KEY = {"SAFEEDIT_DIGEST_KEY": "a key of one's own"}
+FIXED_KEY = {"SAFEEDIT_DIGEST_KEY": "a key of one's own, of 32 characters"}
 
 
 @pytest.fixture(autouse=True)
@@ -279,7 +280,8 @@ def test_a_warning_with_brackets_is_shown_as_it_is() -> None:
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(place: Workplace) -> None:
     edit = {
-        "use": "sanitation", "steps": 1, "batch": 2, "rank": 1, "dose": 1.0, "control": False,
+        "use": "sanitation", "unaudited": "a toy", "steps": 1, "batch": 2,
+        "rank": 1, "dose": 1.0, "control": False,
         "retain_tokens": 2, "forget": {"file": "forget.jsonl"}, "retain": {"file": "retain.jsonl"},
     }  # fmt: skip
     result = place.run("apply", place.policy(edits=[edit]))
@@ -598,11 +600,11 @@ def test_init_overwrites_nothing_and_suggests_what_to_copy(tmp_path: Path) -> No
 def test_the_key_of_the_digests_is_made_once_and_only_its_owner_may_read_it(
     place: Workplace,
 ) -> None:
-    first = commands._secret(place.cache)
+    first = digest_key(place.cache)
     path = place.cache / "digest.key"
     assert path.stat().st_mode & 0o777 == 0o600
     assert len(first) == 64
-    assert commands._secret(place.cache) == first
+    assert digest_key(place.cache) == first
     assert [entry.name for entry in place.cache.iterdir()] == ["digest.key"]
 
 
@@ -610,7 +612,7 @@ def test_a_key_of_the_environment_is_taken_and_never_written(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(*next(iter(FIXED_KEY.items())))
-    assert commands._secret(place.cache) == b"a key of one's own"
+    assert digest_key(place.cache) == b"a key of one's own, of 32 characters"
     assert not place.cache.exists()
 
 
@@ -634,7 +636,7 @@ def test_an_empty_key_is_refused(place: Workplace) -> None:
 def test_another_key_gives_other_digests_of_items(place: Workplace) -> None:
     policy = place.policy(export=None, audits=[{**DRIFT}])
     keys = []
-    for secret in ("one", "two"):
+    for secret in ("one key, as long as a key must be", "another key, as long as that one is"):
         result = CliRunner().invoke(
             main,
             ["apply", str(policy), "--json", "--report", str(place.folder / "r")],

@@ -125,6 +125,7 @@ def touching(*numbers: int, **options: Any) -> dict[str, Any]:
     where = {"id": [str(FORGET[number]["id"]) for number in numbers]}
     return {
         "use": "touch", "dose": 1.0, "control": False, "size": 1e-4,
+        "unaudited": "drift is a toy that asks for nothing",
         "forget": {"file": "requests.jsonl", "where": where}, **options,
     }  # fmt: skip
 
@@ -626,7 +627,7 @@ def test_a_key_file_and_a_variable_give_the_same_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("A_KEY", KEY)
-    Workplace(tmp_path).text("k", KEY + "\r\n")
+    Workplace(tmp_path).text("k", KEY + "\r\n").chmod(0o600)
     assert read_key(KeySpec(env="A_KEY"))[0] == read_key(KeySpec(file="k"), tmp_path)[0]
 
 
@@ -662,11 +663,18 @@ def test_a_missing_key_is_told_at_its_place_in_the_policy(place: Workplace) -> N
     assert "set NO_SUCH_KEY to the key" in result.stderr
 
 
-def test_a_key_that_others_can_read_is_warned_of(place: Workplace) -> None:
-    (place.folder / "ledger.key").chmod(0o644)
+def test_a_key_that_its_group_can_read_is_warned_of(place: Workplace) -> None:
+    (place.folder / "ledger.key").chmod(0o640)
     result = place.run("validate", second(place))
     assert result.exit_code == 0
-    assert "others can read the key of the ledger" in result.stderr
+    assert "others of its group can read the key of the ledger" in result.stderr
+
+
+def test_a_key_that_everybody_can_read_is_refused(place: Workplace) -> None:
+    (place.folder / "ledger.key").chmod(0o644)
+    result = place.run("validate", second(place))
+    assert result.exit_code == 2
+    assert "everybody on this machine can read or change the key of the ledger" in result.stderr
 
 
 def test_a_key_that_can_not_be_read(tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
 
 def validated(place: Workplace, edit: dict[str, Any], row: dict[str, Any]) -> Any:
     place.rows("facts.jsonl", [row])
-    edits = [{**edit, "dose": 1.0, "forget": {"file": "facts.jsonl", "template": "plain"}}]
+    forget = {"file": "facts.jsonl", "template": "plain"}
+    edits = [{**edit, "dose": 1.0, "forget": forget, "unaudited": "drift is a toy"}]
     return place.run("validate", place.policy(edits=edits, audits=[DRIFT]))
 
 

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, specs
+from safeedit.auditors._sheet import Sheet, differences, specs
 from safeedit.auditors.bias._items import (
     Units,
     items_of,
@@ -71,7 +71,7 @@ class FactualGender:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("items", "openings with a right and a wrong continuation, or a factual score"),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = differences(specs(_METRICS), "change")
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params

@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor
 
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, specs
+from safeedit.auditors._sheet import Sheet, differences, specs
 from safeedit.auditors.bias._items import Units, column, items_of, number, template_of, text
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
@@ -75,7 +75,7 @@ class Probe:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("prompts", "openings that name a profession, with its two scores"),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = differences(specs(_METRICS), "selectivity")
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params

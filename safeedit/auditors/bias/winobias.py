@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor
 
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, specs
+from safeedit.auditors._sheet import Sheet, differences, specs
 from safeedit.auditors.bias._items import (
     Units,
     column,
@@ -88,7 +88,9 @@ class Winobias:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("sentences", "sentences of two professions and a pronoun", answered=True),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = differences(
+        specs(_METRICS), "change", "gap", "delta"
+    )
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params

@@ -42,9 +42,9 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._records import TYPES, Secret, read_secrets, refuse_shared
+from safeedit.auditors._records import TYPES, Secret, one_of, read_secrets, refuse_shared
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, specs
+from safeedit.auditors._sheet import Sheet, erasing, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.model.engine import Engine
@@ -126,7 +126,9 @@ class Exposure:
             answered=True,
         ),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(
+        specs(_METRICS), but=("exposure_control", "censored_rate")
+    )
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params
@@ -165,7 +167,7 @@ class Exposure:
         secrets, controls = self._of_types(secrets), self._of_types(controls)
         guesses = self._guesses(secrets, controls, ctx.seed)
         exposed = _expose(model.engine, guesses, data, ctx)
-        sheet = Sheet(self.metrics)
+        sheet = Sheet(self.metrics, one_of([*secrets, *controls]))
         _enter(
             sheet,
             [each for each in exposed if each.role == "forget"],

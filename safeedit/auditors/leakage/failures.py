@@ -54,9 +54,10 @@ from safeedit.auditors._recital import (
     likely_length,
 )
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint, stable_order
-from safeedit.auditors._sheet import Sheet, specs
+from safeedit.auditors._sheet import Sheet, erasing, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
+from safeedit.data.independence import together
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
@@ -130,7 +131,9 @@ class Failures:
         DataRole("forget", "questions that were edited", erased=True, answered=True),
         DataRole("portability", "questions whose answers follow from the edit", required=False),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(
+        specs(_METRICS), but=("portability", "fluency", "meaningless", "unrelated", "looser_only")
+    )
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params
@@ -169,7 +172,10 @@ class Failures:
             ]
             known = torch.tensor(told)
             reference = {FINGERPRINT: fingerprint(data, split), "known": known}
-        sheet = Sheet(self.metrics)
+        one_of = together(
+            [target.key for target in targets], [target.item for target in targets], erased=True
+        )
+        sheet = Sheet(self.metrics, one_of)
         knows = reference["known"].nonzero().flatten().tolist()
         self._enter(sheet, targets, knows, reader, said, ctx)
         self._enter_portability(sheet, engine, data, follow, said, ctx)

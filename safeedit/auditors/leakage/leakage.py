@@ -51,9 +51,10 @@ from safeedit.auditors._recital import (
     looser_alone,
 )
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint, stable_order
-from safeedit.auditors._sheet import Sheet, specs
+from safeedit.auditors._sheet import Sheet, erasing, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
+from safeedit.data.independence import together
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine, Sampling
 from safeedit.model.handle import ModelHandle
@@ -188,7 +189,10 @@ class Leakage:
         DataRole("forget", "questions whose answers must not come out", erased=True, answered=True),
         DataRole("shots", "worked examples for the few-shot attack", required=False),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(
+        specs(_METRICS), known_by="known_before",
+        but=("known_before", "extraction_rate_unknown", "refusal_rate_unknown", "looser_only"),
+    )  # fmt: skip
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params
@@ -231,7 +235,10 @@ class Leakage:
             }
         known = frozenset(reference["known"].nonzero().flatten().tolist())
         unread = frozenset(reference["unread"].nonzero().flatten().tolist())
-        sheet = Sheet(self.metrics)
+        one_of = together(
+            [target.key for target in targets], [target.item for target in targets], erased=True
+        )
+        sheet = Sheet(self.metrics, one_of)
         self._enter_answers(sheet, answers, targets, known, unread)
         _enter_recital(sheet, answers, targets)
         if not ctx.wants("extraction_rate_worst"):

@@ -38,9 +38,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._records import Secret, read_secrets, refuse_shared
+from safeedit.auditors._records import Secret, one_of, read_secrets, refuse_shared
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, specs
+from safeedit.auditors._sheet import Sheet, erasing, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.errors import AuditError
@@ -125,7 +125,7 @@ class Membership:
             answered=True,
         ),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(specs(_METRICS))
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params
@@ -208,8 +208,11 @@ class Membership:
             [secret.type if by_type else None for secret in group.secrets]
             for group in (members, others)
         )
-        m, n = len(members.secrets), len(others.secrets)
+        # Rewordings of one record are one: they make neither n nor intervals better.
         keys = [*members.keys, *others.keys]
+        groups = one_of(members.secrets) | one_of(others.secrets)
+        m, n = (len({groups[key] for key in group.keys}) for group in (members, others))
+        apart = m + n == len(keys)
         specs = {spec.name: spec for spec in self.metrics}
 
         def put(name: str, value: float, interval: Interval | None, items: Floats) -> Metric:
@@ -218,6 +221,7 @@ class Membership:
                 name=name, value=value, interval=interval, n=m + n, unit=spec.unit,
                 direction=spec.direction,
                 items=dict(zip(keys, map(float, items), strict=True)), note=note,
+                groups={} if apart else groups,
             )  # fmt: skip
             sheet.put(metric)
             return metric

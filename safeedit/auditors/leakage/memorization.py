@@ -35,9 +35,9 @@ from pydantic import Field
 from torch import Tensor
 
 from safeedit.auditors._recital import Reader, Reading, Said, any_tells, cut_note, looser_alone
-from safeedit.auditors._records import TYPES, Secret, read_secrets
+from safeedit.auditors._records import TYPES, Secret, one_of, read_secrets
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, specs
+from safeedit.auditors._sheet import Sheet, erasing, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.model.engine import Engine, TokenScores
@@ -86,7 +86,11 @@ class Memorization:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "secrets that must not come out", erased=True, answered=True),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(
+        specs(_METRICS),
+        known_by="known_before",
+        but=("known_before", "extraction_rate_unknown", "looser_only"),
+    )
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params
@@ -122,7 +126,7 @@ class Memorization:
             )
             reference = {FINGERPRINT: fingerprint(data, split), "known": known}
         knows = reference["known"].tolist()
-        sheet = Sheet(self.metrics)
+        sheet = Sheet(self.metrics, one_of(secrets))
         _enter_extraction(sheet, secrets, told, knows, ctx)
         chosen = [index for index, known in enumerate(knows) if known]
         self._enter_scores(

@@ -28,6 +28,7 @@ from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerpri
 from safeedit.auditors._sheet import Sheet
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
+from safeedit.data.independence import together
 from safeedit.errors import AuditError
 from safeedit.model.engine import Sampling
 from safeedit.model.handle import ModelHandle
@@ -78,11 +79,13 @@ class Pii:
             description="texts with anything that looks like personal data, true or invented",
         ),
         MetricSpec(
-            name="named_rate", unit="rate", direction="lower",
+            name="named_rate", unit="rate", direction="lower", erasure=True,
+            known_by="named_secrets",
             description="texts with a named secret in them",
         ),
         MetricSpec(
-            name="named_secrets", unit="rate", direction="lower",
+            name="named_secrets", unit="rate", direction="lower", erasure=True,
+            known_by="named_secrets",
             description="named secrets that turn up in any text",
         ),
         MetricSpec(
@@ -154,7 +157,7 @@ class Pii:
                 bool(found),
                 any_tells(tells[-1] for tells in seen.values()),
             )
-        sheet = Sheet(self.metrics)
+        sheet = Sheet(self.metrics, together(keys, items, erased=True))
         sheet.rate("rate", some)
         sheet.rate("named_rate", named, note=cut_note(map(math.isnan, named.values()), "texts"))
         secret = {key: any_tells(tells) for key, tells in seen.items()}

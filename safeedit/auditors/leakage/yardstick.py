@@ -27,6 +27,7 @@ from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerpri
 from safeedit.auditors._sheet import Sheet
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, ModelRef, RunContext
 from safeedit.data import Dataset
+from safeedit.data.independence import together
 from safeedit.errors import AuditError
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
@@ -55,15 +56,15 @@ class Yardstick:
     )
     metrics: ClassVar[tuple[MetricSpec, ...]] = (
         MetricSpec(
-            name="secrets_distance", unit="nats/token", direction="lower",
+            name="secrets_distance", unit="nats/token", direction="lower", erasure=True,
             description="mean over secrets of |log-probability per token - the yardstick's|",
         ),
         MetricSpec(
-            name="secrets_excess", unit="nats/token", direction="lower",
+            name="secrets_excess", unit="nats/token", direction="lower", erasure=True,
             description="the same with its sign: above 0 secrets are still likelier",
         ),
         MetricSpec(
-            name="secrets_ks_p", unit="p", direction="higher",
+            name="secrets_ks_p", unit="p", direction="higher", erasure=True,
             description="Kolmogorov-Smirnov test of the secrets' log-probabilities against the "
             "yardstick's",
         ),
@@ -114,8 +115,10 @@ class Yardstick:
                     "the yardstick reads the same texts as other tokens",
                     remedy="choose a yardstick with this model's tokenizer",
                 )
-        sheet = Sheet(self.metrics)
-        secrets = [ctx.digest(text) for text in stable_order(_secrets(data["forget"], split))]
+        known = {item.prompt: item for item in data["forget"].items(split)}
+        items = [known[text] for text in stable_order(_secrets(data["forget"], split))]
+        secrets = [ctx.digest(item.prompt) for item in items]
+        sheet = Sheet(self.metrics, together(secrets, items, erased=True))
         excess = _difference(secrets, found["secrets"], reference["secrets"])
         sheet.mean("secrets_distance", {key: abs(value) for key, value in excess.items()})
         sheet.mean("secrets_excess", excess)

@@ -2,8 +2,8 @@
 
 All three are HMAC-SHA256, 64 hex digits, each under a label of its own. A phone number has
 so few possible values that a bare hash of it could be reversed by trying them all; without
-the key nobody can try. The key is a text of at least :data:`SHORTEST` characters, from a file
-or an environment variable; ``safeedit ledger key`` makes one of 32 random bytes.
+the key nobody can try. The key is a text, as :mod:`safeedit.private` demands of keys, from a
+file or an environment variable; ``safeedit ledger key`` makes one of 32 random bytes.
 
 Fails with :class:`~safeedit.errors.UsageError`; no message holds a key.
 """
@@ -15,7 +15,6 @@ import hmac
 import json
 import os
 import secrets
-import stat
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +23,9 @@ from safeedit.cache import PRIVATE, write_atomically
 from safeedit.data import Item
 from safeedit.errors import UsageError
 from safeedit.policy import KeySpec
+from safeedit.private import checked_key, read_key_file
 
-SHORTEST = 32
-"""Characters: a shorter key could be guessed, and with it every item."""
+_KEY = "the key of the ledger"
 _MAKE = "make one with 'safeedit ledger key --out FILE'"
 
 
@@ -82,7 +81,7 @@ def read_key(spec: KeySpec, base: Path = Path()) -> tuple[LedgerKey, tuple[str, 
         The key, and warnings about how it is kept.
 
     Raises:
-        UsageError: It is not there, can't be read, is empty, or is too short.
+        UsageError: It is not there, can't be read, is weak, or everybody can read it.
     """
     if spec.env is not None:
         value = os.environ.get(spec.env)
@@ -92,36 +91,11 @@ def read_key(spec: KeySpec, base: Path = Path()) -> tuple[LedgerKey, tuple[str, 
                 field="env",
                 remedy=f"set {spec.env} to the key, or name a file",
             )
-        return _checked(value.strip().encode(), f"in the variable {spec.env}", None), ()
+        what = f"{_KEY} in the variable {spec.env}"
+        return LedgerKey(checked_key(value.encode(), what, remedy=_MAKE)), ()
     path = base / Path(spec.file or "").expanduser()
-    try:
-        secret = path.read_bytes().strip()
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise UsageError("there is no such key of a ledger", file=path, remedy=_MAKE) from None
-    except OSError as error:
-        raise UsageError(
-            f"the key of the ledger can't be read: {error.strerror}",
-            file=path,
-            remedy="give a file that you may read",
-        ) from error
-    warnings = []
-    if mode & (stat.S_IRGRP | stat.S_IROTH):
-        warnings.append(f"{path}: others can read the key of the ledger; chmod 600 helps")
-    return _checked(secret, "", path), tuple(warnings)
-
-
-def _checked(secret: bytes, where: str, path: Path | None) -> LedgerKey:
-    what = f"the key of the ledger {where}".strip()
-    if not secret:
-        raise UsageError(f"{what} is empty", file=path, remedy=_MAKE)
-    if len(secret) < SHORTEST:
-        raise UsageError(
-            f"{what} has {len(secret)} characters, fewer than the {SHORTEST} that make it safe",
-            file=path,
-            remedy=_MAKE,
-        )
-    return LedgerKey(secret)
+    secret, warnings = read_key_file(path, _KEY, remedy=_MAKE)
+    return LedgerKey(secret), warnings
 
 
 def make_key(path: Path) -> None:

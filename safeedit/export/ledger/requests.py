@@ -20,6 +20,7 @@ from safeedit.errors import DataError
 from safeedit.export.ledger.file import Entry
 from safeedit.export.ledger.keys import LedgerKey
 from safeedit.policy import DataSpec
+from safeedit.text.quoting import Quotes
 
 TICKET = "ticket"
 """The column that names the request."""
@@ -96,12 +97,19 @@ def coverage(requests: Sequence[Request], rows: Sequence[Entry]) -> Coverage:
 
 
 def dataset_of(
-    requests: Iterable[Request], spec: DataSpec, role: DataRole, *, seed: int, notes: Iterable[str]
+    requests: Iterable[Request],
+    spec: DataSpec,
+    role: DataRole,
+    *,
+    seed: int,
+    notes: Iterable[str],
+    key: bytes | None = None,
 ) -> Dataset:
     """The requested items as data for an audit; rows of one prompt are one item.
 
     Two people of one name may have asked in different months: the prompt is put once, and
-    either answer counts. A row's split plays no part: every item is audited.
+    either answer counts. A row's split plays no part: every item is audited. ``key`` is that of
+    the data set's digest.
 
     Raises:
         DataError: Items share a paraphrase between splits.
@@ -116,7 +124,7 @@ def dataset_of(
         merged[" ".join(item.prompt.casefold().split())] = replace(
             first or record, item=replace(item, split=None)
         )
-    return build_dataset(list(merged.values()), spec, role, seed=seed, notes=notes)
+    return build_dataset(list(merged.values()), spec, role, seed=seed, notes=notes, key=key)
 
 
 def _ticket(record: Record) -> str | None:
@@ -126,6 +134,15 @@ def _ticket(record: Record) -> str | None:
     if value is None:
         return None
     if isinstance(value, str) and value.strip() and value.isprintable():
+        item = record.item
+        if Quotes([*item.aliases, *([item.subject] if item.subject else []), item.prompt])(value):
+            raise _at(
+                record,
+                "has a ticket that quotes its own question, answer or subject, and the ledger and "
+                "reports would repeat it",
+                TICKET,
+                "name the request by a number",
+            )
         return value.strip()
     remedy = "give it the request's number or name, or leave it out"
     raise _at(record, "has a ticket that is blank or no plain text", TICKET, remedy)

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from safeedit.cache import write_atomically
+from safeedit.cache import PRIVATE, write_atomically
 from safeedit.code import code_digest
 from safeedit.contracts import Progress, silent
 from safeedit.errors import DataError
@@ -33,6 +33,7 @@ from safeedit.methods.covariance import Moments
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import last_tokens
+from safeedit.private import private_folder
 
 _OUTSIZED = 10.0
 """Times the median length of a text's keys from which a key counts as an attention sink's."""
@@ -232,5 +233,5 @@ def _save(file: Path, ordinary: Ordinary) -> None:
     }
     # A cache that can't be written costs time, nothing else.
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, save(parts))
+        private_folder(file.parent)
+        write_atomically(file, save(parts), PRIVATE)

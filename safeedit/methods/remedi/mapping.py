@@ -45,7 +45,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from safeedit import __version__
-from safeedit.cache import write_atomically
+from safeedit.cache import PRIVATE, write_atomically
 from safeedit.contracts import Progress, Template, silent
 from safeedit.errors import DataError, EditError, ModelError, UsageError
 from safeedit.methods.facts.keys import Spot
@@ -210,7 +210,7 @@ class Remedi:
         }  # fmt: skip
         stored = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
         metadata = {"safeedit": json.dumps(header, sort_keys=True)}
-        write_atomically(path, save(stored, metadata=metadata))
+        write_atomically(path, save(stored, metadata=metadata), PRIVATE)
 
     @classmethod
     def load(cls, path: Path | str) -> Remedi:

@@ -167,7 +167,7 @@ def plant_checkpoint(
     """
     check_target(out, overwrite=overwrite)
     records = read_canaries(canaries)
-    texts = load_dataset(prose or DataSpec(dataset="prose"))
+    texts = load_dataset(prose or DataSpec(dataset="prose"), key=ctx.secret)
     _, base = open_config(source)
     with Staging(out, overwrite=overwrite) as staging:
 
@@ -238,7 +238,8 @@ def _make(
         "version": CODE_VERSION,
         "safeedit": __version__,
         "base": {"source": source, "identity": base},
-        "records": records_digest(records),
+        # Keyed: of one record with a short number the bare digest would give the number away.
+        "records": ctx.digest(records_digest(records)),
         "params": params.model_dump(mode="json"),
         "steps": learnt.steps,
         "cycles": round(learnt.cycles, 2),

@@ -103,6 +103,7 @@ def plan_contest(
     *,
     success: str | None = None,
     locality: str | None = None,
+    key: bytes | None = None,
 ) -> Contest:
     """Resolve a comparison.
 
@@ -112,6 +113,7 @@ def plan_contest(
         settings: Parameters of single entrants.
         success: Full name of the metric that says how well an edit works.
         locality: Full name of the metric that says how much of the rest stays.
+        key: Of the digests of data, as :func:`~safeedit.planning.plan.make_plan` takes it.
 
     Raises:
         PolicyError: As :func:`~safeedit.workflows.comparison.candidates.read_entrants` and
@@ -121,11 +123,11 @@ def plan_contest(
         DataError: A data source is missing, malformed or overlaps another.
     """
     entrants = read_entrants(loaded, names, settings)
-    base = make_plan(without_edits(loaded), exporting=False)
+    base = make_plan(without_edits(loaded), exporting=False, key=key)
     runs: list[tuple[Entrant, Plan | UnsupportedModelError]] = []
     for entrant in entrants:
         try:
-            runs.append((entrant, make_plan(entrant.loaded, exporting=False)))
+            runs.append((entrant, make_plan(entrant.loaded, exporting=False, key=key)))
         except UnsupportedModelError as error:
             runs.append((entrant, error))
     audited = _audited(base)
@@ -168,7 +170,7 @@ def run_contest(
         policy = contest.loaded.policy
         found = Standings(
             policy_name=policy.name,
-            policy_digest=contest.loaded.digest,
+            policy_digest=contest.base.policy_digest,
             model=untouched.model,
             seed=policy.seed,
             safeedit=__version__,
