@@ -239,7 +239,7 @@ def _command(path: str, command: click.Command) -> Iterator[str]:
 
 
 def _unwrapped(text: str) -> str:
-    """Click's help as Markdown; what it keeps as it is (after ``\\b``) becomes a block."""
+    """The help of a command as Markdown; what click keeps as it is becomes a block."""
     blocks = inspect.cleandoc(text).split("\n\n")
     return "\n\n".join(
         "```\n" + block.removeprefix("\b").strip("\n") + "\n```"
