@@ -104,7 +104,7 @@ $(DOCS): $(INSTALLED)
 # Every warning is an error: a link that leads nowhere, an anchor that is not there.
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(DOCS)
-	$(VENV)/bin/mkdocs build --strict --quiet
+	$(VENV)/bin/mkdocs build --strict
 	@echo "documentation: site/index.html"
 
 bench: $(MODEL)

@@ -103,7 +103,7 @@ _SCORERS = (
 
 def _method(name: str) -> str:
     text = explain("editors", name)
-    return _TABLE.sub(r"[Results](../results/\1.md).", text)
+    return _TABLE.sub(r"[Results](../results/\1.md)", text)
 
 
 def _methods() -> str:
@@ -215,11 +215,12 @@ def _commands() -> Iterator[str]:
         "Exit codes: 0 passed (and exported), 1 a gate failed, 2 policy or usage, 3 environment or "
         "runtime, 4 inconclusive. People read stderr; `--json` puts the result on stdout."
     )
-    yield from _command("safeedit", command_line)
+    yield from _command("safeedit", command_line, None)
 
 
-def _command(path: str, command: click.Command) -> Iterator[str]:
-    context = click.Context(command, info_name=path)
+def _command(path: str, command: click.Command, parent: click.Context | None) -> Iterator[str]:
+    # With the settings of its own, as when it runs: click keeps what is asked of it here.
+    context = click.Context(command, parent, path, **command.context_settings)
     usage = " ".join((path, *command.collect_usage_pieces(context)))
     yield f"## {path} {{ #{path.replace(' ', '-')} }}"
     yield f"```\n{usage}\n```"
@@ -235,7 +236,7 @@ def _command(path: str, command: click.Command) -> Iterator[str]:
         for name in command.list_commands(context):
             child = command.get_command(context, name)
             assert child is not None
-            yield from _command(f"{path} {name}", child)
+            yield from _command(f"{path} {name}", child, context)
 
 
 def _unwrapped(text: str) -> str:

@@ -14,14 +14,14 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
 from safeedit.cli.terminal import put, put_json
 from safeedit.errors import UsageError
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
 KINDS = ("editors", "auditors", "scorers", "metrics", "datasets", "policies", "models")
 EXPLAINED = ("editors", "auditors", "scorers")
@@ -191,9 +191,9 @@ def _value(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, BaseModel):
-        shown = value.model_dump(exclude_defaults=True)
-        return _value(shown) if shown else "as below"
+    if hasattr(value, "model_dump"):  # a record, such as a reference to a scorer
+        given = value.model_dump(exclude_defaults=True)
+        return _value(given) if given else "as it is by default"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{k}: {_value(v)}" for k, v in value.items()) + "}"
     if isinstance(value, Enum):
