@@ -17,6 +17,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
+
 from safeedit.cli.terminal import put, put_json
 from safeedit.errors import UsageError
 
