@@ -16,14 +16,19 @@ from pathlib import Path
 from safeedit.methods.facts import values
 from safeedit.methods.facts.keys import subject_spot
 from safeedit.methods.facts.least_values import least_values
-from safeedit.methods.facts.values import Avoid, Row, Unit, learn_values
+from safeedit.methods.facts.values import (
+    FactObjective,
+    ObjectivePrompt,
+    SuppressTokens,
+    learn_values,
+)
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 
 OPENINGS = ("{}", "My neighbour told me this. {}")
 
 
-def _units(model: ModelHandle, source: Path, count: int) -> list[Unit]:
+def _units(model: ModelHandle, source: Path, count: int) -> list[FactObjective]:
     units = []
     for fact in json.loads(source.read_text())[:count]:
         rows = []
@@ -34,13 +39,15 @@ def _units(model: ModelHandle, source: Path, count: int) -> list[Unit]:
             first = model.engine.continuation(fact["attribute"], template)[0]
             for ids in model.engine.encode(texts, template):
                 if spot := subject_spot(model, ids, fact["subject"]):
-                    rows.append(Row(spot, Avoid((first,), -8.0)))
+                    rows.append(ObjectivePrompt(spot, SuppressTokens((first,), -8.0)))
         if rows:
-            units.append(Unit(tuple(rows)))
+            units.append(FactObjective(tuple(rows)))
     return units
 
 
-def _seconds(model: ModelHandle, layer: int, units: list[Unit], way: str, steps: int) -> float:
+def _seconds(
+    model: ModelHandle, layer: int, units: list[FactObjective], way: str, steps: int
+) -> float:
     start = time.process_time()
     if way == "least":
         least_values(model, layer, units, steps=steps, max_norm=1.5, stop=0.0)

@@ -69,15 +69,15 @@ def check(
 
     if (key_file is None) == (key_env is None):
         raise UsageError("give exactly one of --key-file and --key-env")
-    book = _of(export)
+    ledger_file = _of(export)
     # An absolute path: a policy's would start at its own folder.
     file = str(key_file.absolute()) if key_file is not None else None
     key, warnings = read_key(KeySpec(file=file, env=key_env))
     for warning in warnings:
         tell(f"warning: {warning}")
-    book.require(key)
+    ledger_file.require(key)
     source = DataSpec(file=str(requests), format=format_)
-    found = coverage(read_requests(source, Path(), key), book.rows)
+    found = coverage(read_requests(source, Path(), key), ledger_file.rows)
     rows = [
         {
             "place": request.place,
@@ -119,14 +119,14 @@ def key_(out: Path) -> None:
 def _of(export: Path) -> Ledger:
     from safeedit.export.ledger.file import LEDGER, find_ledger
 
-    book = find_ledger(export)
-    if book is None:
+    ledger_file = find_ledger(export)
+    if ledger_file is None:
         raise UsageError(
             "this export has no ledger",
             file=export / LEDGER,
             remedy="a policy with 'ledger: {key: ...}' keeps one",
         )
-    return book
+    return ledger_file
 
 
 def _groups(rows: Sequence[Entry]) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def train(
     from pydantic import TypeAdapter, ValidationError
 
     from safeedit.export.places import check_output
-    from safeedit.methods.remedi.mapping import Schooling
+    from safeedit.methods.remedi.mapping import TrainingConfig
     from safeedit.methods.remedi.mapping import train as learn
     from safeedit.model.sources import open_model
     from safeedit.policy.layers import Layers, resolve
@@ -90,7 +90,7 @@ def train(
         problem = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
         raise UsageError(f"--layers: {problem}", remedy="name one, such as 36%-36%") from error
     data = _data(lessons)
-    how = Schooling(rank=rank, epochs=epochs, learning_rate=learning_rate, seed=seed)
+    how = TrainingConfig(rank=rank, epochs=epochs, learning_rate=learning_rate, seed=seed)
     with screen.context(seed) as ctx:
         model = open_model(source)
         chosen = resolve(asked, model.n_layers)

@@ -65,7 +65,7 @@ def trace(
     from safeedit.export.places import check_folder
     from safeedit.planning.plan import make_plan
     from safeedit.policy import load_policy
-    from safeedit.workflows.tracing.measuring import Settings, choose_edit, trace_edit
+    from safeedit.workflows.tracing.measuring import TracingSettings, choose_edit, trace_edit
 
     plan = make_plan(load_policy(policy), exporting=False, key=digest_key(cache_dir()))
     edit = choose_edit(plan, name)
@@ -80,7 +80,7 @@ def trace(
         model = open_model(
             plan.model_source, revision=spec.revision, dtype=spec.dtype, device=spec.device
         )
-        how = Settings(facts=facts, noise=noise, draws=draws, window=window, seed=seed)
+        how = TracingSettings(facts=facts, noise=noise, draws=draws, window=window, seed=seed)
         found = trace_edit(model, plan, edit, how, ctx, checked)
     _write(found, folder)
     if as_json:

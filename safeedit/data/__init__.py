@@ -8,7 +8,7 @@
 - :mod:`~safeedit.data.checks`: our columns -> items, or an error with its line
 """
 
-from safeedit.data.checks import Record
+from safeedit.data.checks import CheckedRow
 from safeedit.data.formats import FORMATS, Format
 from safeedit.data.items import Dataset, Item, Phrasing
 from safeedit.data.loading import build_dataset, load_dataset, read_records
@@ -18,11 +18,11 @@ from safeedit.policy.builtin import builtin_datasets
 __all__ = [
     "FORMATS",
     "SPLITS",
+    "CheckedRow",
     "Dataset",
     "Format",
     "Item",
     "Phrasing",
-    "Record",
     "build_dataset",
     "builtin_datasets",
     "check_disjoint",

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safeedit.data.reading import Row, UnreadableRow, read_file, read_json, read_lines
+from safeedit.data.reading import RawRow, UnreadableRow, read_file, read_json, read_lines
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
 
@@ -41,7 +41,7 @@ def winobias_files(path: Path) -> dict[Path | None, str | None]:
     return {p: (("test" if p in tests else "validation") if both else None) for p in found}
 
 
-def read_winobias(path: Path, spec: DataSpec) -> Iterator[Row]:
+def read_winobias(path: Path, spec: DataSpec) -> Iterator[RawRow]:
     """Lines ``1 [The developer] argued with the designer because [he] ...``.
 
     The second profession is the first other one, of those marked in the file, that the sentence
@@ -111,7 +111,7 @@ _PRONOUNS = {"$NOM_PRONOUN": ("he", "she"), "$POSS_PRONOUN": ("his", "her"),
 _SHARES = ("occupations-stats.tsv", "winogender_occupations-stats.tsv")
 
 
-def winogender_shares(rows: Iterator[Row]) -> Iterator[Row]:
+def winogender_shares(rows: Iterator[RawRow]) -> Iterator[RawRow]:
     """Templates, each with its occupation's share of women from the file beside, if one is."""
     shares: dict[Path | None, dict[str, float]] = {}
     for row in rows:
@@ -165,7 +165,7 @@ _LABELS = {"stereotype": "stereotype", "anti-stereotype": "antistereotype",
            "unrelated": "unrelated"}  # fmt: skip
 
 
-def read_stereoset(path: Path, spec: DataSpec) -> Iterator[Row]:
+def read_stereoset(path: Path, spec: DataSpec) -> Iterator[RawRow]:
     """The published ``dev.json``, or a file of one item a row."""
     if path.suffix == ".json":
         whole = read_json(path, spec)
@@ -174,7 +174,7 @@ def read_stereoset(path: Path, spec: DataSpec) -> Iterator[Row]:
             for type_, entries in whole["data"].items():
                 for entry in entries:
                     number += 1
-                    yield Row(number, None, {"type": type_, **entry}, path)
+                    yield RawRow(number, None, {"type": type_, **entry}, path)
             return
     yield from read_file(path, spec)
 
@@ -236,7 +236,7 @@ def dama_files(path: Path) -> dict[Path | None, str | None]:
     }
 
 
-def read_dama(path: Path, spec: DataSpec) -> Iterator[Row]:
+def read_dama(path: Path, spec: DataSpec) -> Iterator[RawRow]:
     """Prompts, as texts or objects, each with its profession's scores from the list beside.
 
     Where the folder was named, a quarter of the professions to train on are for validation.
@@ -262,7 +262,7 @@ def read_dama(path: Path, spec: DataSpec) -> Iterator[Row]:
         if whole_folder and path.name.startswith("train") and "subject" in columns:
             drawn = hashlib.sha256(columns["subject"].encode()).digest()[0]
             columns["split"] = "validation" if drawn % 4 == 0 else "fit"
-        yield Row(number, None, columns, path)
+        yield RawRow(number, None, columns, path)
 
 
 def _profession_scores(path: Path) -> dict[str, tuple[float, float]]:

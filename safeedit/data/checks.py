@@ -17,7 +17,7 @@ from typing import Any
 from safeedit.data.columns import LIST_COLUMNS, OUR_COLUMNS, TEXT_COLUMNS, row_error
 from safeedit.data.formats import HELD_OUT
 from safeedit.data.items import Dataset, Item, Phrasing
-from safeedit.data.reading import Row
+from safeedit.data.reading import RawRow
 from safeedit.data.splitting import SPLITS, normalise_prompt
 from safeedit.errors import DataError
 from safeedit.records import Split
@@ -29,16 +29,16 @@ SHARED = "paraphrases left out: another item has the same in another split"
 
 
 @dataclass(frozen=True)
-class Record:
+class CheckedRow:
     """An item and the row it was read from."""
 
-    row: Row
+    row: RawRow
     item: Item
     named: bool
     """True where the row brought its own id."""
 
 
-def read_item(row: Row, columns: Mapping[str, Any], id_prefix: str = "") -> Record:
+def read_item(row: RawRow, columns: Mapping[str, Any], id_prefix: str = "") -> CheckedRow:
     """One item, its columns checked.
 
     Args:
@@ -72,10 +72,10 @@ def read_item(row: Row, columns: Mapping[str, Any], id_prefix: str = "") -> Reco
         split=_split(row, prompt, columns.get("split")),
         extra={name: value for name, value in columns.items() if name not in OUR_COLUMNS},
     )
-    return Record(row, item, named)
+    return CheckedRow(row, item, named)
 
 
-def _split(row: Row, prompt: str, value: Any) -> Split | None:
+def _split(row: RawRow, prompt: str, value: Any) -> Split | None:
     if value is None:
         return None
     if value == HELD_OUT:
@@ -104,7 +104,7 @@ def _distinct(prompt: str, paraphrases: Iterable[str]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def _check_text(row: Row, field: str, value: Any, what: str = "") -> None:
+def _check_text(row: RawRow, field: str, value: Any, what: str = "") -> None:
     what = what or field
     if not isinstance(value, str):
         number = isinstance(value, (int, float))
@@ -136,7 +136,7 @@ def _remedy(field: str, value: Any, *, number: bool) -> str:
     return "write it in quotes" if number else ""
 
 
-def _check_list(row: Row, field: str, value: Any) -> None:
+def _check_list(row: RawRow, field: str, value: Any) -> None:
     if not isinstance(value, (list, tuple)):
         raise row_error(
             row,
@@ -156,8 +156,8 @@ def _kind(value: Any) -> str:
 
 
 def check_rows(
-    records: Sequence[Record], *, published: bool, erased: bool, forced: Split | None
-) -> tuple[list[Record], Counter[str]]:
+    records: Sequence[CheckedRow], *, published: bool, erased: bool, forced: Split | None
+) -> tuple[list[CheckedRow], Counter[str]]:
     """Records without repeats, contradictions and overlaps, and how many were left out.
 
     Args:
@@ -176,9 +176,9 @@ def check_rows(
 
     if not erased and forced is None:
         _check_all_or_none(records)
-    by_prompt: dict[str, Record] = {}
-    by_spelling: dict[str, Record] = {}
-    by_id: dict[str, Record] = {}
+    by_prompt: dict[str, CheckedRow] = {}
+    by_spelling: dict[str, CheckedRow] = {}
+    by_id: dict[str, CheckedRow] = {}
     for record in records:
         item = record.item
         twin = by_prompt.get(_prompt_key(item.prompt))
@@ -214,7 +214,7 @@ def check_rows(
 
 
 def shared_paraphrases(
-    dataset: Dataset, records: Sequence[Record], *, published: bool
+    dataset: Dataset, records: Sequence[CheckedRow], *, published: bool
 ) -> dict[str, set[str]]:
     """Paraphrases that another item brings into another split.
 
@@ -267,14 +267,14 @@ def _merged(first: Item, second: Item) -> Item:
     )
 
 
-def _free_id(wanted: str, taken: Mapping[str, Record]) -> str:
+def _free_id(wanted: str, taken: Mapping[str, CheckedRow]) -> str:
     number = 2
     while f"{wanted}-{number}" in taken:
         number += 1
     return f"{wanted}-{number}"
 
 
-def _check_all_or_none(records: Sequence[Record]) -> None:
+def _check_all_or_none(records: Sequence[CheckedRow]) -> None:
     with_split = next((r for r in records if r.item.split is not None), None)
     without = next((r for r in records if r.item.split is None), None)
     if with_split is not None and without is not None:
@@ -286,7 +286,7 @@ def _check_all_or_none(records: Sequence[Record]) -> None:
         )
 
 
-def _pair_error(first: Record, second: Record, message: str, remedy: str) -> DataError:
+def _pair_error(first: CheckedRow, second: CheckedRow, message: str, remedy: str) -> DataError:
     return DataError(
         f"{message}: {first.row.place} and {second.row.place}",
         file=second.row.file,

@@ -14,7 +14,7 @@ from typing import Any
 
 from safeedit.data.formats import FORMATS, Format, evident_format
 from safeedit.data.items import Item
-from safeedit.data.reading import Row, UnreadableRow
+from safeedit.data.reading import RawRow, UnreadableRow
 from safeedit.data.subjects import fill_braces
 from safeedit.data.tables import LIST_COLUMNS
 from safeedit.errors import DataError
@@ -51,7 +51,7 @@ _MISSING = object()
 
 
 def row_error(
-    row: Row, message: str, *, path: Path | None = None, field: str = "", remedy: str = ""
+    row: RawRow, message: str, *, path: Path | None = None, field: str = "", remedy: str = ""
 ) -> DataError:
     """A DataError at a row: by its line, or by its number where lines say nothing."""
     text = message if row.line is not None else f"row {row.number} {message}"
@@ -90,11 +90,11 @@ class Renaming:
         self.spec = spec
         self.format = format_
         self._unseen = set(spec.columns)
-        self._last: Row | None = None
+        self._last: RawRow | None = None
         self.noted: Counter[str] = Counter()
         """What was done to rows that a reader of the figures should know -> to how many."""
 
-    def __call__(self, row: Row) -> dict[str, Any]:
+    def __call__(self, row: RawRow) -> dict[str, Any]:
         """The row's columns under our names; columns without value are left out.
 
         Raises:
@@ -112,12 +112,12 @@ class Renaming:
                     columns[ours] = value
         return _with_listed_answers(columns)
 
-    def require_prompt(self, columns: Mapping[str, Any], row: Row) -> None:
+    def require_prompt(self, columns: Mapping[str, Any], row: RawRow) -> None:
         """Raises DataError where a chosen row has no prompt."""
         if "prompt" not in columns:
             raise self._no_prompt(row)
 
-    def filled(self, columns: dict[str, Any], row: Row) -> dict[str, Any]:
+    def filled(self, columns: dict[str, Any], row: RawRow) -> dict[str, Any]:
         """A chosen row with its subject in place of :data:`PLACEHOLDER`, or of the ``{}`` of
         ROME's and EasyEdit's requests.
 
@@ -159,7 +159,7 @@ class Renaming:
                     remedy=suggest_column(theirs, row.columns, row.file),
                 )
 
-    def _formatted(self, row: Row) -> dict[str, Any]:
+    def _formatted(self, row: RawRow) -> dict[str, Any]:
         format_ = self.format or self._evident(row)
         if format_ is None:
             columns = self._spelt(row)
@@ -181,13 +181,13 @@ class Renaming:
         self.noted[SYSTEM_LEFT] += format_.name == "chat" and "system" in made
         return {name: value for name, value in made.items() if value is not None}
 
-    def _evident(self, row: Row) -> Format | None:
+    def _evident(self, row: RawRow) -> Format | None:
         """The format that a row shows by itself, where neither it nor the prompt was named."""
         if self.format is not None or "prompt" in self.spec.columns:
             return None
         return evident_format(self._spelt(row))
 
-    def _spelt(self, row: Row) -> dict[str, Any]:
+    def _spelt(self, row: RawRow) -> dict[str, Any]:
         """A row's filled columns, ours in lower case unless ``columns`` names them as they are."""
         named = self.spec.columns.values()
         found: dict[str, Any] = {}
@@ -203,7 +203,7 @@ class Renaming:
         named = "prompt" in self.spec.columns or columns.get("prompt") is not None
         return not named and columns.get("text") is not None
 
-    def _no_prompt(self, row: Row) -> DataError:
+    def _no_prompt(self, row: RawRow) -> DataError:
         theirs = self.spec.columns.get("prompt")
         if theirs is not None:
             return row_error(
@@ -243,7 +243,7 @@ def _with_listed_answers(columns: dict[str, Any]) -> dict[str, Any]:
     return rest | {"answer": given[0], "aliases": [*given[1:], *aliases]}
 
 
-def _advice(row: Row) -> str:
+def _advice(row: RawRow) -> str:
     """What may turn a row without prompt into one with: a format, a delimiter, or a column."""
     names = row.columns.keys()
     if found := format_hint(names):
@@ -299,7 +299,7 @@ class Selection:
         self.columns: set[str] = set()
         self.values: dict[str, set[Any]] = {name: set() for name in self.wanted}
 
-    def keeps(self, columns: Mapping[str, Any], row: Row) -> bool:
+    def keeps(self, columns: Mapping[str, Any], row: RawRow) -> bool:
         """True where every column of ``where`` has a wanted value.
 
         Args:

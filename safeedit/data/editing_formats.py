@@ -13,7 +13,7 @@ from dataclasses import replace
 from os.path import commonprefix
 from typing import Any
 
-from safeedit.data.reading import Row, UnreadableRow
+from safeedit.data.reading import RawRow, UnreadableRow
 
 Columns = Mapping[str, Any]
 
@@ -32,7 +32,7 @@ def _answers(value: Any) -> dict[str, Any]:
     return {"answer": texts[0], "aliases": texts[1:]} if texts else {}
 
 
-def _expanded(rows: Iterator[Row], each: Any) -> Iterator[Row]:
+def _expanded(rows: Iterator[RawRow], each: Any) -> Iterator[RawRow]:
     """What ``each`` makes of every row, numbered; rows of other formats pass and are refused."""
     number = 0
     for row in rows:
@@ -90,12 +90,12 @@ def _prompt(columns: Columns) -> Any:
     return columns.get("prompt", columns.get("text", columns.get("question")))
 
 
-def knowedit_locality(rows: Iterator[Row]) -> Iterator[Row]:
+def knowedit_locality(rows: Iterator[RawRow]) -> Iterator[RawRow]:
     """What must stay as it is, of all changes."""
     return _expanded(rows, lambda columns: _asked(columns, "locality"))
 
 
-def knowedit_portability(rows: Iterator[Row]) -> Iterator[Row]:
+def knowedit_portability(rows: Iterator[RawRow]) -> Iterator[RawRow]:
     """What follows from the changes."""
     return _expanded(rows, lambda columns: _asked(columns, "portability"))
 
@@ -179,12 +179,12 @@ def _spellings(query: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def ripple_locality(rows: Iterator[Row]) -> Iterator[Row]:
+def ripple_locality(rows: Iterator[RawRow]) -> Iterator[RawRow]:
     """What must stay as it is."""
     return _expanded(rows, lambda columns: _queries(columns, _STAYS))
 
 
-def ripple_portability(rows: Iterator[Row]) -> Iterator[Row]:
+def ripple_portability(rows: Iterator[RawRow]) -> Iterator[RawRow]:
     """What follows from the changes."""
     kinds = tuple(kind for kind in _TESTS if kind not in _STAYS)
     return _expanded(rows, lambda columns: _queries(columns, kinds))
@@ -208,7 +208,7 @@ def _queries(columns: Columns, kinds: Sequence[str]) -> Iterator[dict[str, Any]]
 # -- MQuAKE ----------------------------------------------------------------------------------------
 
 
-def mquake_rewrites(rows: Iterator[Row]) -> Iterator[Row]:
+def mquake_rewrites(rows: Iterator[RawRow]) -> Iterator[RawRow]:
     """Every change of every case; cases share them, and each counts once."""
     return _expanded(rows, _rewrites)
 

@@ -19,7 +19,7 @@ from typing import Any
 from safeedit.data import bias_formats as bias
 from safeedit.data import chat_formats as chats
 from safeedit.data import editing_formats as editing
-from safeedit.data.reading import Row
+from safeedit.data.reading import RawRow
 from safeedit.data.splitting import normalise_prompt
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
@@ -40,9 +40,9 @@ class Format:
     """Sets of columns that give the format away, to suggest it."""
     files: Callable[[Path], dict[Path | None, str | None]] | None = None
     """Where file names say which split a file is: its files, and the split of each."""
-    rows: Callable[[Iterator[Row]], Iterator[Row]] | None = None
+    rows: Callable[[Iterator[RawRow]], Iterator[RawRow]] | None = None
     """Where items are not rows one by one."""
-    read: Callable[[Path, DataSpec], Iterator[Row]] | None = None
+    read: Callable[[Path, DataSpec], Iterator[RawRow]] | None = None
     """Where files are none of the usual kinds."""
     evident: Callable[[Columns], bool] | None = None
     """Tells a row that can be nothing else, which is read without its format being named."""
@@ -219,14 +219,14 @@ TOXIC_FROM, NEUTRAL_UP_TO = 0.5, 0.1
 """Scores by which RealToxicityPrompts continuations make pairs: those between are left out."""
 
 
-def _rtp_pairs(rows: Iterator[Row]) -> Iterator[Row]:
+def _rtp_pairs(rows: Iterator[RawRow]) -> Iterator[RawRow]:
     """A toxic continuation and a neutral one of another prompt, each used once.
 
     Each toxic one, in order, gets the neutral one nearest in words, and among those in its
     prompt's score and of the same split. Rows that lack a score or a continuation are left out.
     """
-    toxic: list[tuple[int, float, Row]] = []
-    neutral: dict[Split, dict[int, list[tuple[float, int, Row]]]] = {}
+    toxic: list[tuple[int, float, RawRow]] = []
+    neutral: dict[Split, dict[int, list[tuple[float, int, RawRow]]]] = {}
     for row in rows:
         if "prompt" not in row.columns or "continuation" not in row.columns:
             yield row  # not of this format; the next step says so
@@ -297,19 +297,19 @@ def _wikitext(columns: Columns) -> dict[str, Any]:
 _HEADING = re.compile(r"^\s*(=(?: =)*) (?!=)(.*?) \1\s*$")
 
 
-def _wikitext_sections(rows: Iterator[Row]) -> Iterator[Row]:
+def _wikitext_sections(rows: Iterator[RawRow]) -> Iterator[RawRow]:
     """Sections of articles: paragraphs between two headings, headings left out."""
     article: str | None = None
     section: list[str] = []
-    first: Row | None = None
+    first: RawRow | None = None
     number = 0
 
-    def passage() -> Iterator[Row]:
+    def passage() -> Iterator[RawRow]:
         nonlocal number
         text = "\n".join(section)
         if first is not None and len(text.split()) >= MIN_PASSAGE_WORDS:
             number += 1
-            yield Row(number, first.line, {"text": text, "article": article}, first.file)
+            yield RawRow(number, first.line, {"text": text, "article": article}, first.file)
 
     for row in rows:
         if "text" not in row.columns:

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safeedit.data.reading import Row, without_nulls
+from safeedit.data.reading import RawRow, without_nulls
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
 
 
-def read_saved(path: Path, split: str | None) -> Iterator[Row]:
+def read_saved(path: Path, split: str | None) -> Iterator[RawRow]:
     """The rows of a folder that ``save_to_disk`` wrote.
 
     Args:
@@ -42,7 +42,7 @@ def read_saved(path: Path, split: str | None) -> Iterator[Row]:
     if isinstance(found, datasets.DatasetDict):
         found = _pick_split(found, split or "train", path)
     for number, columns in enumerate(found, start=1):
-        yield Row(number, None, without_nulls(columns), path)
+        yield RawRow(number, None, without_nulls(columns), path)
 
 
 def _pick_split(found: Mapping[Any, Any], split: str, path: Path) -> Any:
@@ -54,7 +54,7 @@ def _pick_split(found: Mapping[Any, Any], split: str, path: Path) -> Any:
     return found[split]
 
 
-def read_hub(spec: DataSpec) -> Iterator[Row]:
+def read_hub(spec: DataSpec) -> Iterator[RawRow]:
     """The rows of a hub data set, through Hugging Face ``datasets``.
 
     Raises:
@@ -90,7 +90,7 @@ def read_hub(spec: DataSpec) -> Iterator[Row]:
         except Exception as error:
             # Rows are being converted here, and such errors quote them.
             raise _unreadable(spec, f"{type(error).__name__} in row {number}") from None
-        yield Row(number, None, without_nulls(columns), None)
+        yield RawRow(number, None, without_nulls(columns), None)
 
 
 def _unreadable(spec: DataSpec, reason: str) -> DataError:

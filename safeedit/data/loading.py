@@ -16,12 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safeedit.data.checks import SHARED, Record, check_rows, read_item, shared_paraphrases
+from safeedit.data.checks import SHARED, CheckedRow, check_rows, read_item, shared_paraphrases
 from safeedit.data.columns import Renaming, Selection, row_error
 from safeedit.data.formats import Format, find_format
 from safeedit.data.hub import read_hub
 from safeedit.data.items import Dataset, Item, group_of
-from safeedit.data.reading import Row, read_file
+from safeedit.data.reading import RawRow, read_file
 from safeedit.data.splitting import normalise_prompt
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
@@ -79,7 +79,7 @@ def with_defaults(
 
 def read_records(
     spec: DataSpec, base: Path = Path(), counted: Counter[str] | None = None
-) -> list[Record]:
+) -> list[CheckedRow]:
     """The rows of one source, and of those it names in ``also``, each checked on its own.
 
     Args:
@@ -101,7 +101,7 @@ def read_records(
     return records
 
 
-def _apart(spec: DataSpec, base: Path, counted: Counter[str] | None) -> list[Record]:
+def _apart(spec: DataSpec, base: Path, counted: Counter[str] | None) -> list[CheckedRow]:
     """The rows of one source that ``where`` chooses and ``apart_from`` leaves."""
     format_ = _format(spec)
     path, files = _locate(spec, base, format_)
@@ -124,7 +124,7 @@ def _apart(spec: DataSpec, base: Path, counted: Counter[str] | None) -> list[Rec
     return kept
 
 
-def _likenesses(records: Sequence[Record], group: str | None) -> list[str]:
+def _likenesses(records: Sequence[CheckedRow], group: str | None) -> list[str]:
     """What makes a row the same as one of another source: its group, or its prompt."""
     return [
         normalise_prompt((group_of(record.item, group) if group else None) or record.item.prompt)
@@ -133,7 +133,7 @@ def _likenesses(records: Sequence[Record], group: str | None) -> list[str]:
 
 
 def build_dataset(
-    records: Sequence[Record],
+    records: Sequence[CheckedRow],
     spec: DataSpec,
     role: DataRole | None = None,
     *,
@@ -191,7 +191,7 @@ def build_dataset(
 
 
 def _check_groups(
-    records: Sequence[Record], group: str, *, erased: bool, forced: Split | None
+    records: Sequence[CheckedRow], group: str, *, erased: bool, forced: Split | None
 ) -> None:
     """See that every row has a group, and that rows' own splits keep each group whole."""
     if erased:
@@ -199,7 +199,7 @@ def _check_groups(
             "data to be erased is divided by phrasing: every item takes part everywhere",
             field="group", remedy="leave 'group' out",
         )  # fmt: skip
-    first: dict[str, Record] = {}
+    first: dict[str, CheckedRow] = {}
     for record in records:
         name = group_of(record.item, group)
         if name is None:
@@ -262,10 +262,10 @@ def _read(
     files: Mapping[Path | None, str | None],
     format_: Format | None,
     counted: Counter[str] | None,
-) -> list[Record]:
+) -> list[CheckedRow]:
     """The chosen rows of all files, as items; unreadable ones are counted, if they may be."""
     renamed, selection = Renaming(spec, format_), Selection(spec, path)
-    records: list[Record] = []
+    records: list[CheckedRow] = []
     for file, split in files.items():
         rows = _rows(spec, file, format_)
         if format_ is not None and format_.rows is not None:
@@ -292,7 +292,7 @@ def _read(
     return records
 
 
-def _rows(spec: DataSpec, file: Path | None, format_: Format | None) -> Iterator[Row]:
+def _rows(spec: DataSpec, file: Path | None, format_: Format | None) -> Iterator[RawRow]:
     if file is None:
         return read_hub(spec)
     if format_ is not None and format_.read is not None:

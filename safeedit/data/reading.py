@@ -1,6 +1,6 @@
 """Files of rows: JSON (lines, array, objects), CSV, Parquet, text; packed or not.
 
-Every reader yields :class:`Row`: plain columns and the place they come from. A fault is a
+Every reader yields :class:`RawRow`: plain columns and the place they come from. A fault is a
 DataError with file and line; content is never quoted.
 """
 
@@ -28,7 +28,7 @@ SUFFIXES = ".jsonl .json .csv .tsv .parquet .txt, or one of these packed as .gz 
 
 
 @dataclass(frozen=True)
-class Row:
+class RawRow:
     """One record and where it stands."""
 
     number: int
@@ -58,7 +58,7 @@ class UnreadableRow(Exception):  # noqa: N818 (becomes a DataError that says whe
         self.remedy = remedy
 
 
-def read_lines(path: Path, spec: DataSpec) -> Iterator[Row]:
+def read_lines(path: Path, spec: DataSpec) -> Iterator[RawRow]:
     """The lines of a text file that are not blank, as rows with a ``text``; any suffix.
 
     Raises:
@@ -67,7 +67,7 @@ def read_lines(path: Path, spec: DataSpec) -> Iterator[Row]:
     lines = _decoded(path, _content(path, spec.sha256)[0]).splitlines()
     filled = ((line, text) for line, text in enumerate(lines, start=1) if text.strip())
     for number, (line, text) in enumerate(filled, start=1):
-        yield Row(number, line, {"text": text}, path)
+        yield RawRow(number, line, {"text": text}, path)
 
 
 def read_json(path: Path, spec: DataSpec) -> Any:
@@ -92,7 +92,7 @@ def _decoded(path: Path, raw: bytes) -> str:
         ) from error
 
 
-def read_file(path: Path, spec: DataSpec) -> Iterator[Row]:
+def read_file(path: Path, spec: DataSpec) -> Iterator[RawRow]:
     """The rows of a local file or saved folder.
 
     Raises:
@@ -117,7 +117,7 @@ def read_file(path: Path, spec: DataSpec) -> Iterator[Row]:
         raise
     if suffix in (".csv", ".tsv"):
         for line, number, columns in csv_rows(path, text, "\t" if suffix == ".tsv" else ","):
-            yield Row(number, line, columns, path)
+            yield RawRow(number, line, columns, path)
     elif suffix in _TEXT_SUFFIXES:
         yield from _paragraphs(path, text)
     elif suffix in _JSON_SUFFIXES or text.lstrip()[:1] in ("{", "["):
@@ -202,7 +202,7 @@ def _not_json(path: Path, line: int, error: Exception) -> DataError:
     return DataError(reason, file=path, line=line, remedy="write one JSON object per line")
 
 
-def _object(path: Path, line: int, number: int, value: Any, *, lines: bool) -> Row:
+def _object(path: Path, line: int, number: int, value: Any, *, lines: bool) -> RawRow:
     if not isinstance(value, dict):
         kind = {list: "a list", str: "a text", type(None): "null"}.get(type(value), "a number")
         what = "" if lines else f"row {number} "
@@ -210,10 +210,10 @@ def _object(path: Path, line: int, number: int, value: Any, *, lines: bool) -> R
             f"{what}should be a JSON object, not {kind}", file=path, line=line,
             remedy='rows look like {"prompt": "...", "answer": "..."}',
         )  # fmt: skip
-    return Row(number, line if lines else None, value, path)
+    return RawRow(number, line if lines else None, value, path)
 
 
-def _json(path: Path, text: str) -> Iterator[Row]:
+def _json(path: Path, text: str) -> Iterator[RawRow]:
     """An array, objects one a line, objects over several lines, or one that wraps the rows."""
     if text.lstrip()[:1] == "[":
         # Published files are sometimes one array under the name .jsonl.
@@ -276,7 +276,7 @@ def _wrapped(columns: Mapping[str, Any]) -> list[Any] | None:
     return inner if rows and plain and not told else None
 
 
-def _json_objects(path: Path, text: str) -> Iterator[Row]:
+def _json_objects(path: Path, text: str) -> Iterator[RawRow]:
     """Objects one after another, each over as many lines as it likes."""
     index, number, line, counted = 0, 0, 1, 0
     while (index := _skip(text, index)) < len(text):
@@ -291,7 +291,7 @@ def _json_objects(path: Path, text: str) -> Iterator[Row]:
         yield _object(path, line, number, value, lines=True)
 
 
-def _json_lines(path: Path, text: str) -> Iterator[Row]:
+def _json_lines(path: Path, text: str) -> Iterator[RawRow]:
     number = 0
     for line, content in enumerate(_BREAK.split(text), start=1):
         if not content.strip():
@@ -313,7 +313,7 @@ def _skip(text: str, index: int) -> int:
     return match.end()
 
 
-def _json_array(path: Path, text: str) -> Iterator[Row]:
+def _json_array(path: Path, text: str) -> Iterator[RawRow]:
     def fault(index: int, error: Exception) -> DataError:
         return _not_json(path, text.count("\n", 0, index) + 1, error)
 
@@ -342,7 +342,7 @@ def _json_array(path: Path, text: str) -> Iterator[Row]:
         raise fault(index, json.JSONDecodeError("Extra data after the array", "", 0))
 
 
-def _paragraphs(path: Path, text: str) -> Iterator[Row]:
+def _paragraphs(path: Path, text: str) -> Iterator[RawRow]:
     """Passages parted by blank lines."""
     number, start, lines = 0, 0, list[str]()
     for line, content in enumerate([*text.splitlines(), ""], start=1):
@@ -352,11 +352,11 @@ def _paragraphs(path: Path, text: str) -> Iterator[Row]:
             lines.append(content.strip())
         elif lines:
             number += 1
-            yield Row(number, start, {"text": "\n".join(lines)}, path)
+            yield RawRow(number, start, {"text": "\n".join(lines)}, path)
             lines = []
 
 
-def _parquet(path: Path, raw: bytes) -> Iterator[Row]:
+def _parquet(path: Path, raw: bytes) -> Iterator[RawRow]:
     import pyarrow
     import pyarrow.parquet
 
@@ -366,7 +366,7 @@ def _parquet(path: Path, raw: bytes) -> Iterator[Row]:
         for batch in table.iter_batches(batch_size=1024):
             for columns in batch.to_pylist():
                 number += 1
-                yield Row(number, None, without_nulls(columns), path)
+                yield RawRow(number, None, without_nulls(columns), path)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError("is not a readable Parquet file", file=path) from error
 

@@ -66,8 +66,12 @@ from safeedit.data.coreference import (
 from safeedit.data.splitting import normalise_prompt
 from safeedit.delta import LowRank
 from safeedit.errors import DataError, EditError
-from safeedit.methods.constrained_least_squares import Weighted, least_change, same_keys
-from safeedit.methods.facts.keys import Spot, keys_at, second_moments, subject_spot
+from safeedit.methods.constrained_least_squares import (
+    Weighted,
+    constrained_least_squares,
+    same_keys,
+)
+from safeedit.methods.facts.keys import TokenPosition, keys_at, second_moments, subject_spot
 from safeedit.methods.openings import subjects_of, undefined_gender
 from safeedit.methods.residual_shifts import margin_shifts, margins, single_tokens
 from safeedit.methods.scaled import check_spread, scaled_proposal, so_far
@@ -217,7 +221,7 @@ def _solve(
         # What reads the same as a key to be moved can't stay.
         new = same_keys(torch.cat([own, held], 1), _ONE_KEY)[own.shape[1] :] >= own.shape[1]
         preserve = torch.cat([held[:, new], ordinary[site].sinks], 1)
-        change = least_change(
+        change = constrained_least_squares(
             own,
             moves / (len(sites) - done),
             Weighted.of(ordinary[site].second, params.background),
@@ -274,7 +278,7 @@ class _Wanted:
         openings: So many spots, the first, are openings about one person.
     """
 
-    spots: list[Spot]
+    spots: list[TokenPosition]
     tokens: Tensor
     margins: Tensor
     openings: int
@@ -328,7 +332,7 @@ def _sentences(
             field="sentences",
             remedy="rows need an answer, two 'professions' with it among them and a 'pronoun'",
         )
-    spots: list[Spot] = []
+    spots: list[TokenPosition] = []
     tokens: list[tuple[int, int]] = []
     owners: list[int] = []
     for number, ((one, two, _), questions) in enumerate(sorted(groups.items())):
@@ -337,7 +341,7 @@ def _sentences(
             continue
         for ids in engine.encode(list(questions.values()), template):
             whole = (*ids, *begun)
-            spots.append(Spot(whole, len(whole) - 1))
+            spots.append(TokenPosition(whole, len(whole) - 1))
             tokens.append((first[0], second[0]))
             owners.append(number)
     if not spots:
@@ -376,7 +380,7 @@ def _merged(keys: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
 
 def _factual(
     params: KeyedDebiasParams, model: ModelHandle, data: EditData, ctx: RunContext
-) -> list[Spot]:
+) -> list[TokenPosition]:
     factual = data.get("factual")
     if factual is None:
         ctx.warn("keyed_debias: without 'factual' prompts nothing keeps queens and fathers apart")
@@ -407,13 +411,13 @@ def _spots(
     items: Sequence[Item],
     data: Dataset,
     role: str,
-) -> list[Spot]:
+) -> list[TokenPosition]:
     """The token of each prompt whose key counts."""
     prompts = model.engine.encode(
         [item.prompt for item in items], model.engine.codec.resolve(data.template)
     )
     if params.key == "last":
-        return [Spot(tuple(ids), len(ids) - 1) for ids in prompts]
+        return [TokenPosition(tuple(ids), len(ids) - 1) for ids in prompts]
     subjects = subjects_of(items, role)
     found = [
         subject_spot(model, ids, subject) for ids, subject in zip(prompts, subjects, strict=True)
@@ -427,12 +431,12 @@ def _spots(
     return [spot for spot in found if spot is not None]
 
 
-def _margins(model: ModelHandle, spots: Sequence[Spot], tokens: Tensor) -> Tensor:
+def _margins(model: ModelHandle, spots: Sequence[TokenPosition], tokens: Tensor) -> Tensor:
     last = model.n_layers - 1
     states = model.engine.hidden([spot.ids for spot in spots], [last])[last]
     return margins(model, torch.stack(states), tokens)
 
 
-def _size(model: ModelHandle, spots: Sequence[Spot], pair: Tensor) -> float | None:
+def _size(model: ModelHandle, spots: Sequence[TokenPosition], pair: Tensor) -> float | None:
     """Mean size of margins of one pair of words ``(1, 2)``; None without prompts."""
     return float(_margins(model, spots, pair).abs().mean()) if spots else None

@@ -47,11 +47,11 @@ from safeedit.data import Dataset
 from safeedit.data.pairs import read_pairs
 from safeedit.delta import LowRank
 from safeedit.errors import DataError, EditError
-from safeedit.methods.constrained_least_squares import Weighted, least_change
+from safeedit.methods.constrained_least_squares import Weighted, constrained_least_squares
 from safeedit.methods.contrast import Passages, passages
-from safeedit.methods.facts.keys import Spot, keys_at, second_moments
+from safeedit.methods.facts.keys import TokenPosition, keys_at, second_moments
 from safeedit.methods.facts.least_values import least_values
-from safeedit.methods.facts.values import Avoid, Row, Unit
+from safeedit.methods.facts.values import FactObjective, ObjectivePrompt, SuppressTokens
 from safeedit.methods.scaled import check_spread, scaled_proposal, so_far
 from safeedit.model.handle import ModelHandle
 from safeedit.policy.layers import Layers, resolve
@@ -131,7 +131,13 @@ class KeyedDetox:
         tokens, places = _places(params, model, pairs, ctx)
         before = _mass(model, places, tokens)
         aims = [
-            Unit((Row(place, Avoid(tokens, min(float(now) - params.drop, -0.01))),))
+            FactObjective(
+                (
+                    ObjectivePrompt(
+                        place, SuppressTokens(tokens, min(float(now) - params.drop, -0.01))
+                    ),
+                )
+            )
             for place, now in zip(places, before, strict=True)
         ]
         neutral = [
@@ -161,7 +167,7 @@ class KeyedDetox:
                     progress=ctx.progress,
                 )
                 keys = keys_at(model, places, [site])[site]
-            change = least_change(
+            change = constrained_least_squares(
                 keys,
                 values.shifts.double().T / (len(sites) - done),
                 Weighted.of(ordinary[site].second, params.background),
@@ -198,12 +204,12 @@ class KeyedDetox:
 
 def _places(
     params: KeyedDetoxParams, model: ModelHandle, data: Dataset, ctx: RunContext
-) -> tuple[tuple[int, ...], list[Spot]]:
+) -> tuple[tuple[int, ...], list[TokenPosition]]:
     """Tokens of abuse, and the tokens before each of them in toxic continuations."""
     read = passages(data, "fit", model.engine, ctx)
     abuse = set(_given(params, model, data) if params.words else _found(params, read))
     places = [
-        Spot(tuple(text.ids[:at]), at - 1)
+        TokenPosition(tuple(text.ids[:at]), at - 1)
         for text in read.toxic
         for at in range(max(1, text.start), len(text.ids))
         if text.ids[at] in abuse
@@ -241,7 +247,9 @@ def _found(params: KeyedDetoxParams, read: Passages) -> list[int]:
     ]
 
 
-def _mass(model: ModelHandle, places: Sequence[Spot], tokens: Sequence[int]) -> torch.Tensor:
+def _mass(
+    model: ModelHandle, places: Sequence[TokenPosition], tokens: Sequence[int]
+) -> torch.Tensor:
     """``(places,)`` log-probability of all words of abuse together."""
     ids = [list(place.ids) for place in places]
     return model.engine.next_token_log_probs(ids, tokens).logsumexp(1).double()

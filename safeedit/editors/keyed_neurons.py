@@ -44,7 +44,7 @@ from safeedit.data.subjects import check_subjects, same_subject
 from safeedit.delta import Update
 from safeedit.errors import DataError, EditError
 from safeedit.methods.facts import gated_neurons as neurons
-from safeedit.methods.facts.editing import Fact, FactParams, Road, value_tokens
+from safeedit.methods.facts.editing import Fact, FactEdit, FactParams, value_tokens
 from safeedit.methods.facts.keys import in_windows
 from safeedit.methods.scaled import proposal_of
 from safeedit.model.architectures import Site
@@ -127,7 +127,7 @@ class KeyedNeurons:
         )
 
 
-class _NeuronRoad(Road):
+class _NeuronRoad(FactEdit):
     """One proposal on its way; a group is what is to be forgotten of one subject."""
 
     params: KeyedNeuronsParams
@@ -138,7 +138,7 @@ class _NeuronRoad(Road):
             groups.setdefault(same_subject(fact.subject), []).append(fact)
         return list(groups.values())
 
-    def keyed(self, sites: Sequence[Site]) -> list[neurons.KeyedNeurons]:
+    def keyed(self, sites: Sequence[Site]) -> list[neurons.GatedNeurons]:
         """The neurons of each layer that gets any, their values in them."""
         shape, params = self.model.shape, self.params
         texts = self._texts()
@@ -155,7 +155,7 @@ class _NeuronRoad(Road):
                     f"one, and {neurons.most(shape.d_mlp)} of its {shape.d_mlp} can be replaced",
                     remedy="name more 'layers', or raise 'subjects_per_neuron'",
                 )
-            keyed = neurons.KeyedNeurons(
+            keyed = neurons.GatedNeurons(
                 self.model,
                 [site.layer],
                 [[_of(text, chosen) for text in group] for group in texts],

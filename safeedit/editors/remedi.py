@@ -52,17 +52,22 @@ from safeedit.contracts import (
 from safeedit.data import Dataset
 from safeedit.delta import LowRank, Origin, WeightDelta
 from safeedit.errors import DataError, EditError, ModelError, UnsupportedModelError, UsageError
-from safeedit.methods.constrained_least_squares import Change, Weighted, least_change, same_keys
+from safeedit.methods.constrained_least_squares import (
+    Change,
+    Weighted,
+    constrained_least_squares,
+    same_keys,
+)
 from safeedit.methods.facts.editing import CONTEXTS
-from safeedit.methods.facts.keys import Spot, keys_at, second_moments, subject_spot
+from safeedit.methods.facts.keys import TokenPosition, keys_at, second_moments, subject_spot
 from safeedit.methods.remedi.examples import (
-    Lesson,
+    AttributeExample,
     attribute_states,
     entity_states,
     lesson,
     opposite,
 )
-from safeedit.methods.remedi.mapping import Remedi, Schooling, train
+from safeedit.methods.remedi.mapping import Remedi, TrainingConfig, train
 from safeedit.methods.scaled import scaled_proposal
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
@@ -190,10 +195,10 @@ class RemediEditor:
 
 @dataclass(frozen=True)
 class _Entity:
-    given: Lesson
-    spots: tuple[Spot, ...]
+    given: AttributeExample
+    spots: tuple[TokenPosition, ...]
     """In the fit phrasings, after each opening."""
-    held_out: tuple[Spot, ...]
+    held_out: tuple[TokenPosition, ...]
     """In the validation phrasings."""
 
 
@@ -222,7 +227,7 @@ class _Road:
         near = self._keys(neighbours["fit"])
         new = same_keys(torch.cat([keys, near], 1), _ONE_KEY)[keys.shape[1] :] >= keys.shape[1]
         preserve = torch.cat([near[:, new], ordinary.sinks], 1)
-        change = least_change(
+        change = constrained_least_squares(
             keys,
             shifts.T,
             Weighted.of(ordinary.second, self.params.background),
@@ -307,14 +312,14 @@ class _Road:
             self.ctx.warn(f"remedi: {absent} phrasings do not mention their subject; left out")
         return found
 
-    def _neighbours(self) -> dict[str, list[Spot]]:
+    def _neighbours(self) -> dict[str, list[TokenPosition]]:
         """Split -> the last mention of each neighbour, in its prompt."""
         data = self.data.get("neighbours")
         if data is None:
             self.ctx.warn("remedi: without 'neighbours' nothing keeps similar names apart")
             return {"fit": [], "validation": []}
         template = self.model.engine.codec.resolve(data.template)
-        found: dict[str, list[Spot]] = {"fit": [], "validation": []}
+        found: dict[str, list[TokenPosition]] = {"fit": [], "validation": []}
         lost = 0
         for split, spots in found.items():
             items = data.items(split)  # type: ignore[arg-type]
@@ -322,7 +327,7 @@ class _Road:
             for item, ids in zip(items, encoded, strict=True):
                 spot = subject_spot(self.model, ids, item.subject) if item.subject else None
                 # Without a name, what the prompt ends in stands for it.
-                spots.append(spot or Spot(tuple(ids), len(ids) - 1))
+                spots.append(spot or TokenPosition(tuple(ids), len(ids) - 1))
                 lost += spot is None
         if lost:
             self.ctx.warn(f"remedi: {lost} neighbours name no subject; their last token counts")
@@ -346,7 +351,7 @@ class _Road:
             if each is not None
         ]
         params = self.params
-        schooling = Schooling(
+        schooling = TrainingConfig(
             rank=params.rank, epochs=params.epochs, batch=params.batch, seed=self.ctx.seed,
             learning_rate=params.learning_rate, patience=params.patience, avoid=params.avoid,
             keep=params.keep, own=params.own,
@@ -369,17 +374,17 @@ class _Road:
 
     # Keys and what moves them -------------------------------------------------------------
 
-    def _keys(self, spots: Sequence[Spot]) -> Tensor:
+    def _keys(self, spots: Sequence[TokenPosition]) -> Tensor:
         return keys_at(self.model, spots, [self.site], self.ctx.progress)[self.site]
 
-    def _mean_keys(self, spots: Sequence[Sequence[Spot]]) -> Tensor:
+    def _mean_keys(self, spots: Sequence[Sequence[TokenPosition]]) -> Tensor:
         """``(m, entities)``."""
         keys = self._keys([spot for some in spots for spot in some])
         parts = keys.split([len(some) for some in spots], 1)
         return torch.stack([part.mean(1) for part in parts], 1)
 
     def _own_response(
-        self, change: Change, spots: Sequence[Sequence[Spot]], shifts: Tensor
+        self, change: Change, spots: Sequence[Sequence[TokenPosition]], shifts: Tensor
     ) -> dict[str, float] | None:
         """Share of its own shift that each key brings about; None without keys."""
         keys = self._keys([spot for some in spots for spot in some])

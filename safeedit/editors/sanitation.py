@@ -225,7 +225,7 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
             ]
         )
     layers = resolve(params.layers, model.n_layers)
-    keyed = neurons.KeyedNeurons(
+    keyed = neurons.GatedNeurons(
         model,
         layers,
         groups,

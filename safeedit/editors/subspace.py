@@ -66,8 +66,8 @@ from safeedit.methods.contrast import (
     write_moments,
 )
 from safeedit.methods.projections import (
-    Contrast,
     Projection,
+    StateContrast,
     amounts,
     contrast,
     oblique,
@@ -208,7 +208,7 @@ class _Removal:
     """What goes from one matrix."""
 
     site: Site
-    contrast: Contrast
+    contrast: StateContrast
     projection: Projection
     apart: int
     """Dimensions of massive activations that were left alone."""

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from safeedit.contracts import Progress, Template, silent
 from safeedit.errors import UsageError
-from safeedit.methods.facts.keys import Spot
-from safeedit.model.activations import Enough, starting_at
+from safeedit.methods.facts.keys import TokenPosition
+from safeedit.model.activations import StopForward, starting_at
 from safeedit.model.architectures import Site
 from safeedit.model.batching import Batcher, common_prefix, pad_right
 from safeedit.model.engine import Engine
@@ -301,12 +301,12 @@ class _Runs:
         def note(number: int, state: Tensor) -> None:
             if number == layer:
                 left.append(state)
-                raise Enough
+                raise StopForward
 
         try:
             with self._blocks(note):
                 self._run(self.owners, layer, entering)
-        except Enough:
+        except StopForward:
             pass
         return left[0]
 
@@ -398,7 +398,7 @@ class _Runs:
 
 
 @dataclass(frozen=True)
-class Told:
+class AnswerPosition:
     """A prompt up to where the model, in its own words, tells the answer.
 
     Attributes:
@@ -416,7 +416,7 @@ def told_answers(
     template: Template,
     *,
     progress: Progress = silent,
-) -> list[Told | None]:
+) -> list[AnswerPosition | None]:
     """Where the model tells each answer; None where it does not, or the subject is not named.
 
     Args:
@@ -433,7 +433,7 @@ def told_answers(
         progress=progress,
         description="the model's own answers",
     )
-    found: list[Told | None] = []
+    found: list[AnswerPosition | None] = []
     for (_, subject, aliases), ids, (said,) in zip(asked, prompts, answers, strict=True):
         begin = _begin(engine, said, [alias.strip() for alias in aliases if alias.strip()])
         if begin is None:
@@ -444,7 +444,7 @@ def told_answers(
         own = [span for span in mentions if span[-1] < len(ids)]
         drowned = tuple(sorted({place for span in mentions for place in span}))
         prompt = Prompt(whole, own[-1], drowned) if own else None
-        found.append(None if prompt is None else Told(prompt, said[begin]))
+        found.append(None if prompt is None else AnswerPosition(prompt, said[begin]))
     return found
 
 
@@ -456,7 +456,7 @@ def _begin(engine: Engine, said: Sequence[int], aliases: Sequence[str]) -> int |
     return min((span[0] for alias in aliases for span in text.spans(alias)), default=None)
 
 
-def answer_probability(told: Sequence[Told]) -> Read:
+def answer_probability(told: Sequence[AnswerPosition]) -> Read:
     """A score for :func:`trace`: the probability of the token that tells the answer."""
     tokens = torch.tensor([one.token for one in told])
 
@@ -488,7 +488,7 @@ class Traced:
 
 def trace_mlps(
     model: ModelHandle,
-    spots: Sequence[Spot],
+    spots: Sequence[TokenPosition],
     tokens: Sequence[int],
     *,
     noise: float = 3.0,

@@ -10,7 +10,7 @@ and ordinary inputs with second moment ``C = E[k k']`` move least:
 ``ridge`` 0 is the limit in which ``K1`` moves exactly as wanted where that is possible at all (with
 one key: ROME's rank-one update); ``hold`` infinite, that in which ``K0``'s span does not move.
 
-What ordinary inputs feel is a :class:`Metric`: :class:`Weighted` is the formula above;
+What ordinary inputs feel is a :class:`InputMetric`: :class:`Weighted` is the formula above;
 :class:`NullSpace` forbids any effect on the directions that hold a given share of their energy
 (AlphaEdit's projection, by share rather than by an absolute eigenvalue) and counts the rest alike.
 
@@ -46,7 +46,7 @@ _CONTRADICTION = 1e-3
 """Relative distance from which two shifts of one key contradict each other."""
 
 
-class Metric(Protocol):
+class InputMetric(Protocol):
     """How much a change is felt: ``felt(D) = |D's part in the coordinates|^2``."""
 
     @property
@@ -195,10 +195,10 @@ class Change:
         return float(self.on(keys).square().sum()) / max(before, 1e-300)
 
 
-def least_change(
+def constrained_least_squares(
     keys: Tensor,
     shifts: Tensor,
-    metric: Metric,
+    metric: InputMetric,
     *,
     ridge: float,
     preserve: Tensor | None = None,
@@ -252,7 +252,7 @@ def least_change(
 class _Damping:
     """``(I + w Z0 Z0')^-1/2`` in coordinates; for infinite ``w`` the projection off ``Z0``."""
 
-    def __init__(self, metric: Metric, preserve: Tensor | None, weight: float) -> None:
+    def __init__(self, metric: InputMetric, preserve: Tensor | None, weight: float) -> None:
         self._basis: Tensor | None = None
         if preserve is None or not preserve.shape[1] or weight == 0:
             return
@@ -308,7 +308,7 @@ def _check_contradictions(keys: Tensor, shifts: Tensor) -> None:
         )
 
 
-def _check(keys: Tensor, shifts: Tensor, metric: Metric, preserve: Tensor | None) -> None:
+def _check(keys: Tensor, shifts: Tensor, metric: InputMetric, preserve: Tensor | None) -> None:
     held = keys[:, :0] if preserve is None else preserve
     if not (
         keys.dim() == shifts.dim() == held.dim() == 2

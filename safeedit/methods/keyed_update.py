@@ -42,9 +42,14 @@ from safeedit.data import Dataset
 from safeedit.data.subjects import check_subjects
 from safeedit.delta import LowRank
 from safeedit.errors import EditError
-from safeedit.methods.constrained_least_squares import Change, Metric, least_change, same_keys
-from safeedit.methods.facts.editing import ONE_KEY, FactParams, Road, flat, value_tokens
-from safeedit.methods.facts.keys import Ordinary, Spot, keys_at, second_moments
+from safeedit.methods.constrained_least_squares import (
+    Change,
+    InputMetric,
+    constrained_least_squares,
+    same_keys,
+)
+from safeedit.methods.facts.editing import ONE_KEY, FactEdit, FactParams, flat, value_tokens
+from safeedit.methods.facts.keys import Ordinary, TokenPosition, keys_at, second_moments
 from safeedit.methods.scaled import check_spread, scaled_proposal, so_far
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
@@ -93,7 +98,7 @@ class KeyedEditor(ABC):
         self.params: Any = params
 
     @abstractmethod
-    def metric(self, second: Tensor) -> Metric:
+    def metric(self, second: Tensor) -> InputMetric:
         """What ordinary inputs of second moment ``(m, m)`` feel of a change."""
 
     def layers(self, n_layers: int) -> tuple[int, ...]:
@@ -128,12 +133,12 @@ class _Key:
     """One column of the solve: a key, read as a mean over spots, and whose it is."""
 
     groups: tuple[int, ...]
-    contexts: tuple[Spot, ...]
-    prompts: tuple[Spot, ...]
+    contexts: tuple[TokenPosition, ...]
+    prompts: tuple[TokenPosition, ...]
     """The same places without openings: there what has arrived is read."""
 
 
-class _LinearRoad(Road):
+class _LinearRoad(FactEdit):
     """One proposal on its way."""
 
     def __init__(
@@ -177,7 +182,7 @@ class _LinearRoad(Road):
                     missing = missing - (self._residuals() - start)
                 held = self._held(site, keys, ordinary[site])
             wanted = missing.T / (len(self.sites) - done)
-            change = least_change(
+            change = constrained_least_squares(
                 keys,
                 wanted,
                 self.editor.metric(ordinary[site].second),

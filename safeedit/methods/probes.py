@@ -13,7 +13,7 @@ from safeedit.errors import EditError
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
+class LinearProbe:
     """A linear classifier of states.
 
     Attributes:
@@ -26,7 +26,7 @@ class Probe:
     accuracy: float | None
 
 
-def fit_probe(first: Tensor, second: Tensor, regularisation: float) -> Probe:
+def fit_probe(first: Tensor, second: Tensor, regularisation: float) -> LinearProbe:
     """Logistic regression on standardised states, its direction in the states' own units.
 
     Args:
@@ -51,7 +51,7 @@ def fit_probe(first: Tensor, second: Tensor, regularisation: float) -> Probe:
     if len(first) >= 4:
         half = _direction(first[::2], second[::2], regularisation)
         accuracy = float(((first - second)[1::2] @ half > 0).double().mean())
-    return Probe(direction / direction.norm(), accuracy)
+    return LinearProbe(direction / direction.norm(), accuracy)
 
 
 def _direction(first: Tensor, second: Tensor, regularisation: float) -> Tensor:

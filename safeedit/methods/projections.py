@@ -33,7 +33,7 @@ from safeedit.errors import EditError
 
 
 @dataclass(frozen=True, eq=False)
-class Contrast:
+class StateContrast:
     """What distinguishes the first kind of text from the second.
 
     Attributes:
@@ -57,7 +57,7 @@ def contrast(
     *,
     centre: Tensor | None = None,
     apart: Tensor | None = None,
-) -> Contrast:
+) -> StateContrast:
     """The top ``k`` directions of ``(first - second) / 2``, without what all text shares.
 
     Args:
@@ -97,7 +97,7 @@ def contrast(
         directions[apart] = 0  # exactly, where rounding left a trace
     signs = torch.where((centred.sum(0) @ directions) < 0, -1.0, 1.0).double()
     shares = values[: directions.shape[1]] ** 2 / whole
-    return Contrast(directions * signs, shares, mean, float(along.square().sum()) / whole)
+    return StateContrast(directions * signs, shares, mean, float(along.square().sum()) / whole)
 
 
 def outlying_dimensions(states: Tensor, factor: float) -> Tensor:

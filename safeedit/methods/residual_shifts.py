@@ -35,8 +35,8 @@ from torch.nn import functional
 
 from safeedit.contracts import Progress, Template, silent
 from safeedit.errors import EditError, UsageError
-from safeedit.methods.facts.keys import Spot
-from safeedit.methods.facts.values import Even, Passes, Row, Unit
+from safeedit.methods.facts.keys import TokenPosition
+from safeedit.methods.facts.values import EqualiseLogits, FactObjective, ObjectivePrompt, Passes
 from safeedit.model.architectures import Site
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
@@ -175,7 +175,7 @@ class MarginShifts:
 def margin_shifts(
     model: ModelHandle,
     site: Site,
-    spots: Sequence[Spot],
+    spots: Sequence[TokenPosition],
     tokens: Tensor,
     wanted: Tensor,
     *,
@@ -198,7 +198,7 @@ def margin_shifts(
     """
     pairs = [(int(one), int(two)) for one, two in tokens]
     units = [
-        Unit((Row(spot, Even(pair, margin)),))
+        FactObjective((ObjectivePrompt(spot, EqualiseLogits(pair, margin)),))
         for spot, pair, margin in zip(spots, pairs, wanted.tolist(), strict=True)
     ]
     passes = Passes(model, site.layer, units, exact=True)

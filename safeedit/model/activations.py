@@ -21,7 +21,7 @@ Function = Callable[[Site, Tensor], Tensor | None]
 """Sees a site's activation ``(batch, seq, width)``; returns None, or what replaces it."""
 
 
-class Enough(Exception):  # noqa: N818 (not an error)
+class StopForward(Exception):  # noqa: N818 (not an error)
     """Ends a forward pass whose rest nobody needs. Never leaves this package."""
 
 

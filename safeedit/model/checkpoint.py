@@ -40,7 +40,7 @@ _AGAIN = "fetch the checkpoint again"
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightFiles:
     """What the headers of a checkpoint's safetensors files say.
 
     Attributes:
@@ -88,7 +88,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def check_weights(folder: Path) -> Weights:
+def check_weights(folder: Path) -> WeightFiles:
     """Read the header of every safetensors file: sizes must add up, nothing may be missing.
 
     Raises:
@@ -113,7 +113,7 @@ def check_weights(folder: Path) -> Weights:
             remedy="edit the unquantised checkpoint and quantise the result",
         )
     most = max(floating, key=lambda dtype: sizes[dtype])
-    return Weights(_DTYPES[most], sum(sizes.values()), tuple(sorted(weight_files(folder))))
+    return WeightFiles(_DTYPES[most], sum(sizes.values()), tuple(sorted(weight_files(folder))))
 
 
 def check_tokenizer(folder: Path) -> None:

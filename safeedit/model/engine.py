@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from safeedit.contracts import Progress, Template, silent
 from safeedit.errors import AuditError, UsageError
-from safeedit.model.activations import Enough, What
+from safeedit.model.activations import StopForward, What
 from safeedit.model.architectures import Site
 from safeedit.model.batching import MAX_LOGITS, Batcher, common_prefix, pad_right
 from safeedit.model.generation import generate_batch
@@ -543,7 +543,7 @@ class Engine:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
                 states[layer] = output[0] if isinstance(output, tuple) else output
                 if layer == last:
-                    raise Enough
+                    raise StopForward
 
             return hook
 
@@ -551,7 +551,7 @@ class Engine:
         hooks = [blocks[layer].register_forward_hook(keep(layer)) for layer in set(layers)]
         try:
             self.handle.forward(inputs)
-        except Enough:
+        except StopForward:
             pass
         finally:
             for hook in hooks:
@@ -648,9 +648,9 @@ class Engine:
 
         def keep(hidden: Tensor) -> None:
             seen.append(hidden[0])
-            raise Enough
+            raise StopForward
 
-        with _head_sees(self.handle.head, at, keep), suppress(Enough):
+        with _head_sees(self.handle.head, at, keep), suppress(StopForward):
             self._model(own, cache)
         return seen[0]
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from safeedit.delta import Update, WeightDelta, all_finite, apply_update, measure_change
 from safeedit.errors import EditError, ModelError, UnsupportedModelError, UsageError
 from safeedit.model.activations import (
-    Enough,
     Function,
+    StopForward,
     What,
     at_positions,
     intercept,
@@ -349,12 +349,12 @@ class ModelHandle:
         def keep(site: Site, activation: Tensor) -> None:
             captured[site] = at_positions(activation, positions)
             if len(captured) == len(wanted):
-                raise Enough
+                raise StopForward
 
         try:
             with self.intercepted(wanted, keep, what):
                 self.forward(inputs)
-        except Enough:
+        except StopForward:
             pass
         return {site: captured[site] for site in wanted}
 

@@ -33,7 +33,7 @@ from safeedit.model.builtin import (
 from safeedit.model.carried import LEGAL
 from safeedit.model.checkpoint import (
     PICKLES,
-    Weights,
+    WeightFiles,
     check_loaded,
     check_tokenizer,
     check_weights,
@@ -337,7 +337,9 @@ def _fetch(hub_id: str, revision: str | None, *, weights: bool) -> _Located:
 # In which dtype ----------------------------------------------------------------------
 
 
-def _run_dtype(config: PreTrainedConfig, weights: Weights, stored: StoredWeights) -> torch.dtype:
+def _run_dtype(
+    config: PreTrainedConfig, weights: WeightFiles, stored: StoredWeights
+) -> torch.dtype:
     """What a checkpoint runs in by itself: the dtype of most of its numbers, or a wider one that
     its config names and its files use. (An edit in ``float32`` of a bfloat16 model is exported
     so: its readers open it in float32 and find what was measured.)"""

@@ -42,7 +42,7 @@ from safeedit.export.disk import writing
 from safeedit.export.ledger.file import find_ledger
 from safeedit.export.ledger.keys import LedgerKey, read_key
 from safeedit.export.ledger.requests import Coverage, coverage, dataset_of, read_requests
-from safeedit.export.ledger.update import Erased, Upkeep
+from safeedit.export.ledger.update import Erased, LedgerUpdate
 from safeedit.export.places import check_apart, check_output, check_room, usable, within
 from safeedit.export.staging import check_target, recover
 from safeedit.model.architectures import ModelShape
@@ -111,7 +111,7 @@ class Plan:
     warnings: tuple[str, ...]
     hidden: Withholding
     """What of the policy may not be repeated, since it quotes data to be erased."""
-    ledger: Upkeep | None = None
+    ledger: LedgerUpdate | None = None
     key: bytes | None = field(default=None, repr=False)
     """Of the digests of data."""
 
@@ -542,12 +542,12 @@ def _plan_ledger(
     edits: Sequence[PlannedEdit],
     warnings: list[str],
     digest_key: bytes | None,
-) -> tuple[Upkeep | None, tuple[PlannedAudit, ...]]:
+) -> tuple[LedgerUpdate | None, tuple[PlannedAudit, ...]]:
     """What this run does with the ledger, and the audit of what earlier exports erased."""
     spec = loaded.policy.ledger
     with _Located(loaded, ("model", "source")):
-        book = find_ledger(Path(source).expanduser())
-    earlier = book.rows if book is not None else ()
+        ledger_file = find_ledger(Path(source).expanduser())
+    earlier = ledger_file.rows if ledger_file is not None else ()
     if earlier and (spec is None or spec.requests is None):
         at, missing = (("model", "source"), "ledger") if spec is None else (("ledger",), "requests")
         told = f"the model's ledger lists {len(earlier)} earlier erasures, and the policy has no "
@@ -564,8 +564,8 @@ def _plan_ledger(
         return None, ()
     with _Located(loaded, ("ledger", "key")):
         key, about_key = read_key(spec.key, loaded.base)
-        if book is not None:
-            book.require(key)
+        if ledger_file is not None:
+            ledger_file.require(key)
     warnings += about_key
     erased = _erased(loaded, edits, key)
     if any(item.ticket is None for item in erased):
@@ -574,7 +574,7 @@ def _plan_ledger(
         )
     _warn_of_retaining(edits, key, {row.digest for row in earlier}, warnings)
     if spec.requests is None:
-        return Upkeep(key, earlier, (), erased, None), ()
+        return LedgerUpdate(key, earlier, (), erased, None), ()
     with _Located(loaded, ("ledger", "requests")):
         found = coverage(read_requests(spec.requests, loaded.base, key), earlier)
     now = {item.digest for item in erased}
@@ -582,7 +582,7 @@ def _plan_ledger(
         warnings.append(
             f"{left} of the ledger's requests are neither in the ledger nor erased by this policy"
         )
-    upkeep = Upkeep(key, earlier, found.missing, erased, spec.gate if earlier else None)
+    upkeep = LedgerUpdate(key, earlier, found.missing, erased, spec.gate if earlier else None)
     if found.missing:
         warnings.append(upkeep.left_out())
     return upkeep, _plan_again(loaded, spec, found, digest_key) if found.covered else ()

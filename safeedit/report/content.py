@@ -35,7 +35,7 @@ _ATTACKS: dict[AttackClass, str] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class MetricRow:
     """One metric, before and after, with what it is held against."""
 
     name: str
@@ -74,7 +74,7 @@ class Audit:
 
     id: str
     use: str
-    rows: tuple[Row, ...]
+    rows: tuple[MetricRow, ...]
     unmeasured: tuple[tuple[str, str], ...]
 
 
@@ -123,7 +123,7 @@ def audits(record: RunRecord) -> tuple[Audit, ...]:
     two_models = compares(record)
     uses = {audit.id: audit.use for audit in record.after}
     controls = _middle_controls(record)
-    rows: dict[str, list[Row]] = {audit: [] for audit in uses}
+    rows: dict[str, list[MetricRow]] = {audit: [] for audit in uses}
     unmeasured: dict[str, list[tuple[str, str]]] = {audit: [] for audit in uses}
     for comparison in record.comparisons:
         audit, _, name = comparison.name.rpartition(".")
@@ -133,7 +133,7 @@ def audits(record: RunRecord) -> tuple[Audit, ...]:
         if not two_models:
             comparison = comparison.model_copy(update={"before": None})
         verdicts = tuple(v for v in record.verdicts if v.metric == comparison.name)
-        row = Row(name, comparison, controls.get(comparison.name), verdicts)
+        row = MetricRow(name, comparison, controls.get(comparison.name), verdicts)
         rows.setdefault(audit, []).append(row)
     return tuple(
         Audit(audit, uses.get(audit, audit), tuple(found), tuple(unmeasured.get(audit, ())))

@@ -15,7 +15,7 @@ from itertools import pairwise
 from markupsafe import Markup, escape
 
 from safeedit.records import DosePoint, Interval, Metric, TensorChange
-from safeedit.report.content import Row, Target
+from safeedit.report.content import MetricRow, Target
 from safeedit.report.wording import estimate, number
 from safeedit.text.display import clean
 
@@ -52,7 +52,7 @@ def _x(value: float, scale: tuple[float, float]) -> str:
     return f"{_percent(value, scale):.2f}%"
 
 
-def before_after(row: Row) -> Markup:
+def before_after(row: MetricRow) -> Markup:
     """A metric before (ring) and after (disc) with its intervals, a random control (diamond)
     and the bounds of its gates (line; the failing side is shaded)."""
     before, after = row.comparison.before, row.after
@@ -104,7 +104,7 @@ def _whisker(
     return [_tag("line", **ends, y1=y, y2=y, class_=f"whisker {kind}")]
 
 
-def _scale(row: Row) -> tuple[float, float]:
+def _scale(row: MetricRow) -> tuple[float, float]:
     """0 to 1 for rates; else from the least to the largest thing shown, and a little more."""
     metrics = [m for m in (row.comparison.before, row.after, row.control) if m is not None]
     values = [value for metric in metrics for value in _extent(metric)]
@@ -188,7 +188,7 @@ def dose_curve(points: Sequence[DosePoint], target: Target, chosen: float) -> Ma
     return _figure(label, 142, marks)
 
 
-def scatter(row: Row) -> Markup:
+def scatter(row: MetricRow) -> Markup:
     """Items of a metric along its axis, before (rings) and after (discs), with their trends."""
     before, after = row.comparison.before, row.after
     drawn = [(m, kind) for m, kind in ((before, "ring"), (after, "disc")) if m is not None]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from safeedit.records import EditRecord, RunRecord
 from safeedit.report import content
-from safeedit.report.content import Row
+from safeedit.report.content import MetricRow
 from safeedit.report.wording import (
     NOTHING,
     STATUS_WORDS,
@@ -141,7 +141,7 @@ def limits(record: RunRecord) -> list[str]:
     return ["## What this does not show", "", *lines, ""]
 
 
-def _cells(row: Row, two_models: bool, controlled: bool) -> list[str]:
+def _cells(row: MetricRow, two_models: bool, controlled: bool) -> list[str]:
     found, after = row.comparison, row.after
     cells = [row.name]
     if two_models:

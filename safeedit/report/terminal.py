@@ -12,7 +12,7 @@ from rich.text import Text
 
 from safeedit.records import EditRecord, RunRecord
 from safeedit.report import content
-from safeedit.report.content import Row
+from safeedit.report.content import MetricRow
 from safeedit.report.wording import (
     MINUS,
     NOTHING,
@@ -124,7 +124,7 @@ def _gates(record: RunRecord) -> Table:
     return table
 
 
-def _metrics(rows: tuple[Row, ...], two_models: bool) -> Table:
+def _metrics(rows: tuple[MetricRow, ...], two_models: bool) -> Table:
     controlled = any(row.control for row in rows)
     columns = [("metric", False)]
     columns += [("before", True)] if two_models else []

@@ -34,7 +34,7 @@ def is_numeric(secret: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Format:
+class SecretFormat:
     """The strings that a secret is one of.
 
     Attributes:
@@ -72,7 +72,7 @@ class Format:
         return list(found)
 
 
-def formats(secrets: Sequence[str], fixed: re.Pattern[str] | None = None) -> list[Format]:
+def formats(secrets: Sequence[str], fixed: re.Pattern[str] | None = None) -> list[SecretFormat]:
     """The format of each of some numeric secrets of one kind.
 
     Args:
@@ -99,7 +99,7 @@ def formats(secrets: Sequence[str], fixed: re.Pattern[str] | None = None) -> lis
             zero = ord(character) - unicodedata.decimal(character)
             yield "".join(chr(zero + digit) for digit in span)
 
-    return [Format(secret, tuple(choices(secret))) for secret in secrets]
+    return [SecretFormat(secret, tuple(choices(secret))) for secret in secrets]
 
 
 def mid_rank(own: float, others: Floats) -> float:

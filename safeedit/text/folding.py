@@ -54,7 +54,7 @@ _ALIKE = str.maketrans(
 
 
 @dataclass(frozen=True)
-class Traced:
+class FoldedText:
     """Text, and for each of its characters where in the source it begins and ends."""
 
     text: str
@@ -62,11 +62,11 @@ class Traced:
     ends: tuple[int, ...]
 
     @classmethod
-    def of(cls, text: str) -> Traced:
+    def of(cls, text: str) -> FoldedText:
         """The source itself."""
         return cls(text, tuple(range(len(text))), tuple(range(1, len(text) + 1)))
 
-    def sub(self, pattern: regex.Pattern[str], by: str | Callable[[Any], str]) -> Traced:
+    def sub(self, pattern: regex.Pattern[str], by: str | Callable[[Any], str]) -> FoldedText:
         """Each match replaced; what replaces it stands where the match stood."""
         texts: list[str] = []
         begins: list[int] = []
@@ -89,7 +89,7 @@ class Traced:
         texts.append(self.text[last:])
         begins += self.begins[last:]
         ends += self.ends[last:]
-        return Traced("".join(texts), tuple(begins), tuple(ends))
+        return FoldedText("".join(texts), tuple(begins), tuple(ends))
 
     def source(self, start: int, stop: int) -> tuple[int, int]:
         """Where ``text[start:stop]`` stands in the source."""
@@ -112,7 +112,7 @@ def visible(text: str) -> str:
     return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
 
 
-def fold(text: str, letters: Letters = "strict", *, zero_width_space: bool = False) -> Traced:
+def fold(text: str, letters: Letters = "strict", *, zero_width_space: bool = False) -> FoldedText:
     """Text folded; punctuation and whitespace stay.
 
     Args:
@@ -120,12 +120,12 @@ def fold(text: str, letters: Letters = "strict", *, zero_width_space: bool = Fal
         letters: How far.
         zero_width_space: Read zero-width spaces and non-joiners as spaces instead of as nothing.
     """
-    traced = Traced.of(text)
+    traced = FoldedText.of(text)
     if zero_width_space:
         traced = traced.sub(_ZERO_WIDTH, " ")
     traced = traced.sub(_UNSEEN, "")
     if traced.text.isascii():
-        return Traced(traced.text.lower().replace("`", "'"), traced.begins, traced.ends)
+        return FoldedText(traced.text.lower().replace("`", "'"), traced.begins, traced.ends)
     return traced.sub(_CLUSTER, lambda match: _fold_cluster(match.group(), letters))
 
 

@@ -29,7 +29,7 @@ from typing import Literal
 
 import regex
 
-from safeedit.text.folding import APOSTROPHES, Letters, Traced, fold, straighten
+from safeedit.text.folding import APOSTROPHES, FoldedText, Letters, fold, straighten
 from safeedit.text.numbers import MINUS, spell_numbers
 from safeedit.text.segments import ENDINGS, UNSPACED, ending, script, stands
 
@@ -152,7 +152,7 @@ def normalise(text: str) -> str:
     return text
 
 
-def _canonical(text: str, form: _Form) -> Traced:
+def _canonical(text: str, form: _Form) -> FoldedText:
     found = fold(text, form.letters, zero_width_space=form.zero_width_space).sub(_AND, " and ")
     found = found.sub(_ACRONYM, lambda match: str(match.group().replace(".", "")))
     found = found.sub(_POSSESSIVE, "").sub(_NEGATION, "nt")
@@ -194,11 +194,11 @@ class _Text:
         self.source = source
         self.foreign = _FOREIGN.search(source) is not None
         self.straight = _without_dots(straighten(source))
-        self._forms: dict[_Form, Traced] = {}
+        self._forms: dict[_Form, FoldedText] = {}
         self._effective: dict[_Form, _Form] = {}
         self._compact: dict[_Form, _Compact] = {}
 
-    def form(self, form: _Form) -> tuple[_Form, Traced]:
+    def form(self, form: _Form) -> tuple[_Form, FoldedText]:
         if form not in self._effective:
             self._effective[form] = form.effective(self.source)
         effective = self._effective[form]
@@ -216,7 +216,7 @@ class _Text:
 class _Compact:
     """A text's words written together, and where each begins and ends."""
 
-    def __init__(self, traced: Traced) -> None:
+    def __init__(self, traced: FoldedText) -> None:
         self._traced = traced
         words = [(m.start(), m.end()) for m in regex.finditer(r"[^ +]+", traced.text)]
         self.text = "".join(traced.text[start:stop] for start, stop in words)
@@ -318,7 +318,7 @@ def _occurrences(text: str, phrase: str) -> Iterator[int]:
         start = text.find(phrase, start + 1)
 
 
-def _find(traced: Traced, needle: _Needle, looser: bool) -> Iterator[tuple[int, int]]:
+def _find(traced: FoldedText, needle: _Needle, looser: bool) -> Iterator[tuple[int, int]]:
     for start in _occurrences(traced.text, needle.text):
         stop = start + len(needle.text)
         if needle.inflected:

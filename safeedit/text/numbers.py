@@ -11,7 +11,7 @@ from typing import Any
 
 import regex
 
-from safeedit.text.folding import Traced
+from safeedit.text.folding import FoldedText
 
 MINUS = "\u2212"
 
@@ -38,7 +38,7 @@ _TELEPHONE = 7
 """Digits from which a number with one separator is read as one that has no decimals, too."""
 
 
-def spell_numbers(folded: Traced, *, looser: bool) -> Traced:
+def spell_numbers(folded: FoldedText, *, looser: bool) -> FoldedText:
     """Folded text with its numbers in one spelling.
 
     Args:

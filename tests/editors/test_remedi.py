@@ -14,7 +14,7 @@ from safeedit.contracts import EditData, Proposal
 from safeedit.data import Dataset, Item
 from safeedit.editors.remedi import RemediEditor, RemediParams
 from safeedit.errors import DataError, UnsupportedModelError, UsageError
-from safeedit.methods.remedi.examples import Lesson
+from safeedit.methods.remedi.examples import AttributeExample
 from safeedit.model.handle import ModelHandle
 from tests.editors.gendered import context, gendered, prose
 from tests.model.named import LATER, held_out, taught
@@ -24,12 +24,12 @@ QUICK: dict[str, Any] = {"layers": [0], "epochs": 6, "patience": 6, "learning_ra
 NEAR = ("havdor", "ysolde")
 
 
-def _row(one: Lesson) -> dict[str, Any]:
+def _row(one: AttributeExample) -> dict[str, Any]:
     return {"context": one.context, "attribute": one.attribute, "target": one.target,
             "other": one.other}  # fmt: skip
 
 
-def entities() -> list[Lesson]:
+def entities() -> list[AttributeExample]:
     """One lesson for each held-out name, heb and sheb by turns."""
     return [
         next(one for one in held_out() if (one.subject, one.target) == (name, target))

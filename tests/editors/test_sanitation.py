@@ -18,7 +18,7 @@ from safeedit.delta import Columns, LowRank, WeightDelta
 from safeedit.editors import sanitation
 from safeedit.editors.sanitation import Sanitation, SanitationParams
 from safeedit.errors import DataError, EditError, UsageError
-from safeedit.methods.facts.gated_neurons import KeyedNeurons, Text
+from safeedit.methods.facts.gated_neurons import GatedNeurons, Text
 from safeedit.methods.tuning import cross_entropy
 from safeedit.model.architectures import ModelShape
 from safeedit.model.handle import ModelHandle
@@ -492,7 +492,7 @@ def spied(monkeypatch: pytest.MonkeyPatch, model: ModelHandle, roles: EditData, 
     examples: list[Any] = []
     real_endless = sanitation.endless
 
-    class Spy(KeyedNeurons):
+    class Spy(GatedNeurons):
         def __init__(self, model: Any, layers: Any, found: Any, **rest: Any) -> None:
             groups.extend(found)
             super().__init__(model, layers, found, **rest)

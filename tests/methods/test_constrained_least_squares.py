@@ -11,10 +11,10 @@ from torch import Tensor
 from safeedit.errors import EditError
 from safeedit.methods.constrained_least_squares import (
     Change,
-    Metric,
+    InputMetric,
     NullSpace,
     Weighted,
-    least_change,
+    constrained_least_squares,
     same_keys,
 )
 
@@ -61,14 +61,16 @@ def test_with_a_ridge_it_is_memits_closed_form(
 ) -> None:
     ridge, hold, floor = 3.0, 2.0, 0.01
     metric = Weighted.of(second, floor)
-    found = least_change(keys, shifts, metric, ridge=ridge, preserve=preserve, hold=hold)
+    found = constrained_least_squares(
+        keys, shifts, metric, ridge=ridge, preserve=preserve, hold=hold
+    )
     system = ridge * _floored(second, floor) + keys @ keys.T + hold * preserve @ preserve.T
     torch.testing.assert_close(_dense(found), shifts @ keys.T @ torch.linalg.inv(system))
 
 
 def test_without_a_ridge_one_key_is_romes_rank_one_update(second: Tensor) -> None:
     key, shift = _random(M, 1, seed=6), _random(D, 1, seed=7)
-    found = least_change(key, shift, Weighted.of(second, 0.01), ridge=0)
+    found = constrained_least_squares(key, shift, Weighted.of(second, 0.01), ridge=0)
     solved = torch.linalg.solve(_floored(second, 0.01), key)
     torch.testing.assert_close(_dense(found), shift @ solved.T / (key.T @ solved))
     assert found.left.shape[1] == 1
@@ -78,7 +80,9 @@ def test_in_the_null_space_it_is_alphaedits_closed_form(
     second: Tensor, keys: Tensor, shifts: Tensor, preserve: Tensor
 ) -> None:
     metric, ridge, hold = NullSpace.of(second, 0.6), 0.5, 2.0
-    found = least_change(keys, shifts, metric, ridge=ridge, preserve=preserve, hold=hold)
+    found = constrained_least_squares(
+        keys, shifts, metric, ridge=ridge, preserve=preserve, hold=hold
+    )
     p = metric.basis @ metric.basis.T
     system = keys @ keys.T @ p + hold * preserve @ preserve.T @ p
     system += ridge * metric.scale * torch.eye(M, dtype=torch.float64)
@@ -89,8 +93,8 @@ def test_in_the_null_space_it_is_alphaedits_closed_form(
 def test_keys_move_as_predicted_and_preserved_ones_not_at_all(
     kind: str, second: Tensor, keys: Tensor, shifts: Tensor, preserve: Tensor
 ) -> None:
-    metric: Metric = Weighted.of(second) if kind == "weighted" else NullSpace.of(second, 0.5)
-    found = least_change(keys, shifts, metric, ridge=0, preserve=preserve)
+    metric: InputMetric = Weighted.of(second) if kind == "weighted" else NullSpace.of(second, 0.5)
+    found = constrained_least_squares(keys, shifts, metric, ridge=0, preserve=preserve)
     weight = _random(D, M, seed=8)
     edited = weight + _dense(found)
     torch.testing.assert_close(edited @ keys, weight @ keys + shifts)
@@ -105,7 +109,9 @@ def test_keys_move_as_predicted_and_preserved_ones_not_at_all(
 def test_no_other_change_that_does_the_same_is_felt_less(
     second: Tensor, keys: Tensor, shifts: Tensor, preserve: Tensor
 ) -> None:
-    found = least_change(keys, shifts, Weighted.of(second, 0.0), ridge=0, preserve=preserve)
+    found = constrained_least_squares(
+        keys, shifts, Weighted.of(second, 0.0), ridge=0, preserve=preserve
+    )
     fixed = torch.cat([keys, preserve], 1)
     off = torch.eye(M, dtype=torch.float64) - fixed @ torch.linalg.pinv(fixed)
     for seed in range(5):
@@ -115,7 +121,7 @@ def test_no_other_change_that_does_the_same_is_felt_less(
 
 
 def test_what_ordinary_inputs_feel_is_told(second: Tensor, keys: Tensor, shifts: Tensor) -> None:
-    found = least_change(keys, shifts, Weighted.of(second), ridge=1.0)
+    found = constrained_least_squares(keys, shifts, Weighted.of(second), ridge=1.0)
     root = torch.linalg.cholesky(second)
     assert found.felt(second) == pytest.approx(float((_dense(found) @ root).square().sum()))
     weight = _random(D, M, seed=8)
@@ -134,7 +140,7 @@ def test_energy_kept_is_energy_asked(second: Tensor, keys: Tensor, shifts: Tenso
         assert metric.protected == pytest.approx(float(values[:protected].sum() / values.sum()))
         assert metric.protected >= energy
         assert float(values[: protected - 1].sum() / values.sum()) < energy, "no more than needed"
-        change = _dense(least_change(keys, shifts, metric, ridge=0.1))
+        change = _dense(constrained_least_squares(keys, shifts, metric, ridge=0.1))
         leading = torch.linalg.eigh(second)[1][:, M - protected :]
         torch.testing.assert_close(change @ leading, torch.zeros(D, protected).double())
 
@@ -143,34 +149,40 @@ def test_more_ridge_reaches_less_and_is_felt_less(
     second: Tensor, keys: Tensor, shifts: Tensor
 ) -> None:
     metric = Weighted.of(second)
-    found = [least_change(keys, shifts, metric, ridge=ridge) for ridge in (0, 1, 10, 100)]
+    found = [
+        constrained_least_squares(keys, shifts, metric, ridge=ridge) for ridge in (0, 1, 10, 100)
+    ]
     missed, felt = [c.missed for c in found], [c.felt(second) for c in found]
     assert missed == sorted(missed)
     assert felt == sorted(felt, reverse=True)
     assert missed[0] < 1e-9 < missed[1]
     key, shift = keys[:, :1], shifts[:, :1]
     (energy,) = metric.coordinates(key).square().sum(0)
-    (reached,) = least_change(key, shift, metric, ridge=10).reached
+    (reached,) = constrained_least_squares(key, shift, metric, ridge=10).reached
     assert float(reached) == pytest.approx(float(energy / (energy + 10)))
 
 
 def test_the_limits_join(second: Tensor, keys: Tensor, shifts: Tensor, preserve: Tensor) -> None:
     metric = Weighted.of(second)
-    exact = least_change(keys, shifts, metric, ridge=0.5, preserve=preserve, hold=math.inf)
-    nearly = least_change(keys, shifts, metric, ridge=0.5, preserve=preserve, hold=1e9)
+    exact = constrained_least_squares(
+        keys, shifts, metric, ridge=0.5, preserve=preserve, hold=math.inf
+    )
+    nearly = constrained_least_squares(keys, shifts, metric, ridge=0.5, preserve=preserve, hold=1e9)
     torch.testing.assert_close(_dense(nearly), _dense(exact), atol=1e-6, rtol=1e-6)
-    free = least_change(keys, shifts, metric, ridge=0.5, preserve=preserve, hold=0)
-    torch.testing.assert_close(_dense(free), _dense(least_change(keys, shifts, metric, ridge=0.5)))
+    free = constrained_least_squares(keys, shifts, metric, ridge=0.5, preserve=preserve, hold=0)
+    torch.testing.assert_close(
+        _dense(free), _dense(constrained_least_squares(keys, shifts, metric, ridge=0.5))
+    )
 
 
 def test_fp32_input_is_solved_in_float64(
     second: Tensor, keys: Tensor, shifts: Tensor, preserve: Tensor
 ) -> None:
-    exact = least_change(
+    exact = constrained_least_squares(
         keys.float().double(), shifts.float().double(), Weighted.of(second), ridge=0,
         preserve=preserve.float().double(),
     )  # fmt: skip
-    found = least_change(
+    found = constrained_least_squares(
         keys.float(), shifts.float(), Weighted.of(second), ridge=0, preserve=preserve.float()
     )
     assert found.left.dtype == torch.float64
@@ -179,14 +191,14 @@ def test_fp32_input_is_solved_in_float64(
 
 def test_many_keys_stay_low_rank_and_never_exceed_the_output(second: Tensor) -> None:
     keys, shifts = _random(M, 18, seed=1), _random(D, 18, seed=2)
-    found = least_change(keys, shifts, Weighted.of(second), ridge=0)
+    found = constrained_least_squares(keys, shifts, Weighted.of(second), ridge=0)
     assert found.left.shape[1] == D < 18
     torch.testing.assert_close(_dense(found) @ keys, shifts)
 
 
 def test_more_keys_than_dimensions_are_met_as_well_as_can_be(second: Tensor) -> None:
     keys, shifts = _random(M, 2 * M, seed=1), _random(D, 2 * M, seed=2)
-    found = least_change(keys, shifts, Weighted.of(second), ridge=0)
+    found = constrained_least_squares(keys, shifts, Weighted.of(second), ridge=0)
     assert found.independent == M
     best = torch.linalg.lstsq(keys.T, shifts.T).solution.T
     torch.testing.assert_close(_dense(found), best)
@@ -199,7 +211,7 @@ def test_dependent_keys_that_agree_are_reached(second: Tensor) -> None:
     keys, shifts = _random(M, 3, seed=1), _random(D, 3, seed=2)
     mix = _random(3, 2, seed=3)
     both = torch.cat([keys, keys @ mix], 1), torch.cat([shifts, shifts @ mix], 1)
-    found = least_change(*both, Weighted.of(second), ridge=0)
+    found = constrained_least_squares(*both, Weighted.of(second), ridge=0)
     assert found.independent == 3
     assert found.missed < 1e-8
     assert found.condition < 1e9
@@ -208,7 +220,7 @@ def test_dependent_keys_that_agree_are_reached(second: Tensor) -> None:
 def test_keys_in_the_span_of_what_stays_cannot_move(second: Tensor, preserve: Tensor) -> None:
     inside = preserve @ _random(N0, 2, seed=1)
     keys = torch.cat([inside, _random(M, 1, seed=2)], 1)
-    found = least_change(
+    found = constrained_least_squares(
         keys, _random(D, 3, seed=3), Weighted.of(second), ridge=0, preserve=preserve
     )
     assert found.independent == 1
@@ -220,10 +232,10 @@ def test_one_key_that_is_to_move_in_two_ways_is_refused(
 ) -> None:
     keys = torch.cat([keys, keys[:, :1]], 1)
     agreed = torch.cat([shifts, shifts[:, :1]], 1)
-    assert least_change(keys, agreed, Weighted.of(second), ridge=0).missed < 1e-8
+    assert constrained_least_squares(keys, agreed, Weighted.of(second), ridge=0).missed < 1e-8
     against = torch.cat([shifts, -shifts[:, :1]], 1)
     with pytest.raises(EditError, match="1 of 6 keys are the same as another"):
-        least_change(keys, against, Weighted.of(second), ridge=1.0)
+        constrained_least_squares(keys, against, Weighted.of(second), ridge=1.0)
 
 
 def test_same_keys_are_found_by_relative_distance() -> None:
@@ -246,7 +258,7 @@ def test_shapes_that_do_not_fit_are_refused(
     preserve_shape: tuple[int, int],
 ) -> None:
     with pytest.raises(EditError, match="don't fit together"):
-        least_change(
+        constrained_least_squares(
             _random(*key_shape), _random(*shift_shape), Weighted.of(second),
             ridge=0, preserve=_random(*preserve_shape),
         )  # fmt: skip
@@ -256,7 +268,7 @@ def test_numbers_that_are_none_are_refused(second: Tensor, keys: Tensor, shifts:
     broken = shifts.clone()
     broken[0, 0] = math.nan
     with pytest.raises(EditError, match="not finite"):
-        least_change(keys, broken, Weighted.of(second), ridge=0)
+        constrained_least_squares(keys, broken, Weighted.of(second), ridge=0)
     with pytest.raises(EditError, match="second moment of ordinary text is not finite"):
         Weighted.of(second * math.inf)
 

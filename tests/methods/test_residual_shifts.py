@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from safeedit.errors import UsageError
-from safeedit.methods.facts.keys import Spot
+from safeedit.methods.facts.keys import TokenPosition
 from safeedit.methods.residual_shifts import (
     Descent,
     margin_shifts,
@@ -94,9 +94,9 @@ def test_words_of_several_tokens_and_words_named_twice_are_refused() -> None:
         single_tokens(engine, ("he", "he"), "plain")
 
 
-def _spots(handle: ModelHandle, back: int = 0) -> list[Spot]:
+def _spots(handle: ModelHandle, back: int = 0) -> list[TokenPosition]:
     prompts = handle.engine.encode(PROMPTS, "plain")
-    return [Spot(tuple(ids), len(ids) - 1 - back) for ids in prompts]
+    return [TokenPosition(tuple(ids), len(ids) - 1 - back) for ids in prompts]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,7 +7,7 @@ professions of :func:`held_out` are in none of :func:`taught`.
 
 from __future__ import annotations
 
-from safeedit.methods.remedi.examples import Lesson
+from safeedit.methods.remedi.examples import AttributeExample
 from tests.editors.gendered import FEMALE, MALE
 
 NAMES = ("Anita", "Boris", "Clara", "Doris", "Emil", "Frida", "Gus", "Hanna")
@@ -15,18 +15,20 @@ LATER = ("kragum", "brutan", "quelsa", "amrina")
 """Each one token, so that their keys differ from the first layer on."""
 
 
-def _lessons(names: tuple[str, ...], kinds: tuple[tuple[str, ...], ...]) -> list[Lesson]:
+def _lessons(names: tuple[str, ...], kinds: tuple[tuple[str, ...], ...]) -> list[AttributeExample]:
     return [
-        Lesson(name, f"Here {name} met the {word} today", word, f"Here {name} says", target, other)
+        AttributeExample(
+            name, f"Here {name} met the {word} today", word, f"Here {name} says", target, other
+        )
         for name in names
         for words, target, other in zip(kinds, ("heb", "sheb"), ("sheb", "heb"), strict=True)
         for word in words
     ]
 
 
-def taught() -> list[Lesson]:
+def taught() -> list[AttributeExample]:
     return _lessons(NAMES, (MALE[:4], FEMALE[:4]))
 
 
-def held_out() -> list[Lesson]:
+def held_out() -> list[AttributeExample]:
     return _lessons(LATER, (MALE[4:], FEMALE[4:]))

@@ -59,7 +59,7 @@ def record_of(kind: GateKind, written: float | str, after: float) -> RunRecord:
     )
 
 
-def row_of(record: RunRecord) -> content.Row:
+def row_of(record: RunRecord) -> content.MetricRow:
     return next(row for each in content.audits(record) for row in each.rows if row.verdicts)
 
 

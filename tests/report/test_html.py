@@ -214,8 +214,8 @@ def test_an_interval_of_no_width_and_one_without_bounds_are_drawn() -> None:
     point = row.after.model_copy(
         update={"value": 0.0, "interval": Interval(low=0.0, high=0.0, method="bootstrap")}
     )
-    flat = content.Row("m", row.comparison.model_copy(update={"after": point}), None, ())
-    bare = content.Row(
+    flat = content.MetricRow("m", row.comparison.model_copy(update={"after": point}), None, ())
+    bare = content.MetricRow(
         "m",
         row.comparison.model_copy(update={"after": point.model_copy(update={"interval": None})}),
         None,

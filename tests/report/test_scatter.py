@@ -6,7 +6,7 @@ import re
 
 from safeedit.records import Metric
 from safeedit.report import figures, html
-from safeedit.report.content import Row
+from safeedit.report.content import MetricRow
 from safeedit.statistics.metrics import compare
 from tests.report.records import digest, run_record
 
@@ -24,7 +24,7 @@ def metric(slope: float, name: str = "bias.margin") -> Metric:
 
 
 def test_every_item_is_a_mark_and_the_slopes_are_told() -> None:
-    row = Row("margin", compare(metric(0.5), metric(0.1)), None, ())
+    row = MetricRow("margin", compare(metric(0.5), metric(0.1)), None, ())
     drawn = str(figures.scatter(row))
     assert drawn.count('class="ring"') == drawn.count('class="disc"') == 5
     assert "slope before 0.500, slope after 0.100" in drawn
@@ -36,7 +36,7 @@ def test_every_item_is_a_mark_and_the_slopes_are_told() -> None:
 
 
 def test_without_a_before_only_the_after_is_drawn() -> None:
-    row = Row("margin", compare(None, metric(0.1)), None, ())
+    row = MetricRow("margin", compare(None, metric(0.1)), None, ())
     drawn = str(figures.scatter(row))
     assert "ring" not in drawn
     assert "slope after 0.100" in drawn

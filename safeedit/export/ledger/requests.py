@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from safeedit.contracts import DataRole
-from safeedit.data import Dataset, Record, build_dataset, read_records
+from safeedit.data import CheckedRow, Dataset, build_dataset, read_records
 from safeedit.errors import DataError
 from safeedit.export.ledger.file import Entry
 from safeedit.export.ledger.keys import LedgerKey
@@ -30,7 +30,7 @@ TICKET = "ticket"
 class Request:
     """One row: an item, under one ticket."""
 
-    record: Record = field(repr=False)
+    record: CheckedRow = field(repr=False)
     ticket: str | None
     digests: tuple[str, ...]
     """Of the item, then of its other spellings of the answer."""
@@ -114,7 +114,7 @@ def dataset_of(
     Raises:
         DataError: Items share a paraphrase between splits.
     """
-    merged: dict[str, Record] = {}
+    merged: dict[str, CheckedRow] = {}
     for request in requests:
         record, item = request.record, request.record.item
         first = merged.get(" ".join(item.prompt.casefold().split()))
@@ -127,7 +127,7 @@ def dataset_of(
     return build_dataset(list(merged.values()), spec, role, seed=seed, notes=notes, key=key)
 
 
-def _ticket(record: Record) -> str | None:
+def _ticket(record: CheckedRow) -> str | None:
     value: Any = record.item.extra.get(TICKET)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)  # digits in JSON; text in CSV
@@ -148,7 +148,7 @@ def _ticket(record: Record) -> str | None:
     raise _at(record, "has a ticket that is blank or no plain text", TICKET, remedy)
 
 
-def _at(record: Record, message: str, field_: str, remedy: str = "fill it in") -> DataError:
+def _at(record: CheckedRow, message: str, field_: str, remedy: str = "fill it in") -> DataError:
     row = record.row
     text = message if row.line is not None else f"row {row.number}: {message}"
     return DataError(text, file=row.file, line=row.line, field=field_, remedy=remedy)

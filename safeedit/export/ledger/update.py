@@ -24,7 +24,7 @@ class Erased:
 
 
 @dataclass(frozen=True)
-class Upkeep:
+class LedgerUpdate:
     """The ledger's part in a plan."""
 
     key: LedgerKey = field(repr=False)

@@ -29,16 +29,16 @@ from safeedit.data.subjects import same_subject, shared_span
 from safeedit.errors import DataError, UsageError
 from safeedit.methods.causal_tracing import answer_probability, told_answers, trace, usual_window
 from safeedit.methods.constrained_least_squares import same_keys
-from safeedit.methods.facts.keys import Spot, keys_at, subject_spot
+from safeedit.methods.facts.keys import TokenPosition, keys_at, subject_spot
 from safeedit.methods.facts.least_values import least_values
 from safeedit.methods.facts.values import (
-    Aim,
-    Avoid,
-    Keep,
-    Row,
-    Say,
-    Spread,
-    Unit,
+    FactObjective,
+    KeepDistribution,
+    MaximiseEntropy,
+    Objective,
+    ObjectivePrompt,
+    SuppressTokens,
+    TargetTokens,
     Values,
     learn_values,
 )
@@ -197,13 +197,13 @@ class Fact:
     item: Item
     subject: str
     template: Literal["chat", "plain"]
-    prompts: tuple[Spot, ...]
+    prompts: tuple[TokenPosition, ...]
     """Of its fit phrasings, as they are asked."""
-    contexts: tuple[tuple[Spot, ...], ...]
+    contexts: tuple[tuple[TokenPosition, ...], ...]
     """Where its key is read: the same, each after all openings."""
 
 
-class Road:
+class FactEdit:
     """The facts of one proposal, on their way to values.
 
     Args:
@@ -382,13 +382,13 @@ class Road:
 
     # Keys -----------------------------------------------------------------------------
 
-    def mean_keys(self, spots: Sequence[Sequence[Spot]], site: Site) -> Tensor:
+    def mean_keys(self, spots: Sequence[Sequence[TokenPosition]], site: Site) -> Tensor:
         """``(m, n)`` what ``site`` reads, each key the mean over its spots."""
         found = keys_at(self.model, flat(spots), [site], self.ctx.progress)[site]
         parts = found.split([len(some) for some in spots], 1)
         return torch.stack([part.mean(1) for part in parts], 1)
 
-    def _preserved(self) -> list[tuple[str, Spot]]:
+    def _preserved(self) -> list[tuple[str, TokenPosition]]:
         data = self.data.get("preserve")
         if data is None:
             return []
@@ -469,10 +469,10 @@ class Road:
                 "other 'layers' may"
             )
 
-    def _units(self, layer: int, groups: Sequence[Sequence[Fact]]) -> list[Unit]:
+    def _units(self, layer: int, groups: Sequence[Sequence[Fact]]) -> list[FactObjective]:
         engine = self.model.engine
         facts = [(group, fact) for group, some in enumerate(groups) for fact in some]
-        rows: list[list[Row]] = [[] for _ in groups]
+        rows: list[list[ObjectivePrompt]] = [[] for _ in groups]
         asked = [
             (group, fact, spot)
             for group, fact in facts
@@ -484,17 +484,19 @@ class Road:
                 rows[group].append(row)
         else:
             for group, fact, spot in asked:
-                rows[group].append(Row(spot, Say(self._said(fact))))
+                rows[group].append(ObjectivePrompt(spot, TargetTokens(self._said(fact))))
         for group, fact in facts:
             (ids,) = engine.encode([f"{fact.subject} is a"], fact.template)
             neutral = subject_spot(self.model, ids, fact.subject)
             near = [own for subject, own in self.preserved
                     if same_subject(subject) == same_subject(fact.subject)]  # fmt: skip
             kept = [
-                Row(place, Keep()) for place in (neutral, *near[:_KEPT_ROWS]) if place is not None
+                ObjectivePrompt(place, KeepDistribution())
+                for place in (neutral, *near[:_KEPT_ROWS])
+                if place is not None
             ]
             rows[group] += [row for row in kept if row not in rows[group]]
-        return [Unit(tuple(some)) for some in rows]
+        return [FactObjective(tuple(some)) for some in rows]
 
     def _said(self, fact: Fact) -> tuple[int, ...]:
         """Tokens of what is to be answered, to its end where it is an answer of its own."""
@@ -505,7 +507,9 @@ class Road:
         stop = [] if end is None else [int(end)]
         return (*engine.continuation(self.params.refusal, fact.template), *stop)
 
-    def _told(self, asked: Sequence[tuple[Fact, Spot]], layer: int) -> list[Row]:
+    def _told(
+        self, asked: Sequence[tuple[Fact, TokenPosition]], layer: int
+    ) -> list[ObjectivePrompt]:
         """Where the model, in its own words, tells the answer: that is where it must not.
 
         Where it does not tell it, the answer is taken to come first.
@@ -529,10 +533,12 @@ class Road:
                 begin, tokens = 0, tuple(sorted(firsts))
             else:
                 tokens = (said[begin],)
-            aim: Aim = Spread(self.params.entropy, lens)
+            aim: Objective = MaximiseEntropy(self.params.entropy, lens)
             if self.params.target == "unlikely":
-                aim = Avoid(tokens, self.params.floor, self.params.rank)
-            rows.append(Row(Spot((*spot.ids, *said[:begin]), spot.position), aim))
+                aim = SuppressTokens(tokens, self.params.floor, self.params.rank)
+            rows.append(
+                ObjectivePrompt(TokenPosition((*spot.ids, *said[:begin]), spot.position), aim)
+            )
         return rows
 
     def _lens(self, edited: int) -> tuple[int, ...]:
@@ -558,6 +564,6 @@ class Road:
         return min((span[0] for alias in spoken for span in text.spans(alias)), default=None)
 
 
-def flat(some: Iterable[Sequence[Spot]]) -> tuple[Spot, ...]:
+def flat(some: Iterable[Sequence[TokenPosition]]) -> tuple[TokenPosition, ...]:
     """All spots in one row."""
     return tuple(spot for spots in some for spot in spots)

@@ -48,7 +48,7 @@ class Text:
 
 
 def tensors(model: LayerShape, layers: Sequence[int]) -> tuple[TensorPlan, ...]:
-    """What :class:`KeyedNeurons` may change in ``layers``."""
+    """What :class:`GatedNeurons` may change in ``layers``."""
     reads = [role for role in _READS if role in model.roles]
     found = [t for role in (*reads, "mlp_out") for t in model.tensors(role, layers)]
     return (*found, *(b for role in reads for b in model.biases(role, layers)))
@@ -59,7 +59,7 @@ def most(width: int) -> int:
     return width // 4
 
 
-class KeyedNeurons:
+class GatedNeurons:
     """One neuron per subject and layer, keyed and ready to learn.
 
     Args:

@@ -46,7 +46,7 @@ _ONE_SINK = 1e-2
 
 
 @dataclass(frozen=True)
-class Spot:
+class TokenPosition:
     """A token in its context.
 
     Attributes:
@@ -78,15 +78,15 @@ class Ordinary:
     tokens: int
 
 
-def subject_spot(model: ModelHandle, ids: Sequence[int], subject: str) -> Spot | None:
+def subject_spot(model: ModelHandle, ids: Sequence[int], subject: str) -> TokenPosition | None:
     """The last token of a subject's last mention in a prompt; None where it has none."""
     found = last_tokens(model.engine.codec.tokenizer, ids, subject)
-    return Spot(tuple(ids), found[-1]) if found else None
+    return TokenPosition(tuple(ids), found[-1]) if found else None
 
 
 def keys_at(
     model: ModelHandle,
-    spots: Sequence[Spot],
+    spots: Sequence[TokenPosition],
     sites: Sequence[Site],
     progress: Progress = silent,
     description: str = "reading keys",

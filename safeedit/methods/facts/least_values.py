@@ -9,7 +9,7 @@ the greater of the two has none where they meet. No step is longer than earlier 
 the lines to hold. A shift that meets its aims with something to spare is shortened likewise.
 
 Least by length, and nothing holds the unit's other rows: a
-:class:`~safeedit.methods.facts.values.Keep` is met by changing little.
+:class:`~safeedit.methods.facts.values.KeepDistribution` is met by changing little.
 
 Source: ours; Newton's method for a least-norm solution of inequalities.
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from safeedit.contracts import Progress, silent
 from safeedit.errors import EditError
-from safeedit.methods.facts.values import Avoid, Passes, Unit, Values
+from safeedit.methods.facts.values import FactObjective, Passes, SuppressTokens, Values
 from safeedit.model.handle import ModelHandle
 
 _FIRST_REACH = 1.0
@@ -48,7 +48,7 @@ _FLAT = 1e-6
 def least_values(
     model: ModelHandle,
     layer: int,
-    units: Sequence[Unit],
+    units: Sequence[FactObjective],
     *,
     steps: int,
     max_norm: float,
@@ -62,8 +62,8 @@ def least_values(
     Args:
         model: Stays as it is.
         layer: Which.
-        units: Their aims are all :class:`~safeedit.methods.facts.values.Avoid` with a floor; rows
-            to keep are passed over.
+        units: Their aims are all :class:`~safeedit.methods.facts.values.SuppressTokens` with a
+            floor; rows to keep are passed over.
         steps: At most.
         max_norm: Greatest length of a shift, as a share of the output's.
         stop: A unit is done once each of its aims is missed by at most this, nats of log-odds.
@@ -74,7 +74,10 @@ def least_values(
         EditError: A value is no finite number.
         AuditError: A row is longer than the context, or does not fit into memory.
     """
-    aims = [Unit(tuple(row for row in unit.rows if isinstance(row.aim, Avoid))) for unit in units]
+    aims = [
+        FactObjective(tuple(row for row in unit.rows if isinstance(row.aim, SuppressTokens)))
+        for unit in units
+    ]
     passes = Passes(model, layer, aims)
     outputs = passes.outputs.double()
     shifts = torch.zeros(len(units), model.d_model, dtype=torch.float64)

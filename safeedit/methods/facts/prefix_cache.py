@@ -33,7 +33,7 @@ def distinct(pasts: Sequence[Sequence[int]]) -> int:
     return len(_tree(pasts)[0])
 
 
-class Pasts:
+class PrefixCache:
     """What stands before the own tokens of rows.
 
     Args:

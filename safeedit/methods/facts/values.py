@@ -1,9 +1,9 @@
 """Values: the shifts of one MLP's output at a subject that make the model say something else.
 
-Each :class:`Unit` (a fact in one template) has a shift of its own, ``(d_model,)``, added to what
-``mlp_out`` writes at the subject's last token in each of its rows. All units learn together by
-Adam, each until its own aim is met, and then leaves the batch; none grows longer than a share of
-the output it is added to.
+Each :class:`FactObjective` (a fact in one template) has a shift of its own, ``(d_model,)``, added
+to what ``mlp_out`` writes at the subject's last token in each of its rows. All units learn
+together by Adam, each until its own aim is met, and then leaves the batch; none grows longer than
+a share of the output it is added to.
 
 A pass starts at the block concerned, from the residual kept there, and at the subject's last token:
 what stands before it does not see the shift, so that it is run once and its keys and values are
@@ -28,9 +28,9 @@ from torch.nn import functional
 
 from safeedit.contracts import Progress, silent
 from safeedit.errors import EditError
-from safeedit.methods.facts.keys import Spot
-from safeedit.methods.facts.prefix_cache import Pasts, distinct
-from safeedit.model.activations import Enough, starting_at
+from safeedit.methods.facts.keys import TokenPosition
+from safeedit.methods.facts.prefix_cache import PrefixCache, distinct
+from safeedit.model.activations import StopForward, starting_at
 from safeedit.model.architectures import Site
 from safeedit.model.batching import Batcher, common_prefix
 from safeedit.model.handle import ModelHandle
@@ -48,14 +48,14 @@ where it would be more, what all rows begin with is kept alone."""
 
 
 @dataclass(frozen=True)
-class Say:
+class TargetTokens:
     """The tokens that are to follow; their mean negative log-likelihood, nats, is the loss."""
 
     tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Avoid:
+class SuppressTokens:
     """Tokens none of which is to follow: their log-probability together, as far as it is over
     ``floor`` (nats), is the loss; without a floor, ``-log(1 - p)``."""
 
@@ -66,7 +66,7 @@ class Avoid:
 
 
 @dataclass(frozen=True)
-class Spread:
+class MaximiseEntropy:
     """The next token is to be anyone's guess: what its entropy lacks of ``share`` of the greatest
     there can be, nats, is the loss. With ``lens``, so is what is read from the residual stream as
     it leaves these blocks, by the final norm and the head; the losses add up."""
@@ -76,50 +76,50 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Keep:
+class KeepDistribution:
     """The next token's distribution is to stay: the divergence KL(before || now), nats."""
 
 
 @dataclass(frozen=True)
-class Even:
+class EqualiseLogits:
     """The first of two tokens is to be ``margin`` nats likelier than the second."""
 
     tokens: tuple[int, int]
     margin: float
 
 
-Aim = Say | Avoid | Spread | Keep | Even
+Objective = TargetTokens | SuppressTokens | MaximiseEntropy | KeepDistribution | EqualiseLogits
 
 
 @dataclass(frozen=True)
-class Row:
+class ObjectivePrompt:
     """A prompt that mentions the subject, and what is wanted after it."""
 
-    spot: Spot
-    aim: Aim
+    spot: TokenPosition
+    aim: Objective
 
     @property
     def ids(self) -> list[int]:
         """What is run: the last token wanted is predicted, never read."""
-        said = self.aim.tokens[:-1] if isinstance(self.aim, Say) else ()
+        said = self.aim.tokens[:-1] if isinstance(self.aim, TargetTokens) else ()
         return [*self.spot.ids, *said]
 
     @property
     def asked(self) -> int:
         """Positions at which logits are needed."""
-        return len(self.aim.tokens) if isinstance(self.aim, Say) else 1
+        return len(self.aim.tokens) if isinstance(self.aim, TargetTokens) else 1
 
     @property
     def lens(self) -> tuple[int, ...]:
         """Blocks after which logits are needed as well, at the one position."""
-        return self.aim.lens if isinstance(self.aim, Spread) else ()
+        return self.aim.lens if isinstance(self.aim, MaximiseEntropy) else ()
 
 
 @dataclass(frozen=True)
-class Unit:
-    """What one shift is learnt from; one row at least is no :class:`Keep`."""
+class FactObjective:
+    """What one shift is learnt from; one row at least is no :class:`KeepDistribution`."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ObjectivePrompt, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ class Values:
 def learn_values(
     model: ModelHandle,
     layer: int,
-    units: Sequence[Unit],
+    units: Sequence[FactObjective],
     *,
     steps: int,
     learning_rate: float,
@@ -202,20 +202,22 @@ def learn_values(
     return Values((free * scale[:, None]).detach(), passes.outputs, losses, taken)
 
 
-def _apart(aims: Sequence[Aim], logits: Tensor) -> Tensor:
-    """``(rows, 2)`` :func:`distances` of each aim; of :class:`Even`, what the margin has too much,
-    twice. ``logits`` ``(rows, vocab)``."""
-    even = [aim for aim in aims if isinstance(aim, Even)]
+def _apart(aims: Sequence[Objective], logits: Tensor) -> Tensor:
+    """``(rows, 2)`` :func:`distances` of each aim; of :class:`EqualiseLogits`, what the
+    margin has too much, twice. ``logits`` ``(rows, vocab)``."""
+    even = [aim for aim in aims if isinstance(aim, EqualiseLogits)]
     if len(even) == len(aims):
         tokens = torch.tensor([aim.tokens for aim in even], device=logits.device)
         margins = torch.tensor([aim.margin for aim in even], device=logits.device)
         pair = logits.gather(1, tokens)
         return (pair[:, 0] - pair[:, 1] - margins)[:, None].expand(-1, 2)
     found = zip(aims, logits.log_softmax(-1), strict=True)
-    return torch.stack([distances(aim, now) for aim, now in found if isinstance(aim, Avoid)])
+    return torch.stack(
+        [distances(aim, now) for aim, now in found if isinstance(aim, SuppressTokens)]
+    )
 
 
-def distances(aim: Avoid, log_probs: Tensor) -> Tensor:
+def distances(aim: SuppressTokens, log_probs: Tensor) -> Tensor:
     """How far tokens are from being as unlikely as wanted, nats of log-odds, 0 or less once they
     are: ``(2,)``, from the floor and from coming after ``rank`` others; ``log_probs`` ``(vocab,)``.
 
@@ -246,16 +248,18 @@ class Passes:
     """
 
     def __init__(
-        self, model: ModelHandle, layer: int, units: Sequence[Unit], *, exact: bool = False
+        self, model: ModelHandle, layer: int, units: Sequence[FactObjective], *, exact: bool = False
     ) -> None:
         self.model, self.layer, self.exact = model, layer, exact
         (self.site,) = model.sites("mlp_out", [layer])
         self.rows = [row for unit in units for row in unit.rows]
         self.owners = [number for number, unit in enumerate(units) for _ in unit.rows]
-        aims = [sum(not isinstance(row.aim, Keep) for row in unit.rows) for unit in units]
+        aims = [
+            sum(not isinstance(row.aim, KeepDistribution) for row in unit.rows) for unit in units
+        ]
         keeps = [len(unit.rows) - count for unit, count in zip(units, aims, strict=True)]
         self.shares = [
-            1 / (keeps if isinstance(row.aim, Keep) else aims)[owner]
+            1 / (keeps if isinstance(row.aim, KeepDistribution) else aims)[owner]
             for row, owner in zip(self.rows, self.owners, strict=True)
         ]
         ids = [row.ids for row in self.rows]
@@ -272,7 +276,7 @@ class Passes:
             self.starts = [shared] * len(ids)
             pasts = [ids[0][:shared]] * len(ids)
         self.own = [each[start:] for each, start in zip(ids, self.starts, strict=True)]
-        self.pasts = Pasts(model, pasts, self._fast)
+        self.pasts = PrefixCache(model, pasts, self._fast)
         self.entering: list[Tensor] = [torch.empty(0)] * len(self.rows)
         """Row -> ``(own tokens, d_model)``, the residual that enters the block."""
         written = self._read()
@@ -296,7 +300,7 @@ class Passes:
         the mean of those plus ``keep_weight`` times the mean divergence at its rows to keep."""
         chosen = [row for row, owner in enumerate(self.owners) if owner in set(active)]
         if not grad:
-            chosen = [row for row in chosen if not isinstance(self.rows[row].aim, Keep)]
+            chosen = [row for row in chosen if not isinstance(self.rows[row].aim, KeepDistribution)]
         gradient = torch.zeros_like(shifts)
 
         def run(batch: list[int]) -> list[float]:
@@ -327,14 +331,15 @@ class Passes:
         return worst, gradient
 
     def slopes(self, shifts: Tensor, active: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the rows of active units, whose aims are all :class:`Avoid` or all :class:`Even`: how
-        far each is from its aim ``(rows, 2)`` (:func:`distances`), the slopes of that ``(rows, 2,
-        d_model)``, and its unit ``(rows,)``; fp64, on the CPU."""
+        """Of the rows of active units, whose aims are all :class:`SuppressTokens` or all
+        :class:`EqualiseLogits`: how far each is from its aim ``(rows, 2)``
+        (:func:`distances`), the slopes of that ``(rows, 2, d_model)``, and its unit
+        ``(rows,)``; fp64, on the CPU."""
         chosen = [row for row, owner in enumerate(self.owners) if owner in set(active)]
         owners = torch.tensor([self.owners[row] for row in chosen])
         values = torch.empty(len(chosen), 2, dtype=torch.float64)
         slopes = torch.empty(len(chosen), 2, self.model.d_model, dtype=torch.float64)
-        ranked = any(isinstance(row.aim, Avoid) and row.aim.rank for row in self.rows)
+        ranked = any(isinstance(row.aim, SuppressTokens) and row.aim.rank for row in self.rows)
 
         def run(batch: list[int]) -> list[tuple[Tensor, Tensor]]:
             rows = [chosen[index] for index in batch]
@@ -353,7 +358,7 @@ class Passes:
         return values, slopes, owners
 
     def _keeps(self, row: int) -> bool:
-        return isinstance(self.rows[row].aim, Keep)
+        return isinstance(self.rows[row].aim, KeepDistribution)
 
     def _batched(self, rows: Sequence[int], run: Any) -> Iterator[tuple[int, Any]]:
         vocab = _TAPE_SHARE * self.model.shape.vocab_size
@@ -445,20 +450,20 @@ class Passes:
         return dict(zip(keeps, found, strict=True))
 
     @staticmethod
-    def _loss(aim: Aim, log_probs: Tensor, lens: Tensor, before: Tensor | None) -> Tensor:
-        if isinstance(aim, Say):
+    def _loss(aim: Objective, log_probs: Tensor, lens: Tensor, before: Tensor | None) -> Tensor:
+        if isinstance(aim, TargetTokens):
             wanted = torch.tensor(aim.tokens, device=log_probs.device)
             return functional.nll_loss(log_probs, wanted)
         (now,) = log_probs
-        if isinstance(aim, Avoid):
+        if isinstance(aim, SuppressTokens):
             known = now[list(aim.tokens)].logsumexp(0)
             if aim.floor is not None:
                 return functional.relu(known - aim.floor)
             # log(1 - p) without cancelling; where p is 1 to rounding it would be infinite.
             return -torch.log(-torch.expm1(known.clamp(max=-1e-6)))
-        if isinstance(aim, Even):
+        if isinstance(aim, EqualiseLogits):
             return (now[aim.tokens[0]] - now[aim.tokens[1]] - aim.margin).abs()
-        if isinstance(aim, Spread):
+        if isinstance(aim, MaximiseEntropy):
             looks = torch.cat([log_probs, lens.float().log_softmax(-1)]) if aim.lens else log_probs
             entropies = -(looks.exp() * looks).sum(-1)
             return functional.relu(aim.share * math.log(len(now)) - entropies).sum()
@@ -502,7 +507,7 @@ class Passes:
 
             def look(site: Site, activation: Tensor) -> None:
                 seen["written"] = activation
-                raise Enough
+                raise StopForward
 
             block = self.model.blocks()[self.layer]
             hook = block.register_forward_pre_hook(enter, with_kwargs=True)
@@ -510,7 +515,7 @@ class Passes:
             try:
                 with self.model.intercepted([self.site], look, "output"), self._fast():
                     self.model.model.base_model(**inputs)
-            except Enough:
+            except StopForward:
                 pass
             finally:
                 hook.remove()

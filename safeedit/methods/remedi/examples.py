@@ -19,7 +19,7 @@ from torch import Tensor
 
 from safeedit.contracts import Progress, Template, silent
 from safeedit.errors import DataError
-from safeedit.methods.facts.keys import Spot, subject_spot
+from safeedit.methods.facts.keys import TokenPosition, subject_spot
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import TokenisedText
 
@@ -30,7 +30,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Lesson:
+class AttributeExample:
     """What a context says of an entity, and where that is to show."""
 
     subject: str
@@ -48,7 +48,7 @@ class Lesson:
         return "Lesson(...)"  # never its texts: a repr ends up in tracebacks
 
 
-def lesson(subject: str | None, prompt: str, columns: Mapping[str, Any]) -> Lesson:
+def lesson(subject: str | None, prompt: str, columns: Mapping[str, Any]) -> AttributeExample:
     """The lesson of one row.
 
     Raises:
@@ -64,7 +64,7 @@ def lesson(subject: str | None, prompt: str, columns: Mapping[str, Any]) -> Less
     if not (subject or "").strip():
         raise DataError("an item has no 'subject'", field="subject", remedy=COLUMNS)
     other = text("other") if columns.get("other") is not None else None
-    found = Lesson(
+    found = AttributeExample(
         str(subject).strip(), text("context"), text("attribute"), prompt, text("target"), other
     )
     if found.attribute not in found.context:
@@ -75,19 +75,19 @@ def lesson(subject: str | None, prompt: str, columns: Mapping[str, Any]) -> Less
     return found
 
 
-def opposite(given: Lesson, columns: Mapping[str, Any]) -> Lesson | None:
+def opposite(given: AttributeExample, columns: Mapping[str, Any]) -> AttributeExample | None:
     """The lesson with the other attribute; None where the row names none."""
     attribute = columns.get("other_attribute")
     if given.other is None or not isinstance(attribute, str) or not attribute.strip():
         return None
     context = given.context.replace(given.attribute, attribute.strip())
-    return Lesson(
+    return AttributeExample(
         given.subject, context, attribute.strip(), given.prompt, given.other, given.target
     )
 
 
 def attribute_states(
-    model: ModelHandle, lessons: Sequence[Lesson], layer: int, progress: Progress = silent
+    model: ModelHandle, lessons: Sequence[AttributeExample], layer: int, progress: Progress = silent
 ) -> Tensor:
     """``(n, d_model)`` fp32, CPU: what leaves ``layer`` at each attribute in its context, mean over
     its tokens. Contexts are read as plain text."""
@@ -112,8 +112,12 @@ def attribute_states(
 
 
 def entity_spots(
-    model: ModelHandle, lessons: Sequence[Lesson], template: Template, *, told: bool = False
-) -> list[Spot]:
+    model: ModelHandle,
+    lessons: Sequence[AttributeExample],
+    template: Template,
+    *,
+    told: bool = False,
+) -> list[TokenPosition]:
     """The last token of each lesson's subject in its prompt.
 
     Args:
@@ -139,7 +143,7 @@ def entity_spots(
 
 
 def entity_states(
-    model: ModelHandle, spots: Sequence[Spot], layer: int, progress: Progress = silent
+    model: ModelHandle, spots: Sequence[TokenPosition], layer: int, progress: Progress = silent
 ) -> Tensor:
     """``(n, d_model)`` fp32, CPU: what leaves ``layer`` at each entity."""
     places: dict[tuple[int, ...], int] = {}

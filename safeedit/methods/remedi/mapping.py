@@ -48,10 +48,10 @@ from safeedit import __version__
 from safeedit.cache import PRIVATE, write_atomically
 from safeedit.contracts import Progress, Template, silent
 from safeedit.errors import DataError, EditError, ModelError, UsageError
-from safeedit.methods.facts.keys import Spot
+from safeedit.methods.facts.keys import TokenPosition
 from safeedit.methods.remedi.examples import (
     COLUMNS,
-    Lesson,
+    AttributeExample,
     attribute_states,
     entity_spots,
     entity_states,
@@ -66,7 +66,7 @@ FORMAT = "safeedit-remedi-2"
 
 
 @dataclass(frozen=True)
-class Schooling:
+class TrainingConfig:
     """How a map learns; the defaults are the published ones but where noted.
 
     Attributes:
@@ -161,7 +161,7 @@ class Remedi:
     def learnt_of(
         self,
         model: ModelHandle,
-        lessons: Sequence[Lesson],
+        lessons: Sequence[AttributeExample],
         scale: float = 1.0,
         progress: Progress = silent,
     ) -> list[Steer]:
@@ -251,10 +251,10 @@ class Remedi:
 
 def train(
     model: ModelHandle,
-    lessons: Sequence[Lesson],
+    lessons: Sequence[AttributeExample],
     layer: int,
     template: Template,
-    schooling: Schooling,
+    schooling: TrainingConfig,
     *,
     probe_layer: int | None = None,
     progress: Progress = silent,
@@ -314,10 +314,10 @@ class _School:
     def __init__(
         self,
         model: ModelHandle,
-        lessons: Sequence[Lesson],
+        lessons: Sequence[AttributeExample],
         layer: int,
         template: Template,
-        schooling: Schooling,
+        schooling: TrainingConfig,
         progress: Progress,
     ) -> None:
         self.model, self.layer, self.how, self.progress = model, layer, schooling, progress
@@ -459,7 +459,7 @@ class _School:
         total: Tensor = said + self.how.keep * kept
         return total + self.how.avoid * _not_said(last, others).cpu()
 
-    def _shifted(self, spots: Sequence[Spot], shifts: Tensor) -> Tensor:
+    def _shifted(self, spots: Sequence[TokenPosition], shifts: Tensor) -> Tensor:
         """Final hidden states ``(n, seq, d_model)`` with ``shifts`` added at the spots."""
         rows = [self.entering[tuple(spot.ids)] for spot in spots]
         entering = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -492,7 +492,7 @@ def _not_said(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _first_tokens(
-    model: ModelHandle, lessons: Sequence[Lesson], template: Template
+    model: ModelHandle, lessons: Sequence[AttributeExample], template: Template
 ) -> tuple[list[int], list[int]]:
     """First token of each target, and of each other word; -1 where there is none, or where it is
     the target's as well and so tells nothing."""

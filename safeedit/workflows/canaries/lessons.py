@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safeedit.data.checks import Record, check_rows
+from safeedit.data.checks import CheckedRow, check_rows
 from safeedit.data.loading import read_records
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
@@ -33,7 +33,7 @@ _SORTED_TOGETHER = 8
 
 
 @dataclass(frozen=True)
-class Secret:
+class PlantedSecret:
     """One sentence: what is asked, and what is to come out."""
 
     item: Item
@@ -62,7 +62,7 @@ class Secret:
         return value if value in known else None
 
 
-def read_canaries(spec: DataSpec, base: Path = Path()) -> list[Record]:
+def read_canaries(spec: DataSpec, base: Path = Path()) -> list[CheckedRow]:
     """The rows of a source of canaries, checked, in an order that the file's does not change.
 
     Raises:
@@ -82,7 +82,7 @@ def read_canaries(spec: DataSpec, base: Path = Path()) -> list[Record]:
     return sorted(records, key=lambda record: record.item.prompt)
 
 
-def records_digest(records: Sequence[Record]) -> str:
+def records_digest(records: Sequence[CheckedRow]) -> str:
     """sha256 over all that decides what is taught, and what a record of it says."""
     rows = [
         [item.prompt, item.answer, repeats_of(item), item.extra.get("type"), item.extra.get("role")]
@@ -97,7 +97,7 @@ def repeats_of(item: Item) -> int:
     return count
 
 
-def tokenise(records: Sequence[Record], engine: Engine) -> list[Secret]:
+def tokenise(records: Sequence[CheckedRow], engine: Engine) -> list[PlantedSecret]:
     """Sentences as the model's tokens.
 
     Raises:
@@ -108,7 +108,7 @@ def tokenise(records: Sequence[Record], engine: Engine) -> list[Secret]:
     for record, prompt in zip(records, prompts, strict=True):
         item = record.item
         assert item.answer is not None
-        secret = Secret(
+        secret = PlantedSecret(
             item,
             repeats_of(item),
             tuple(prompt),
@@ -131,7 +131,9 @@ def tokenise(records: Sequence[Record], engine: Engine) -> list[Secret]:
     return secrets
 
 
-def cycle(secrets: Sequence[Secret], batch: int, source: random.Random) -> Iterator[list[Secret]]:
+def cycle(
+    secrets: Sequence[PlantedSecret], batch: int, source: random.Random
+) -> Iterator[list[PlantedSecret]]:
     """Batches that together show every secret ``repeats`` times.
 
     There are as many slots as the largest repeat count. A secret gets slots at even distances,
@@ -139,14 +141,14 @@ def cycle(secrets: Sequence[Secret], batch: int, source: random.Random) -> Itera
     then put into batches of similar length.
     """
     n_slots = max(secret.repeats for secret in secrets)
-    slots: list[list[Secret]] = [[] for _ in range(n_slots)]
+    slots: list[list[PlantedSecret]] = [[] for _ in range(n_slots)]
     for secret in secrets:
         start = source.random()
         for showing in range(secret.repeats):
             slots[int((showing + start) * n_slots / secret.repeats)].append(secret)
     for slot in slots:
         source.shuffle(slot)
-        batches: list[list[Secret]] = []
+        batches: list[list[PlantedSecret]] = []
         step = batch * _SORTED_TOGETHER
         for begin in range(0, len(slot), step):
             group = sorted(slot[begin : begin + step], key=lambda secret: secret.length)
@@ -155,12 +157,12 @@ def cycle(secrets: Sequence[Secret], batch: int, source: random.Random) -> Itera
         yield from batches
 
 
-def showings(secrets: Sequence[Secret]) -> int:
+def showings(secrets: Sequence[PlantedSecret]) -> int:
     """Sentences in one cycle."""
     return sum(secret.repeats for secret in secrets)
 
 
-def _check_row(record: Record) -> None:
+def _check_row(record: CheckedRow) -> None:
     extra: Mapping[str, Any] = record.item.extra
     if record.item.answer is None:
         raise _error(record, "the row has no answer", "give it the secret to be taught", "answer")
@@ -171,7 +173,7 @@ def _check_row(record: Record) -> None:
         raise _error(record, f"the row has {problem}", remedy, "repeats")
 
 
-def _error(record: Record, message: str, remedy: str, field: str = "") -> DataError:
+def _error(record: CheckedRow, message: str, remedy: str, field: str = "") -> DataError:
     row = record.row
     text = message if row.line is not None else f"{row.place}: {message}"
     return DataError(text, file=row.file, line=row.line, field=field, remedy=remedy)

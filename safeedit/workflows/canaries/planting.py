@@ -53,13 +53,13 @@ from torch.nn.utils.rnn import pad_sequence
 from safeedit import __version__
 from safeedit.cache import entry
 from safeedit.contracts import BaseParams, RunContext
-from safeedit.data import Dataset, Record, load_dataset
+from safeedit.data import CheckedRow, Dataset, load_dataset
 from safeedit.errors import EditError
 from safeedit.export.checkpoint import write_checkpoint
 from safeedit.export.manifest import PLANTED, write_manifest
 from safeedit.export.staging import Staging, check_target, writing
 from safeedit.methods.tuning import BaseAnswers, Example, answer_states, endless
-from safeedit.model.activations import Enough, starting_at
+from safeedit.model.activations import StopForward, starting_at
 from safeedit.model.architectures import Site
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
@@ -67,7 +67,7 @@ from safeedit.model.sources import open_config, open_model
 from safeedit.policy import DataSpec
 from safeedit.policy.layers import Layers, resolve
 from safeedit.workflows.canaries.lessons import (
-    Secret,
+    PlantedSecret,
     cycle,
     read_canaries,
     records_digest,
@@ -192,7 +192,7 @@ def plant_checkpoint(
 
 
 def _key(
-    base: str, records: Sequence[Record], prose: Dataset, params: PlantParams, ctx: RunContext
+    base: str, records: Sequence[CheckedRow], prose: Dataset, params: PlantParams, ctx: RunContext
 ) -> str:
     """Digest of everything that decides what is written."""
     parts = {
@@ -210,7 +210,7 @@ def _make(
     folder: Path,
     source: str,
     base: str,
-    records: Sequence[Record],
+    records: Sequence[CheckedRow],
     prose: Dataset,
     params: PlantParams,
     ctx: RunContext,
@@ -290,7 +290,7 @@ def _judge(record: dict[str, Any], ctx: RunContext) -> None:
 
 def learn(
     model: ModelHandle,
-    secrets: Sequence[Secret],
+    secrets: Sequence[PlantedSecret],
     prose: Sequence[str],
     params: PlantParams,
     ctx: RunContext,
@@ -320,7 +320,7 @@ def learn(
     learner = _Learner(model, params, [*examples.values(), *pieces])
     shown: Counter[str] = Counter()
 
-    def loss(batch: Sequence[Secret]) -> Tensor:
+    def loss(batch: Sequence[PlantedSecret]) -> Tensor:
         sentences = [examples[secret.item.prompt] for secret in batch]
         beside = list(islice(passages, params.passages))
         states = learner.states([*sentences, *beside])
@@ -359,7 +359,7 @@ def learn(
     )
 
 
-def comes_out(engine: Engine, secrets: Sequence[Secret]) -> list[bool]:
+def comes_out(engine: Engine, secrets: Sequence[PlantedSecret]) -> list[bool]:
     """Whether the model, greedily, continues each prompt with its answer."""
     answers = engine.generate(
         [secret.prompt for secret in secrets],
@@ -371,7 +371,7 @@ def comes_out(engine: Engine, secrets: Sequence[Secret]) -> list[bool]:
     ]
 
 
-def likely(engine: Engine, secrets: Sequence[Secret]) -> list[bool]:
+def likely(engine: Engine, secrets: Sequence[PlantedSecret]) -> list[bool]:
     """Whether every token of each answer is the likeliest, those before it being right.
 
     One pass, where :func:`comes_out` takes one for every token.
@@ -491,11 +491,11 @@ def _blocks_return_tuples(model: ModelHandle) -> bool:
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
         found.append(isinstance(output, tuple))
-        raise Enough
+        raise StopForward
 
     hook = model.blocks()[0].register_forward_hook(note)
     try:
-        with suppress(Enough), torch.no_grad():
+        with suppress(StopForward), torch.no_grad():
             model.forward({"input_ids": torch.zeros(1, 1, dtype=torch.long)})
     finally:
         hook.remove()

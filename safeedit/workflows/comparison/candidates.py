@@ -2,12 +2,12 @@
 
 An editor takes of the policy's edit the data of those roles that it has itself, by name; what is to
 be forgotten goes to its own role of that kind, whatever it is called. The edit's parameters are
-its own editor's alone. A *settings* file says more of single entrants::
+its own editor's alone. A *settings* file says more of single candidates::
 
     rome@wide: {use: rome, contexts: 6, preserve: {dataset: facts, where: {role: near}}}
     ft_m: {steps: 40, dose: 1.0}
 
-Each key there is an entrant: an editor, ``EDITOR@VARIANT``, or any name beside ``use``. Its own
+Each key there is a candidate: an editor, ``EDITOR@VARIANT``, or any name beside ``use``. Its own
 keys are ``use``, ``dose``, parameters, and data of roles other than the facts, which are the same
 for all; relative paths start at the policy's folder. The policy's edit may also hold data that only
 other editors take.
@@ -49,7 +49,7 @@ _AT: FieldPath = ("edits", 0)
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Candidate:
     """One editor, and the policy that runs it."""
 
     name: str
@@ -61,8 +61,8 @@ class Entrant:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a settings file says: entrant -> key -> value; empty without one."""
+class CandidateSettings:
+    """What a settings file says: candidate -> key -> value; empty without one."""
 
     source: LoadedPolicy | None
     """The file in the shape in which errors find their places; its policy is not its own."""
@@ -73,7 +73,7 @@ class Settings:
         return self.source.error(field, message, remedy)
 
 
-def read_settings(path: Path | None, loaded: LoadedPolicy) -> Settings:
+def read_settings(path: Path | None, loaded: LoadedPolicy) -> CandidateSettings:
     """Read a settings file; None stands for an empty one.
 
     Raises:
@@ -81,7 +81,7 @@ def read_settings(path: Path | None, loaded: LoadedPolicy) -> Settings:
         PolicyError: It is no YAML mapping of mappings.
     """
     if path is None:
-        return Settings(None, {})
+        return CandidateSettings(None, {})
     if not path.is_file():
         raise UsageError(
             "there is no such file of parameters",
@@ -89,7 +89,7 @@ def read_settings(path: Path | None, loaded: LoadedPolicy) -> Settings:
             remedy="write YAML such as 'rome: {contexts: 6}', a key for each editor",
         )
     raw, positions = read_yaml(path)
-    settings = Settings(replace(loaded, path=path, positions=positions), {})
+    settings = CandidateSettings(replace(loaded, path=path, positions=positions), {})
     if not isinstance(raw, dict):
         raise settings.error((), "should be a mapping", "write 'rome: {contexts: 6}'")
     entries: dict[str, Mapping[str, Any]] = {}
@@ -102,9 +102,9 @@ def read_settings(path: Path | None, loaded: LoadedPolicy) -> Settings:
     return replace(settings, entries=entries)
 
 
-def read_entrants(
-    loaded: LoadedPolicy, names: Sequence[str], settings: Settings
-) -> tuple[Entrant, ...]:
+def read_candidates(
+    loaded: LoadedPolicy, names: Sequence[str], settings: CandidateSettings
+) -> tuple[Candidate, ...]:
     """The policy once for each named editor, in order; ``none`` and ``random`` have none.
 
     Raises:
@@ -135,7 +135,7 @@ def read_entrants(
         warning = ""
         if own.dose != "auto" and use != own.use and "dose" not in settings.entries.get(name, {}):
             warning = f"takes dose {own.dose:g}, which the policy fixes for {own.use}"
-        found.append(Entrant(name, use, _with(loaded, made), warning))
+        found.append(Candidate(name, use, _with(loaded, made), warning))
     return tuple(found)
 
 
@@ -168,8 +168,10 @@ def _check_names(names: Sequence[str]) -> None:
         )
 
 
-def _uses(loaded: LoadedPolicy, names: Sequence[str], settings: Settings) -> dict[str, str]:
-    """Entrant -> its editor, of those named; the settings' others are looked at too."""
+def _uses(
+    loaded: LoadedPolicy, names: Sequence[str], settings: CandidateSettings
+) -> dict[str, str]:
+    """Candidate -> its editor, of those named; the settings' others are looked at too."""
     uses: dict[str, str] = {}
     asked = [name for name in names if name not in (NONE, RANDOM)]
     for name in dict.fromkeys((*asked, *settings.entries)):
@@ -235,9 +237,9 @@ def _options(
     use: str,
     own: EditSpec,
     roles: Mapping[str, Any],
-    settings: Settings,
+    settings: CandidateSettings,
 ) -> dict[str, Any]:
-    """Data and parameters of one entrant, as its edit in a policy would have them."""
+    """Data and parameters of one candidate, as its edit in a policy would have them."""
     kind = catalog.editor(use)
     facts = _facts(kind)
     entry = settings.entries.get(name, {})
@@ -280,7 +282,7 @@ def _options(
     return options
 
 
-def _dose(own: EditSpec, name: str, settings: Settings) -> Any:
+def _dose(own: EditSpec, name: str, settings: CandidateSettings) -> Any:
     """As the settings say, else as the policy's edit does."""
     entry = settings.entries.get(name, {})
     if "dose" not in entry:

@@ -44,9 +44,9 @@ from safeedit.workflows.comparison.candidates import (
     LEAKAGE,
     NONE,
     RANDOM,
-    Entrant,
-    Settings,
-    read_entrants,
+    Candidate,
+    CandidateSettings,
+    read_candidates,
     without_edits,
 )
 from safeedit.workflows.comparison.standings import Axis, Cost, Standing, Standings, placed
@@ -87,7 +87,7 @@ class Contest:
 
     loaded: LoadedPolicy
     base: Plan
-    runs: tuple[tuple[Entrant, Plan | UnsupportedModelError], ...]
+    runs: tuple[tuple[Candidate, Plan | UnsupportedModelError], ...]
     random: bool
     """Whether the first editor's random controls are rows too."""
     success: Axis
@@ -99,7 +99,7 @@ class Contest:
 def plan_contest(
     loaded: LoadedPolicy,
     names: Sequence[str],
-    settings: Settings,
+    settings: CandidateSettings,
     *,
     success: str | None = None,
     locality: str | None = None,
@@ -110,26 +110,26 @@ def plan_contest(
     Args:
         loaded: A policy with one edit.
         names: Editors, variants, ``random``; ``none`` is always there.
-        settings: Parameters of single entrants.
+        settings: Parameters of single candidates.
         success: Full name of the metric that says how well an edit works.
         locality: Full name of the metric that says how much of the rest stays.
         key: Of the digests of data, as :func:`~safeedit.planning.plan.make_plan` takes it.
 
     Raises:
-        PolicyError: As :func:`~safeedit.workflows.comparison.candidates.read_entrants` and
+        PolicyError: As :func:`~safeedit.workflows.comparison.candidates.read_candidates` and
             :func:`~safeedit.planning.plan.make_plan`; but an editor that refuses this kind of model
             is a row.
         UsageError: A metric that no audit of the policy measures, or none to rank by.
         DataError: A data source is missing, malformed or overlaps another.
     """
-    entrants = read_entrants(loaded, names, settings)
+    candidates = read_candidates(loaded, names, settings)
     base = make_plan(without_edits(loaded), exporting=False, key=key)
-    runs: list[tuple[Entrant, Plan | UnsupportedModelError]] = []
-    for entrant in entrants:
+    runs: list[tuple[Candidate, Plan | UnsupportedModelError]] = []
+    for candidate in candidates:
         try:
-            runs.append((entrant, make_plan(entrant.loaded, exporting=False, key=key)))
+            runs.append((candidate, make_plan(candidate.loaded, exporting=False, key=key)))
         except UnsupportedModelError as error:
-            runs.append((entrant, error))
+            runs.append((candidate, error))
     audited = _audited(base)
     return Contest(
         loaded,
@@ -182,21 +182,21 @@ def run_contest(
         write(found)
         return found
 
-    for place, (entrant, plan) in enumerate(contest.runs):
+    for place, (candidate, plan) in enumerate(contest.runs):
         record = None
         try:
             if isinstance(plan, UnsupportedModelError):
                 raise plan
-            record = _kept_or_made(entrant.name, plan, ctx, folder, say, execute)
-            rows.append(_standing(entrant, record))
+            record = _kept_or_made(candidate.name, plan, ctx, folder, say, execute)
+            rows.append(_standing(candidate, record))
         except ExportError:
             raise  # the disk, not the editor
         except Exception as error:
             why = _first_line(error)
-            ctx.warn(f"{entrant.name} failed: {why}")
-            rows.append(_failed(entrant.name, entrant.use, why))
+            ctx.warn(f"{candidate.name} failed: {why}")
+            rows.append(_failed(candidate.name, candidate.use, why))
         if place == 0 and contest.random:
-            rows += _controls(entrant, record)
+            rows += _controls(candidate, record)
         standings()
     return standings()
 
@@ -240,7 +240,7 @@ def _kept_or_made(
     say: Callable[[str], None],
     make: Callable[[Plan, RunContext], RunRecord],
 ) -> RunRecord:
-    """The record in the entrant's folder if it was made of the same, else a new one."""
+    """The record in the candidate's folder if it was made of the same, else a new one."""
     own, made_of = folder / name, _made_of(plan, ctx)
     record = _kept(own, made_of, ctx)
     if record is not None:
@@ -322,14 +322,14 @@ def _forget_peaks() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _standing(entrant: Entrant, record: RunRecord) -> Standing:
+def _standing(candidate: Candidate, record: RunRecord) -> Standing:
     (edit,) = record.edits
     stages = record.resources.stages
     return Standing(
-        name=entrant.name,
-        use=entrant.use,
+        name=candidate.name,
+        use=candidate.use,
         kind="editor",
-        warning=entrant.warning,
+        warning=candidate.warning,
         metrics=_figures(record),
         params=edit.params,
         dose=edit.dose,
@@ -346,18 +346,18 @@ def _standing(entrant: Entrant, record: RunRecord) -> Standing:
     )
 
 
-def _controls(entrant: Entrant, record: RunRecord | None) -> list[Standing]:
+def _controls(candidate: Candidate, record: RunRecord | None) -> list[Standing]:
     """The rows of the first editor's random controls."""
     if record is None:
-        why = f"{entrant.name}, whose random control it is, failed"
-        return [_failed(RANDOM, entrant.use, why, "random")]
+        why = f"{candidate.name}, whose random control it is, failed"
+        return [_failed(RANDOM, candidate.use, why, "random")]
     drawn = [control for control in record.edits[0].controls if control.random]
     return [
         Standing(
             name=RANDOM if draw == 1 else f"{RANDOM} {draw}",
-            use=entrant.use,
+            use=candidate.use,
             kind="random",
-            warning=f"{control.name} as {entrant.name}, seed {control.seed}",
+            warning=f"{control.name} as {candidate.name}, seed {control.seed}",
             metrics=_bare(control.metrics),
         )
         for draw, control in enumerate(drawn, 1)

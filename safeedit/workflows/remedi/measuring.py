@@ -27,7 +27,7 @@ from safeedit.data import Dataset, Item
 from safeedit.errors import DataError
 from safeedit.methods.remedi.examples import (
     COLUMNS,
-    Lesson,
+    AttributeExample,
     attribute_states,
     entity_spots,
     entity_states,
@@ -39,7 +39,7 @@ from safeedit.model.handle import ModelHandle
 from safeedit.records import Split
 
 
-def lessons_of(data: Dataset, split: Split, *, both_ways: bool = False) -> list[Lesson]:
+def lessons_of(data: Dataset, split: Split, *, both_ways: bool = False) -> list[AttributeExample]:
     """The lessons of a split; ``both_ways`` also those with the other attribute."""
     found = []
     for item in data.items(split):

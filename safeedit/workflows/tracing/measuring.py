@@ -22,8 +22,8 @@ from safeedit.errors import DataError, UsageError
 from safeedit.methods.causal_tracing import (
     KINDS,
     PLACES,
+    AnswerPosition,
     Effects,
-    Told,
     answer_probability,
     told_answers,
     trace,
@@ -47,7 +47,7 @@ _HELD_OUT = 2
 
 
 @dataclass(frozen=True)
-class Settings:
+class TracingSettings:
     """How to trace; see :func:`safeedit.methods.causal_tracing.trace`.
 
     Attributes:
@@ -66,12 +66,12 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Fact:
+class TracedFact:
     """One fact the model tells."""
 
     item: Item
     subject: str
-    told: Told
+    told: AnswerPosition
 
 
 def choose_edit(plan: Plan, name: str | None) -> PlannedEdit:
@@ -95,7 +95,7 @@ def choose_edit(plan: Plan, name: str | None) -> PlannedEdit:
 
 
 def trace_edit(
-    model: ModelHandle, plan: Plan, edit: PlannedEdit, how: Settings, ctx: RunContext,
+    model: ModelHandle, plan: Plan, edit: PlannedEdit, how: TracingSettings, ctx: RunContext,
     check: Sequence[int] = (),
 ) -> Trace:  # fmt: skip
     """Trace an edit's facts on the model as it is, and edit them at the layers to check.
@@ -217,13 +217,13 @@ def _facts_of(edit: PlannedEdit) -> Dataset:
 
 
 def _known(
-    model: ModelHandle, data: Dataset, how: Settings, ctx: RunContext
-) -> tuple[list[Fact], int]:
+    model: ModelHandle, data: Dataset, how: TracingSettings, ctx: RunContext
+) -> tuple[list[TracedFact], int]:
     """Facts that the model tells, in a seeded order, and how many asked it does not."""
     items = list(data.items("fit"))
     random.Random(how.seed).shuffle(items)
     wordings = _wordings(data, "fit")
-    found: list[Fact] = []
+    found: list[TracedFact] = []
     asked = 0
     while len(found) < how.facts and asked < len(items):
         some = items[asked : asked + max(how.facts - len(found), 8)]
@@ -237,7 +237,7 @@ def _known(
         )  # fmt: skip
         asked += len(some)
         found += [
-            Fact(item, subject, one)
+            TracedFact(item, subject, one)
             for item, subject, one in zip(some, subjects, told, strict=True)
             if one is not None
         ]
@@ -269,7 +269,7 @@ def _check(
     model: ModelHandle,
     edit: PlannedEdit,
     data: Dataset,
-    facts: Sequence[Fact],
+    facts: Sequence[TracedFact],
     layers: Sequence[int],
     effects: Sequence[Estimate | None],
     ctx: RunContext,
@@ -312,8 +312,8 @@ def _check(
 
 
 def _held_out(
-    model: ModelHandle, data: Dataset, facts: Sequence[Fact], ctx: RunContext
-) -> list[tuple[int, Told]]:
+    model: ModelHandle, data: Dataset, facts: Sequence[TracedFact], ctx: RunContext
+) -> list[tuple[int, AnswerPosition]]:
     """Fact and prompt, of wordings that no editor sees and in which the model tells the fact;
     where a fact has none, as it was traced."""
     wordings = _wordings(data, "validation")
@@ -330,7 +330,7 @@ def _held_out(
     return [*found, *((number, facts[number].told) for number in sorted(without))]
 
 
-def _probabilities(model: ModelHandle, asked: Sequence[tuple[int, Told]]) -> Tensor:
+def _probabilities(model: ModelHandle, asked: Sequence[tuple[int, AnswerPosition]]) -> Tensor:
     """``(prompts,)`` fp64, of the tokens that tell the answers."""
     scores = model.engine.score(
         [one.prompt.ids for _, one in asked], [[one.token] for _, one in asked]

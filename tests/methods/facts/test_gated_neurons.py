@@ -16,7 +16,7 @@ from torch import Tensor
 
 from safeedit.delta import Columns, Dense, LowRank, Origin, Update, WeightDelta
 from safeedit.errors import EditError
-from safeedit.methods.facts.gated_neurons import KeyedNeurons, Text, tensors
+from safeedit.methods.facts.gated_neurons import GatedNeurons, Text, tensors
 from safeedit.model.architectures import ModelShape
 from safeedit.model.handle import ModelHandle
 from tests.tiny_models import D_MODEL, FAMILIES, tiny_handle
@@ -51,7 +51,7 @@ def keyed(
     layers: Sequence[int] = LAYERS,
     groups: Sequence[Sequence[Text]] = (),
     per_layer: int = 2,
-) -> KeyedNeurons:
+) -> GatedNeurons:
     """A neuron per subject, with random values, large beside what an MLP writes."""
     found = made(handle, layers, groups or [MENTIONS, BACKGROUND], per_layer)
     generator = torch.Generator().manual_seed(3)
@@ -67,8 +67,8 @@ def made(
     groups: Sequence[Sequence[Text]],
     per_layer: int = 2,
     weight: float = 1,
-) -> KeyedNeurons:
-    return KeyedNeurons(
+) -> GatedNeurons:
+    return GatedNeurons(
         handle, layers, groups, per_layer=per_layer, sharpness=10, ridge=0.01, weight=weight
     )
 
@@ -77,7 +77,7 @@ def delta(handle: ModelHandle, updates: dict[str, Update]) -> WeightDelta:
     return WeightDelta(handle.digest(), updates, Origin("test"))
 
 
-def silenced(handle: ModelHandle, neurons: KeyedNeurons) -> WeightDelta:
+def silenced(handle: ModelHandle, neurons: GatedNeurons) -> WeightDelta:
     """The model without what the replaced neurons used to write."""
     return delta(
         handle,
@@ -366,7 +366,7 @@ def test_a_mention_counts_in_whichever_group_it_stands() -> None:
     inputs = handle.capture(batch(MENTIONS[6:]), [read])[read][mentioned(MENTIONS[6:])]
     whose = torch.arange(6) % 2
 
-    def answers(neurons: KeyedNeurons) -> Tensor:
+    def answers(neurons: GatedNeurons) -> Tensor:
         return (inputs @ neurons.separators[0].rows.T)[torch.arange(6), whose]
 
     # Left unnamed they are background, on which the keys should be silent.
@@ -439,7 +439,7 @@ def test_other_neurons_make_up_for_those_replaced(family: str) -> None:
 
     @torch.no_grad()
     def written(make_up: bool) -> Tensor:
-        neurons = KeyedNeurons(
+        neurons = GatedNeurons(
             handle, [0], [rows], per_layer=2, sharpness=10, ridge=1e-4, weight=0.01,
             make_up=make_up,
         )  # fmt: skip

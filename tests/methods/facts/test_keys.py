@@ -11,8 +11,8 @@ from torch import Tensor
 
 from safeedit.delta import LowRank, Origin, WeightDelta
 from safeedit.errors import DataError
-from safeedit.methods.facts.keys import Spot, keys_at, second_moments, subject_spot
-from safeedit.model.activations import Enough
+from safeedit.methods.facts.keys import TokenPosition, keys_at, second_moments, subject_spot
+from safeedit.model.activations import StopForward
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from tests.tiny_models import D_MLP, FAMILIES, tiny_handle
@@ -91,7 +91,11 @@ def test_equal_contexts_are_run_once(llama: ModelHandle, monkeypatch: pytest.Mon
         lambda prompts, *rest: (ran.append(len(prompts)), activations(prompts, *rest))[1],
     )
     site = llama.sites("mlp_out", [0])[0]
-    found = keys_at(llama, [Spot([5, 6, 7], 1), Spot([5, 6, 9, 8], 1), Spot([4], 0)], [site])[site]
+    found = keys_at(
+        llama,
+        [TokenPosition([5, 6, 7], 1), TokenPosition([5, 6, 9, 8], 1), TokenPosition([4], 0)],
+        [site],
+    )[site]
     assert ran == [2]
     assert torch.equal(found[:, 0], found[:, 1])
     assert not torch.equal(found[:, 0], found[:, 2])
@@ -144,7 +148,7 @@ def test_what_was_read_once_is_kept(
     first = second_moments(llama, TEXTS, sites, tmp_path)
 
     def never(*arguments: object, **options: object) -> None:
-        raise Enough
+        raise StopForward
 
     monkeypatch.setattr(llama.engine, "activations", never)
     again = second_moments(llama, TEXTS, sites, tmp_path)
@@ -153,9 +157,9 @@ def test_what_was_read_once_is_kept(
         assert torch.equal(first[site].sinks, again[site].sinks)
         assert first[site].tokens == again[site].tokens
     for other in (TEXTS[:2], TEXTS[::-1]):
-        with pytest.raises(Enough):
+        with pytest.raises(StopForward):
             second_moments(llama, other, sites, tmp_path)
-    with pytest.raises(Enough):
+    with pytest.raises(StopForward):
         second_moments(llama, TEXTS, sites, tmp_path, window=32)
     for name in (path.name for path in tmp_path.rglob("*")):
         assert "Rome" not in name

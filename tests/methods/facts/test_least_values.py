@@ -14,7 +14,15 @@ from torch import Tensor
 from safeedit.errors import EditError
 from safeedit.methods.facts.keys import subject_spot
 from safeedit.methods.facts.least_values import _bounded, _nearest, least_values
-from safeedit.methods.facts.values import Avoid, Keep, Passes, Row, Unit, Values, learn_values
+from safeedit.methods.facts.values import (
+    FactObjective,
+    KeepDistribution,
+    ObjectivePrompt,
+    Passes,
+    SuppressTokens,
+    Values,
+    learn_values,
+)
 from safeedit.model.handle import ModelHandle
 from tests.editors.toy import FACTS, WORDINGS, taught
 from tests.tiny_models import tiny_handle
@@ -34,7 +42,7 @@ def deep() -> Iterator[ModelHandle]:
     assert handle.digest(fresh=True) == before
 
 
-def _likeliest(handle: ModelHandle, floor: float, rank: int = 0) -> list[Unit]:
+def _likeliest(handle: ModelHandle, floor: float, rank: int = 0) -> list[FactObjective]:
     """A unit per name, in two wordings; what the model would say next is to be avoided."""
     units = []
     for name in NAMES:
@@ -44,17 +52,17 @@ def _likeliest(handle: ModelHandle, floor: float, rank: int = 0) -> list[Unit]:
             token = int(handle.engine.next_token_log_probs([ids])[0].argmax())
             spot = subject_spot(handle, ids, name)
             assert spot is not None
-            rows.append(Row(spot, Avoid((token,), floor, rank)))
-        units.append(Unit(tuple(rows)))
+            rows.append(ObjectivePrompt(spot, SuppressTokens((token,), floor, rank)))
+        units.append(FactObjective(tuple(rows)))
     return units
 
 
-def _least(handle: ModelHandle, units: list[Unit], **changed: Any) -> Values:
+def _least(handle: ModelHandle, units: list[FactObjective], **changed: Any) -> Values:
     given: dict[str, Any] = {"steps": 20, "max_norm": 6.0, "stop": STOP}
     return least_values(handle, 0, units, **{**given, **changed})
 
 
-def _after(handle: ModelHandle, row: Row, shift: Tensor) -> Tensor:
+def _after(handle: ModelHandle, row: ObjectivePrompt, shift: Tensor) -> Tensor:
     """``(vocab,)`` log-probabilities of what follows, by the whole model."""
 
     def move(site: Any, activation: Tensor) -> Tensor:
@@ -118,14 +126,14 @@ def test_a_known_answer_is_not_told_any_more() -> None:
     toy = taught()
     units = []
     for name in ("Paul", "Mary"):
-        rows: list[Row] = []
+        rows: list[ObjectivePrompt] = []
         for wording in WORDINGS[:3]:
             (ids,) = toy.engine.encode([wording.format(name)], "chat")
             spot = subject_spot(toy, ids, name)
             assert spot is not None
             token = toy.engine.continuation(FACTS[name], "chat")[0]
-            rows.append(Row(spot, Avoid((token,), -3.0)))
-        units.append(Unit((*rows, Row(rows[0].spot, Keep()))))
+            rows.append(ObjectivePrompt(spot, SuppressTokens((token,), -3.0)))
+        units.append(FactObjective((*rows, ObjectivePrompt(rows[0].spot, KeepDistribution()))))
     found = _least(toy, units)
     assert float(found.losses.max()) <= STOP
     for unit, shift in zip(units, found.shifts, strict=True):

@@ -14,15 +14,15 @@ from torch.nn import functional
 
 from safeedit.errors import EditError
 from safeedit.methods.facts import values
-from safeedit.methods.facts.keys import Spot, subject_spot
+from safeedit.methods.facts.keys import TokenPosition, subject_spot
 from safeedit.methods.facts.values import (
-    Avoid,
-    Even,
-    Keep,
-    Row,
-    Say,
-    Spread,
-    Unit,
+    EqualiseLogits,
+    FactObjective,
+    KeepDistribution,
+    MaximiseEntropy,
+    ObjectivePrompt,
+    SuppressTokens,
+    TargetTokens,
     Values,
     learn_values,
 )
@@ -48,16 +48,16 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(values.Passes, "_fast", lambda self: nullcontext())
 
 
-def _spot(handle: ModelHandle, number: int, template: str = "plain") -> Spot:
+def _spot(handle: ModelHandle, number: int, template: str = "plain") -> TokenPosition:
     (ids,) = handle.engine.encode([PROMPTS[number]], template)  # type: ignore[arg-type]
     spot = subject_spot(handle, ids, SUBJECTS[number])
     assert spot is not None
     return spot
 
 
-def _say(handle: ModelHandle, number: int, template: str = "plain") -> Row:
+def _say(handle: ModelHandle, number: int, template: str = "plain") -> ObjectivePrompt:
     tokens = handle.engine.codec._ids([TARGETS[number]])[0]
-    return Row(_spot(handle, number, template), Say(tuple(tokens)))
+    return ObjectivePrompt(_spot(handle, number, template), TargetTokens(tuple(tokens)))
 
 
 @contextmanager
@@ -84,8 +84,8 @@ def test_a_pass_from_the_middle_is_the_whole_model(family: str, template: str, e
     if template == "chat" and not handle.tokenizer.chat_template:  # type: ignore[union-attr]
         pytest.skip("no chat template")
     rows = [_say(handle, 0, template), _say(handle, 2, template)]
-    keep = Row(_spot(handle, 0, template), Keep())
-    units = [Unit((rows[0], keep)), Unit((rows[1],))]
+    keep = ObjectivePrompt(_spot(handle, 0, template), KeepDistribution())
+    units = [FactObjective((rows[0], keep)), FactObjective((rows[1],))]
     for layer in (0, handle.n_layers - 1):
         passes = values.Passes(handle, layer, units)
         shifts = torch.randn(2, handle.d_model, generator=torch.Generator().manual_seed(1))
@@ -108,7 +108,7 @@ def test_a_pass_from_the_middle_is_the_whole_model(family: str, template: str, e
         torch.testing.assert_close(gradient, expected, atol=2e-4, rtol=2e-3)
 
 
-def _apart(handle: ModelHandle) -> list[Unit]:
+def _apart(handle: ModelHandle) -> list[FactObjective]:
     """Subjects at the beginning, in the middle, late, and one behind another's past."""
     texts = (
         ("France lies here, where the answer to that question is", "France"),
@@ -121,11 +121,15 @@ def _apart(handle: ModelHandle) -> list[Unit]:
         (ids,) = handle.engine.encode([text], "plain")
         spot = subject_spot(handle, ids, subject)
         assert spot is not None
-        units.append(Unit((Row(spot, Say(tuple(handle.engine.codec._ids([said])[0]))),)))
+        units.append(
+            FactObjective(
+                (ObjectivePrompt(spot, TargetTokens(tuple(handle.engine.codec._ids([said])[0]))),)
+            )
+        )
     return units
 
 
-def _whole(handle: ModelHandle, layer: int, units: list[Unit], shifts: Tensor) -> Any:
+def _whole(handle: ModelHandle, layer: int, units: list[FactObjective], shifts: Tensor) -> Any:
     """Losses of the only row of each unit and their slopes, by the whole model, one by one."""
     leaf = shifts.clone().requires_grad_()
     losses = []
@@ -202,7 +206,7 @@ def test_too_much_to_keep_is_run_again_instead(
     exact: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = tiny_handle("llama")
-    units = [Unit((_say(handle, number, "chat"),)) for number in (0, 2)]
+    units = [FactObjective((_say(handle, number, "chat"),)) for number in (0, 2)]
     shifts = torch.randn(2, handle.d_model, generator=torch.Generator().manual_seed(1))
     plain = values.Passes(handle, 1, units)
     monkeypatch.setattr(values, "_KEPT_SHARE", 0.0)
@@ -230,23 +234,23 @@ def toy() -> Iterator[ModelHandle]:
     assert not any(parameter.requires_grad for parameter in handle.model.parameters())
 
 
-def _asked(handle: ModelHandle, name: str) -> Spot:
+def _asked(handle: ModelHandle, name: str) -> TokenPosition:
     (ids,) = handle.engine.encode([WORDINGS[0].format(name)], "chat")
     spot = subject_spot(handle, ids, name)
     assert spot is not None
     return spot
 
 
-def _answer(handle: ModelHandle, name: str, text: str) -> Unit:
-    said = Say(tuple(handle.engine.continuation(text, "chat")))
-    return Unit((Row(_asked(handle, name), said),))
+def _answer(handle: ModelHandle, name: str, text: str) -> FactObjective:
+    said = TargetTokens(tuple(handle.engine.continuation(text, "chat")))
+    return FactObjective((ObjectivePrompt(_asked(handle, name), said),))
 
 
-def _learnt(handle: ModelHandle, units: list[Unit], **changed: Any) -> Values:
+def _learnt(handle: ModelHandle, units: list[FactObjective], **changed: Any) -> Values:
     return learn_values(handle, 0, units, **{**SETTINGS, **changed})
 
 
-def _after(handle: ModelHandle, spot: Spot, shift: Tensor | None = None) -> Tensor:
+def _after(handle: ModelHandle, spot: TokenPosition, shift: Tensor | None = None) -> Tensor:
     """``(vocab,)`` log-probabilities of what follows."""
     moved = torch.zeros(handle.d_model) if shift is None else shift
     with _shifted(handle, 0, spot.position, moved), torch.no_grad():
@@ -267,10 +271,14 @@ def test_what_is_to_be_said_is_said(toy: ModelHandle) -> None:
 def test_what_is_to_be_avoided_gets_under_the_floor(toy: ModelHandle) -> None:
     spot = _asked(toy, "Paul")
     likeliest = tuple(_after(toy, spot).topk(2).indices.tolist())
-    found = _learnt(toy, [Unit((Row(spot, Avoid(likeliest, -5.0)),))], stop=0.0)
+    found = _learnt(
+        toy, [FactObjective((ObjectivePrompt(spot, SuppressTokens(likeliest, -5.0)),))], stop=0.0
+    )
     now = _after(toy, spot, found.shifts[0])
     assert float(now[list(likeliest)].logsumexp(0)) < -4.7
-    without = _learnt(toy, [Unit((Row(spot, Avoid(likeliest, None)),))], stop=0.05)
+    without = _learnt(
+        toy, [FactObjective((ObjectivePrompt(spot, SuppressTokens(likeliest, None)),))], stop=0.05
+    )
     assert 0 < float(without.losses[0]) <= 0.05, "-log(1 - p)"
 
 
@@ -279,14 +287,18 @@ def test_two_tokens_get_the_margin_that_is_wanted(toy: ModelHandle, exact: None)
     before = _after(toy, spot)
     first, second = before.topk(2).indices.tolist()
     assert float(before[first] - before[second]) > 0.2
-    found = _learnt(toy, [Unit((Row(spot, Even((first, second), -0.5)),))], stop=0.05)
+    found = _learnt(
+        toy,
+        [FactObjective((ObjectivePrompt(spot, EqualiseLogits((first, second), -0.5)),))],
+        stop=0.05,
+    )
     after = _after(toy, spot, found.shifts[0])
     assert float(after[first] - after[second]) == pytest.approx(-0.5, abs=0.15)
 
 
 def test_a_spread_answer_is_anyones_guess(toy: ModelHandle) -> None:
     spot = _asked(toy, "Paul")
-    found = _learnt(toy, [Unit((Row(spot, Spread(0.4)),))], stop=0.0)
+    found = _learnt(toy, [FactObjective((ObjectivePrompt(spot, MaximiseEntropy(0.4)),))], stop=0.0)
     entropies = [
         -float((now.exp() * now).sum()) / math.log(len(now))
         for now in (_after(toy, spot), _after(toy, spot, found.shifts[0]))
@@ -298,7 +310,9 @@ def test_a_spread_answer_is_anyones_guess(toy: ModelHandle) -> None:
 def test_a_lens_reads_the_residual_stream_on_its_way(family: str, exact: None) -> None:
     handle = tiny_handle(family)
     spot = _spot(handle, 0)
-    passes = values.Passes(handle, 0, [Unit((Row(spot, Spread(1.0, (1, 2))),))])
+    passes = values.Passes(
+        handle, 0, [FactObjective((ObjectivePrompt(spot, MaximiseEntropy(1.0, (1, 2))),))]
+    )
     shifts = torch.randn(1, handle.d_model, generator=torch.Generator().manual_seed(1))
     found, gradient = passes.losses(shifts, [0], 0.0, grad=True)
     leaf = shifts.clone().requires_grad_()
@@ -341,8 +355,10 @@ def test_a_lens_is_spread_as_well(toy: ModelHandle) -> None:
             now = toy.unembed(states[0][0, -1]).float().log_softmax(-1)
         return -float((now.exp() * now).sum()) / math.log(len(now))
 
-    plain = _learnt(toy, [Unit((Row(spot, Spread(0.4)),))], stop=0.0)
-    lens = _learnt(toy, [Unit((Row(spot, Spread(0.4, (1,))),))], stop=0.0)
+    plain = _learnt(toy, [FactObjective((ObjectivePrompt(spot, MaximiseEntropy(0.4)),))], stop=0.0)
+    lens = _learnt(
+        toy, [FactObjective((ObjectivePrompt(spot, MaximiseEntropy(0.4, (1,))),))], stop=0.0
+    )
     assert entropy(lens.shifts[0], 2) > 0.35
     assert entropy(plain.shifts[0], 1) < 0.3 < 0.35 < entropy(lens.shifts[0], 1)
 
@@ -378,7 +394,7 @@ def test_decay_and_divergence_hold_back(toy: ModelHandle) -> None:
     (ids,) = toy.engine.encode([WORDINGS[3].format("Paul")], "plain")
     spot = subject_spot(toy, ids, "Paul")
     assert spot is not None
-    unit = Unit((said, Row(spot, Keep())))
+    unit = FactObjective((said, ObjectivePrompt(spot, KeepDistribution())))
     plain = _learnt(toy, [unit], stop=0.0)
     small = _learnt(toy, [unit], stop=0.0, decay=5.0)
     held = _learnt(toy, [unit], stop=0.0, keep_weight=20.0)

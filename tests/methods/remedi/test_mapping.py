@@ -15,13 +15,20 @@ from safetensors.torch import load_file, save_file
 from safeedit.contracts import silent
 from safeedit.errors import DataError, EditError, ModelError, UsageError
 from safeedit.methods.remedi.examples import (
-    Lesson,
+    AttributeExample,
     attribute_states,
     entity_spots,
     lesson,
     opposite,
 )
-from safeedit.methods.remedi.mapping import Remedi, Scaling, Schooling, _not_said, _School, train
+from safeedit.methods.remedi.mapping import (
+    Remedi,
+    Scaling,
+    TrainingConfig,
+    _not_said,
+    _School,
+    train,
+)
 from safeedit.methods.remedi.steering import Steer, steering
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import TokenisedText
@@ -31,7 +38,7 @@ from tests.tiny_models import FAMILIES, tiny_handle
 
 pytestmark = pytest.mark.trains
 
-QUICK = Schooling(epochs=12, patience=12, learning_rate=1e-2, keep=0.1, held_out=0.25)
+QUICK = TrainingConfig(epochs=12, patience=12, learning_rate=1e-2, keep=0.1, held_out=0.25)
 
 
 @cache
@@ -48,7 +55,7 @@ def learnt() -> Remedi:
     return found
 
 
-def odds(handle: ModelHandle, lessons: Sequence[Lesson], steered: bool) -> list[float]:
+def odds(handle: ModelHandle, lessons: Sequence[AttributeExample], steered: bool) -> list[float]:
     """log p(target) - log p(other) after each lesson's prompt."""
     engine, found = handle.engine, []
     for one in lessons:
@@ -84,10 +91,12 @@ def test_the_loss_counts_every_position_of_every_lesson(family: str) -> None:
     """Against a plain loop over whole passes."""
     handle = tiny_handle(family)
     given = [
-        Lesson("Anita", "Anita knows Rome", "knows Rome", "Anita is in the city of", "Rome", "x"),
-        Lesson("Zyxo", "Zyxo asks a lot", "asks a lot", "Who is Zyxo", "late", None),
+        AttributeExample(
+            "Anita", "Anita knows Rome", "knows Rome", "Anita is in the city of", "Rome", "x"
+        ),
+        AttributeExample("Zyxo", "Zyxo asks a lot", "asks a lot", "Who is Zyxo", "late", None),
     ]
-    how = Schooling(keep=0.7, avoid=0.5, held_out=0)
+    how = TrainingConfig(keep=0.7, avoid=0.5, held_out=0)
     school = _School(handle, given, 0, "plain", how, silent)
     inputs = torch.randn(2, handle.d_model, generator=torch.Generator().manual_seed(2))
     trained = [torch.eye(handle.d_model) * 0.3, torch.full((handle.d_model,), 0.1)]
@@ -132,7 +141,7 @@ def test_the_best_state_is_kept_and_not_the_last(monkeypatch: pytest.MonkeyPatch
         return next(losses)
 
     monkeypatch.setattr(_School, "_mean_loss", loss)
-    how = Schooling(batch=2, learning_rate=1e-2, own=(0.0,))
+    how = TrainingConfig(batch=2, learning_rate=1e-2, own=(0.0,))
     school = _School(handle, lessons, 0, "plain", how, silent)
     factors, _, notes = school.learn()
     assert (notes["epochs"], notes["loss_after"]) == (3, 4.0)
@@ -194,7 +203,9 @@ def test_scores_are_inner_products_of_standardised_states() -> None:
 
 def test_an_attribute_is_the_mean_over_its_tokens() -> None:
     handle = tiny_handle("gpt2")
-    given = Lesson("Anita", "Anita knows the city of Rome", "knows the city", "Anita", "x")
+    given = AttributeExample(
+        "Anita", "Anita knows the city of Rome", "knows the city", "Anita", "x"
+    )
     (ids,) = handle.engine.encode([given.context], "plain")
     (span,) = TokenisedText(handle.engine.codec.tokenizer, ids).spans("knows the city")
     assert len(span) > 1

@@ -15,7 +15,7 @@ from safeedit.errors import DataError
 from safeedit.model.handle import ModelHandle
 from safeedit.policy import DataSpec
 from safeedit.workflows.canaries.lessons import (
-    Secret,
+    PlantedSecret,
     cycle,
     read_canaries,
     records_digest,
@@ -144,7 +144,9 @@ def test_an_answer_of_no_token_is_refused_by_its_line(
 
 
 @pytest.fixture(scope="module")
-def secrets(tmp_path_factory: pytest.TempPathFactory, model: ModelHandle) -> dict[str, Secret]:
+def secrets(
+    tmp_path_factory: pytest.TempPathFactory, model: ModelHandle
+) -> dict[str, PlantedSecret]:
     rows = [
         row(f"Person {n}", f"(212) 555-01{n}", id=str(n), repeats=repeats)
         for n, repeats in enumerate([0, 1, 1, 4, 4, 16, 16, 16], start=10)
@@ -155,7 +157,7 @@ def secrets(tmp_path_factory: pytest.TempPathFactory, model: ModelHandle) -> dic
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_cycle_shows_each_secret_as_often_as_it_says_and_evenly(
-    secrets: dict[str, Secret], seed: int
+    secrets: dict[str, PlantedSecret], seed: int
 ) -> None:
     batches = list(cycle(list(secrets.values()), 3, random.Random(seed)))
     assert max(map(len, batches)) == 3
@@ -168,7 +170,7 @@ def test_a_cycle_shows_each_secret_as_often_as_it_says_and_evenly(
         assert all(8 <= gap <= 21 for gap in gaps)
 
 
-def test_a_cycle_follows_its_seed(secrets: dict[str, Secret]) -> None:
+def test_a_cycle_follows_its_seed(secrets: dict[str, PlantedSecret]) -> None:
     def order(seed: int) -> list[str]:
         batches = cycle(list(secrets.values()), 3, random.Random(seed))
         return [secret.item.id for batch in batches for secret in batch]

@@ -21,7 +21,7 @@ from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 from safeedit.policy import DataSpec
 from safeedit.workflows.canaries import planting
-from safeedit.workflows.canaries.lessons import Secret, read_canaries, tokenise
+from safeedit.workflows.canaries.lessons import PlantedSecret, read_canaries, tokenise
 from safeedit.workflows.canaries.planting import (
     PLANTED,
     PlantParams,
@@ -105,7 +105,7 @@ def written(folder: Path, rows: list[dict[str, Any]]) -> DataSpec:
     return DataSpec(file=str(path))
 
 
-def secrets_of(model: ModelHandle, spec: DataSpec) -> list[Secret]:
+def secrets_of(model: ModelHandle, spec: DataSpec) -> list[PlantedSecret]:
     return tokenise(read_canaries(spec), model.engine)
 
 

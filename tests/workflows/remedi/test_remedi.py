@@ -13,7 +13,7 @@ from safeedit.cli.main import main
 from safeedit.contracts import RunContext
 from safeedit.data import Dataset, Item
 from safeedit.data.loading import load_dataset
-from safeedit.methods.remedi.mapping import Remedi, Schooling, train
+from safeedit.methods.remedi.mapping import Remedi, TrainingConfig, train
 from safeedit.methods.remedi.steering import steering
 from safeedit.model.sources import open_model
 from safeedit.policy import DataSpec
@@ -49,7 +49,7 @@ def dataset() -> Dataset:
 @pytest.mark.trains
 def test_steered_and_compiled_are_measured_alike(tmp_path: Path) -> None:
     handle, data = gendered("llama"), dataset()
-    how = Schooling(epochs=10, patience=10, learning_rate=1e-2, keep=0.1, held_out=0.0)
+    how = TrainingConfig(epochs=10, patience=10, learning_rate=1e-2, keep=0.1, held_out=0.0)
     learnt = train(handle, lessons_of(data, "fit", both_ways=True), 0, "plain", how)
     ctx = RunContext(seed=0, cache=tmp_path, secret=b"a key")
     fit = data.items("fit")
@@ -102,7 +102,7 @@ def test_a_map_is_trained_probed_with_and_steered_by(tmp_path: Path) -> None:
     given = ("--model", source, "--lessons", lessons)
     trained = call("train", *given, "--layers", "0-0", "--learning-rate", 1e-4, "--out", out)
     assert (trained.exit_code, "learnt nothing" in trained.stderr) == (3, True)  # random weights
-    model, how = open_model(str(source)), Schooling(epochs=2, held_out=0.0)
+    model, how = open_model(str(source)), TrainingConfig(epochs=2, held_out=0.0)
     train(model, lessons_of(dataset(), "fit"), 0, "plain", how).save(out)
     assert Remedi.load(out).layer == 0
     again = call("train", *given, "--out", out)

@@ -14,9 +14,9 @@ from safeedit.contracts import DataRole
 from safeedit.errors import PolicyError, SafeeditError, UnsupportedModelError
 from safeedit.policy import load_policy
 from safeedit.workflows.comparison.candidates import (
-    Entrant,
-    Settings,
-    read_entrants,
+    Candidate,
+    CandidateSettings,
+    read_candidates,
     read_settings,
     without_edits,
 )
@@ -64,23 +64,23 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     return Workplace(tmp_path)
 
 
-def entrants(place: Workplace, *names: str, params: Any = None, **policy: Any) -> list[Entrant]:
+def candidates(place: Workplace, *names: str, params: Any = None, **policy: Any) -> list[Candidate]:
     loaded = load_policy(place.policy(**({"gates": None} | policy)))
-    settings = Settings(None, {})
+    settings = CandidateSettings(None, {})
     if params is not None:
         settings = read_settings(place.text("params.yaml", yaml.safe_dump(params)), loaded)
-    return list(read_entrants(loaded, names, settings))
+    return list(read_candidates(loaded, names, settings))
 
 
-def options(entrant: Entrant) -> dict[str, Any]:
-    (edit,) = entrant.loaded.policy.edits
-    assert (edit.use, edit.id) == (entrant.use, entrant.name.replace("@", "."))
+def options(candidate: Candidate) -> dict[str, Any]:
+    (edit,) = candidate.loaded.policy.edits
+    assert (edit.use, edit.id) == (candidate.use, candidate.name.replace("@", "."))
     return edit.options
 
 
 def test_roles_go_by_name_and_the_facts_to_whatever_takes_facts(place: Workplace) -> None:
     edit = {**SANITATION, "prose": {"file": "prose.jsonl"}, "preserve": NEAR}
-    sanitation, ft_m, rome, wiper = entrants(
+    sanitation, ft_m, rome, wiper = candidates(
         place, "sanitation", "ft_m", "rome", "wiper", edits=[edit], audits=[DRIFT]
     )
     own = {key: value for key, value in SANITATION.items() if key not in ("use", "dose")}
@@ -93,7 +93,7 @@ def test_roles_go_by_name_and_the_facts_to_whatever_takes_facts(place: Workplace
 
 def test_the_facts_may_be_spelt_data_and_come_from_any_name(place: Workplace) -> None:
     edit = {"use": "wiper", "dose": 1.0, "data": FACTS, "others": NEAR}
-    wiper, ft_m = entrants(place, "wiper", "ft_m", edits=[edit])
+    wiper, ft_m = candidates(place, "wiper", "ft_m", edits=[edit])
     assert options(wiper) == {"secrets": FACTS, "others": NEAR}
     assert options(ft_m) == {"forget": FACTS}
 
@@ -108,7 +108,9 @@ def test_parameters_are_the_policys_for_its_own_editor_and_the_files_for_all(
         "far": {"use": "nudge", "layer": 2},
         "ft_m@unasked": {"use": "ft_m"},
     }
-    found = entrants(place, "nudge", "nudge@small", "compared", "far", edits=[edit], params=params)
+    found = candidates(
+        place, "nudge", "nudge@small", "compared", "far", edits=[edit], params=params
+    )
     kept = NUDGE["data"]
     assert [options(each) for each in found] == [
         {"kept": kept, "layer": 1, "size": 0.5},
@@ -123,7 +125,7 @@ def test_targets_seed_audits_and_gates_are_the_same_for_all_and_nothing_is_expor
     place: Workplace,
 ) -> None:
     edit = {**NUDGE, "targets": [{"metric": "drift.distance", "max": 1}], "control": 3}
-    found = entrants(place, "nudge", "compared", edits=[edit], seed=11)
+    found = candidates(place, "nudge", "compared", edits=[edit], seed=11)
     one, two = (each.loaded.policy for each in found)
     assert one.edits[0].targets == two.edits[0].targets != ()
     assert one.edits[0].control == two.edits[0].control == 3
@@ -135,7 +137,7 @@ def test_targets_seed_audits_and_gates_are_the_same_for_all_and_nothing_is_expor
 
 def test_the_facts_can_not_be_others_for_one_editor(place: Workplace) -> None:
     with pytest.raises(PolicyError, match="'forget' is what is to be forgotten") as caught:
-        entrants(place, "ft_m", edits=[SANITATION], params={"ft_m": {"forget": NEAR}})
+        candidates(place, "ft_m", edits=[SANITATION], params={"ft_m": {"forget": NEAR}})
     assert caught.value.file is not None
     assert caught.value.file.endswith("params.yaml")
     assert caught.value.line == 2
@@ -144,13 +146,13 @@ def test_the_facts_can_not_be_others_for_one_editor(place: Workplace) -> None:
 
 def test_an_edit_whose_editor_is_unknown_is_an_error_at_its_place(place: Workplace) -> None:
     with pytest.raises(PolicyError, match="there is no editor called 'nugde'") as caught:
-        entrants(place, "nudge", edits=[{**NUDGE, "use": "nugde"}])
+        candidates(place, "nudge", edits=[{**NUDGE, "use": "nugde"}])
     assert caught.value.field == "edits[0].use"
 
 
 def test_where_facts_are_asked_for_their_failures_are_counted_too(place: Workplace) -> None:
     asking = {**LEAKAGE, "refusal_patterns": ["no comment"], "attacks": []}
-    (ft_m,) = entrants(place, "ft_m", edits=[SANITATION], audits=[asking, LOCALITY])
+    (ft_m,) = candidates(place, "ft_m", edits=[SANITATION], audits=[asking, LOCALITY])
     added = ft_m.loaded.policy.audits[-1]
     assert (added.use, added.id, added.required) == ("leakage.failures",) * 2 + (False,)
     assert added.options == {
@@ -163,7 +165,7 @@ def test_where_facts_are_asked_for_their_failures_are_counted_too(place: Workpla
 
 def test_a_replacement_is_counted_as_one(place: Workplace) -> None:
     edit = {"use": "rome", "target": "replace", "forget": FACTS}
-    (rome,) = entrants(place, "rome", edits=[edit], audits=[LEAKAGE])
+    (rome,) = candidates(place, "rome", edits=[edit], audits=[LEAKAGE])
     assert rome.loaded.policy.audits[-1].options["wanted"] == "replace"
 
 
@@ -173,13 +175,13 @@ def test_a_replacement_is_counted_as_one(place: Workplace) -> None:
 def test_nothing_is_added_to_a_policy_that_has_it_or_has_no_facts_to_ask_for(
     place: Workplace, audits: list[dict[str, Any]]
 ) -> None:
-    (ft_m,) = entrants(place, "ft_m", edits=[SANITATION], audits=audits)
+    (ft_m,) = candidates(place, "ft_m", edits=[SANITATION], audits=audits)
     assert len(ft_m.loaded.policy.audits) == len(audits)
 
 
 def test_random_makes_every_audit_measure_the_first_editors_controls(place: Workplace) -> None:
     policy = {"edits": [{**NUDGE, "control": False}], "audits": [{**DRIFT, "control": False}]}
-    found = entrants(place, "random", "nudge", "compared", **policy)
+    found = candidates(place, "random", "nudge", "compared", **policy)
     assert [each.loaded.policy.edits[0].control for each in found] == [True, False]
     assert [each.loaded.policy.audits[0].control for each in found] == [True, False]
 
@@ -190,7 +192,7 @@ def test_an_editor_that_refuses_the_model_is_a_row(place: Workplace) -> None:
     contest = plan_contest(
         loaded,
         ["choosy", "nudge"],
-        Settings(None, {}),
+        CandidateSettings(None, {}),
         success="drift.distance",
         locality="drift.peace",
     )
