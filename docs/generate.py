@@ -334,6 +334,9 @@ def _data() -> str:
         "Files are JSONL, JSON arrays, CSV, TSV, Parquet, plain text or folders of "
         " `datasets.save_to_disk`. Columns of other names are mapped with `columns`.",
         "## Columns of an item",
+        "A file of your own needs `prompt` and, where there is something to look for, `answer`; the "
+        "rest is used where it is given. `{subject}` in a prompt or paraphrase is filled from the "
+        "row's `subject`.",
         _table(("column", "what it is"), columns),
         "## Published formats",
         "Named with `format:`; a file whose columns can be nothing else is recognised.",
