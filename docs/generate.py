@@ -41,11 +41,17 @@ if TYPE_CHECKING:
     from mkdocs.structure.files import Files
 
 DOCS = Path(__file__).parent
+_NO_TAG = re.compile(r"(`[^`]*`)|<(?=[a-z])")
+"""A placeholder such as ``<metric>``, outside of code, would be read as HTML."""
 _TABLE = re.compile(r"Table: `docs/results/(\w+)\.md`")
 
 
 def pages() -> dict[str, str]:
     """Path below ``docs/`` -> Markdown, of every generated page."""
+    return {name: _NO_TAG.sub(lambda m: m[1] or "&lt;", text) for name, text in _pages().items()}
+
+
+def _pages() -> dict[str, str]:
     return {
         **{f"methods/{name}.md": _method(name) for name in catalog.names("editors")},
         "methods/index.md": _methods(),

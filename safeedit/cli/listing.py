@@ -222,7 +222,11 @@ def type_name(annotation: Any) -> str:
     plain = {bool: "true or false", int: "whole number", float: "number", str: "text"}
     if annotation is type(None):
         return "null"
-    return plain.get(annotation, getattr(annotation, "__name__", str(annotation)))
+    if annotation in plain:
+        return plain[annotation]
+    name = getattr(annotation, "__name__", str(annotation))
+    # Records: a DataSpec is data, a ScorerRef a scorer, a bound a number or a share.
+    return {"Bound": "number or percentage"}.get(name, re.sub("(Spec|Ref)$", "", name).lower())
 
 
 # Docstrings as Markdown -----------------------------------------------------------------

@@ -11,6 +11,9 @@ from click.testing import CliRunner
 from safeedit import catalog
 from safeedit.cli.listing import EXPLAINED, explain, markdown, type_name
 from safeedit.cli.main import main
+from safeedit.contracts import ScorerRef
+from safeedit.policy.gate import Bound
+from safeedit.policy.model import DataSpec
 
 EVERY = [(kind, name) for kind in EXPLAINED for name in catalog.names(kind)]  # type: ignore[arg-type]
 BASELINES = {"alphaedit", "ft_m", "subspace"}
@@ -91,6 +94,9 @@ def test_a_kind_that_is_listed_only_says_so() -> None:
         (Literal["mean", "each"], "one of mean, each"),
         (tuple[str, ...], "list of text"),
         (dict[str, float], "map of text to number"),
+        (DataSpec | None, "data or null"),
+        (ScorerRef, "scorer"),
+        (Bound, "number or percentage"),
     ],
 )
 def test_types_are_named_in_words(annotation: Any, words: str) -> None:
