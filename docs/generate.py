@@ -269,11 +269,29 @@ def _python() -> Iterator[str]:
             continue
         yield f"## {name} {{ #{name} }}"
         yield f"`from {value.__module__} import {name}`, or `from safeedit import {name}`."
-        if not inspect.isclass(value):
-            yield f"```python\n{name}{inspect.signature(value)}\n```"
+        if not (inspect.isclass(value) and issubclass(value, BaseModel | Exception)):
+            yield f"```python\n{_signature(name, value)}\n```"
         yield _docstring(value)
         if inspect.isclass(value):
             yield from _members(value)
+
+
+def _signature(name: str, value: Any) -> str:
+    """How something is called, one argument a line where one line does not hold it."""
+    try:
+        signature = inspect.signature(value)
+    except ValueError:
+        return name
+    # A default that is a function has an address for a name, another one in each build.
+    given = [
+        str(each if "<" not in repr(each.default) or each.default is each.empty
+            else each.replace(default=...))
+        for each in signature.parameters.values()
+    ]  # fmt: skip
+    # Annotations are text in these modules; an ellipsis stands for such a default.
+    given = [re.sub(r": '([^']*)'", r": \1", text.replace("= Ellipsis", "= ...")) for text in given]
+    line = f"{name}({', '.join(given)})"
+    return line if len(line) <= 90 else f"{name}(\n    " + ",\n    ".join(given) + ",\n)"
 
 
 def _members(kind: type[Any]) -> Iterator[str]:
@@ -338,11 +356,11 @@ def _data() -> str:
     return _page(
         "Data formats",
         "Files are JSONL, JSON arrays, CSV, TSV, Parquet, plain text or folders of "
-        " `datasets.save_to_disk`. Columns of other names are mapped with `columns`.",
+        "`datasets.save_to_disk`. Columns of other names are mapped with `columns`.",
         "## Columns of an item",
-        "A file of your own needs `prompt` and, where there is something to look for, `answer`; the "
-        "rest is used where it is given. `{subject}` in a prompt or paraphrase is filled from the "
-        "row's `subject`.",
+        "Your own file needs `prompt` and, where there is something to look for, `answer`; the "
+        "rest is used where it is given. The placeholder `{subject}` in a prompt or paraphrase is "
+        "filled from the row's `subject`.",
         _table(("column", "what it is"), columns),
         "## Published formats",
         "Named with `format:`; a file whose columns can be nothing else is recognised.",
