@@ -127,6 +127,7 @@ def read_candidates(
                 "dose": _dose(own, name, settings),
                 "targets": own.targets,
                 "control": own.control,
+                "unaudited": own.unaudited,
             }
         )
         made = policy.model_copy(update={"edits": (edit,)})
