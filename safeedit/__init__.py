@@ -27,6 +27,7 @@ list, which ``tests/test_layers.py`` enforces:
                                      record
 :mod:`safeedit.policy`               the policy as frozen records, and errors that say where
 :mod:`safeedit.cache`                the user's cache folder, and the one atomic write
+:mod:`safeedit.private`              what only its owner may read: keys, private folders
 :mod:`safeedit.statistics`           intervals, tests, metrics held against gates
 :mod:`safeedit.text`                 answers, refusals and personal data in text
 :mod:`safeedit.contracts`            what editors, auditors and scorers promise
