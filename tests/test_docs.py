@@ -83,6 +83,33 @@ def test_every_policy_that_is_shown_is_a_policy(policy: str, tmp_path: Path) -> 
     assert load_policy(file).policy.name
 
 
+@pytest.mark.parametrize("policy", policies())
+def test_every_policy_that_is_shown_names_what_there_is(policy: str, tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(policy, encoding="utf-8")
+    shown = load_policy(file).policy
+    metrics = {}
+    for stage in (*shown.edits, *shown.audits):
+        edit = stage in shown.edits
+        kind: Any = catalog.editor(stage.use) if edit else catalog.auditor(stage.use)
+        roles = {"data", *(role.name for role in kind.roles)}
+        kind.Params.model_validate({k: v for k, v in stage.options.items() if k not in roles})
+        missing = {role.name for role in kind.roles if role.required} - stage.options.keys()
+        assert not missing, f"{stage.use} needs {missing}"
+        if not edit:
+            metrics |= {f"{stage.id}.{metric.name}": metric for metric in kind.metrics}
+    for gate in (*shown.gates, *(target for edit in shown.edits for target in edit.targets)):
+        assert gate.metric in metrics
+
+
+def test_the_annotated_quickstart_is_the_shipped_one(tmp_path: Path) -> None:
+    text = WRITTEN["docs/quickstart.md"]
+    file = tmp_path / "policy.yaml"
+    file.write_text(next(b for k, b in _FENCE.findall(text) if k == "yaml"), encoding="utf-8")
+    shipped = load_policy(ROOT / "policies" / "quickstart.yaml").policy
+    assert load_policy(file).policy == shipped.model_copy(update={"description": None})
+
+
 def test_the_pages_that_show_policies_are_found() -> None:
     assert len(policies()) > 8  # the control of the test above
 
