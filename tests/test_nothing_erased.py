@@ -36,6 +36,8 @@ from tests.road import (
     teach,
 )
 
+pytestmark = pytest.mark.trains
+
 TOLD = {"metric": "leakage.extraction_rate", "max": 0, "min_n": 1}
 TOLD_AT_ALL = {"metric": "leakage.extraction_rate_all", "max": 0, "min_n": 1}
 PROSE_KEPT = {"metric": "perplexity.ratio", "max": 2, "min_n": 1}
