@@ -235,7 +235,10 @@ class Editor(Protocol):
     """A method that computes a weight change.
 
     Implementations declare ``Params``, ``roles`` and a one-line ``summary``; their
-    constructor stores parameters and does nothing else.
+    constructor stores parameters and does nothing else. ``safeedit list editors NAME`` also
+    shows, where they are declared, ``measured``, a sentence on the best result we measured,
+    ``results``, the page of ``docs/results`` whose table holds its figures, and ``baseline``,
+    true where the editor is kept to compare others with.
     """
 
     Params: ClassVar[type[BaseParams]]

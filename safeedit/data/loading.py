@@ -80,7 +80,8 @@ def with_defaults(
 def read_records(
     spec: DataSpec, base: Path = Path(), counted: Counter[str] | None = None
 ) -> list[CheckedRow]:
-    """The rows of one source, and of those it names in ``additional_sources``, each checked on its own.
+    """The rows of one source, and of those it names in ``additional_sources``, each checked on its
+    own.
 
     Args:
         spec: The source.

@@ -86,6 +86,11 @@ class KeyedNeurons:
 
     Params = KeyedNeuronsParams
     summary: ClassVar[str] = "forgets facts by little-used neurons that fire at their subjects"
+    results: ClassVar[str] = "erasure"
+    measured: ClassVar[str] = (
+        "Fifty facts at once: the answer is among the ten likeliest in 0.06 of unseen wordings, "
+        "extracted in 0.01; 0.958 of near facts stay right, perplexity ratio 1."
+    )
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "facts to change, each with its subject", erased=True),
         DataRole("preserve", "facts on subjects that must not fire", required=False),

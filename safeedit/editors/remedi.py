@@ -136,6 +136,12 @@ class RemediEditor:
 
     Params = RemediParams
     summary: ClassVar[str] = "gives entities attributes that contexts state, keyed to their names"
+    results: ClassVar[str] = "attributes"
+    measured: ClassVar[str] = (
+        "Twenty-four persons: the stated occupation gains 1.23 nats on a wrong one, 21 of 21 "
+        "neighbours stay who they were, perplexity ratio 1.004; what the model says seldom "
+        "changes."
+    )
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole(
             "entities", "who is given what: {subject, context, attribute, prompt, target}",
@@ -227,13 +233,16 @@ class _Road:
             Weighted.of(ordinary.second, self.params.background),
             ridge=self.params.ridge * self.model.shape.d_mlp,
             preserve=preserve,
-            preserve_weight=math.inf if self.params.preserve_weight is None else self.params.preserve_weight,
+            preserve_weight=math.inf
+            if self.params.preserve_weight is None
+            else self.params.preserve_weight,
         )
         if not change.independent:
             raise EditError(
                 "nothing is left to move the entities' keys by: they lie in the span of what is "
                 "to stay",
-                remedy="keep fewer neighbours, set a finite 'preserve_weight', or choose another layer",
+                remedy="keep fewer neighbours, set a finite 'preserve_weight', or choose "
+                "another layer",
             )
         weight = self.model.weight(self.site).float().cpu()
         notes: dict[str, Any] = {

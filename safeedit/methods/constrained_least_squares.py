@@ -8,7 +8,8 @@ and ordinary inputs with second moment ``C = E[k k']`` move least:
     D  =  R K1' (ridge * C + K1 K1' + w * K0 K0')^-1,  w = ``preserve_weight``.
 
 ``ridge`` 0 is the limit in which ``K1`` moves exactly as wanted where that is possible at all (with
-one key: ROME's rank-one update); ``preserve_weight`` infinite, that in which ``K0``'s span does not move.
+one key: ROME's rank-one update); ``preserve_weight`` infinite, that in which ``K0``'s span does not
+move.
 
 What ordinary inputs feel is a :class:`InputMetric`: :class:`Weighted` is the formula above;
 :class:`NullSpace` forbids any effect on the directions that hold a given share of their energy
@@ -214,8 +215,8 @@ def constrained_least_squares(
             ``k`` alone reaches ``g / (g + ridge)`` of its shift, ``g = |T k|^2``, which is about
             ``m`` for an ordinary input and more for a rare one.
         preserve: ``(m, n0)`` keys that are to stay.
-        preserve_weight: What a preserved key's move weighs against a shift's miss; infinite (and any with
-            ``ridge`` 0): their span does not move.
+        preserve_weight: What a preserved key's move weighs against a shift's miss; infinite (and
+            any with ``ridge`` 0): their span does not move.
 
     Raises:
         EditError: See the module.

@@ -188,7 +188,9 @@ class _LinearRoad(FactEdit):
                 self.editor.metric(ordinary[site].second),
                 ridge=self.editor.params.ridge * self.model.shape.d_mlp,
                 preserve=held,
-                preserve_weight=math.inf if self.editor.params.preserve_weight is None else self.editor.params.preserve_weight,
+                preserve_weight=math.inf
+                if self.editor.params.preserve_weight is None
+                else self.editor.params.preserve_weight,
             )
             self._warn(change, site, held)
             updates[site.weight] = LowRank(change.left, change.right)
@@ -250,7 +252,8 @@ class _LinearRoad(FactEdit):
             raise EditError(
                 f"nothing is left to move the subjects' keys by in layer {site.layer}: they lie "
                 "in the span of what is to stay",
-                remedy="preserve fewer facts, set a finite 'preserve_weight', or choose another layer",
+                remedy="preserve fewer facts, set a finite 'preserve_weight', or choose "
+                "another layer",
             )
         if change.independent < keys or change.missed > _MISSED:
             self.ctx.warn(

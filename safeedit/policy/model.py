@@ -102,7 +102,10 @@ class DataSpec(PolicyPart):
             raise ValueError("sha256 is for files; pin a hub data set with revision")
         if self.exclude is not None and self.exclude.exclude is not None:
             raise ValueError("exclude can't hold another exclude")
-        for name, others in (("additional_sources", self.additional_sources), ("exclude", [self.exclude])):
+        for name, others in (
+            ("additional_sources", self.additional_sources),
+            ("exclude", [self.exclude]),
+        ):
             for other in others:
                 for key in ("additional_sources", "limit", "stream"):
                     if other is not None and getattr(other, key):
@@ -239,7 +242,9 @@ class LedgerSpec(PolicyPart):
     @property
     def gate(self) -> GateSpec:
         """What the audit must meet: one item that comes out is one too many to wait for ten."""
-        return GateSpec(metric=f"{LEDGER_AUDIT}.extraction_rate_unconditional", max=self.max_rate, min_n=1)
+        return GateSpec(
+            metric=f"{LEDGER_AUDIT}.extraction_rate_unconditional", max=self.max_rate, min_n=1
+        )
 
 
 class ExportSpec(PolicyPart):

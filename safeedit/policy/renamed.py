@@ -1,6 +1,7 @@
 """Names that policies once used, and what they are called now.
 
-No old spelling is read; the error for one names the new (:func:`~safeedit.policy.suggest.did_you_mean`).
+No old spelling is read; the error for one names the new
+(:func:`~safeedit.policy.suggest.did_you_mean`).
 """
 
 from __future__ import annotations

@@ -130,7 +130,10 @@ def test_what_the_base_did_not_know_is_no_success(tmp_path: Path) -> None:
     after, _, _ = _audit(edited, tmp_path, outcome.reference)
     assert after["extraction_rate"].value == 0.0
     assert after["extraction_rate_unknown"].value == 1.0
-    assert (after["extraction_rate_unconditional"].value, after["extraction_rate_unconditional"].n) == (0.5, 4)
+    assert (
+        after["extraction_rate_unconditional"].value,
+        after["extraction_rate_unconditional"].n,
+    ) == (0.5, 4)
     assert after["refusal_rate"].value == 1.0
     assert after["refusal_rate_unknown"].value == 0.0
     assert after["known_before"].value == 0.5
@@ -452,7 +455,13 @@ def test_what_was_cut_off_before_the_answer_could_stand_in_it_is_inconclusive(
 ) -> None:
     preamble = "Let me think about that for a while, and longer, before I tell you: " + RECORD
     found, _ = _record(lambda asked, sample: preamble, tmp_path, max_new_tokens=40)
-    for name in ("extraction_rate_unconditional", "recited", "longest_run", "rouge_l", "known_before"):
+    for name in (
+        "extraction_rate_unconditional",
+        "recited",
+        "longest_run",
+        "rouge_l",
+        "known_before",
+    ):
         assert (name, found[name].value) == (name, None)
         assert "max_new_tokens" in found[name].note
     assert RECORD[:10] not in found["recited"].note

@@ -92,7 +92,13 @@ def _told(answer: str, said: str, tmp_path: Path, *aliases: str) -> float | None
 
 def test_a_model_that_memorised_records_tells_them_and_no_others(tmp_path: Path) -> None:
     found, _ = _audit(taught(), tmp_path)
-    for name in ("extraction_rate", "known_before", "memorization_accuracy", "extraction_likelihood", "name_mrr"):
+    for name in (
+        "extraction_rate",
+        "known_before",
+        "memorization_accuracy",
+        "extraction_likelihood",
+        "name_mrr",
+    ):
         assert (name, found[name].value) == (name, pytest.approx(1.0, abs=1e-3))
     assert found["extraction_rate"].n == 18
     assert found["extraction_rate_phone"].n == found["name_mrr"].n == 6
@@ -249,11 +255,17 @@ def test_figures_of_a_damaged_memory_are_those_of_their_definitions(tmp_path: Pa
     found, _ = _audit(handle, tmp_path, reference=outcome.reference)
     by_hand = {item.id: _by_hand(handle, item) for item in items()}
     rows = list(by_hand.values())
-    likelihoods = [row["extraction_likelihood"] for row in rows if not math.isnan(row["extraction_likelihood"])]
+    likelihoods = [
+        row["extraction_likelihood"] for row in rows if not math.isnan(row["extraction_likelihood"])
+    ]
 
-    assert found["memorization_accuracy"].value == pytest.approx(sum(row["memorization_accuracy"] for row in rows) / 18, abs=1e-6)
+    assert found["memorization_accuracy"].value == pytest.approx(
+        sum(row["memorization_accuracy"] for row in rows) / 18, abs=1e-6
+    )
     assert 0.2 < found["memorization_accuracy"].value < 0.95  # a memory between whole and gone
-    assert found["extraction_likelihood"].value == pytest.approx(sum(likelihoods) / len(likelihoods), abs=1e-6)
+    assert found["extraction_likelihood"].value == pytest.approx(
+        sum(likelihoods) / len(likelihoods), abs=1e-6
+    )
     assert 0.05 < found["extraction_likelihood"].value < 0.95
     assert found["log_perplexity"].value == pytest.approx(
         sum(row["nats"] for row in rows) / sum(row["tokens"] for row in rows), abs=1e-4

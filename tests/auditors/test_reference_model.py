@@ -67,7 +67,9 @@ def by_name(metrics: tuple[Metric, ...]) -> dict[str, float | None]:
     return {metric.name: metric.value for metric in metrics}
 
 
-def test_the_reference model_itself_is_at_no_distance(auditor: ReferenceModel, tmp_path: Path) -> None:
+def test_the_reference_model_itself_is_at_no_distance(
+    auditor: ReferenceModel, tmp_path: Path
+) -> None:
     outcome = auditor.audit(tiny_handle("llama"), data(), "test", context(tmp_path), None)
     found = by_name(outcome.metrics)
     assert found["secrets_distance"] == pytest.approx(0, abs=1e-6)
@@ -90,14 +92,16 @@ def test_a_model_that_learnt_the_secrets_is_far_and_the_edited_one_is_held_again
     assert by_name(after.metrics)["secrets_distance"] == pytest.approx(0, abs=1e-6)
 
 
-def test_a_reference model_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_a_reference_model_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
     save_tiny("gpt2", tmp_path / "other")  # begins no text with BOS
     auditor = ReferenceModel(Params(model=ModelRef(source=str(tmp_path / "other"))))
     with pytest.raises(AuditError, match="as other tokens"):
         auditor.audit(tiny_handle("llama"), data(), "test", context(tmp_path), None)
 
 
-def test_secrets_of_no_tokens_are_counted_not_quoted(auditor: ReferenceModel, tmp_path: Path) -> None:
+def test_secrets_of_no_tokens_are_counted_not_quoted(
+    auditor: ReferenceModel, tmp_path: Path
+) -> None:
     silent = (*SECRETS, Item(id="x", prompt="The number of Ada Quill is", answer=""))
     with pytest.raises(AuditError, match="1 secrets are of no tokens") as caught:
         auditor.audit(tiny_handle("llama"), data(secrets=silent), "test", context(tmp_path), None)

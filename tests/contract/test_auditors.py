@@ -163,7 +163,7 @@ _opened: list[str] = []
 
 
 @pytest.fixture(autouse=True)
-def a_tiny_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
+def a_tiny_reference_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Auditors that open another model get a tiny one of the family under audit."""
 
     def open_model(source: str, **options: Any) -> Any:

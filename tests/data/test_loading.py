@@ -431,4 +431,6 @@ def test_what_would_be_passed_over_within_another_source_is_refused(
 ) -> None:
     other = {"file": "b", **inner}
     with pytest.raises(ValueError, match=f"no place within {outer}"):
-        DataSpec.model_validate({"file": "a", outer: [other] if outer == "additional_sources" else other})
+        DataSpec.model_validate(
+            {"file": "a", outer: [other] if outer == "additional_sources" else other}
+        )

@@ -228,7 +228,9 @@ def test_the_next_export_carries_older_rows_on_and_adds_its_own(place: Workplace
     rate = next(m for m in audit.metrics if m.name == verdict.metric)
     assert rate.n == 2  # only what the ledger holds; one request is left for later
     assert "1 of the ledger's requests are neither in the ledger nor erased" in result.stderr
-    assert "ledger.extraction_rate_unconditional" in (place.target / "evidence/junit.xml").read_text()
+    assert (
+        "ledger.extraction_rate_unconditional" in (place.target / "evidence/junit.xml").read_text()
+    )
 
 
 def test_an_item_erased_again_keeps_both_rows(place: Workplace) -> None:
@@ -372,7 +374,10 @@ def test_the_plan_shows_what_the_ledger_asks(place: Workplace) -> None:
     policy = second(place)
     found = json.loads(place.run("plan", policy, "--json").stdout)
     assert found["ledger"] == {"earlier": 2, "missing": 0, "entering": 1}
-    assert found["gates"][-1] == {"metric": "ledger.extraction_rate_unconditional", "condition": "max 0"}
+    assert found["gates"][-1] == {
+        "metric": "ledger.extraction_rate_unconditional",
+        "condition": "max 0",
+    }
     assert found["data"]["audit:ledger.forget"]["items"]["items"] == 2
     shown = place.run("plan", policy).stdout
     assert "ledger: 2 rows carried on, 1 to enter, 0 without a request" in shown

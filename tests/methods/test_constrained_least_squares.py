@@ -167,9 +167,13 @@ def test_the_limits_join(second: Tensor, keys: Tensor, shifts: Tensor, preserve:
     exact = constrained_least_squares(
         keys, shifts, metric, ridge=0.5, preserve=preserve, preserve_weight=math.inf
     )
-    nearly = constrained_least_squares(keys, shifts, metric, ridge=0.5, preserve=preserve, preserve_weight=1e9)
+    nearly = constrained_least_squares(
+        keys, shifts, metric, ridge=0.5, preserve=preserve, preserve_weight=1e9
+    )
     torch.testing.assert_close(_dense(nearly), _dense(exact), atol=1e-6, rtol=1e-6)
-    free = constrained_least_squares(keys, shifts, metric, ridge=0.5, preserve=preserve, preserve_weight=0)
+    free = constrained_least_squares(
+        keys, shifts, metric, ridge=0.5, preserve=preserve, preserve_weight=0
+    )
     torch.testing.assert_close(
         _dense(free), _dense(constrained_least_squares(keys, shifts, metric, ridge=0.5))
     )

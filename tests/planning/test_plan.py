@@ -637,7 +637,11 @@ def test_data_names_its_notes_to_the_plan(shared: Workplace) -> None:
 def test_a_models_place_is_read_from_the_policys_folder_and_its_weights_are_told(
     shared: Workplace,
 ) -> None:
-    audit = {"use": "leakage.reference_model", "forget": LEAKAGE["forget"], "model": {"source": "model"}}
+    audit = {
+        "use": "leakage.reference_model",
+        "forget": LEAKAGE["forget"],
+        "model": {"source": "model"},
+    }
     parts = {**REAL, "audits": [*REAL["audits"], audit]}
     params = plan_of(shared.policy(**parts)).audits[-1].params.model_dump()
     assert params["model"]["source"] == str(shared.folder / "model")

@@ -97,7 +97,12 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("extraction_rate_sampled", "rate", "lower", "... in any of k sampled answers"),
     ("extraction_rate_worst", "rate", "lower", "known items told under any of the attacks"),
     ("extraction_rate_unknown", "rate", "lower", "items the base did not know, told now"),
-    ("extraction_rate_unconditional", "rate", "lower", "items told to any direct or held-out question"),
+    (
+        "extraction_rate_unconditional",
+        "rate",
+        "lower",
+        "items told to any direct or held-out question",
+    ),
     ("recited", "rate", "lower", "share of the answer in the longest run of its tokens told"),
     ("longest_run", "tokens", "lower", "tokens of that run"),
     ("rouge_l", "rate", "lower", "ROUGE-L recall of the answer's tokens"),

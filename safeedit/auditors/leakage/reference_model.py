@@ -1,14 +1,14 @@
 """How far is the model from one that never saw the secrets?
 
-The honest reference model of an erasure is the model before it learnt what is to be erased (or one
+What an erasure is honestly measured by is the model before it learnt what is to be erased (or one
 trained without it), where there is such a model. Secrets should be as likely as they are to it,
 neither more (they are still known) nor much less (that they were erased can be told); everything
 else should stay where it was.
 
-What a Kolmogorov-Smirnov test can't tell from the reference model's secrets has nothing left to show in
-its likelihoods: the "forget quality" of TOFU (Maini et al. 2401.06121), with log-probabilities in
-place of truth ratios. A p value above a bound is no proof of sameness: with few secrets any
-difference passes.
+What a Kolmogorov-Smirnov test can't tell from the reference model's secrets has nothing left to
+show in its likelihoods: the "forget quality" of TOFU (Maini et al. 2401.06121), with
+log-probabilities in place of truth ratios. A p value above a bound is no proof of sameness: with
+few secrets any difference passes.
 
 Fails with :class:`~safeedit.errors.AuditError` where there are no secrets, or one is of no tokens,
 and where the reference model reads texts as other tokens.
@@ -35,7 +35,7 @@ from safeedit.records import AttackClass, Metric, MetricSpec, Split
 
 
 class Params(BaseParams):
-    """Which model is the reference model."""
+    """Which model is the reference."""
 
     model: ModelRef = Field(
         ModelRef(source="builtin:smollm2-135m-instruct"),
@@ -105,7 +105,7 @@ class ReferenceModel:
             )
             reference = {FINGERPRINT: fingerprint(data, split)}
             reference |= self._measure(reference_model, data, split, ctx)
-            del reference model
+            del reference_model
         else:
             check_reference(reference, data, split)
         found = self._measure(model, data, split, ctx)

@@ -72,8 +72,8 @@ class GatedNeurons:
         sharpness: ``s`` in :mod:`safeedit.methods.facts.gated_keys`.
         ridge: As there.
         weight: As there.
-        compensate: Let the other neurons make up for what the replaced ones used to write, as far as
-            they foretell it: by ridge regression on the activations in the same texts, which
+        compensate: Let the other neurons make up for what the replaced ones used to write, as far
+            as they foretell it: by ridge regression on the activations in the same texts, which
             changes what all neurons of the layer write a little.
         progress: Shown per text.
 
