@@ -13,7 +13,7 @@ from safeedit.planning.plan import make_plan
 from safeedit.policy import DataSpec, load_policy
 from safeedit.policy.renamed import RENAMED, RENAMED_METRICS
 from safeedit.policy.suggest import did_you_mean
-from tests.road import Workplace, make_workplace, register
+from tests.road import PERPLEXITY, Workplace, make_workplace, register
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def refused(place: Workplace, **parts: Any) -> SafeeditError:
 def test_policies_with_old_names_are_told_the_new_at_their_place(place: Workplace) -> None:
     nowhere: dict[str, Any] = {"export": None, "gates": None}
     gate = {"metric": "perplexity.value", "max": 9}
-    assert "perplexity.perplexity" in str(refused(place, gates=[gate]).remedy)
+    assert "perplexity.perplexity" in str(refused(place, audits=[PERPLEXITY], gates=[gate]).remedy)
     audit = {"use": "leakage.yardstick"}
     assert "leakage.reference_model" in str(refused(place, audits=[audit], **nowhere).remedy)
     two = {"file": "near.jsonl", "also": [{"file": "prose.jsonl"}]}
