@@ -75,7 +75,9 @@ def test_the_ratio_is_that_of_the_two_perplexities(tmp_path: Path) -> None:
     before, outcome = _audit(handle, tmp_path)
     _disturb(handle)
     after, _ = _audit(handle, tmp_path, outcome.reference)
-    assert after["ratio"].value == pytest.approx(after["perplexity"].value / before["perplexity"].value)
+    assert after["ratio"].value == pytest.approx(
+        after["perplexity"].value / before["perplexity"].value
+    )
     assert after["ratio"].value != pytest.approx(1.0, abs=1e-3)
     assert after["ratio"].interval.low <= after["ratio"].value <= after["ratio"].interval.high
 
