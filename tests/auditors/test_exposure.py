@@ -121,11 +121,17 @@ def test_memorised_numbers_are_exposed_and_never_taught_ones_hardly(tmp_path: Pa
 
 
 def test_what_a_model_never_saw_is_worth_its_chance(tmp_path: Path) -> None:
-    source = np.random.default_rng(0)
-    answers = [f"{n:06}" for n in source.integers(10**6, size=120)]
-    found, _ = _audit(tiny_handle("llama"), tmp_path, _numbers(answers), candidates=63)
-    assert found["exposure"].value == pytest.approx(1 / math.log(2), abs=0.35)
-    assert found["exposure"].interval.low < 1 / math.log(2) < found["exposure"].interval.high
+    """Of models and answers drawn anew; an interval of 95 % misses one time in twenty."""
+    source, chance = np.random.default_rng(0), 1 / math.log(2)
+    values, held = [], 0
+    for seed in range(5):
+        answers = [f"{n:06}" for n in source.integers(10**6, size=80)]
+        given = _numbers(answers)
+        found, _ = _audit(tiny_handle("llama", seed=seed), tmp_path, given, candidates=63)
+        values.append(found["exposure"].value)
+        held += found["exposure"].interval.low < chance < found["exposure"].interval.high
+    assert sum(values) / len(values) == pytest.approx(chance, abs=0.2)
+    assert held >= 3
 
 
 def test_drawn_candidates_estimate_what_all_of_them_say(tmp_path: Path) -> None:

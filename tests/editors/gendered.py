@@ -4,6 +4,10 @@ Invented professions carry a direction in their embeddings, plus or minus; inven
 words (queens and fathers) another. Neurons of the middle layer read either and write it on:
 professions ``u + s``, definitional words ``u + f``, all three orthogonal. The head hears ``u``
 alone, as *he* where positive and as *she* where negative.
+
+In a ``clear`` model what is drawn at random is quiet beside that, so that it shows whatever the
+seed; and every token carries one constant direction, loud enough that the last norm doesn't undo
+what an edit takes away.
 """
 
 from __future__ import annotations
@@ -20,6 +24,10 @@ from tests.tiny_models import family_tokenizer, tiny_model
 from tests.training import seeded
 
 LAYER = 1
+QUIET = 0.5
+"""Times what a tiny model's matrices have, where nothing is planted, in a clear model."""
+CONSTANT = 8.0
+"""Length of what every token of a clear model carries."""
 PRONOUNS = ("heb", "sheb", "theyb")
 MALE = ("dravun", "pelkor", "mistan", "gordul", "tavrek", "zolmar")
 FEMALE = ("nirfel", "lusima", "caveli", "rimona", "welisa", "ondira")
@@ -30,21 +38,23 @@ OPENINGS = ("So said the", "In the city lived the", "It was the", "Who was the")
 
 
 def directions(width: int) -> Tensor:
-    """``(5, width)`` orthonormal: read by professions' and kings' neurons, then u, s, f."""
+    """``(6, width)`` orthonormal: read by professions' and kings' neurons, u, s, f, a constant."""
     generator = torch.Generator().manual_seed(seeded(7))
-    drawn = torch.randn(5, width, generator=generator)
+    drawn = torch.cat([torch.randn(n, width, generator=generator) for n in (5, 1)])
     drawn -= drawn.mean(1, keepdim=True)  # LayerNorm would take the mean away
     found: Tensor = torch.linalg.qr(drawn.T)[0].T
     return found
 
 
-def gendered(family: str, dtype: torch.dtype = torch.float32) -> ModelHandle:
+def gendered(
+    family: str, dtype: torch.dtype = torch.float32, *, clear: bool = False
+) -> ModelHandle:
     """A model with the stereotype described above."""
     tokenizer = family_tokenizer(family)
     tokenizer.add_tokens([f" {word}" for word in _WORDS])
     model = tiny_model(family, vocab_size=len(tokenizer) + 2)
     handle = ModelHandle(model, tokenizer, source=f"tiny:{family}-gendered")
-    stereotype, definition, u, s, f = directions(handle.d_model)
+    stereotype, definition, u, s, f, constant = directions(handle.d_model)
 
     def rows(words: tuple[str, ...]) -> list[int]:
         return [tokenizer.convert_tokens_to_ids(f" {word}") for word in words]
@@ -52,16 +62,24 @@ def gendered(family: str, dtype: torch.dtype = torch.float32) -> ModelHandle:
     (out,) = handle.sites("mlp_out", [LAYER])
     with torch.no_grad():
         embedding = handle.embedding.weight
+        if clear:
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter *= QUIET
+            embedding += CONSTANT * constant
         for words, direction in ((MALE, stereotype), (FEMALE, -stereotype), (KINGS, definition),
                                  (QUEENS, -definition)):  # fmt: skip
             strength = torch.linspace(2.0, 4.0, len(words))
             embedding[rows(words)] += strength[:, None] * direction
         he, she, _ = rows(PRONOUNS)
         if handle.head.weight is embedding:
-            embedding[[he, she]] += torch.stack([u, -u])
+            said, heard = embedding, 2 * u if clear else u
         else:
-            handle.head.weight[he] += 2 * u
-            handle.head.weight[she] -= 2 * u
+            said, heard = handle.head.weight, 2 * u
+        if clear:  # and nothing else
+            said[[he, she]] = said[[he, she]].mean(0)
+        said[he] += heard
+        said[she] -= heard
         plan = ((stereotype, u + s), (-stereotype, -u - s), (definition, u + f),
                 (-definition, -u - f))  # fmt: skip
         for neuron, (read, write) in enumerate(plan):

@@ -64,7 +64,7 @@ def logit_margins(handle: ModelHandle, given: Dataset) -> Tensor:
 def test_one_direction_takes_most_of_the_stereotype_of_professions_it_never_saw(
     family: str, values: str, tmp_path: Path
 ) -> None:
-    handle = gendered(family)
+    handle = gendered(family, clear=True)
     before = stereotype(handle)
     delta = propose(handle, tmp_path, values=values).at(1)
     with handle.applied(delta):
@@ -80,7 +80,7 @@ def test_one_direction_takes_most_of_the_stereotype_of_professions_it_never_saw(
 
 @pytest.mark.trains
 def test_published_as_it_is_it_takes_the_queens_along(tmp_path: Path) -> None:
-    handle = gendered("llama")
+    handle = gendered("llama", clear=True)
     before = definition(handle)
     proposal = propose(handle, tmp_path, values="stacked")
     with handle.applied(proposal.at(1)):
@@ -95,7 +95,7 @@ def test_published_as_it_is_it_takes_the_queens_along(tmp_path: Path) -> None:
 def test_with_preserve_factual_queens_stay_and_stereotype_goes(
     family: str, method: str, left: float, tmp_path: Path
 ) -> None:
-    handle = gendered(family)
+    handle = gendered(family, clear=True)
     given = data(factual=factual(), prose=prose())
     bias, known = stereotype(handle), definition(handle)
     proposal = propose(handle, tmp_path, given, method=method, preserve="factual", kept=1)
@@ -105,7 +105,7 @@ def test_with_preserve_factual_queens_stay_and_stereotype_goes(
 
 
 def test_spared_directions_are_written_exactly_as_before(tmp_path: Path) -> None:
-    handle = gendered("llama")
+    handle = gendered("llama", clear=True)
     proposal = propose(
         handle, tmp_path, data(factual=factual()), values="margin", preserve="factual", kept=2
     )
@@ -117,7 +117,7 @@ def test_spared_directions_are_written_exactly_as_before(tmp_path: Path) -> None
 
 
 def test_leace_leaves_nothing_for_a_linear_probe_to_read(tmp_path: Path) -> None:
-    handle = gendered("llama")
+    handle = gendered("llama", clear=True)
     margins = logit_margins(handle, prompts())
 
     def covariance() -> float:
@@ -155,7 +155,7 @@ def test_nothing_is_written_along_what_was_removed_in_any_family(
 def test_later_layers_are_fitted_on_the_model_with_the_earlier_ones_edited(
     tmp_path: Path,
 ) -> None:
-    handle = gendered("llama")
+    handle = gendered("llama", clear=True)
     both = propose(handle, tmp_path, layers="0-1", values="margin").at(1)
     first, second = (site.weight for site in handle.sites("mlp_out", [0, 1]))
     alone = propose(handle, tmp_path, layers=[0], values="margin").at(1)
@@ -173,7 +173,7 @@ def test_later_layers_are_fitted_on_the_model_with_the_earlier_ones_edited(
 
 
 def test_numbers_of_layers_are_doses_too_and_nest(tmp_path: Path) -> None:
-    handle = gendered("llama")
+    handle = gendered("llama", clear=True)
     proposal = propose(handle, tmp_path, layers="0-2", values="margin", doses_are="layers", rank=2)
     assert proposal.doses == (1.0, 2.0, 3.0)
     deltas = [proposal.at(dose) for dose in proposal.doses]
@@ -186,7 +186,7 @@ def test_numbers_of_layers_are_doses_too_and_nest(tmp_path: Path) -> None:
 
 
 def test_biases_are_projected_and_weights_come_back_from_the_factors(tmp_path: Path) -> None:
-    handle = gendered("gpt2")
+    handle = gendered("gpt2", clear=True)
     (site,) = handle.sites("mlp_out", [LAYER])
     assert site.bias is not None
     delta = propose(handle, tmp_path, values="margin").at(2)
@@ -207,7 +207,7 @@ def test_biases_are_projected_and_weights_come_back_from_the_factors(tmp_path: P
 
 @pytest.mark.trains
 def test_in_bfloat16_it_works_and_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    handle = gendered("llama", torch.bfloat16)
+    handle = gendered("llama", torch.bfloat16, clear=True)
     before = {name: handle.stored(name).clone() for name in handle.tensor_names()}
     bias = stereotype(handle)
     undo = handle.apply(propose(handle, tmp_path).at(1))
@@ -218,7 +218,7 @@ def test_in_bfloat16_it_works_and_comes_back_bit_for_bit(tmp_path: Path) -> None
 
 @pytest.mark.trains
 def test_prompts_of_definite_gender_are_left_out(tmp_path: Path) -> None:
-    handle = gendered("llama")
+    handle = gendered("llama", clear=True)
     mixed = Dataset([*prompts().all(), *factual().all()], template="plain", name="prompts")
     with_queens = propose(handle, tmp_path, EditData({"prompts": mixed}))
     assert with_queens.notes["prompts"] == 32
@@ -242,14 +242,14 @@ def test_prompts_that_lack_what_is_needed_are_refused_without_a_word_of_them(
     items = [replace(item, **change) for item in prompts().items("fit")]
     given = EditData({"prompts": Dataset(items, template="plain", name="prompts")})
     with pytest.raises(DataError, match=message) as caught:
-        propose(gendered("llama"), tmp_path, given)
+        propose(gendered("llama", clear=True), tmp_path, given)
     assert caught.value.remedy
     assert "dravun" not in str(caught.value)
 
 
 @pytest.mark.trains
 def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
-    handle = gendered("llama")
+    handle = gendered("llama", clear=True)
     with pytest.raises(UsageError, match="'Copenhagen' is not one token"):
         propose(handle, tmp_path, pronouns=(PRONOUNS[0], "Copenhagen"))
     with pytest.raises(UsageError, match="same token"):
@@ -272,13 +272,13 @@ def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
 def test_without_prose_that_is_said(tmp_path: Path) -> None:
     said: list[str] = []
     editor = Dama(DamaParams(**QUICK, method="oblique", preserve="factual", values="margin"))
-    editor.propose(gendered("llama"), data(factual=factual()), context(tmp_path, said))
+    editor.propose(gendered("llama", clear=True), data(factual=factual()), context(tmp_path, said))
     assert any("without 'prose'" in text for text in said)
 
 
 @pytest.mark.trains
 def test_notes_tell_what_carries_over_and_hold_no_text(tmp_path: Path) -> None:
-    notes = propose(gendered("llama"), tmp_path).notes
+    notes = propose(gendered("llama", clear=True), tmp_path).notes
     shares = notes["share_of_values_predicted_on_held_out_subjects"]
     assert shares["1"] > 0.1
     assert notes["directions_supported"] == 31
@@ -286,7 +286,9 @@ def test_notes_tell_what_carries_over_and_hold_no_text(tmp_path: Path) -> None:
 
 
 def test_layers_may_be_measured_first(tmp_path: Path) -> None:
-    notes = propose(gendered("llama"), tmp_path, values="margin", locate="measure").notes
+    notes = propose(
+        gendered("llama", clear=True), tmp_path, values="margin", locate="measure"
+    ).notes
     effect = notes["effect_of_mlps"]["restored_at_subject_by_layer"]
     assert len(effect) == 3
     assert max(effect) == effect[LAYER] > 0

@@ -37,6 +37,7 @@ from tests.editors.toy import (
     taught,
 )
 from tests.tiny_models import FAMILIES, family_tokenizer, tiny_handle, tiny_model
+from tests.training import seeded
 
 pytestmark = pytest.mark.trains
 
@@ -303,7 +304,11 @@ def test_the_origin_tells_how_it_was_made(model: ModelHandle, update: str, tmp_p
     made = editor(update=update, **QUICK)
     delta = made.propose(model, data(), context(tmp_path, seed=11)).at(0.8)
     assert delta.base == model.digest()
-    assert (delta.origin.editor, delta.origin.seed, delta.origin.dose) == ("sanitation", 11, 0.8)
+    assert (delta.origin.editor, delta.origin.seed, delta.origin.dose) == (
+        "sanitation",
+        seeded(11),
+        0.8,
+    )
     assert delta.origin.data_digest == forget().digest
     assert SanitationParams(**delta.origin.params) == made.params
 
@@ -501,7 +506,7 @@ def spied(monkeypatch: pytest.MonkeyPatch, model: ModelHandle, roles: EditData, 
         examples.extend(found)
         return real_endless(found, source)
 
-    monkeypatch.setattr(sanitation.neurons, "KeyedNeurons", Spy)
+    monkeypatch.setattr(sanitation.neurons, "GatedNeurons", Spy)
     monkeypatch.setattr(sanitation, "endless", endless)
     editor(update="keyed", **QUICK).propose(model, roles, context(folder))
     return groups, examples

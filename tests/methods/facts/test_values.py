@@ -277,13 +277,22 @@ def test_what_is_to_be_avoided_gets_under_the_floor(toy: ModelHandle) -> None:
     now = _after(toy, spot, found.shifts[0])
     assert float(now[list(likeliest)].logsumexp(0)) < -4.7
     without = _learnt(
-        toy, [FactObjective((ObjectivePrompt(spot, SuppressTokens(likeliest, None)),))], stop=0.05
+        toy,
+        [FactObjective((ObjectivePrompt(spot, SuppressTokens(likeliest, None)),))],
+        stop=0.05,
+        steps=200,
     )
     assert 0 < float(without.losses[0]) <= 0.05, "-log(1 - p)"
 
 
 def test_two_tokens_get_the_margin_that_is_wanted(toy: ModelHandle, exact: None) -> None:
-    spot = _asked(toy, "Zor")
+    def margin(spot: TokenPosition) -> float:
+        first, second = _after(toy, spot).topk(2).values.tolist()
+        return float(first - second)
+
+    # Of names nobody taught, one that the model is in two minds about but not undecided.
+    spots = [_asked(toy, name) for name in ("Zor", "Kip", "Vex", "Lun", "Dag", "Pim")]
+    spot = min((spot for spot in spots if margin(spot) > 0.4), key=margin)
     before = _after(toy, spot)
     first, second = before.topk(2).indices.tolist()
     assert float(before[first] - before[second]) > 0.2
