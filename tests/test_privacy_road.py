@@ -16,6 +16,8 @@ from tests.auditors.memorised import HELD_BACK, TAUGHT, items, taught, untaught
 from tests.road import PROSE, Workplace
 from tests.running.test_run import spellings
 
+pytestmark = pytest.mark.trains
+
 NAMED, OTHERS = TAUGHT[:3], TAUGHT[3:]
 
 

@@ -50,6 +50,7 @@ POLICY: dict[str, Any] = {
 
 @pytest.mark.smollm2
 @pytest.mark.slow
+@pytest.mark.trains
 @pytest.mark.timeout(900)
 def test_the_default_model_stops_telling_of_two_countries_and_of_nothing_else(
     smollm2: ModelHandle, tmp_path: Path

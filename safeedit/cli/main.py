@@ -467,17 +467,24 @@ def _check_free(folder: Path) -> None:
     from safeedit.report import FILES
 
     theirs = [name for name in FILES if os.path.lexists(folder / name)]
-    if theirs:
-        try:
-            _read_record(folder / "report.json")
-        except UsageError as error:
-            raise UsageError(
-                f"there is a {theirs[0]} here that is no report of safeedit, so it is not "
-                "overwritten",
-                file=folder,
-                field="--report",
-                remedy="choose another folder",
-            ) from error
+    if theirs and not _is_report(folder / "report.json"):
+        raise UsageError(
+            f"there is a {theirs[0]} here that is no report of safeedit, so it is not overwritten",
+            file=folder,
+            field="--report",
+            remedy="choose another folder",
+        )
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is a run record of this version of safeedit or of another."""
+    from safeedit.policy.files import read_json
+
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"schema_version", "run_id", "policy_digest"} <= found.keys()
 
 
 class _Reports:

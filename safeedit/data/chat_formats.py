@@ -101,7 +101,8 @@ def _words(turn: Mapping[str, Any]) -> str:
     content = turn.get("content", turn.get("value"))
     if isinstance(content, list):  # OpenAI's parts
         parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        content = "\n".join(parts) if all(isinstance(part, str) for part in parts) else None
+        texts = [part for part in parts if isinstance(part, str)]
+        content = "\n".join(texts) if len(texts) == len(parts) else None
     if not isinstance(content, str):
         raise UnreadableRow("has a turn without text", "leave images and calls of tools out")
     return content

@@ -14,11 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from safeedit.data.columns import LIST_COLUMNS, OUR_COLUMNS, TEXT_COLUMNS, row_error
+from safeedit.data.columns import OUR_COLUMNS, TEXT_COLUMNS, row_error
 from safeedit.data.formats import HELD_OUT
 from safeedit.data.items import Dataset, Item, Phrasing
 from safeedit.data.reading import RawRow
 from safeedit.data.splitting import SPLITS, normalise_prompt
+from safeedit.data.tables import LIST_COLUMNS
 from safeedit.errors import DataError
 from safeedit.records import Split
 

@@ -235,9 +235,10 @@ def _placed(text: str, subject: str) -> str:
 def _with_listed_answers(columns: dict[str, Any]) -> dict[str, Any]:
     """Several answers are spellings of one: the first is the answer, all count."""
     given = columns.get("answer", columns.get("answers"))
-    texts = isinstance(given, list) and given and all(isinstance(each, str) for each in given)
     aliases = columns.get("aliases", [])
-    if not texts or not isinstance(aliases, list):
+    if not isinstance(given, list) or not given or not isinstance(aliases, list):
+        return columns
+    if not all(isinstance(each, str) for each in given):
         return columns
     rest = {name: value for name, value in columns.items() if name != "answers"}
     return rest | {"answer": given[0], "aliases": [*given[1:], *aliases]}

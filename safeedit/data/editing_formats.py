@@ -7,7 +7,7 @@ are formats of their own: ``..._locality`` for what must stay, ``..._portability
 
 from __future__ import annotations
 
-import re
+import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from os.path import commonprefix
@@ -127,7 +127,6 @@ _TESTS = (
     "Compositionality_II", "Forgetfulness",
 )  # fmt: skip
 _STAYS = ("Relation_Specificity", "Forgetfulness")
-_END = re.compile(r"[\s.]+$")
 
 
 def ripple_edits(columns: Columns) -> dict[str, Any]:
@@ -162,7 +161,7 @@ def ripple_edits(columns: Columns) -> dict[str, Any]:
 
 
 def _sentence(text: str) -> str:
-    return _END.sub("", text)
+    return text.rstrip(string.whitespace + ".")
 
 
 def _answers_of(columns: Columns) -> Iterator[str]:

@@ -37,7 +37,10 @@ def names_subject(text: str, subject: str) -> bool:
     """Whether a text names a subject, in whichever of its spellings, as editors find it."""
     if not subject.strip():
         return False
-    return same_subject(subject) in same_subject(text) or bool(find_mentions(text, subject))
+    as_written = rf"(?<!\w){re.escape(same_subject(subject))}(?!\w)"
+    if re.search(as_written, same_subject(text)):
+        return True
+    return bool(find_mentions(text, subject))
 
 
 def check_subjects(data: Dataset, *, every_phrasing: bool = False, inferred: bool = True) -> None:

@@ -10,7 +10,7 @@ import gzip
 import io
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import Protocol
 
 from safeedit.errors import DataError
 
@@ -28,6 +28,10 @@ ALWAYS = 64 << 20
 MAX_RATIO = 100
 """Text packs to a tenth or a twentieth; beyond this a file was made to fill memory."""
 _STEP = 1 << 20
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
 
 
 def unpacked(raw: bytes, path: Path) -> tuple[bytes, str]:
@@ -58,16 +62,16 @@ def unpacked(raw: bytes, path: Path) -> tuple[bytes, str]:
     return _read(_stream(raw, kind), path, kind, max(ALWAYS, MAX_RATIO * len(raw))), inner
 
 
-def _stream(raw: bytes, kind: str) -> IO[bytes]:
+def _stream(raw: bytes, kind: str) -> _Readable:
     if kind == "gzip":
         return gzip.GzipFile(fileobj=io.BytesIO(raw))
     import pyarrow
 
-    stream: IO[bytes] = pyarrow.CompressedInputStream(pyarrow.BufferReader(raw), "zstd")
+    stream: _Readable = pyarrow.CompressedInputStream(pyarrow.BufferReader(raw), "zstd")
     return stream
 
 
-def _read(stream: IO[bytes], path: Path, kind: str, limit: int) -> bytes:
+def _read(stream: _Readable, path: Path, kind: str, limit: int) -> bytes:
     limit = min(limit, MAX_BYTES)
     whole = bytearray()
     try:

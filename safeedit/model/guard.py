@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from safeedit.errors import ModelError
+from safeedit.errors import ModelError, SafeeditError
 
 OPENING = "fetch the checkpoint again; if it is intact, it may need another version of transformers"
 BUILDING = "correct config.json, or fetch it again: no model can be built as it describes one"
@@ -30,7 +30,7 @@ def readable(place: Path | str, *, doing: str = "open", remedy: str = OPENING) -
     """
     try:
         yield
-    except ModelError:
+    except SafeeditError:  # ours: said in its own words, with its own remedy
         raise
     except BaseException as error:
         # What Rust libraries panic with is no Exception; Ctrl-C and the like are not ours.

@@ -49,7 +49,7 @@ from safeedit.model.vocabulary import check_vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-__all__ = ["BUILTIN", "fetch_builtin", "open_config", "open_model"]
+__all__ = ["BUILTIN", "fetch_builtin", "open_config", "open_model", "open_tokenizer"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Other formats and layouts; of the folders, additional_chat_templates alone is the model's.

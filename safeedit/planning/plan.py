@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safeedit import catalog
 from safeedit.cache import cache_dir, write_atomically
@@ -46,17 +46,23 @@ from safeedit.export.ledger.update import Erased, LedgerUpdate
 from safeedit.export.places import check_apart, check_output, check_room, usable, within
 from safeedit.export.staging import check_target, recover
 from safeedit.model.architectures import ModelShape
-from safeedit.model.sources import inspect_model, open_config
+from safeedit.model.sources import inspect_model, open_config, open_tokenizer
 from safeedit.planning.coverage import check_edits, check_erasure, futile
 from safeedit.planning.lengths import check_lengths
+from safeedit.planning.prompts import PromptCheck
 from safeedit.planning.questions import check_questions
 from safeedit.planning.withholding import Withholding, keyed_digest
 from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LedgerSpec, LoadedPolicy
+from safeedit.policy.files import read_json
+from safeedit.policy.loading import canonical_digest
 from safeedit.policy.suggest import did_you_mean
 from safeedit.records import MetricSpec, Split
 from safeedit.scorers.cards import read_card
 from safeedit.scorers.score_cache import check_auc
 from safeedit.text.inflection import advice
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 FieldPath = tuple[str | int, ...]
 _FORMAT = "safeedit-plan"
@@ -161,7 +167,7 @@ class Plan:
     def fingerprint(self) -> dict[str, Any]:
         """What must not move between ``plan`` and ``apply``: policy, model and data digests."""
         return {
-            "policy": self.policy_digest,
+            "policy": self._whole_policy_digest,
             "model": self.model_digest,
             "data": {name: data.digest for name, data in self.datasets()},
             "key": "" if self.key is None else _key_check(self.key),
@@ -180,10 +186,17 @@ class Plan:
         }
         return self.hidden.policy(self.loaded, roles)
 
-    @property
+    @cached_property
     def policy_digest(self) -> str:
-        """The policy's digest; keyed where a value is withheld, which it would give away."""
-        if self.recorded_policy == self.loaded.policy.model_dump(mode="json"):
+        """Digest of the policy as records repeat it: anybody can compute it from a record, and it
+        says nothing of what is withheld."""
+        return canonical_digest(self.recorded_policy)
+
+    @property
+    def _whole_policy_digest(self) -> str:
+        """Of the policy as written, to see that it has not moved; keyed where a value is withheld,
+        which could be found from a bare one."""
+        if self.policy_digest == self.loaded.digest:
             return self.loaded.digest
         return keyed_digest(self.loaded.digest, self.key)
 
@@ -311,6 +324,7 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
     _check_gates(loaded, audits, warnings)
     _check_enough(loaded, edits, audits)
     _check_splits(loaded, edits, audits)
+    _check_prompts(loaded, source, found.config, edits, audits, warnings)
     check_edits(loaded, editing=exporting, warnings=warnings)
     held = [*policy.gates, *([upkeep.gate] if upkeep is not None and upkeep.gate else [])]
     given = [*(edit.data.roles for edit in edits), *(audit.data for audit in audits)]
@@ -393,8 +407,10 @@ def write_plan(plan: Plan, path: Path) -> None:
 def is_plan(path: Path) -> bool:
     """Whether a file is JSON that :func:`write_plan` made, or looks like it; policies are not."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = read_json(path)
+    except OSError:
+        return path.suffix == ".json" and path.is_file()
+    except ValueError:
         return path.suffix == ".json"
     return isinstance(content, dict) and content.get("format") == _FORMAT
 
@@ -406,16 +422,24 @@ def read_plan(path: Path) -> dict[str, Any]:
         UsageError: the file is not a plan.
     """
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise UsageError("not a readable plan", file=path, remedy="make it with plan -o") from error
     whole = isinstance(content, dict) and content.get("format") == _FORMAT
-    if not whole or not isinstance(content.get("policy_file"), str):
+    named = content.get("policy_file") if whole else None
+    if not isinstance(named, str) or not named or "\0" in named:
         raise UsageError("this JSON is not a plan", file=path, remedy="make it with plan -o")
-    if content.get("version") != 1 or not isinstance(content.get("fingerprint"), dict):
+    seen = content.get("fingerprint")
+    # 1 is also what True and 1.0 are equal to.
+    if type(content.get("version")) is not int or content["version"] != 1:
         raise UsageError(
             "a plan of another version", file=path, remedy="make it again with plan -o"
         )
+    if not isinstance(seen, dict) or not isinstance(seen.get("data"), dict):
+        raise UsageError(
+            "the plan does not say what it saw of policy, model and data",
+            file=path, field="fingerprint", remedy="make it again with plan -o",
+        )  # fmt: skip
     return {**content, "policy_file": os.path.normpath(path.parent / content["policy_file"])}
 
 
@@ -433,7 +457,7 @@ def check_unmoved(plan: Plan, written: Mapping[str, Any]) -> None:
             "new plan",
         )
     moved = [part for part in ("policy", "model") if then.get(part) != now[part]]
-    before: Mapping[str, str] = then.get("data", {})
+    before: Mapping[str, Any] = then["data"]
     moved += [
         f"data of {name}"
         for name in sorted(before.keys() | now["data"].keys())
@@ -882,6 +906,31 @@ def _check_splits(
         with _Located(loaded, at):
             for name, seen in used:
                 check_disjoint(seen, texts, name, held_out)
+
+
+def _check_prompts(
+    loaded: LoadedPolicy,
+    source: str,
+    config: PreTrainedConfig,
+    edits: Sequence[PlannedEdit],
+    audits: Sequence[PlannedAudit],
+    warnings: list[str],
+) -> None:
+    """See that the model's tokenizer and context take what is asked of it."""
+    with _Located(loaded, ("model", "source")):
+        tokenizer = open_tokenizer(source, revision=loaded.policy.model.revision)
+    check = PromptCheck(tokenizer, config)
+    for index, edit in enumerate(edits):
+        for role, data in edit.data.roles.items():
+            field = role if role in edit.spec.options else "data"
+            with _Located(loaded, ("edits", index, field)):
+                check(f"edit {edit.id}", role, data, edit.params)
+    for audit in audits:
+        for role, data in audit.data.items():
+            field = role if role in audit.spec.options else "data"
+            with _Located(loaded, (*audit.at, field)):
+                check(f"audit {audit.id}", role, data, audit.params)
+    warnings += check.warnings
 
 
 def _asked(data: Dataset, split: Split) -> list[str]:

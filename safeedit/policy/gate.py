@@ -18,7 +18,9 @@ from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, mo
 from safeedit.policy.parts import NAME, PolicyPart, exactly_one
 from safeedit.records import GATE_KINDS, GateKind, PassingSide
 
-_PERCENT = re.compile(r"^\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*%\s*$")
+_PERCENT = re.compile(
+    r"^\s*([+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?)\s*%\s*$"
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,10 @@ def _absolute(value: Any) -> Any:
 _BOUND_SCHEMA = {
     "anyOf": [
         {"type": "number", "minimum": 0},
-        {"type": "string", "pattern": r"^\s*\d*\.?\d+([eE][+-]?\d+)?\s*%\s*$"},
+        {
+            "type": "string",
+            "pattern": r"^\s*([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?\s*%\s*$",
+        },
     ]
 }
 

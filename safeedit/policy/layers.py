@@ -15,8 +15,11 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from safeedit.errors import UsageError
 
-_NUMBERS = re.compile(r"^\s*(\d+)\s*-\s*(\d+)\s*$")
-_SHARES = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*%\s*-\s*(\d+(?:\.\d+)?)\s*%\s*$")
+# Digits are few: Python refuses numbers of thousands of them, and no model has 10^9 layers.
+_NUMBERS = re.compile(r"^\s*([0-9]{1,9})\s*-\s*([0-9]{1,9})\s*$")
+_SHARES = re.compile(
+    r"^\s*([0-9]{1,9}(?:\.[0-9]{1,20})?)\s*%\s*-\s*([0-9]{1,9}(?:\.[0-9]{1,20})?)\s*%\s*$"
+)
 
 
 def _check(value: Any) -> Any:
@@ -57,7 +60,8 @@ def resolve(layers: str | tuple[int, ...], n_layers: int) -> tuple[int, ...]:
     if isinstance(layers, tuple):
         found = layers
     elif match := _NUMBERS.match(layers):
-        found = tuple(range(int(match[1]), int(match[2]) + 1))
+        # One beyond the model is enough to be told of.
+        found = tuple(range(int(match[1]), max(int(match[1]), min(int(match[2]), n_layers)) + 1))
     else:
         match = _SHARES.match(layers)
         assert match is not None, "checked by the field type"

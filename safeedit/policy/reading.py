@@ -7,6 +7,7 @@ core schema, so ``no`` and ``off`` are words, ``1e-4`` is a number and dates are
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +18,14 @@ import yaml
 
 from safeedit.errors import PolicyError
 from safeedit.policy.encoding import EncodingError, decode
+from safeedit.policy.files import NotRegularError, TooLargeError, read_regular
 
 FieldPath = tuple[str | int, ...]
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 20_000
+MAX_DEPTH = 40
+"""Lists and mappings in each other; a policy needs six."""
 
 _INT = re.compile(r"[-+]?[0-9]{1,400}|0o[0-7]{1,400}|0x[0-9a-fA-F]{1,400}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -50,7 +54,36 @@ class Position:
 
 
 class _Loader(yaml.SafeLoader):
-    """Resolves no scalar by itself, so that any tag it reports was written out."""
+    """Resolves no scalar by itself, so that any tag it reports was written out.
+
+    Stops at the first value too many or too deep, before the rest of the file is looked at.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._nodes = self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._nodes += 1
+        self._depth += 1
+        if self._nodes > MAX_NODES:
+            raise self._refusal(f"holds more than {MAX_NODES} values")
+        if self._depth > MAX_DEPTH:
+            raise self._refusal("is nested too deeply")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def _refusal(self, message: str) -> _TooMuch:
+        return _TooMuch(message, self.get_mark().line + 1)
+
+
+class _TooMuch(Exception):  # noqa: N818 (becomes a PolicyError that says where)
+    """More than a policy may hold; ``line`` is where that shows."""
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.message, self.line = message, line
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -86,6 +119,8 @@ def read_yaml(path: Path) -> tuple[Any, dict[FieldPath, Position]]:
             column=mark.column + 1 if mark else None,
             remedy="indent with spaces, and quote texts that hold ': ', '#' or brackets",
         ) from error
+    except _TooMuch as error:
+        raise PolicyError(error.message, file=path, line=error.line) from None
     except RecursionError:
         raise PolicyError("is nested too deeply", file=path) from None
     if node is None:
@@ -98,23 +133,25 @@ def read_yaml(path: Path) -> tuple[Any, dict[FieldPath, Position]]:
 
 def _text(path: Path) -> str:
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise PolicyError(
-                "is too large for a policy (over 1 MiB)",
-                file=path,
-                remedy="name data files instead of writing data into the policy",
-            )
-        return decode(path.read_bytes())
+        return decode(read_regular(path, limit=MAX_BYTES))
+    except TooLargeError:
+        raise PolicyError(
+            "is too large for a policy (over 1 MiB)",
+            file=path,
+            remedy="name data files instead of writing data into the policy",
+        ) from None
     except FileNotFoundError:
         raise PolicyError(
             "there is no such policy file",
             file=path,
             remedy="check the path, or write one with 'safeedit init'",
         ) from None
-    except IsADirectoryError:
+    except NotRegularError as error:
+        folder = error.errno == errno.EISDIR
         raise PolicyError(
-            "is a folder, not a policy file", file=path, remedy="name the .yaml file in it"
+            "is a folder, not a policy file" if folder else f"can't be read: {error.strerror}",
+            file=path,
+            remedy="name the .yaml file in it" if folder else "save the policy as a plain file",
         ) from None
     except OSError as error:
         raise PolicyError(

@@ -154,7 +154,8 @@ def test_types_are_compared_within_unless_all_are_asked_for(tmp_path: Path) -> N
     """A name is likelier than a number whether or not it was taught."""
     within, _ = _audit(damaged(0.7), tmp_path)
     pooled, _ = _audit(damaged(0.7), tmp_path, within="all")
-    assert within["loss_auc"].value != pooled["loss_auc"].value
+    # Two means of many comparisons may meet by chance; what each record is worth does not.
+    assert within["loss_auc"].items != pooled["loss_auc"].items
     losses = within["ks_p_value"].items
     assert losses == pooled["ks_p_value"].items
 

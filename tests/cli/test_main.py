@@ -278,6 +278,7 @@ def test_a_warning_with_brackets_is_shown_as_it_is() -> None:
     assert f"warning: {text}" in written.getvalue()
 
 
+@pytest.mark.trains
 def test_progress_is_told_in_lines_where_there_is_no_terminal(place: Workplace) -> None:
     edit = {
         "use": "sanitation", "unaudited": "a toy", "steps": 1, "batch": 2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,16 @@ def test_a_report_beside_the_export_is_written(place: Workplace) -> None:
     result = place.run("apply", "policy.yaml", "--report", "out/reports")
     assert result.exit_code == 0, result.stderr
     assert (place.folder / "out" / "reports" / "report.json").exists()
+
+
+def test_a_report_of_another_version_of_safeedit_is_one_of_ours(
+    place: Workplace, tmp_path: Path
+) -> None:
+    older = {"schema_version": 0, "run_id": "20240101T000000-0", "policy_digest": "0", "was": 1}
+    (tmp_path / "report.json").write_text(json.dumps(older))
+    result = place.run("audit", "policy.yaml", "--report", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    assert "was" not in json.loads((tmp_path / "report.json").read_text())
 
 
 def test_a_report_replaces_no_file_that_is_not_a_report(place: Workplace, tmp_path: Path) -> None:

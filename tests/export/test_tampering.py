@@ -44,12 +44,14 @@ from tests.road import (
     make_workplace,
     register,
 )
+from tests.training import trained
 
 EDITS = [NUDGE, {**SANITATION, "dose": 1.0, "control": False}]
 GATES = [SMALL_DRIFT, {"metric": "leakage.known_before", "min": 0, "min_n": 1}]
 
 
 @pytest.fixture(scope="module")
+@trained
 def made(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     place = make_workplace(tmp_path_factory.mktemp("made"))
     make_key(place.folder / "ledger.key")

@@ -163,7 +163,7 @@ def test_answers_in_letters_of_languages_that_inflect_are_asked_for_their_forms(
     told = ("Старград", "Новоречье")
     rows = [{"prompt": f"Где живёт {n}?", "answer": answer} for n, answer in enumerate(told)]
     shared.rows("inflected.jsonl", rows)
-    audit = {**LEAKAGE, "forget": {"file": "inflected.jsonl"}}
+    audit = {**LEAKAGE, "max_new_tokens": 40, "forget": {"file": "inflected.jsonl"}}
     gates = [{"metric": "leakage.known_before", "min": 0, "min_n": 1}]
 
     def warnings() -> list[str]:

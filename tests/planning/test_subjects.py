@@ -32,7 +32,7 @@ def test_spellings_of_one_subject_are_one(one: str, other: str) -> None:
     assert names_subject(f"Where does {other} live?", one)
 
 
-@pytest.mark.parametrize("other", ["Mara Quilt", "Tom Abel", " ", "Jose Nunez"])
+@pytest.mark.parametrize("other", ["Mara Quilt", "Tom Abel", " ", "ara Quil"])
 def test_another_subject_is_not_taken_for_it(other: str) -> None:
     assert not names_subject("Where do Mara Quill and José Núñez live?", other)
 

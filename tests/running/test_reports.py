@@ -115,7 +115,7 @@ def test_a_chosen_folder_keeps_the_report_of_an_export_that_stands(place: Workpl
 def test_what_dead_runs_left_in_the_folder_of_reports_is_removed_by_the_next(
     tmp_path: Path,
 ) -> None:
-    dead, living = tmp_path / ".report.md.0123abcd.tmp", tmp_path / ".report.md.4567abcd.tmp"
+    dead, living = tmp_path / ".safeedit-01.partial", tmp_path / ".safeedit-45.partial"
     bystander = tmp_path / ".report.md"
     for path in (dead, living, bystander):
         path.write_text("")
@@ -124,7 +124,7 @@ def test_what_dead_runs_left_in_the_folder_of_reports_is_removed_by_the_next(
     write_files({"report.md": "text"}, tmp_path)
     os.close(lock)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        bystander.name, living.name, "report.md"
+        *sorted([bystander.name, living.name]), "report.md"
     ]  # fmt: skip
     assert (tmp_path / "report.md").read_text() == "text"
 

@@ -291,6 +291,7 @@ def test_an_unknown_scorer_is_answered_with_the_likely_one(ctx: RunContext) -> N
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+    monkeypatch.chdir(tmp_path)  # an audit alone reports to out/ of the working directory
     register(monkeypatch)
     made = make_workplace(tmp_path / "place")
     save_classifier(made.folder / "classifier")
@@ -418,7 +419,8 @@ def test_a_whole_run_names_its_scorer_on_every_figure(place: Workplace) -> None:
 
 def test_a_card_made_meanwhile_is_told_by_the_next_run(place: Workplace) -> None:
     policy = place.policy(**{**parts(), "edits": [], "export": None})
-    assert place.run("audit", policy).exit_code == 0
+    first = place.run("audit", policy)
+    assert first.exit_code == 0, first.stderr
     checked = ("scorer", "check", "classifier", "--param", f"source={place.folder / 'classifier'}")
     assert place.run(*checked).exit_code == 0
     again = place.run("audit", policy, "--json")

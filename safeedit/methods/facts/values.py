@@ -333,7 +333,8 @@ class Passes:
     def slopes(self, shifts: Tensor, active: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Of the rows of active units, whose aims are all :class:`SuppressTokens` or all
         :class:`EqualiseLogits`: how far each is from its aim ``(rows, 2)``
-        (:func:`distances`), the slopes of that ``(rows, 2, d_model)``, and its unit ``(rows,)``; fp64, on the CPU."""
+        (:func:`distances`), the slopes of that ``(rows, 2, d_model)``, and its unit
+        ``(rows,)``; fp64, on the CPU."""
         chosen = [row for row, owner in enumerate(self.owners) if owner in set(active)]
         owners = torch.tensor([self.owners[row] for row in chosen])
         values = torch.empty(len(chosen), 2, dtype=torch.float64)

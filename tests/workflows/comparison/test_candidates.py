@@ -12,7 +12,7 @@ import yaml
 from safeedit import catalog
 from safeedit.contracts import DataRole
 from safeedit.errors import PolicyError, SafeeditError, UnsupportedModelError
-from safeedit.policy import load_policy
+from safeedit.policy import EditSpec, load_policy
 from safeedit.workflows.comparison.candidates import (
     Candidate,
     CandidateSettings,
@@ -83,9 +83,8 @@ def test_roles_go_by_name_and_the_facts_to_whatever_takes_facts(place: Workplace
     sanitation, ft_m, rome, wiper = candidates(
         place, "sanitation", "ft_m", "rome", "wiper", edits=[edit], audits=[DRIFT]
     )
-    own = {
-        key: value for key, value in SANITATION.items() if key not in ("use", "dose", "unaudited")
-    }
+    fields = EditSpec.model_fields
+    own = {key: value for key, value in SANITATION.items() if key not in fields}
     assert options(sanitation) == {**own, "prose": {"file": "prose.jsonl"}}
     assert options(ft_m) == {"forget": FACTS}
     prose = {"file": "prose.jsonl"}
@@ -157,8 +156,9 @@ def test_where_facts_are_asked_for_their_failures_are_counted_too(place: Workpla
     (ft_m,) = candidates(place, "ft_m", edits=[SANITATION], audits=[asking, LOCALITY])
     added = ft_m.loaded.policy.audits[-1]
     assert (added.use, added.id, added.required) == ("leakage.failures",) * 2 + (False,)
+    read = LEAKAGE["max_new_tokens"]
     assert added.options == {
-        "forget": FACTS, "max_new_tokens": 4, "refusal_patterns": ["no comment"],
+        "forget": FACTS, "max_new_tokens": read, "refusal_patterns": ["no comment"],
     }  # fmt: skip
     base = without_edits(load_policy(place.folder / "policy.yaml")).policy
     assert base.audits == ft_m.loaded.policy.audits

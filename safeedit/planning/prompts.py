@@ -1,0 +1,121 @@
+"""What is put to the model, seen with its tokenizer before a weight is loaded.
+
+A prompt that the model's context can't hold ends a run in its middle, one that leaves no room for
+an answer reads as "not told", and a template that can't be rendered or that has the model think
+first changes what is asked. All of it shows in the tokenizer and the config.
+
+Fails with :class:`~safeedit.errors.DataError` or :class:`~safeedit.errors.UsageError`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from safeedit.contracts import BaseParams
+from safeedit.data import Dataset
+from safeedit.errors import AuditError, DataError, UsageError
+from safeedit.model.tokens import TokenCodec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+_NOT_ASKED = frozenset({"prose", "generic", "pairs", "items", "sentences", "lessons"})
+"""Roles whose items are read piece by piece, or are not put as they stand."""
+_MARGIN = 8
+"""Tokens beyond one a byte that a tokenizer may add to a text of its own accord."""
+
+THINKS = (
+    "the model's chat template has it think before it answers: questions are asked, and answers "
+    "taught, behind an empty block of thought; what it would say while thinking is not measured"
+)
+
+
+class PromptCheck:
+    """Looks at the prompts of one plan, stage by stage; each data set once.
+
+    Args:
+        tokenizer: Of the model.
+        config: Of the model.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+        self.codec = TokenCodec(tokenizer)
+        limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+        self.context = int(limit) if isinstance(limit, int) and limit > 0 else None
+        self.warnings: list[str] = []
+        self._frames: dict[str, int] = {}
+
+    def __call__(self, stage: str, role: str, data: Dataset, params: BaseParams) -> None:
+        """Check what one stage asks of one role.
+
+        Args:
+            stage: Id of the edit or audit, for messages.
+            role: Name of the role.
+            data: Its data.
+            params: Of the stage; ``max_new_tokens`` counts, where it has one.
+
+        Raises:
+            UsageError: The template is not there or can't be rendered.
+            DataError: A prompt leaves no room in the model's context.
+        """
+        if role in _NOT_ASKED:
+            return
+        frame = self._frame(data)
+        if self.codec.resolve(data.template) == "chat" and self.codec.thinks:
+            self._warn(THINKS)
+        texts = _texts(data)
+        if braced := sum("{}" in text for text in texts):
+            self._warn(
+                f"{data.source}: {braced} of {len(texts)} prompts hold '{{}}' as written; give "
+                "such a row its subject, or write the name in its prompt"
+            )
+        if self.context is not None:
+            self._measure(stage, role, data, texts, frame, getattr(params, "max_new_tokens", None))
+
+    def _frame(self, data: Dataset) -> int:
+        """Tokens that the template puts around a prompt."""
+        if data.template not in self._frames:
+            try:
+                (ids,) = self.codec.encode(["Q?"], data.template)
+            except AuditError as error:
+                raise UsageError(error.message, field="template", remedy=error.remedy) from None
+            self._frames[data.template] = len(ids)
+        return self._frames[data.template]
+
+    def _measure(
+        self, stage: str, role: str, data: Dataset, texts: list[str], frame: int, new: int | None
+    ) -> None:
+        assert self.context is not None
+        # No tokenizer makes more tokens of a text than it has bytes, so that most need no look.
+        room = self.context - frame - _MARGIN - (new or 0)
+        long = [text for text in texts if len(text.encode()) > room]
+        counts = [len(ids) for ids in self.codec.encode(long, data.template)]
+        if over := [count for count in counts if count >= self.context]:
+            raise DataError(
+                f"{len(over)} of {len(texts)} prompts of {stage}: {role} leave no room for an "
+                f"answer: the longest has {max(over)} tokens, and the model's context "
+                f"{self.context}",
+                remedy="shorten them, or use a model with a longer context",
+            )
+        cut = [count for count in counts if new and count + new > self.context]
+        if cut:
+            assert new is not None
+            self._warn(
+                f"{len(cut)} of {len(texts)} prompts of {stage}: {role} leave less than "
+                f"max_new_tokens ({new}) for an answer in the model's context of {self.context} "
+                f"tokens; the longest has {max(cut)}"
+            )
+
+    def _warn(self, message: str) -> None:
+        if message not in self.warnings:
+            self.warnings.append(message)
+
+
+def _texts(data: Dataset) -> list[str]:
+    """What is put to the model, in every split that is in reach."""
+    if not data.erased:
+        return [item.prompt for item in data]
+    texts: dict[str, None] = {}
+    for item in data:
+        texts.update(dict.fromkeys((item.prompt, *item.paraphrases)))
+    return list(texts)

@@ -1,0 +1,120 @@
+"""What is put to the model is looked at with its tokenizer, before a weight is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from tests.road import NEAR, Workplace, make_workplace, register
+from tests.tiny_models import CHAT_TEMPLATE, MAX_POSITIONS
+
+LEAKAGE = {"use": "leakage", "max_new_tokens": 16, "forget": {"file": "forget.jsonl"}}
+GATE = {"metric": "leakage.extraction_rate", "max": 0.5}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+    register(monkeypatch)
+    return make_workplace(tmp_path)
+
+
+def validated(place: Workplace, rows: list[dict[str, Any]] | None = None, **audit: Any) -> Result:
+    if rows is not None:
+        place.rows("forget.jsonl", rows)
+    return place.run(
+        "validate", place.policy(edits=[], export=None, audits=[{**LEAKAGE, **audit}], gates=[GATE])
+    )
+
+
+def question(words: int, **more: Any) -> dict[str, Any]:
+    return {"prompt": "Where is " + "the river " * words + "?", "answer": "Brno", **more}
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_both_lengths(place: Workplace) -> None:
+    result = validated(place, [question(1), question(400)])
+    assert result.exit_code == 2, result.stderr
+    assert "of audit leakage: forget leave no room for an answer" in result.stderr
+    assert f"the model's context {MAX_POSITIONS}" in result.stderr
+    assert "audits[0].forget" in result.stderr or "asked for at" in result.stderr
+    assert "river" not in result.stderr
+
+
+def test_a_phrasing_longer_than_the_context_is_refused_too(place: Workplace) -> None:
+    long = question(400)["prompt"]
+    result = validated(place, [question(1, paraphrases=["One?", "Two?", long])])
+    assert result.exit_code == 2, result.stderr
+
+
+def test_a_prompt_that_leaves_less_room_than_an_answer_may_take_is_told(place: Workplace) -> None:
+    result = validated(place, max_new_tokens=MAX_POSITIONS - 20)
+    assert result.exit_code == 0, result.stderr
+    assert "leave less than max_new_tokens" in result.stderr
+
+
+def test_prompts_that_fit_are_valid_without_a_word(place: Workplace) -> None:
+    result = validated(place)
+    assert result.exit_code == 0, result.stderr
+    assert "warning" not in result.stderr
+
+
+def test_prose_is_read_in_pieces_and_may_be_long(place: Workplace) -> None:
+    place.rows("prose.jsonl", [{"text": "the river " * 900 + str(n)} for n in range(3)])
+    audit = {"use": "perplexity", "prose": {"file": "prose.jsonl"}}
+    gate = {"metric": "perplexity.value", "max": 1e9, "min_n": 1}
+    result = place.run("validate", place.policy(edits=[], audits=[audit], gates=[gate]))
+    assert result.exit_code == 0, result.stderr
+
+
+def templated(place: Workplace, template: str) -> Result:
+    (place.folder / "model" / "chat_template.jinja").write_text(template)
+    return validated(place)
+
+
+def test_a_template_that_thinks_is_told(place: Workplace) -> None:
+    thinking = CHAT_TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    assert "think" in thinking
+    result = templated(place, thinking)
+    assert result.exit_code == 0, result.stderr
+    assert "empty block of thought" in result.stderr
+    assert "thought" not in templated(place, CHAT_TEMPLATE).stderr
+
+
+def test_a_template_that_thinks_does_not_matter_where_it_is_not_used(place: Workplace) -> None:
+    (place.folder / "model" / "chat_template.jinja").write_text(CHAT_TEMPLATE + "<think>")
+    result = validated(place, forget={"file": "forget.jsonl", "template": "plain"})
+    assert "thought" not in result.stderr
+
+
+def test_a_template_that_cannot_be_rendered_is_refused_where_it_is_asked_for(
+    place: Workplace,
+) -> None:
+    result = templated(place, "{{ raise_exception('no') }}")
+    assert result.exit_code == 2, result.stderr
+    assert "chat template can't render" in result.stderr
+    assert "policy.yaml" in result.stderr
+
+
+def test_a_template_that_refuses_system_messages_is_valid_as_gemmas_is(place: Workplace) -> None:
+    guard = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    result = templated(place, guard + CHAT_TEMPLATE)
+    assert result.exit_code == 0, result.stderr
+
+
+def test_a_template_that_cannot_be_rendered_does_not_matter_to_plain_prompts(
+    place: Workplace,
+) -> None:
+    (place.folder / "model" / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    result = validated(place, forget={"file": "forget.jsonl", "template": "plain"})
+    assert result.exit_code == 0, result.stderr
+
+
+def test_braces_that_stay_are_told_and_a_filled_one_is_not(place: Workplace) -> None:
+    rows = [{"prompt": "{} plays the sport of", "answer": "chess"}]
+    result = validated(place, [*rows, *NEAR])
+    assert result.exit_code == 0, result.stderr
+    assert "1 of 8 prompts hold '{}' as written" in result.stderr
+    rows[0]["subject"] = "Mara Quill"
+    assert "as written" not in validated(place, [*rows, *NEAR]).stderr
