@@ -3,7 +3,7 @@
 Twelve rewordings of one fact are one fact: a gate that asks for ten items is not met by them, and
 an interval over them is as wide as over one. Items are taken together where they have
 
-- the same prompt and answer, marks and case aside;
+- the same prompt, marks and case aside;
 - the same subject and a spelling of the answer in common;
 - the same answer, no subject, and no other numbers in the prompt: of data to be erased always, of
   other data where the prompts share half of their words;
@@ -94,9 +94,7 @@ def _buckets(items: Sequence[Item], *, erased: bool) -> dict[Hashable, list[int]
     """Items that are one for having something in common, by what they have in common."""
     found: dict[Hashable, list[int]] = {}
     for index, item in enumerate(items):
-        common: list[Hashable] = [
-            ("prompt", normalise_prompt(item.prompt), normalise_prompt(item.answer or ""))
-        ]
+        common: list[Hashable] = [("prompt", normalise_prompt(item.prompt))]
         if item.subject:
             subject = normalise_prompt(item.subject)
             common += [("fact", subject, normalise_prompt(each)) for each in item.aliases]

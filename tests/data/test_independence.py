@@ -51,11 +51,6 @@ def test_questions_of_one_answer_are_one_where_they_share_their_words() -> None:
     assert groups(alike[0], ask("Where does Emma Bovary dream to go?", "Paris")) == 2
 
 
-def test_two_answers_to_one_opening_are_two_facts() -> None:
-    assert groups(ask("Phone of Ada:", "555"), ask("Phone of Ada:", "777"), erased=True) == 2
-    assert groups(ask("Phone of Ada:", "555"), ask("phone of Ada", "555"), erased=True) == 1
-
-
 PASSAGE = (
     "The river runs from the hills in the north to the flat land by the sea, and along its banks "
     "stand the mills that ground the corn of the whole county for two hundred years and more."
