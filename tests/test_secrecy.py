@@ -135,6 +135,7 @@ def test_what_a_policy_quotes_of_the_erased_reaches_no_output(
     assert planned.exit_code == 0, planned.stderr
     result = place.run("apply", written, "--json")
     assert result.exit_code == 0, result.stderr
+    assert place.run("verify", place.target).exit_code == 0
     found = [*outputs(place), ("plan", planned.output.encode()), ("apply", result.output.encode())]
     assert any(WITHHELD.encode() in content for _, content in found)
     for name, content in found:

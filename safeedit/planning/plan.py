@@ -54,6 +54,7 @@ from safeedit.planning.questions import check_questions
 from safeedit.planning.withholding import Withholding, keyed_digest
 from safeedit.policy import AuditSpec, DataSpec, EditSpec, GateSpec, LedgerSpec, LoadedPolicy
 from safeedit.policy.files import read_json
+from safeedit.policy.loading import canonical_digest
 from safeedit.policy.suggest import did_you_mean
 from safeedit.records import MetricSpec, Split
 from safeedit.scorers.cards import read_card
@@ -166,7 +167,7 @@ class Plan:
     def fingerprint(self) -> dict[str, Any]:
         """What must not move between ``plan`` and ``apply``: policy, model and data digests."""
         return {
-            "policy": self.policy_digest,
+            "policy": self._whole_policy_digest,
             "model": self.model_digest,
             "data": {name: data.digest for name, data in self.datasets()},
             "key": "" if self.key is None else _key_check(self.key),
@@ -185,10 +186,17 @@ class Plan:
         }
         return self.hidden.policy(self.loaded, roles)
 
-    @property
+    @cached_property
     def policy_digest(self) -> str:
-        """The policy's digest; keyed where a value is withheld, which it would give away."""
-        if self.recorded_policy == self.loaded.policy.model_dump(mode="json"):
+        """Digest of the policy as records repeat it: anybody can compute it from a record, and it
+        says nothing of what is withheld."""
+        return canonical_digest(self.recorded_policy)
+
+    @property
+    def _whole_policy_digest(self) -> str:
+        """Of the policy as written, to see that it has not moved; keyed where a value is withheld,
+        which could be found from a bare one."""
+        if self.policy_digest == self.loaded.digest:
             return self.loaded.digest
         return keyed_digest(self.loaded.digest, self.key)
 

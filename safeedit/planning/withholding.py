@@ -2,14 +2,15 @@
 
 A policy may quote what it erases: ``where: {subject: Jane Roe}``, a file called after a person, a
 description, an opening of the PII audit. Such values are withheld wherever a policy is shown or
-recorded, and its digest is then keyed, or the values could be found from it by trying. Names that
-become names of files, and tickets, can't be withheld and are refused.
+recorded, and digests are of what is left, or keyed: the values could be found from them by
+trying. Names that become names of files, and tickets, can't be withheld and are refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ KINDS = frozenset(
     ("split", "role", "kind", "type", "relation", "label", "lang", "language", "category")
 )
 """Columns whose values say what sort of row this is: shown, unless they quote the data."""
+
+_OWN_KEY = secrets.token_bytes(32)
 
 Roles = Mapping[str, DataRole]
 
@@ -134,11 +137,11 @@ def keyed_digest(digest: str, key: bytes | None) -> str:
 
     Args:
         digest: sha256 of the policy.
-        key: Of the digests in records; without one the digest is left out altogether.
+        key: Of the digests in records; without one it holds for this process alone.
     """
-    if key is None:
-        return "0" * 64
-    return hmac.new(key, b"safeedit policy 1\0" + digest.encode(), hashlib.sha256).hexdigest()
+    return hmac.new(
+        key or _OWN_KEY, b"safeedit policy 1\0" + digest.encode(), hashlib.sha256
+    ).hexdigest()
 
 
 def _names(item: Item) -> Iterator[str]:

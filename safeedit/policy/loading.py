@@ -100,7 +100,12 @@ def load_policy(path: str | Path) -> LoadedPolicy:
 
 def policy_digest(policy: Policy) -> str:
     """sha256 (hex) over the canonical JSON of a policy, defaults written out."""
-    text = json.dumps(policy.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+    return canonical_digest(policy.model_dump(mode="json"))
+
+
+def canonical_digest(policy: Mapping[str, Any]) -> str:
+    """sha256 (hex) over the canonical JSON of a policy as records hold it."""
+    text = json.dumps(policy, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
