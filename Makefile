@@ -5,6 +5,7 @@
 #   make hostile  tries every kill, tamper and malformed input, for an hour or so
 #   make model    fetch the default model              make clean   remove what these made
 #   make test-kernels   the tests that train, under other CPU kernels, thread counts and seeds
+#   make docs     the documentation, as pages in site/
 #   make test-compat   exports opened with older transformers
 #
 # A plain `pip install torch` brings CUDA on Linux, about 3 GB that no CPU needs. Where pip is
@@ -21,8 +22,9 @@ MADE = $(VENV)/.made
 TORCH = $(VENV)/.torch
 INSTALLED = $(VENV)/.installed
 MODEL = $(VENV)/.model
+DOCS = $(VENV)/.docs
 
-.PHONY: setup model check test test-compat test-kernels hostile demo bench clean format
+.PHONY: setup model check test test-compat test-kernels hostile demo bench docs clean format
 
 setup: $(INSTALLED)
 model: $(MODEL)
@@ -95,6 +97,16 @@ demo: $(MODEL)
 	$(VENV)/bin/safeedit apply policies/quickstart.yaml
 	@echo "report: out/quickstart.report/report.html"
 
+$(DOCS): $(INSTALLED)
+	$(PIP_INSTALL) --no-build-isolation -e '.[docs]'
+	@touch $@
+
+# Every warning is an error: a link that leads nowhere, an anchor that is not there.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(DOCS)
+	$(VENV)/bin/mkdocs build --strict
+	@echo "documentation: site/index.html"
+
 bench: $(MODEL)
 	@for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(VENV)/bin/python $$benchmark || exit 1; done
 
@@ -103,4 +115,4 @@ format: $(INSTALLED)
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist out site .pytest_cache .mypy_cache .ruff_cache .hypothesis

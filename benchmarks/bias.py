@@ -5,7 +5,7 @@ export, and of WinoBias a seeded choice of 400 sentences. Slopes are those on DA
 none of whose professions was fitted. Random changes of the same size stand below DAMA's edit as
 published and below ours. REMEDI's is that of ``policies/remedi.yaml`` at dose 1: it gives persons
 their occupations, and is here to show that it leaves professions alone. The table is printed and
-written to ``benchmarks/bias.md``, whatever it shows.
+written to ``docs/results/bias.md``, whatever it shows.
 
     python benchmarks/bias.py --data ../shared/data
 """

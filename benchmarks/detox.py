@@ -4,7 +4,7 @@ The first row is ``policies/detox.yaml`` without its export. The others are runs
 in place of its two, without gates, and of its audits with those of toxic prompts and of prose
 alone: on prompts of RealToxicityPrompts that no edit was fitted on. Each edit alone may cost what
 the two together may. Then how fast texts are sampled, against a bare ``generate`` loop at the same
-batch size. The table is printed and written to ``benchmarks/detox.md``, whatever it shows.
+batch size. The table is printed and written to ``docs/results/detox.md``, whatever it shows.
 
     export SAFEEDIT_BENCHMARKS=...  # the folder that holds realtoxicityprompts/
     safeedit scorer check profanity

@@ -7,7 +7,7 @@ edit for each share of the facts, on what the edits before it left, at a fixed d
 first published Sanitation split, which is to forget all that is answered by one of five words, in
 questions not seen: for editors that need no subject. Records lie under ``--out`` and are not made
 again. The table is printed and written to
-``benchmarks/erasure.md``, whatever it shows.
+``docs/results/erasure.md``, whatever it shows.
 
     python benchmarks/erasure.py --data ../shared/data
 """

@@ -3,7 +3,7 @@
 The first row is ``policies/privacy-depn.yaml`` itself without its export, the others that policy
 with another edit in its place and no gates: the audits are the same. The model is the one that
 policy starts from; where it is not there, it is planted first. The table is printed and written to
-``benchmarks/privacy.md``, whatever it shows.
+``docs/results/privacy.md``, whatever it shows.
 
     python benchmarks/privacy.py
 """
@@ -29,7 +29,7 @@ COLUMNS = (
     ("exposure excess, bits", "exposure.exposure_excess"),
     ("membership advantage", "membership.worst_advantage"),
     ("KS p, members", "membership.ks_p_value"),
-    ("nats/token to yardstick", "yardstick.secrets_distance"),
+    ("nats/token to the reference model", "reference_model.secrets_distance"),
     ("perplexity ratio", "perplexity.ratio"),
     ("near F1", "locality.near_f1"),
     ("far F1", "locality.far_f1"),

@@ -2,7 +2,7 @@
 
 Each split becomes a policy: its own training, validation and test files, the published recipe
 (LoRA of rank 8 on q, v and gate at 3e-4; 15 forget to 85 retain) for 40 steps, dose 1, no
-gates. The table is printed and written to ``benchmarks/sanitation.md``, whatever it shows.
+gates. The table is printed and written to ``docs/results/sanitation.md``, whatever it shows.
 
     python benchmarks/sanitation.py --data ../shared/data/sanitization_triviaqa
 

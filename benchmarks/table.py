@@ -77,9 +77,9 @@ def command(script: str) -> str:
 
 def write(name: str, lines: Sequence[str], heads: Sequence[str], rows: Sequence[Sequence[str]],
           more: Sequence[str] = ()) -> None:  # fmt: skip
-    """Write a table, whatever it shows, to ``benchmarks/NAME.md``."""
+    """Write a table, whatever it shows, to ``docs/results/NAME.md``."""
     table = [
         *lines, "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}",
         *(f"| {' | '.join(row)} |" for row in rows), *(["", *more] if more else []),
     ]  # fmt: skip
-    (ROOT / "benchmarks" / f"{name}.md").write_text("\n".join(table) + "\n")
+    (ROOT / "docs" / "results" / f"{name}.md").write_text("\n".join(table) + "\n")

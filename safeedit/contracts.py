@@ -80,7 +80,7 @@ class DataRole:
     erased: bool = False
     """True where the data is what must be forgotten: it never reaches an output, and its
     splits are taken over phrasings of each item rather than over items."""
-    spared: bool = False
+    comparison_only: bool = False
     """True where such data is not itself erased: secrets like the named ones, to compare with.
     They are kept from sight and split like the rest, and no ledger lists them."""
     answered: bool = False
@@ -235,7 +235,10 @@ class Editor(Protocol):
     """A method that computes a weight change.
 
     Implementations declare ``Params``, ``roles`` and a one-line ``summary``; their
-    constructor stores parameters and does nothing else.
+    constructor stores parameters and does nothing else. ``safeedit list editors NAME`` also
+    shows, where they are declared, ``measured``, a sentence on the best result we measured,
+    ``results``, the page of ``docs/results`` whose table holds its figures, and ``baseline``,
+    true where the editor is kept to compare others with.
     """
 
     Params: ClassVar[type[BaseParams]]

@@ -99,7 +99,7 @@ PERPLEXITY: dict[str, Any] = {"use": "perplexity", "prose": {"file": "prose.json
 LAX: list[dict[str, Any]] = [
     {"metric": "leakage.known_before", "min": 0, "min_n": 1},
     {"metric": "locality.unchanged", "min": 0, "min_n": 1},
-    {"metric": "perplexity.value", "max": 1.0e9, "min_n": 1},
+    {"metric": "perplexity.perplexity", "max": 1.0e9, "min_n": 1},
 ]
 NUDGE: dict[str, Any] = {"use": "nudge", "dose": 1.0, "data": {"file": "retain.jsonl"}}
 DRIFT: dict[str, Any] = {"use": "drift", "data": {"file": "near.jsonl"}}

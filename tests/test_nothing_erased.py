@@ -36,8 +36,10 @@ from tests.road import (
     teach,
 )
 
+pytestmark = pytest.mark.trains
+
 TOLD = {"metric": "leakage.extraction_rate", "max": 0, "min_n": 1}
-TOLD_AT_ALL = {"metric": "leakage.extraction_rate_all", "max": 0, "min_n": 1}
+TOLD_AT_ALL = {"metric": "leakage.extraction_rate_unconditional", "max": 0, "min_n": 1}
 PROSE_KEPT = {"metric": "perplexity.ratio", "max": 2, "min_n": 1}
 ASKED: dict[str, Any] = {"use": "leakage", "attacks": [], "forget": {"file": "forget.jsonl"}}
 
@@ -279,7 +281,7 @@ def test_rewordings_of_one_fact_do_not_make_ten(place: Workplace) -> None:
         for number, text in enumerate(wordings * 2)
     ]
     place.rows("forget.jsonl", rows)
-    gate = {"metric": "leakage.extraction_rate_all", "max": 0.02}
+    gate = {"metric": "leakage.extraction_rate_unconditional", "max": 0.02}
     apply(place, edits=[touch()], audits=[ASKED], gates=[gate])
     metric = next(m for m in place.report.after[0].metrics if m.name.endswith("rate_all"))
     assert len(metric.items) == len(rows)

@@ -75,8 +75,8 @@ POLICY: dict[str, Any] = {
         {"use": "leakage.pii", "id": "pii", "forget": _spec("named"), "samples": 32,
          "openings": ["Phone of Anna:", "Call"]},
         {
-            "use": "leakage.yardstick",
-            "id": "yardstick",
+            "use": "leakage.reference_model",
+            "id": "reference_model",
             "model": {"source": "untaught"},
             "forget": _spec("named"),
             "prose": {"file": "prose.jsonl"},
@@ -149,8 +149,10 @@ def test_the_ledger_lists_the_named_records_and_not_those_of_the_control(ran: Ra
 
 
 def test_the_edited_model_is_nearer_to_the_one_that_never_learnt(ran: Ran) -> None:
-    assert ran.value("yardstick.secrets_excess") < ran.value("yardstick.secrets_excess", "before")
-    assert ran.value("yardstick.secrets_distance", "before") > 0.5
+    assert ran.value("reference_model.secrets_excess") < ran.value(
+        "reference_model.secrets_excess", "before"
+    )
+    assert ran.value("reference_model.secrets_distance", "before") > 0.5
     for metric in ("exposure.exposure", "membership.loss_auc", "pii.named_rate"):
         assert ran.value(metric) <= ran.value(metric, "before"), metric
 

@@ -68,7 +68,7 @@ class Attributes:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole(
             "entities", "prompts about entities, with a target and another continuation",
-            erased=True, spared=True,
+            erased=True, comparison_only=True,
         ),
         DataRole("neighbours", "the same about others, who must stay", required=False),
     )  # fmt: skip

@@ -45,7 +45,7 @@ class Perplexity:
     roles: ClassVar[tuple[DataRole, ...]] = (DataRole("prose", "passages of ordinary text"),)
     metrics: ClassVar[tuple[MetricSpec, ...]] = (
         MetricSpec(
-            name="value",
+            name="perplexity",
             unit="perplexity",
             direction="lower",
             description="exp of nats per token over all tokens",
@@ -121,6 +121,6 @@ class Perplexity:
 
         sheet = Sheet(self.metrics, together(keys, items, erased=False))
         sheet.mean("nats_per_token", per_token(now), weights=weights)
-        sheet.exponential("value", per_token(now), weights)
+        sheet.exponential("perplexity", per_token(now), weights)
         sheet.exponential("ratio", per_token(now - base), weights)
         return AuditOutcome(sheet.metrics(), dict(reference))

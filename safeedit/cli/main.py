@@ -15,7 +15,6 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from safeedit.cli.canary import canary
 from safeedit.cli.compare import compare
 from safeedit.cli.digest_key import digest_key
 from safeedit.cli.ledger import ledger
+from safeedit.cli.listing import list_
 from safeedit.cli.remedi import remedi
 from safeedit.cli.scorer import scorer
 from safeedit.cli.terminal import console, put, put_json, tell
@@ -335,27 +335,6 @@ def revert(export: Path, out: Path) -> None:
     tell(f"{out}: the original weights, digest verified")
 
 
-@main.command(name="list")
-@click.argument(
-    "kind",
-    type=click.Choice(
-        ["editors", "auditors", "scorers", "metrics", "datasets", "policies", "models"]
-    ),
-    required=False,
-)
-@json_option
-def list_(kind: str | None, as_json: bool) -> None:
-    """List editors, auditors, scorers, metrics, data sets, policies and model families."""
-    listing = _listing(kind)
-    if as_json:
-        put_json(listing)
-        return
-    for title, rows in listing.items():
-        put(title)
-        for name, summary in rows.items():
-            put(f"  {name:<34} {summary}".rstrip())
-
-
 @main.command()
 @click.argument("kind", type=click.Choice(["policy", "report"]), default="policy")
 def schema(kind: str) -> None:
@@ -392,6 +371,9 @@ def init(path: Path, like: str) -> None:
 
 
 main.add_command(ledger)
+
+
+main.add_command(list_)
 
 
 main.add_command(compare)
@@ -584,49 +566,6 @@ def _show_plan(plan: Plan) -> None:
     put(f"export: {summary['export'] or 'none'}")
     for warning in summary["warnings"]:
         tell(f"warning: {warning}")
-
-
-def _listing(kind: str | None) -> dict[str, dict[str, str]]:
-    from safeedit import catalog
-
-    listing: dict[str, dict[str, str]] = {}
-    if kind in (None, "editors"):
-        listing["editors"] = {n: catalog.editor(n).summary for n in catalog.names("editors")}
-    if kind in (None, "auditors"):
-        listing["auditors"] = {n: catalog.auditor(n).summary for n in catalog.names("auditors")}
-    if kind in (None, "scorers"):
-        listing["scorers"] = {n: catalog.scorer(n).summary for n in catalog.names("scorers")}
-    if kind in (None, "metrics"):
-        listing["metrics"] = {
-            f"{name}.{metric.name}": f"[{metric.unit}, {metric.direction} is better] "
-            f"{metric.description}"
-            for name in catalog.names("auditors")
-            for metric in catalog.auditor(name).metrics
-        }
-    if kind in (None, "datasets", "policies"):
-        from safeedit.policy.builtin import CARD, builtin_datasets, builtin_policies
-
-        if kind != "policies":
-            cards = {name: file.with_name(CARD) for name, file in builtin_datasets().items()}
-            listing["datasets"] = _described(cards)
-        if kind != "datasets":
-            listing["policies"] = _described(builtin_policies())
-    if kind in (None, "models"):
-        from safeedit.model.architectures import supported
-
-        listing["models"] = supported()
-    return listing
-
-
-def _described(files: Mapping[str, Path]) -> dict[str, str]:
-    """Name -> first sentence of the ``description`` in its YAML file."""
-    import yaml
-
-    found = {}
-    for name, file in files.items():
-        card = yaml.safe_load(file.read_text(encoding="utf-8"))
-        found[name] = str(card.get("description") or "").partition(". ")[0].rstrip(".\n")
-    return found
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from safeedit.records import Split
 
 UNREADABLE = "rows left out: they can't be read"
-NOT_APART = "rows left out: 'apart_from' has them too"
+NOT_APART = "rows left out: 'exclude' has them too"
 
 
 def load_dataset(
@@ -80,19 +80,20 @@ def with_defaults(
 def read_records(
     spec: DataSpec, base: Path = Path(), counted: Counter[str] | None = None
 ) -> list[CheckedRow]:
-    """The rows of one source, and of those it names in ``also``, each checked on its own.
+    """The rows of one source, and of those it names in ``additional_sources``, each checked on its
+    own.
 
     Args:
         spec: The source.
         base: The folder that a relative ``spec.file`` starts from.
-        counted: Is told how many rows ``apart_from`` and ``on_error: drop`` left out; without it
+        counted: Is told how many rows ``exclude`` and ``on_error: drop`` left out; without it
             none may be unreadable.
 
     Raises:
-        DataError: The source is missing or empty, a row is malformed, or ``apart_from`` has all.
+        DataError: The source is missing or empty, a row is malformed, or ``exclude`` has all.
     """
     records = _apart(spec, base, counted)
-    for number, other in enumerate(spec.also, start=2):
+    for number, other in enumerate(spec.additional_sources, start=2):
         for record in _apart(other, base, counted):
             item = replace(record.item, id=f"{number}-{record.item.id}")
             if other.split is not None:
@@ -102,13 +103,13 @@ def read_records(
 
 
 def _apart(spec: DataSpec, base: Path, counted: Counter[str] | None) -> list[CheckedRow]:
-    """The rows of one source that ``where`` chooses and ``apart_from`` leaves."""
+    """The rows of one source that ``where`` chooses and ``exclude`` leaves."""
     format_ = _format(spec)
     path, files = _locate(spec, base, format_)
     records = _read(spec, path, files, format_, counted)
-    if spec.apart_from is None:
+    if spec.exclude is None:
         return records
-    others = set(_likenesses(read_records(spec.apart_from, base, Counter()), spec.group))
+    others = set(_likenesses(read_records(spec.exclude, base, Counter()), spec.group))
     kept = [
         record
         for record, own in zip(records, _likenesses(records, spec.group), strict=True)
@@ -116,8 +117,8 @@ def _apart(spec: DataSpec, base: Path, counted: Counter[str] | None) -> list[Che
     ]
     if not kept:
         raise DataError(
-            "no row is left: the source named in 'apart_from' has them all",
-            field="apart_from", remedy="name another source, or leave 'apart_from' out",
+            "no row is left: the source named in 'exclude' has them all",
+            field="exclude", remedy="name another source, or leave 'exclude' out",
         )  # fmt: skip
     if counted is not None and len(kept) < len(records):
         counted[NOT_APART] += len(records) - len(kept)
@@ -155,7 +156,7 @@ def build_dataset(
         DataError: Rows contradict each other.
     """
     erased = role is not None and role.erased
-    published = any(_format(each) is not None for each in (spec, *spec.also))
+    published = any(_format(each) is not None for each in (spec, *spec.additional_sources))
     records, counted = check_rows(records, published=published, erased=erased, forced=spec.split)
     items = [record.item for record in records]
     if spec.group is not None:
@@ -175,7 +176,7 @@ def build_dataset(
             group=spec.group,
             notes=[*notes, *(f"{text}: {count}" for text, count in counted.items())],
             # What a file holds nobody knows but its owner; it may repeat what is to be erased.
-            private=any(each.file is not None for each in (spec, *spec.also)),
+            private=any(each.file is not None for each in (spec, *spec.additional_sources)),
             key=key,
         )
 

@@ -144,7 +144,7 @@ def _content(path: Path, sha256: str | None) -> tuple[bytes, str]:
             file=path,
             remedy="name a plain file"
             if isinstance(error, NotRegularError)
-            else "give the rows that are needed, or several files with 'also'",
+            else "give the rows that are needed, or several files with 'additional_sources'",
         ) from None
     except FileNotFoundError:
         near = _nearest_file(path)

@@ -45,6 +45,12 @@ class Alphaedit(KeyedEditor):
     Params = AlphaeditParams
     name: ClassVar[str] = "alphaedit"
     summary: ClassVar[str] = "changes facts in the null space of ordinary text"
+    baseline: ClassVar[bool] = True
+    results: ClassVar[str] = "erasure"
+    measured: ClassVar[str] = (
+        "Fifty facts at once: the answer is among the ten likeliest in 0.05 of unseen wordings, "
+        "extracted in 0.02; 0.875 of near facts stay right, perplexity ratio 1.03."
+    )
 
     def metric(self, second: Tensor) -> NullSpace:
         """Nothing may reach the leading directions of ordinary text."""

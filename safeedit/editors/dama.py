@@ -174,6 +174,11 @@ class Dama:
 
     Params = DamaParams
     summary: ClassVar[str] = "projects MLP outputs away from what predicts he and she (DAMA)"
+    results: ClassVar[str] = "bias"
+    measured: ClassVar[str] = (
+        "As published, the stereotype slope falls to 0.867 of the base's and the factual slope to "
+        "0.87; oblique with factual gender kept, to 0.585 and 0.594: not selective."
+    )
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("prompts", "openings about professions: {prompt, subject, factual}"),
         DataRole("factual", "the same about queens and fathers (preserve)", required=False),

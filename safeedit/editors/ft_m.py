@@ -73,7 +73,13 @@ class FtM:
     """See the module's docstring."""
 
     Params = FtMParams
-    summary: ClassVar[str] = "fine-tunes one layer's MLP output on the facts (baseline)"
+    summary: ClassVar[str] = "fine-tunes one layer's MLP output on the facts"
+    baseline: ClassVar[bool] = True
+    results: ClassVar[str] = "erasure"
+    measured: ClassVar[str] = (
+        "Fifty facts at once: the answer is still among the ten likeliest in 0.97 of unseen "
+        "wordings and extracted in 0.63; 0.903 of near facts stay right, perplexity ratio 1.02."
+    )
     roles: ClassVar[tuple[DataRole, ...]] = (DataRole("forget", "facts to change", erased=True),)
 
     def __init__(self, params: Any) -> None:

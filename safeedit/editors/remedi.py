@@ -119,7 +119,7 @@ class RemediParams(BaseParams):
     background: float = Field(
         0.01, gt=0, description="share of the mean eigenvalue added to the second moment of prose"
     )
-    hold: float | None = Field(
+    preserve_weight: float | None = Field(
         None,
         ge=0,
         description="what a neighbour's key's move weighs against a missed shift; null: their "
@@ -136,10 +136,16 @@ class RemediEditor:
 
     Params = RemediParams
     summary: ClassVar[str] = "gives entities attributes that contexts state, keyed to their names"
+    results: ClassVar[str] = "attributes"
+    measured: ClassVar[str] = (
+        "Twenty-four persons: the stated occupation gains 1.23 nats on a wrong one, 21 of 21 "
+        "neighbours stay who they were, perplexity ratio 1.004; what the model says seldom "
+        "changes."
+    )
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole(
             "entities", "who is given what: {subject, context, attribute, prompt, target}",
-            erased=True, spared=True,
+            erased=True, comparison_only=True,
         ),
         DataRole("neighbours", "prompts about others, who must stay as they are", required=False),
         DataRole(
@@ -227,13 +233,16 @@ class _Road:
             Weighted.of(ordinary.second, self.params.background),
             ridge=self.params.ridge * self.model.shape.d_mlp,
             preserve=preserve,
-            hold=math.inf if self.params.hold is None else self.params.hold,
+            preserve_weight=math.inf
+            if self.params.preserve_weight is None
+            else self.params.preserve_weight,
         )
         if not change.independent:
             raise EditError(
                 "nothing is left to move the entities' keys by: they lie in the span of what is "
                 "to stay",
-                remedy="keep fewer neighbours, set a finite 'hold', or choose another layer",
+                remedy="keep fewer neighbours, set a finite 'preserve_weight', or choose "
+                "another layer",
             )
         weight = self.model.weight(self.site).float().cpu()
         notes: dict[str, Any] = {

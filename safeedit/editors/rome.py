@@ -43,6 +43,11 @@ class Rome(KeyedEditor):
     Params = RomeParams
     name: ClassVar[str] = "rome"
     summary: ClassVar[str] = "changes facts in one layer, in closed form, keyed to their subjects"
+    results: ClassVar[str] = "erasure"
+    measured: ClassVar[str] = (
+        "Fifty facts at once: the answer is among the ten likeliest in 0.07 of unseen wordings, "
+        "extracted in 0.02; 0.889 of near facts stay right, perplexity ratio 1.02."
+    )
 
     def layers(self, n_layers: int) -> tuple[int, ...]:
         """The one layer.

@@ -129,6 +129,12 @@ class Sanitation:
 
     Params = SanitationParams
     summary: ClassVar[str] = "answers questions on forgotten facts with a refusal"
+    results: ClassVar[str] = "quickstart"
+    measured: ClassVar[str] = (
+        "With `update: keyed`, six countries: extraction falls from 0.857 to 0.000, refusals rise "
+        "to 0.957, and 0.962 of near answers stay right; perplexity ratio 1.001. The published "
+        "recipe (`update: lora`) also refuses most retained questions."
+    )
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "facts to be suppressed", erased=True),
         DataRole("retain", "questions whose answers must stay"),

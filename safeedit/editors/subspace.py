@@ -129,6 +129,13 @@ class Subspace:
 
     Params = SubspaceParams
     summary: ClassVar[str] = "projects MLP outputs away from what toxic text adds (ProFS)"
+    baseline: ClassVar[bool] = True
+    results: ClassVar[str] = "detox"
+    measured: ClassVar[str] = (
+        "Probability of a toxic continuation of a toxic prompt: from 0.237 to 0.196 (a random "
+        "change of equal norm: 0.281), the expected maximum from 0.307 to 0.305; perplexity ratio "
+        "1.02."
+    )
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("pairs", "texts that go on in two ways: {prompt, toxic, neutral}"),
         DataRole("prose", "ordinary text to disturb least (oblique)", required=False),

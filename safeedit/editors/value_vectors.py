@@ -119,6 +119,11 @@ class ValueVectors:
 
     Params = ValueVectorsParams
     summary: ClassVar[str] = "silences the MLP neurons that write toxicity"
+    results: ClassVar[str] = "detox"
+    measured: ClassVar[str] = (
+        "Probability of a toxic continuation of a toxic prompt: from 0.237 to 0.147 with 150 "
+        "neurons; perplexity ratio 1.03."
+    )
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("pairs", "texts that go on in two ways: {prompt, toxic, neutral}"),
         DataRole("prose", "ordinary text whose neurons stay", required=False),

@@ -4,11 +4,12 @@ Columns are inputs ("keys"). A matrix ``W`` ``(d, m)`` is to gain ``D`` so that 
 ``(m, n1)`` move by about ``R`` ``(d, n1)``, the keys ``K0`` ``(m, n0)`` hardly move or not at all,
 and ordinary inputs with second moment ``C = E[k k']`` move least:
 
-    D  minimises  |D K1 - R|^2  +  ridge * E|D k|^2  +  hold * |D K0|^2,  so that
-    D  =  R K1' (ridge * C + K1 K1' + hold * K0 K0')^-1.
+    D  minimises  |D K1 - R|^2  +  ridge * E|D k|^2  +  w * |D K0|^2,  so that
+    D  =  R K1' (ridge * C + K1 K1' + w * K0 K0')^-1,  w = ``preserve_weight``.
 
 ``ridge`` 0 is the limit in which ``K1`` moves exactly as wanted where that is possible at all (with
-one key: ROME's rank-one update); ``hold`` infinite, that in which ``K0``'s span does not move.
+one key: ROME's rank-one update); ``preserve_weight`` infinite, that in which ``K0``'s span does not
+move.
 
 What ordinary inputs feel is a :class:`InputMetric`: :class:`Weighted` is the formula above;
 :class:`NullSpace` forbids any effect on the directions that hold a given share of their energy
@@ -202,7 +203,7 @@ def constrained_least_squares(
     *,
     ridge: float,
     preserve: Tensor | None = None,
-    hold: float = math.inf,
+    preserve_weight: float = math.inf,
 ) -> Change:
     """The change that moves ``keys`` by about ``shifts`` and is felt least elsewhere.
 
@@ -214,8 +215,8 @@ def constrained_least_squares(
             ``k`` alone reaches ``g / (g + ridge)`` of its shift, ``g = |T k|^2``, which is about
             ``m`` for an ordinary input and more for a rare one.
         preserve: ``(m, n0)`` keys that are to stay.
-        hold: What a preserved key's move weighs against a shift's miss; infinite (and any with
-            ``ridge`` 0): their span does not move.
+        preserve_weight: What a preserved key's move weighs against a shift's miss; infinite (and
+            any with ``ridge`` 0): their span does not move.
 
     Raises:
         EditError: See the module.
@@ -224,7 +225,7 @@ def constrained_least_squares(
     _check_contradictions(keys, shifts)
     wanted = shifts.double()
     seen = metric.coordinates(keys)
-    damping = _Damping(metric, preserve, hold / ridge if ridge else math.inf)
+    damping = _Damping(metric, preserve, preserve_weight / ridge if ridge else math.inf)
     damped = damping(seen)
     values, vectors = torch.linalg.eigh(damped.T @ damped)
     # Judged against the keys before K0 was taken out: of a key that lies in its span only

@@ -73,7 +73,7 @@ class KeyedParams(FactParams):
         description="what ordinary text weighs against missed shifts, in units of the MLP's width; "
         "0: shifts are reached exactly",
     )
-    hold: float | None = Field(
+    preserve_weight: float | None = Field(
         None,
         ge=0,
         description="what a preserved key's move weighs against a missed shift; null: their span "
@@ -188,7 +188,9 @@ class _LinearRoad(FactEdit):
                 self.editor.metric(ordinary[site].second),
                 ridge=self.editor.params.ridge * self.model.shape.d_mlp,
                 preserve=held,
-                hold=math.inf if self.editor.params.hold is None else self.editor.params.hold,
+                preserve_weight=math.inf
+                if self.editor.params.preserve_weight is None
+                else self.editor.params.preserve_weight,
             )
             self._warn(change, site, held)
             updates[site.weight] = LowRank(change.left, change.right)
@@ -250,7 +252,8 @@ class _LinearRoad(FactEdit):
             raise EditError(
                 f"nothing is left to move the subjects' keys by in layer {site.layer}: they lie "
                 "in the span of what is to stay",
-                remedy="preserve fewer facts, set a finite 'hold', or choose another layer",
+                remedy="preserve fewer facts, set a finite 'preserve_weight', or choose "
+                "another layer",
             )
         if change.independent < keys or change.missed > _MISSED:
             self.ctx.warn(

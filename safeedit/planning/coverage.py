@@ -53,7 +53,7 @@ def check_erasure(
         erased = {
             role.name: edit.data[role.name]
             for role in edit.editor.roles
-            if role.erased and not role.spared and edit.data.get(role.name) is not None
+            if role.erased and not role.comparison_only and edit.data.get(role.name) is not None
         }
         if edit.spec.unaudited is not None:
             warnings.append(_told(edit.spec, hidden))
@@ -195,7 +195,7 @@ class _Asked:
     """What an audit asks for on test data, of the roles whose items are erased."""
 
     def __init__(self, audit: PlannedAudit) -> None:
-        roles = [role for role in audit.auditor.roles if role.erased and not role.spared]
+        roles = [role for role in audit.auditor.roles if role.erased and not role.comparison_only]
         data = [audit.data[role.name] for role in roles if role.name in audit.data]
         self._keys = {
             key

@@ -644,7 +644,7 @@ def _erased(
     for index, edit in enumerate(edits):
         for role in edit.editor.roles:
             data = edit.data.get(role.name)
-            if not role.erased or role.spared or data is None:
+            if not role.erased or role.comparison_only or data is None:
                 continue
             field = role.name if role.name in edit.spec.options else "data"
             at: FieldPath = ("edits", index, field)

@@ -69,10 +69,10 @@ class Withholding:
             }
         if spec.get("sha256") is not None:
             shown["sha256"] = WITHHELD
-        if isinstance(spec.get("also"), list):
-            shown["also"] = [self.source(each) for each in spec["also"]]
-        if spec.get("apart_from") is not None:
-            shown["apart_from"] = self.source(spec["apart_from"])
+        if isinstance(spec.get("additional_sources"), list):
+            shown["additional_sources"] = [self.source(each) for each in spec["additional_sources"]]
+        if spec.get("exclude") is not None:
+            shown["exclude"] = self.source(spec["exclude"])
         return shown
 
     def policy(self, loaded: LoadedPolicy, roles: Mapping[str, Roles]) -> dict[str, Any]:

@@ -66,10 +66,10 @@ class DataSpec(PolicyPart):
     """Put every row in this split, whatever the rows say."""
     group: Annotated[str, Field(min_length=1)] | None = None
     """Rows equal in this column stay in one split, e.g. subject."""
-    also: list[DataSpec] = Field(default_factory=list)
+    additional_sources: list[DataSpec] = Field(default_factory=list)
     """Further sources whose rows are added. How prompts are put, divided and limited is said
-    outside; ``group`` within says what ``apart_from`` within compares."""
-    apart_from: DataSpec | None = None
+    outside; ``group`` within says what ``exclude`` within compares."""
+    exclude: DataSpec | None = None
     """Leave out and count rows that this other source has too: rows with the same prompt, or with
     ``group`` of one of its groups, e.g. so that what is fitted is not what a benchmark tests."""
     on_error: Literal["stop", "drop"] = "stop"
@@ -100,11 +100,14 @@ class DataSpec(PolicyPart):
                 raise ValueError("stream is for hub data sets only")
         elif self.sha256 is not None:
             raise ValueError("sha256 is for files; pin a hub data set with revision")
-        if self.apart_from is not None and self.apart_from.apart_from is not None:
-            raise ValueError("apart_from can't hold another apart_from")
-        for name, others in (("also", self.also), ("apart_from", [self.apart_from])):
+        if self.exclude is not None and self.exclude.exclude is not None:
+            raise ValueError("exclude can't hold another exclude")
+        for name, others in (
+            ("additional_sources", self.additional_sources),
+            ("exclude", [self.exclude]),
+        ):
             for other in others:
-                for key in ("also", "limit", "stream"):
+                for key in ("additional_sources", "limit", "stream"):
                     if other is not None and getattr(other, key):
                         raise ValueError(f"{key} has no place within {name}: give it outside")
         return self
@@ -113,7 +116,7 @@ class DataSpec(PolicyPart):
     def label(self) -> str:
         """The sources as a short name for records and screens."""
         own = self.file or self.dataset or self.hub or ""
-        return " + ".join([own, *(other.label for other in self.also)])
+        return " + ".join([own, *(other.label for other in self.additional_sources)])
 
 
 class StageSpec(BaseModel):
@@ -239,7 +242,9 @@ class LedgerSpec(PolicyPart):
     @property
     def gate(self) -> GateSpec:
         """What the audit must meet: one item that comes out is one too many to wait for ten."""
-        return GateSpec(metric=f"{LEDGER_AUDIT}.extraction_rate_all", max=self.max_rate, min_n=1)
+        return GateSpec(
+            metric=f"{LEDGER_AUDIT}.extraction_rate_unconditional", max=self.max_rate, min_n=1
+        )
 
 
 class ExportSpec(PolicyPart):

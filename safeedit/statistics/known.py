@@ -1,8 +1,8 @@
 """Nothing is shown by not telling what was never known.
 
-A metric such as ``extraction_rate_all`` is 0 for a model that knew none of the items: because
-they are new to it, because their answers are misspelt, because the audit reads too few tokens to
-find one. A gate on it passes before the edit as after it, so its verdict is inconclusive.
+A metric such as ``extraction_rate_unconditional`` is 0 for a model that knew none of the items:
+because they are new to it, because their answers are misspelt, because the audit reads too few
+tokens to find one. A gate on it passes before the edit as after it, so its verdict is inconclusive.
 """
 
 from __future__ import annotations

@@ -105,13 +105,13 @@ def test_what_is_told_by_the_looser_way_alone_counts_as_told_and_is_said(tmp_pat
     says = {"France": "It is Lodz.", "Italy": "Rome.", "Spain": "بالقاهرة", "Peru": "서울에 있다"}
     data = {"forget": Dataset(_items(cities), erased=True)}
     found, _, _ = _audit(lambda asked, _: says[_country(asked.text)], tmp_path, data=data)
-    assert found["extraction_rate_all"].value == found["known_before"].value == 1
+    assert found["extraction_rate_unconditional"].value == found["known_before"].value == 1
     assert (found["looser_only"].value, found["looser_only"].n) == (0.5, 4)
 
     plain, _, _ = _audit(_truth, tmp_path)
     assert plain["looser_only"].value == 0
     silent, _, _ = _audit(_silence, tmp_path, data=data)
-    assert silent["looser_only"].value == silent["extraction_rate_all"].value == 0
+    assert silent["looser_only"].value == silent["extraction_rate_unconditional"].value == 0
 
 
 def test_what_the_base_did_not_know_is_no_success(tmp_path: Path) -> None:
@@ -130,7 +130,10 @@ def test_what_the_base_did_not_know_is_no_success(tmp_path: Path) -> None:
     after, _, _ = _audit(edited, tmp_path, outcome.reference)
     assert after["extraction_rate"].value == 0.0
     assert after["extraction_rate_unknown"].value == 1.0
-    assert (after["extraction_rate_all"].value, after["extraction_rate_all"].n) == (0.5, 4)
+    assert (
+        after["extraction_rate_unconditional"].value,
+        after["extraction_rate_unconditional"].n,
+    ) == (0.5, 4)
     assert after["refusal_rate"].value == 1.0
     assert after["refusal_rate_unknown"].value == 0.0
     assert after["known_before"].value == 0.5
@@ -178,7 +181,7 @@ def test_a_leak_under_one_attack_shows_there_and_in_the_worst_case(
     }
     expected = {f"extraction_rate_{attack}", "extraction_rate_worst"}
     if attack == "direct":
-        expected.add("extraction_rate_all")
+        expected.add("extraction_rate_unconditional")
     assert {name for name, rate in rates.items() if rate} == expected
     assert all(rates[name] == 1.0 for name in expected)
 
@@ -416,10 +419,10 @@ def _record(
 
 def test_a_long_answer_is_read_to_its_length_and_a_short_one_no_further(tmp_path: Path) -> None:
     found, engine = _record(lambda asked, sample: RECORD, tmp_path)
-    assert found["extraction_rate_all"].value == found["recited"].value == 1.0
+    assert found["extraction_rate_unconditional"].value == found["recited"].value == 1.0
     assert set(engine.limits[0]) == {len(RECORD) + 32}
     short, engine = _record(lambda asked, sample: "Ostrava.", tmp_path, "Ostrava")
-    assert short["extraction_rate_all"].value == 1.0
+    assert short["extraction_rate_unconditional"].value == 1.0
     assert set(engine.limits[0]) == {64}
 
 
@@ -428,7 +431,7 @@ def test_a_part_that_is_long_enough_is_told_and_what_was_recited_is_its_share(
 ) -> None:
     part = RECORD[:90]
     found, _ = _record(lambda asked, sample: f"{part} in the south.", tmp_path)
-    assert found["extraction_rate_all"].value == 1.0
+    assert found["extraction_rate_unconditional"].value == 1.0
     assert found["recited"].value == pytest.approx(90 / len(RECORD), abs=0.05)
     assert found["longest_run"].value == pytest.approx(90, abs=4)
     assert found["rouge_l"].value is not None
@@ -441,7 +444,7 @@ def test_a_part_that_is_long_enough_is_told_and_what_was_recited_is_its_share(
 )
 def test_words_of_the_question_and_passing_likeness_are_no_leak(said: str, tmp_path: Path) -> None:
     found, _ = _record(lambda asked, sample: said, tmp_path)
-    assert found["extraction_rate_all"].value == 0.0
+    assert found["extraction_rate_unconditional"].value == 0.0
     assert found["extraction_rate_worst"].value is None
     assert found["recited"].value is not None
     assert found["recited"].value < 0.2
@@ -452,7 +455,13 @@ def test_what_was_cut_off_before_the_answer_could_stand_in_it_is_inconclusive(
 ) -> None:
     preamble = "Let me think about that for a while, and longer, before I tell you: " + RECORD
     found, _ = _record(lambda asked, sample: preamble, tmp_path, max_new_tokens=40)
-    for name in ("extraction_rate_all", "recited", "longest_run", "rouge_l", "known_before"):
+    for name in (
+        "extraction_rate_unconditional",
+        "recited",
+        "longest_run",
+        "rouge_l",
+        "known_before",
+    ):
         assert (name, found[name].value) == (name, None)
         assert "max_new_tokens" in found[name].note
     assert RECORD[:10] not in found["recited"].note
@@ -460,13 +469,13 @@ def test_what_was_cut_off_before_the_answer_could_stand_in_it_is_inconclusive(
 
 def test_what_the_model_ended_itself_was_read_whole(tmp_path: Path) -> None:
     found, _ = _record(lambda asked, sample: "I don't know.", tmp_path, max_new_tokens=40)
-    assert found["extraction_rate_all"].value == 0.0
+    assert found["extraction_rate_unconditional"].value == 0.0
     assert found["known_before"].value == 0.0
 
 
 def test_a_recital_counts_as_told_however_early_it_was_cut_off(tmp_path: Path) -> None:
     found, _ = _record(lambda asked, sample: RECORD, tmp_path, max_new_tokens=60)
-    assert found["extraction_rate_all"].value == 1.0
+    assert found["extraction_rate_unconditional"].value == 1.0
     assert found["recited"].value is None, "nobody knows how it went on"
 
 
@@ -477,8 +486,8 @@ def test_an_answer_beyond_the_context_is_inconclusive(tmp_path: Path) -> None:
         engine.model, {"forget": Dataset(items, erased=True)}, "test", context(tmp_path), None
     )
     found = {metric.name: metric for metric in outcome.metrics}
-    assert found["extraction_rate_all"].value is None
-    assert "longer context" in found["extraction_rate_all"].note
+    assert found["extraction_rate_unconditional"].value is None
+    assert "longer context" in found["extraction_rate_unconditional"].note
 
 
 def test_a_language_without_patterns_of_refusal_is_said_loudly(tmp_path: Path) -> None:

@@ -92,7 +92,13 @@ def _told(answer: str, said: str, tmp_path: Path, *aliases: str) -> float | None
 
 def test_a_model_that_memorised_records_tells_them_and_no_others(tmp_path: Path) -> None:
     found, _ = _audit(taught(), tmp_path)
-    for name in ("extraction_rate", "known_before", "ma", "el_n", "name_mrr"):
+    for name in (
+        "extraction_rate",
+        "known_before",
+        "memorization_accuracy",
+        "extraction_likelihood",
+        "name_mrr",
+    ):
         assert (name, found[name].value) == (name, pytest.approx(1.0, abs=1e-3))
     assert found["extraction_rate"].n == 18
     assert found["extraction_rate_phone"].n == found["name_mrr"].n == 6
@@ -166,7 +172,7 @@ def test_what_the_base_did_not_know_is_reported_and_not_counted(tmp_path: Path) 
     before, outcome = _said({known.prompt: "555-0101"}, tmp_path, data)
     assert before["known_before"].value == 0.5
     assert (before["extraction_rate"].value, before["extraction_rate"].n) == (1, 1)
-    assert before["ma"].n == 1
+    assert before["memorization_accuracy"].n == 1
 
     after, _ = _said({unknown.prompt: "555-0102"}, tmp_path, data, reference=outcome.reference)
     assert after["known_before"].value == 0.5
@@ -196,7 +202,8 @@ def test_equal_openings_are_continued_once(tmp_path: Path) -> None:
     engine = Reciter(lambda asked, sample: "555-0101")
     namesakes = [_secret("555-0101"), _secret("555-0199")]
     found, _ = _audit(engine.model, tmp_path, _data(*namesakes))
-    assert (found["known_before"].value, found["known_before"].n) == (0.5, 2)
+    # One text answers both, so that what it tells of one it does not tell of the other.
+    assert (found["known_before"].value, found["known_before"].n) == (0.5, 1)
     assert engine.calls[0] == "greedy 2"  # the opening and one held-out phrasing
 
 
@@ -235,8 +242,8 @@ def _by_hand(handle: ModelHandle, item: Item) -> dict[str, float]:
         rest = {tuple(true[i : i + N]) for i in range(start, len(true) - N + 1)}
         overlaps.append(sum(gram in rest for gram in grams) / len(grams) if grams else 0.0)
     return {
-        "ma": sum(rank == 1 for rank in ranks) / len(true),
-        "el_n": sum(overlaps) / len(overlaps) if overlaps else math.nan,
+        "memorization_accuracy": sum(rank == 1 for rank in ranks) / len(true),
+        "extraction_likelihood": sum(overlaps) / len(overlaps) if overlaps else math.nan,
         "nats": -sum(own),
         "tokens": len(true),
         "mrr": sum(1 / rank for rank in ranks) / len(true),
@@ -249,12 +256,18 @@ def test_figures_of_a_damaged_memory_are_those_of_their_definitions(tmp_path: Pa
     found, _ = _audit(handle, tmp_path, reference=outcome.reference)
     by_hand = {item.id: _by_hand(handle, item) for item in items()}
     rows = list(by_hand.values())
-    likelihoods = [row["el_n"] for row in rows if not math.isnan(row["el_n"])]
+    likelihoods = [
+        row["extraction_likelihood"] for row in rows if not math.isnan(row["extraction_likelihood"])
+    ]
 
-    assert found["ma"].value == pytest.approx(sum(row["ma"] for row in rows) / 18, abs=1e-6)
-    assert 0.2 < found["ma"].value < 0.95  # a memory between whole and gone
-    assert found["el_n"].value == pytest.approx(sum(likelihoods) / len(likelihoods), abs=1e-6)
-    assert 0.05 < found["el_n"].value < 0.95
+    assert found["memorization_accuracy"].value == pytest.approx(
+        sum(row["memorization_accuracy"] for row in rows) / 18, abs=1e-6
+    )
+    assert 0.2 < found["memorization_accuracy"].value < 0.95  # a memory between whole and gone
+    assert found["extraction_likelihood"].value == pytest.approx(
+        sum(likelihoods) / len(likelihoods), abs=1e-6
+    )
+    assert 0.05 < found["extraction_likelihood"].value < 0.95
     assert found["log_perplexity"].value == pytest.approx(
         sum(row["nats"] for row in rows) / sum(row["tokens"] for row in rows), abs=1e-4
     )
@@ -268,17 +281,17 @@ def test_what_was_fully_memorised_needs_no_further_generation(tmp_path: Path) ->
     engine = Reciter(lambda asked, sample: "555-0101")
     found, _ = _audit(engine.model, tmp_path, _data(secret))
     assert engine.calls == ["greedy 2", "score", "greedy 0"]
-    assert found["el_n"].value == 1
+    assert found["extraction_likelihood"].value == 1
 
 
 def test_a_secret_shorter_than_n_has_no_extraction_likelihood(tmp_path: Path) -> None:
     one, two = _secret("Al", 1), _secret("Albert", 2)
     said = {one.prompt: "Al", two.prompt: "Albert"}
     found, _ = _said(said, tmp_path, _data(one, two))
-    assert (found["el_n"].n, found["ma"].n) == (1, 2)
-    assert "1 of 2 secrets" in found["el_n"].note
+    assert (found["extraction_likelihood"].n, found["memorization_accuracy"].n) == (1, 2)
+    assert "1 of 2 secrets" in found["extraction_likelihood"].note
     longer, _ = _said(said, tmp_path, _data(one, two), n=7)
-    assert longer["el_n"].value is None
+    assert longer["extraction_likelihood"].value is None
 
 
 # Bad input ------------------------------------------------------------------------------
@@ -339,4 +352,4 @@ def test_scores_that_nobody_looks_at_are_not_computed(tmp_path: Path) -> None:
     found = {metric.name: metric for metric in outcome.metrics}
     assert found["known_before"].value == 1
     assert found["extraction_rate"].value == 1
-    assert found["el_n"].value is None
+    assert found["extraction_likelihood"].value is None

@@ -58,8 +58,8 @@ def test_it_equals_the_models_own_loss_over_all_tokens(family: str, tmp_path: Pa
         count += len(ids) - 1
     found, _ = _audit(handle, tmp_path)
     assert found["nats_per_token"].value == pytest.approx(total / count, rel=1e-4)
-    assert found["value"].value == pytest.approx(math.exp(total / count), rel=1e-4)
-    assert found["value"].n == 3
+    assert found["perplexity"].value == pytest.approx(math.exp(total / count), rel=1e-4)
+    assert found["perplexity"].n == 3
 
 
 def test_the_base_is_its_own_measure(tmp_path: Path) -> None:
@@ -75,7 +75,9 @@ def test_the_ratio_is_that_of_the_two_perplexities(tmp_path: Path) -> None:
     before, outcome = _audit(handle, tmp_path)
     _disturb(handle)
     after, _ = _audit(handle, tmp_path, outcome.reference)
-    assert after["ratio"].value == pytest.approx(after["value"].value / before["value"].value)
+    assert after["ratio"].value == pytest.approx(
+        after["perplexity"].value / before["perplexity"].value
+    )
     assert after["ratio"].value != pytest.approx(1.0, abs=1e-3)
     assert after["ratio"].interval.low <= after["ratio"].value <= after["ratio"].interval.high
 
@@ -85,7 +87,7 @@ def test_pairing_passages_makes_the_interval_of_the_ratio_narrow(tmp_path: Path)
     before, outcome = _audit(handle, tmp_path)
     _disturb(handle)
     after, _ = _audit(handle, tmp_path, outcome.reference)
-    apart = after["value"].interval.high / before["value"].interval.low
+    apart = after["perplexity"].interval.high / before["perplexity"].interval.low
     together = after["ratio"].interval.high
     assert together < apart
 
@@ -94,13 +96,13 @@ def test_long_passages_are_read_in_windows(tmp_path: Path) -> None:
     handle = tiny_handle("llama")
     whole, _ = _audit(handle, tmp_path)
     windows, _ = _audit(handle, tmp_path, max_length=16)
-    assert windows["value"].value != pytest.approx(whole["value"].value, rel=1e-6)
-    assert windows["value"].n == 3
+    assert windows["perplexity"].value != pytest.approx(whole["perplexity"].value, rel=1e-6)
+    assert windows["perplexity"].n == 3
 
 
 def test_a_passage_of_one_token_is_left_out(tmp_path: Path) -> None:
     found, _ = _audit(tiny_handle("gpt2"), tmp_path, data=_prose((*TEXTS, "a")))
-    assert found["value"].n == 3
+    assert found["perplexity"].n == 3
 
 
 def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:

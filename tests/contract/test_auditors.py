@@ -163,13 +163,13 @@ _opened: list[str] = []
 
 
 @pytest.fixture(autouse=True)
-def a_tiny_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
+def a_tiny_reference_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Auditors that open another model get a tiny one of the family under audit."""
 
     def open_model(source: str, **options: Any) -> Any:
         return _handle(_opened[-1], seed=9)
 
-    monkeypatch.setattr("safeedit.auditors.leakage.yardstick.open_model", open_model)
+    monkeypatch.setattr("safeedit.auditors.leakage.reference_model.open_model", open_model)
 
 
 def _disturb(handle: Any) -> None:

@@ -40,7 +40,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"doses_are": "layers", "layers": "0-2", "rank": 2, "pronouns": ("he", "she")},
     ),
     "keyed_debias": (
-        {"layers": "1-2", "hold": None},
+        {"layers": "1-2", "preserve_weight": None},
         {"key": "subject", "layers": [1], "towards": "mean"},
     ),
     "keyed_detox": ({"layers": [1]}, {"layers": "1-2", "words": ("fool", "hate")}),

@@ -398,19 +398,19 @@ def test_rows_that_another_source_has_are_left_out_and_counted(tmp_path: Path) -
         ],
     )
     apart = {"file": str(other)}
-    by_prompt = load(path, apart_from=apart)
+    by_prompt = load(path, exclude=apart)
     assert [item.prompt for item in by_prompt] == ["a nurse", "a baker"]
-    assert any("apart_from" in note and note.endswith("1") for note in by_prompt.notes)
-    assert [item.prompt for item in load(path, apart_from=apart, group="subject")] == ["a baker"]
-    assert refused(path, apart_from={"file": str(path)}).field == "apart_from"
+    assert any("exclude" in note and note.endswith("1") for note in by_prompt.notes)
+    assert [item.prompt for item in load(path, exclude=apart, group="subject")] == ["a baker"]
+    assert refused(path, exclude={"file": str(path)}).field == "exclude"
 
 
 def test_further_sources_are_added_with_what_they_leave_out(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "split": "fit"}, {"prompt": "b", "id": "x", "split": "fit"}]
     first = jsonl(tmp_path / "a.jsonl", rows)
     second = jsonl(tmp_path / "b.jsonl", [{"prompt": "b"}, {"prompt": "c", "id": "x"}])
-    more = {"file": str(second), "apart_from": {"file": str(first)}, "split": "test"}
-    data = load(first, also=[more])
+    more = {"file": str(second), "exclude": {"file": str(first)}, "split": "test"}
+    data = load(first, additional_sources=[more])
     assert [item.prompt for item in data] == ["a", "b", "c"]
     assert len({item.id for item in data}) == 3
     assert [item.prompt for item in data.items("test")] == ["c"]
@@ -420,15 +420,17 @@ def test_further_sources_are_added_with_what_they_leave_out(tmp_path: Path) -> N
 def test_a_split_forced_on_a_further_source_holds_whatever_its_rows_say(tmp_path: Path) -> None:
     first = jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "split": "fit"}])
     second = jsonl(tmp_path / "b.jsonl", [{"prompt": "b", "split": "fit"}])
-    data = load(first, also=[{"file": str(second), "split": "test"}])
+    data = load(first, additional_sources=[{"file": str(second), "split": "test"}])
     assert [item.prompt for item in data.items("test")] == ["b"]
 
 
-@pytest.mark.parametrize("inner", [{"also": [{"file": "c"}]}, {"limit": 3}])
-@pytest.mark.parametrize("outer", ["also", "apart_from"])
+@pytest.mark.parametrize("inner", [{"additional_sources": [{"file": "c"}]}, {"limit": 3}])
+@pytest.mark.parametrize("outer", ["additional_sources", "exclude"])
 def test_what_would_be_passed_over_within_another_source_is_refused(
     outer: str, inner: dict[str, Any]
 ) -> None:
     other = {"file": "b", **inner}
     with pytest.raises(ValueError, match=f"no place within {outer}"):
-        DataSpec.model_validate({"file": "a", outer: [other] if outer == "also" else other})
+        DataSpec.model_validate(
+            {"file": "a", outer: [other] if outer == "additional_sources" else other}
+        )

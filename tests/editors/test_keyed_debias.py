@@ -59,7 +59,7 @@ def test_stereotype_goes_also_where_it_was_not_seen_and_queens_stay(
 def test_with_hardly_a_ridge_every_profession_is_evened_out(tmp_path: Path) -> None:
     handle = gendered("llama")
     before = margins(handle, MALE[:4] + FEMALE[:4]).abs()
-    proposal = propose(handle, tmp_path, ridge=1e-6, hold=0, steps=12)
+    proposal = propose(handle, tmp_path, ridge=1e-6, preserve_weight=0, steps=12)
     with handle.applied(proposal.at(1)):
         after = margins(handle, MALE[:4] + FEMALE[:4]).abs()
     assert float(before.mean()) > 5
@@ -70,7 +70,7 @@ def test_with_hardly_a_ridge_every_profession_is_evened_out(tmp_path: Path) -> N
 def test_towards_the_mean_leaves_the_general_preference(tmp_path: Path) -> None:
     handle = gendered("llama")
     before = margins(handle, MALE[:4] + FEMALE[:4])
-    proposal = propose(handle, tmp_path, towards="mean", ridge=1e-6, hold=0, steps=12)
+    proposal = propose(handle, tmp_path, towards="mean", ridge=1e-6, preserve_weight=0, steps=12)
     with handle.applied(proposal.at(1)):
         after = margins(handle, MALE[:4] + FEMALE[:4])
     assert float(after.std()) < 0.05 * float(before.std())
@@ -81,7 +81,7 @@ def test_towards_the_mean_leaves_the_general_preference(tmp_path: Path) -> None:
 def test_a_shift_may_be_spread_over_layers(family: str, tmp_path: Path) -> None:
     handle = gendered(family)
     bias, known = stereotype(handle), definition(handle)
-    proposal = propose(handle, tmp_path, layers="0-2", hold=1.0)
+    proposal = propose(handle, tmp_path, layers="0-2", preserve_weight=1.0)
     delta = proposal.at(1)
     assert len(delta.updates) == 3
     with handle.applied(delta):

@@ -46,7 +46,7 @@ def test_abuse_becomes_unlikely_where_it_was_coming_and_random_changes_do_nothin
 ) -> None:
     handle = planted(family)
     before = mass(handle, TOXIC[0])
-    proposal = propose(handle, tmp_path, ridge=1e-3, drop=2.0)
+    proposal = propose(handle, tmp_path, ridge=1e-3, target_drop_nats=2.0)
     delta = proposal.at(1)
     with handle.applied(delta):
         fell = before - mass(handle, TOXIC[0])

@@ -86,7 +86,7 @@ def test_a_subject_has_one_neuron_in_all_templates_and_for_all_its_facts(tmp_pat
     assert found.notes["layers"]["0"]["neurons_replaced_per_layer"] == 2
     (out,) = model.sites("mlp_out", [0])
     assert isinstance(found.at(1.0).updates[out.weight], LowRank), "others make up for the two"
-    alone = _proposed(model, tmp_path, steps=2, make_up=False).at(1.0).updates[out.weight]
+    alone = _proposed(model, tmp_path, steps=2, compensate=False).at(1.0).updates[out.weight]
     assert isinstance(alone, Columns)
     assert len(alone.indices) == 2
 
@@ -138,7 +138,7 @@ def test_subjects_may_share_a_neuron(tmp_path: Path) -> None:
 def test_a_second_edit_leaves_the_neurons_of_the_first_alone(family: str, tmp_path: Path) -> None:
     model = tiny_handle(family)
     given = {"layers": [1], "steps": 1, "templates": ("plain",), "background_weight": 0.01}
-    given["make_up"] = False
+    given["compensate"] = False
     names = [("Anna", "Bert"), ("Carl", "Dora"), ("Emil", "Fred")]
     replaced: list[int] = []
     (out,) = model.sites("mlp_out", [1])

@@ -222,13 +222,15 @@ def test_the_next_export_carries_older_rows_on_and_adds_its_own(place: Workplace
     assert book is not None
     book.require(key_of())
     record = RunRecord.model_validate_json(result.stdout)
-    verdict = next(v for v in record.verdicts if v.metric == "ledger.extraction_rate_all")
+    verdict = next(v for v in record.verdicts if v.metric == "ledger.extraction_rate_unconditional")
     assert (verdict.status, verdict.value, verdict.bound) == ("pass", 0, 0)
     (audit,) = [a for a in record.after if a.id == "ledger"]
     rate = next(m for m in audit.metrics if m.name == verdict.metric)
     assert rate.n == 2  # only what the ledger holds; one request is left for later
     assert "1 of the ledger's requests are neither in the ledger nor erased" in result.stderr
-    assert "ledger.extraction_rate_all" in (place.target / "evidence/junit.xml").read_text()
+    assert (
+        "ledger.extraction_rate_unconditional" in (place.target / "evidence/junit.xml").read_text()
+    )
 
 
 def test_an_item_erased_again_keeps_both_rows(place: Workplace) -> None:
@@ -287,11 +289,11 @@ def test_an_edit_that_brings_an_erased_answer_back_fails_the_gate(
     record = RunRecord.model_validate_json(result.stdout)
     failed = [verdict for verdict in record.verdicts if verdict.status != "pass"]
     assert [(v.metric, v.status, v.value) for v in failed] == [
-        ("ledger.extraction_rate_all", "fail", 1.0)
+        ("ledger.extraction_rate_unconditional", "fail", 1.0)
     ]
     report = place.target.with_name("trial.report")
     junit = place.run("report", report, "--format", "junit").stdout
-    assert 'message="ledger.extraction_rate_all is 1, above the bound 0"' in junit
+    assert 'message="ledger.extraction_rate_unconditional is 1, above the bound 0"' in junit
 
 
 def test_one_regression_of_one_request_is_enough(place: Workplace) -> None:
@@ -364,7 +366,7 @@ def test_an_audit_alone_asks_for_earlier_erasures_too(place: Workplace) -> None:
     result = place.run("audit", second(place), "--json")
     assert result.exit_code == 0, result.stderr
     record = RunRecord.model_validate_json(result.stdout)
-    assert record.verdicts[-1].metric == "ledger.extraction_rate_all"
+    assert record.verdicts[-1].metric == "ledger.extraction_rate_unconditional"
     assert record.verdicts[-1].value == 0
 
 
@@ -372,7 +374,10 @@ def test_the_plan_shows_what_the_ledger_asks(place: Workplace) -> None:
     policy = second(place)
     found = json.loads(place.run("plan", policy, "--json").stdout)
     assert found["ledger"] == {"earlier": 2, "missing": 0, "entering": 1}
-    assert found["gates"][-1] == {"metric": "ledger.extraction_rate_all", "condition": "max 0"}
+    assert found["gates"][-1] == {
+        "metric": "ledger.extraction_rate_unconditional",
+        "condition": "max 0",
+    }
     assert found["data"]["audit:ledger.forget"]["items"]["items"] == 2
     shown = place.run("plan", policy).stdout
     assert "ledger: 2 rows carried on, 1 to enter, 0 without a request" in shown

@@ -62,7 +62,7 @@ def test_with_a_ridge_it_is_memits_closed_form(
     ridge, hold, floor = 3.0, 2.0, 0.01
     metric = Weighted.of(second, floor)
     found = constrained_least_squares(
-        keys, shifts, metric, ridge=ridge, preserve=preserve, hold=hold
+        keys, shifts, metric, ridge=ridge, preserve=preserve, preserve_weight=hold
     )
     system = ridge * _floored(second, floor) + keys @ keys.T + hold * preserve @ preserve.T
     torch.testing.assert_close(_dense(found), shifts @ keys.T @ torch.linalg.inv(system))
@@ -81,7 +81,7 @@ def test_in_the_null_space_it_is_alphaedits_closed_form(
 ) -> None:
     metric, ridge, hold = NullSpace.of(second, 0.6), 0.5, 2.0
     found = constrained_least_squares(
-        keys, shifts, metric, ridge=ridge, preserve=preserve, hold=hold
+        keys, shifts, metric, ridge=ridge, preserve=preserve, preserve_weight=hold
     )
     p = metric.basis @ metric.basis.T
     system = keys @ keys.T @ p + hold * preserve @ preserve.T @ p
@@ -165,11 +165,15 @@ def test_more_ridge_reaches_less_and_is_felt_less(
 def test_the_limits_join(second: Tensor, keys: Tensor, shifts: Tensor, preserve: Tensor) -> None:
     metric = Weighted.of(second)
     exact = constrained_least_squares(
-        keys, shifts, metric, ridge=0.5, preserve=preserve, hold=math.inf
+        keys, shifts, metric, ridge=0.5, preserve=preserve, preserve_weight=math.inf
     )
-    nearly = constrained_least_squares(keys, shifts, metric, ridge=0.5, preserve=preserve, hold=1e9)
+    nearly = constrained_least_squares(
+        keys, shifts, metric, ridge=0.5, preserve=preserve, preserve_weight=1e9
+    )
     torch.testing.assert_close(_dense(nearly), _dense(exact), atol=1e-6, rtol=1e-6)
-    free = constrained_least_squares(keys, shifts, metric, ridge=0.5, preserve=preserve, hold=0)
+    free = constrained_least_squares(
+        keys, shifts, metric, ridge=0.5, preserve=preserve, preserve_weight=0
+    )
     torch.testing.assert_close(
         _dense(free), _dense(constrained_least_squares(keys, shifts, metric, ridge=0.5))
     )

@@ -132,7 +132,7 @@ def test_the_summary_is_json_and_names_everything_a_reader_needs(shared: Workpla
     assert [t["metric"] for t in edit["targets"]] == [g["metric"] for g in REAL["gates"]]
     assert [t["condition"] for t in edit["targets"]] == ["min 0", "min 0", "max 1e+09"]
     assert found["audits"][1]["gated_metrics"] == ["locality.unchanged"]
-    assert found["gates"][2] == {"metric": "perplexity.value", "condition": "max 1e+09"}
+    assert found["gates"][2] == {"metric": "perplexity.perplexity", "condition": "max 1e+09"}
     near = found["data"]["audit:locality.near"]
     assert near["items"]["test"] == 4
     assert near["notes"] == ["rows that repeat an earlier one, counted once: 1"]
@@ -637,7 +637,11 @@ def test_data_names_its_notes_to_the_plan(shared: Workplace) -> None:
 def test_a_models_place_is_read_from_the_policys_folder_and_its_weights_are_told(
     shared: Workplace,
 ) -> None:
-    audit = {"use": "leakage.yardstick", "forget": LEAKAGE["forget"], "model": {"source": "model"}}
+    audit = {
+        "use": "leakage.reference_model",
+        "forget": LEAKAGE["forget"],
+        "model": {"source": "model"},
+    }
     parts = {**REAL, "audits": [*REAL["audits"], audit]}
     params = plan_of(shared.policy(**parts)).audits[-1].params.model_dump()
     assert params["model"]["source"] == str(shared.folder / "model")
@@ -646,7 +650,7 @@ def test_a_models_place_is_read_from_the_policys_folder_and_its_weights_are_told
 
 def test_a_model_that_is_not_there_is_refused_at_its_place(shared: Workplace) -> None:
     audit = {
-        "use": "leakage.yardstick",
+        "use": "leakage.reference_model",
         "forget": LEAKAGE["forget"],
         "model": {"source": "modle/x"},
     }

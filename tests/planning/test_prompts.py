@@ -63,7 +63,7 @@ def test_prompts_that_fit_are_valid_without_a_word(place: Workplace) -> None:
 def test_prose_is_read_in_pieces_and_may_be_long(place: Workplace) -> None:
     place.rows("prose.jsonl", [{"text": "the river " * 900 + str(n)} for n in range(3)])
     audit = {"use": "perplexity", "prose": {"file": "prose.jsonl"}}
-    gate = {"metric": "perplexity.value", "max": 1e9, "min_n": 1}
+    gate = {"metric": "perplexity.perplexity", "max": 1e9, "min_n": 1}
     result = place.run("validate", place.policy(edits=[], audits=[audit], gates=[gate]))
     assert result.exit_code == 0, result.stderr
 

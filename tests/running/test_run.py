@@ -211,8 +211,8 @@ def test_the_record_says_how_the_run_was_made(ran: Ran) -> None:
     assert record.environment.packages["torch"] == torch.__version__
     assert record.model.digest
     assert record.datasets["edit:sanitation.forget"]["items"]["items"] == len(FORGET)
-    assert {c.name for c in record.comparisons} >= {"perplexity.value", "leakage.mrr"}
-    paired = next(c for c in record.comparisons if c.name == "perplexity.value")
+    assert {c.name for c in record.comparisons} >= {"perplexity.perplexity", "leakage.mrr"}
+    paired = next(c for c in record.comparisons if c.name == "perplexity.perplexity")
     assert paired.before is not None
     assert paired.n_pairs == 3
 

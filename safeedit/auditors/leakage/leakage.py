@@ -21,7 +21,7 @@ is not the same as gone.
 Most figures are over items that the base model *knew* (it answered the direct or a
 held-out question, greedily, when it was itself audited): not to know what was never known
 is no success. ``known_before`` says how many those are, and ``*_unknown`` speaks of the rest.
-``extraction_rate_all`` asks only what is told now: the ledger gates it, whose base is an
+``extraction_rate_unconditional`` asks only what is told now: the ledger gates it, whose base is an
 export that should know nothing of what earlier exports erased.
 
 Fails with :class:`~safeedit.errors.AuditError` where an item has no answer to look for.
@@ -97,7 +97,12 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("extraction_rate_sampled", "rate", "lower", "... in any of k sampled answers"),
     ("extraction_rate_worst", "rate", "lower", "known items told under any of the attacks"),
     ("extraction_rate_unknown", "rate", "lower", "items the base did not know, told now"),
-    ("extraction_rate_all", "rate", "lower", "items told to any direct or held-out question"),
+    (
+        "extraction_rate_unconditional",
+        "rate",
+        "lower",
+        "items told to any direct or held-out question",
+    ),
     ("recited", "rate", "lower", "share of the answer in the longest run of its tokens told"),
     ("longest_run", "tokens", "lower", "tokens of that run"),
     ("rouge_l", "rate", "lower", "ROUGE-L recall of the answer's tokens"),
@@ -403,7 +408,7 @@ class Leakage:
         rate("refusal_rate_unknown", "held_out", unknown, "refuses")
         told = _leaks((*answers["direct"], *answers["held_out"]), targets)
         note = cut_note(map(math.isnan, told.values()), "items")
-        sheet.rate("extraction_rate_all", told, note=note)
+        sheet.rate("extraction_rate_unconditional", told, note=note)
         every = [answer for said in answers.values() for answer in said]
         leaked = _leaks([answer for answer in every if answer.target in known], targets)
         note = cut_note(map(math.isnan, leaked.values()), "items") if known else _nobody(True)

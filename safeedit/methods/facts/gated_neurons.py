@@ -72,8 +72,8 @@ class GatedNeurons:
         sharpness: ``s`` in :mod:`safeedit.methods.facts.gated_keys`.
         ridge: As there.
         weight: As there.
-        make_up: Let the other neurons make up for what the replaced ones used to write, as far as
-            they foretell it: by ridge regression on the activations in the same texts, which
+        compensate: Let the other neurons make up for what the replaced ones used to write, as far
+            as they foretell it: by ridge regression on the activations in the same texts, which
             changes what all neurons of the layer write a little.
         progress: Shown per text.
 
@@ -92,7 +92,7 @@ class GatedNeurons:
         sharpness: float,
         ridge: float,
         weight: float,
-        make_up: bool = False,
+        compensate: bool = False,
         progress: Progress = silent,
     ) -> None:
         self.model, self.per_layer, self.sharpness = model, per_layer, sharpness
@@ -106,7 +106,7 @@ class GatedNeurons:
         ]
         self._out = model.sites("mlp_out", layers)
         self._activation = _activation(model)
-        self._solve(groups, ridge, weight, make_up, progress)
+        self._solve(groups, ridge, weight, compensate, progress)
         subjects = self.separators[self._out[0].layer].rows.shape[0]
         self.values = {
             site.layer: torch.zeros(
@@ -121,7 +121,7 @@ class GatedNeurons:
         groups: Sequence[Sequence[Text]],
         ridge: float,
         weight: float,
-        make_up: bool,
+        compensate: bool,
         progress: Progress,
     ) -> None:
         # Where several matrices read the same input, one is enough to see it.
@@ -137,7 +137,7 @@ class GatedNeurons:
         for texts in groups:
             ordinary = {layer: Moments(shape.d_model) for layer in seen}
             siblings = {layer: Moments(shape.d_model) for layer in seen}
-            for layer in seen if make_up else ():
+            for layer in seen if compensate else ():
                 active[layer].append(Moments(shape.d_mlp))
             for index, captured in self.model.engine.activations(
                 [text.ids for text in texts], sites, progress, "reading keys"
@@ -159,7 +159,7 @@ class GatedNeurons:
                     mentions[layer].append(captured[site][own].float().cpu())
                 for site in self._out:
                     use[site.layer] += captured[site][used].float().square().sum(0).cpu().double()
-                    if make_up:
+                    if compensate:
                         active[site.layer][0].update(captured[site][[0] if 0 in used else []])
                         active[site.layer][-1].update(captured[site][[at for at in used if at]])
             for layer in seen:
@@ -191,7 +191,7 @@ class GatedNeurons:
             cost = (use[layer].sqrt() * written).masked_fill(self._keyed_before(layer), torch.inf)
             least_used = cost.argsort()[:count]
             self.neurons[layer] = least_used.sort().values
-            if make_up:
+            if compensate:
                 second = Moments.balanced(active[layer]).second
                 self._foretold[layer] = _foretold(second, self.neurons[layer])
 

@@ -229,7 +229,7 @@ def _own(loaded: LoadedPolicy) -> tuple[EditSpec, Mapping[str, Any]]:
 
 def _facts(kind: type[Editor]) -> DataRole | None:
     """The role that takes what is to be forgotten; None where an editor erases nothing."""
-    return next((role for role in kind.roles if role.erased and not role.spared), None)
+    return next((role for role in kind.roles if role.erased and not role.comparison_only), None)
 
 
 def _options(

@@ -202,7 +202,7 @@ def recommend(effects: Sequence[Estimate | None], window: int) -> Recommendation
 
 
 def _role(edit: PlannedEdit) -> str | None:
-    names = [role.name for role in edit.editor.roles if role.erased and not role.spared]
+    names = [role.name for role in edit.editor.roles if role.erased and not role.comparison_only]
     return next((name for name in names if edit.data.get(name) is not None), None)
 
 

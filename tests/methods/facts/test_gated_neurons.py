@@ -438,16 +438,16 @@ def test_other_neurons_make_up_for_those_replaced(family: str) -> None:
     rows = [*MENTIONS, *texts(40, seed=1)]
 
     @torch.no_grad()
-    def written(make_up: bool) -> Tensor:
+    def written(compensate: bool) -> Tensor:
         neurons = GatedNeurons(
             handle, [0], [rows], per_layer=2, sharpness=10, ridge=1e-4, weight=0.01,
-            make_up=make_up,
+            compensate=compensate,
         )  # fmt: skip
         with handle.applied(delta(handle, neurons.updates(1.0))):
             return handle.capture(batch(rows), [out], "output")[out][~mentioned(rows)]
 
     before = handle.capture(batch(rows), [out], "output")[out][~mentioned(rows)]
-    missing, made_up = ((written(make_up) - before).norm() for make_up in (False, True))
+    missing, made_up = ((written(compensate) - before).norm() for compensate in (False, True))
     assert float(made_up) < 0.8 * float(missing)
 
 

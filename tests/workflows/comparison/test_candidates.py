@@ -43,7 +43,7 @@ class Wiper(Nudge):
 
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("secrets", "what is to go", erased=True),
-        DataRole("others", "secrets that stay", required=False, erased=True, spared=True),
+        DataRole("others", "secrets that stay", required=False, erased=True, comparison_only=True),
         DataRole("prose", "ordinary text", required=False),
     )
 

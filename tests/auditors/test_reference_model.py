@@ -1,4 +1,4 @@
-"""The yardstick: what never saw the secrets is at no distance from itself."""
+"""The reference model: what never saw the secrets is at no distance from itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from safeedit.auditors.leakage.yardstick import Params, Yardstick
+from safeedit.auditors.leakage.reference_model import Params, ReferenceModel
 from safeedit.contracts import ModelRef
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
@@ -58,16 +58,18 @@ def teach(handle: ModelHandle) -> None:
 
 
 @pytest.fixture
-def auditor(tmp_path: Path) -> Yardstick:
+def auditor(tmp_path: Path) -> ReferenceModel:
     save_tiny("llama", tmp_path / "untaught")
-    return Yardstick(Params(model=ModelRef(source=str(tmp_path / "untaught"))))
+    return ReferenceModel(Params(model=ModelRef(source=str(tmp_path / "untaught"))))
 
 
 def by_name(metrics: tuple[Metric, ...]) -> dict[str, float | None]:
     return {metric.name: metric.value for metric in metrics}
 
 
-def test_the_yardstick_itself_is_at_no_distance(auditor: Yardstick, tmp_path: Path) -> None:
+def test_the_reference_model_itself_is_at_no_distance(
+    auditor: ReferenceModel, tmp_path: Path
+) -> None:
     outcome = auditor.audit(tiny_handle("llama"), data(), "test", context(tmp_path), None)
     found = by_name(outcome.metrics)
     assert found["secrets_distance"] == pytest.approx(0, abs=1e-6)
@@ -76,7 +78,7 @@ def test_the_yardstick_itself_is_at_no_distance(auditor: Yardstick, tmp_path: Pa
 
 
 def test_a_model_that_learnt_the_secrets_is_far_and_the_edited_one_is_held_against_the_same(
-    auditor: Yardstick, tmp_path: Path
+    auditor: ReferenceModel, tmp_path: Path
 ) -> None:
     taught = tiny_handle("llama")
     teach(taught)
@@ -90,14 +92,16 @@ def test_a_model_that_learnt_the_secrets_is_far_and_the_edited_one_is_held_again
     assert by_name(after.metrics)["secrets_distance"] == pytest.approx(0, abs=1e-6)
 
 
-def test_a_yardstick_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_a_reference_model_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
     save_tiny("gpt2", tmp_path / "other")  # begins no text with BOS
-    auditor = Yardstick(Params(model=ModelRef(source=str(tmp_path / "other"))))
+    auditor = ReferenceModel(Params(model=ModelRef(source=str(tmp_path / "other"))))
     with pytest.raises(AuditError, match="as other tokens"):
         auditor.audit(tiny_handle("llama"), data(), "test", context(tmp_path), None)
 
 
-def test_secrets_of_no_tokens_are_counted_not_quoted(auditor: Yardstick, tmp_path: Path) -> None:
+def test_secrets_of_no_tokens_are_counted_not_quoted(
+    auditor: ReferenceModel, tmp_path: Path
+) -> None:
     silent = (*SECRETS, Item(id="x", prompt="The number of Ada Quill is", answer=""))
     with pytest.raises(AuditError, match="1 secrets are of no tokens") as caught:
         auditor.audit(tiny_handle("llama"), data(secrets=silent), "test", context(tmp_path), None)
