@@ -283,7 +283,7 @@ def test_rewordings_of_one_fact_do_not_make_ten(place: Workplace) -> None:
     place.rows("forget.jsonl", rows)
     gate = {"metric": "leakage.extraction_rate_unconditional", "max": 0.02}
     apply(place, edits=[touch()], audits=[ASKED], gates=[gate])
-    metric = next(m for m in place.report.after[0].metrics if m.name.endswith("rate_all"))
+    metric = next(m for m in place.report.after[0].metrics if m.name.endswith("_unconditional"))
     assert len(metric.items) == len(rows)
     assert metric.n == 1
     assert place.report.exit_code == 4

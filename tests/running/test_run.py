@@ -1126,6 +1126,7 @@ def test_a_base_that_can_not_be_measured_makes_the_audit_inconclusive(place: Wor
     assert result.exit_code == 4
 
 
+@pytest.mark.trains
 def test_real_is_what_a_first_run_of_every_auditor_looks_like(place: Workplace) -> None:
     edit = {**SANITATION, "dose": 1.0, "control": False}
     result = place.run("apply", place.policy(**{**REAL, "edits": [edit]}))
