@@ -42,7 +42,7 @@ _PAST_SHARE = 8
 """A token before the subject, of which keys and values alone are needed, takes about so many times
 less memory in a pass than one after it."""
 
-_KEPT_SHARE = 0.5
+KEPT_SHARE = 0.5
 """What is kept of all that stands before subjects takes this share of the weights' memory at most;
 where it would be more, what all rows begin with is kept alone."""
 
@@ -271,7 +271,7 @@ class Passes:
         """Where a row's own tokens begin, up to which it is not run again."""
         weights = sum(p.numel() * p.element_size() for p in model.model.parameters())
         pasts = [each[:start] for each, start in zip(ids, self.starts, strict=True)]
-        if distinct(pasts) * size > _KEPT_SHARE * weights:
+        if distinct(pasts) * size > KEPT_SHARE * weights:
             shared = min(common_prefix(ids), *self.starts)
             self.starts = [shared] * len(ids)
             pasts = [ids[0][:shared]] * len(ids)
