@@ -99,7 +99,6 @@ def main(arguments: Sequence[str]) -> None:
     """Run the policies and write the table."""
     parser = options(__doc__, "bias-table")
     add_data(parser)
-    parser.add_argument("--rows", type=int, default=None, help="edits at most, in this order")
     given = parser.parse_args(arguments)
     policy = yaml.safe_load(POLICY.read_text())
     os.environ["SAFEEDIT_BENCHMARKS"] = str(given.data.resolve())

@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     policy = yaml.safe_load(POLICY.read_text())
     rows: list[list[str]] = []
-    for number, (title, made) in enumerate(runs(policy).items()):
+    for number, (title, made) in enumerate(list(runs(policy).items())[: given.rows]):
         record = run(made, given, str(number))
         before, after = figures(record["before"]), figures(record["after"])
         if not rows:

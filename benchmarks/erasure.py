@@ -132,7 +132,7 @@ def compared(
 
 
 def rows(title: str, count: int, standings: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each editor, of so many facts."""
+    """A row for each editor, of so many facts that the model knows."""
     found = []
     for row in standings["rows"]:
         if row["error"]:
@@ -148,7 +148,7 @@ def rows(title: str, count: int, standings: Mapping[str, Any]) -> list[list[str]
             [
                 title, row["name"], shown,
                 *(cell(row["metrics"], name) for _, name in COLUMNS),
-                f"{cost['fit_seconds'] / count:.2f}" if cost else "–",
+                f"{cost['fit_seconds'] / count:.2f}" if cost and count else "–",
                 f"{cost['peak_memory_bytes'] / 2**30:.1f}" if cost else "–",
                 row["place"] or "–",
             ]

@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> None:
     policy["model"]["source"] = os.path.relpath(given.planted.resolve(), given.out.resolve())
     rows: list[list[str]] = []
     tried: list[str] = []
-    for number, (title, made) in enumerate(runs(policy).items()):
+    for number, (title, made) in enumerate(list(runs(policy).items())[: given.rows]):
         record = run(made, given, str(number))
         before, after = figures(record["before"]), figures(record["after"])
         if not rows:

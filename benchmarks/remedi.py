@@ -38,6 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="builtin:smollm2-135m-instruct")
+    parser.add_argument("--lessons", type=Path, help="in place of the built-in attributes")
     parser.add_argument("--limit", type=int, help="items of each kind at most, for a trial")
     parser.add_argument("--layers", default="36%-36%")
     parser.add_argument("--learning-rate", type=float, default=3e-4, help="the map's")
@@ -50,7 +51,11 @@ def main(arguments: Sequence[str]) -> None:
 
     def data(**where: object) -> DataSpec:
         return DataSpec(  # type: ignore[arg-type]
-            dataset="attributes", where=where, template="plain", limit=given.limit
+            dataset=None if given.lessons else "attributes",
+            file=given.lessons and str(given.lessons),
+            where=where,
+            template="plain",
+            limit=given.limit,
         )
 
     model = open_model(given.model, device="cpu", dtype=given.dtype)
@@ -61,8 +66,8 @@ def main(arguments: Sequence[str]) -> None:
         ctx = RunContext(seed=given.seed, cache=Path(folder), secret=b"benchmark", warn=print)
         begin = time.perf_counter()
         proposal = compiled(
-            model, test, {"lessons": lessons, "neighbours": near, "prose": prose}, ctx, layers=given.layers,
-            learning_rate=given.learning_rate,
+            model, test, {"lessons": lessons, "neighbours": near, "prose": prose}, ctx,
+            layers=given.layers, learning_rate=given.learning_rate,
         )  # fmt: skip
         seconds = time.perf_counter() - begin
         (file,) = Path(folder, "remedi").glob("*.safetensors")

@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     source = given.data / "sanitization_triviaqa"
     rows = []
-    for split in map(int, given.splits.split(",")):
+    for split in list(map(int, given.splits.split(",")))[: given.rows]:
         record = run(policy(split, source, given.seed), given, f"split-{split}")
         cells = [figure(record, metric, when) for _, metric, when in COLUMNS]
         rows.append([str(split), *cells, f"{record['resources']['wall_seconds']:.0f}"])

@@ -33,7 +33,7 @@ RANK = 8
 
 #: Billions of parameters -> vocabulary, width, MLP width, layers, heads, key-value heads.
 SHAPES: dict[str, tuple[int, int, int, int, int, int]] = {
-    "0.005": (32_000, 128, 384, 4, 4, 2),  # for a trial
+    "0.002": (32_000, 64, 192, 4, 4, 2),  # for a trial
     "0.1": (32_000, 768, 2048, 12, 12, 4),
     "0.5": (32_000, 1280, 3584, 24, 20, 4),
     "1": (128_256, 2048, 8192, 16, 32, 8),  # Llama 3.2 1B

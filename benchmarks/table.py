@@ -29,14 +29,20 @@ def options(about: str, name: str) -> argparse.ArgumentParser:
         name: Of the folder that the runs go to.
     """
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
-    parser.add_argument("--model", default=MODEL, help="in place of the built-in model")
+    parser.add_argument("--model", type=_source, default=MODEL, help="in place of the built-in one")
     parser.add_argument("--limit", type=int, help="items of each data set at most, for a trial")
+    parser.add_argument("--rows", type=int, help="runs at most, in this order")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / name, help="for the runs")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results",
                         help="folder that the table is written to")  # fmt: skip
     parser.add_argument("--in-process", action="store_true",
                         help="no process for each run: peaks are then of all so far")  # fmt: skip
     return parser
+
+
+def _source(text: str) -> str:
+    """Given here, a path starts at the working directory; in a policy, at the policy's folder."""
+    return str(Path(text).absolute()) if Path(text).exists() else text
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
