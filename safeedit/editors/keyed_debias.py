@@ -73,8 +73,9 @@ from safeedit.methods.constrained_least_squares import (
 )
 from safeedit.methods.facts.keys import TokenPosition, keys_at, second_moments, subject_spot
 from safeedit.methods.openings import subjects_of, undefined_gender
-from safeedit.methods.residual_shifts import margin_shifts, margins, single_tokens
+from safeedit.methods.residual_shifts import margin_shifts, margins
 from safeedit.methods.scaled import check_spread, scaled_proposal, so_far
+from safeedit.methods.word_tokens import single_tokens
 from safeedit.model.handle import ModelHandle
 from safeedit.policy.layers import Layers, resolve
 

@@ -283,13 +283,3 @@ def test_notes_tell_what_carries_over_and_hold_no_text(tmp_path: Path) -> None:
     assert shares["1"] > 0.1
     assert notes["directions_supported"] == 31
     assert "dravun" not in json.dumps(notes, allow_nan=False)
-
-
-def test_layers_may_be_measured_first(tmp_path: Path) -> None:
-    notes = propose(
-        gendered("llama", clear=True), tmp_path, values="margin", locate="measure"
-    ).notes
-    effect = notes["effect_of_mlps"]["restored_at_subject_by_layer"]
-    assert len(effect) == 3
-    assert max(effect) == effect[LAYER] > 0
-    assert "dravun" not in json.dumps(notes)
