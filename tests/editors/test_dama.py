@@ -250,7 +250,7 @@ def test_prompts_that_lack_what_is_needed_are_refused_without_a_word_of_them(
 @pytest.mark.trains
 def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     handle = gendered("llama", clear=True)
-    with pytest.raises(UsageError, match="'Copenhagen' is not one token"):
+    with pytest.raises(UsageError, match="'Copenhagen' as several tokens"):
         propose(handle, tmp_path, pronouns=(PRONOUNS[0], "Copenhagen"))
     with pytest.raises(UsageError, match="same token"):
         propose(handle, tmp_path, pronouns=(PRONOUNS[0], PRONOUNS[0]))
