@@ -22,16 +22,47 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from safeedit.contracts import RunContext
+from safeedit import catalog
+from safeedit.contracts import EditData, Proposal, RunContext, Template
+from safeedit.data import Dataset, Item
 from safeedit.data.loading import load_dataset
 from safeedit.methods.remedi.mapping import Remedi
 from safeedit.methods.remedi.steering import steering
+from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 from safeedit.policy import DataSpec
-from safeedit.workflows.remedi.measuring import compiled, lessons_of, lift, probe
+from safeedit.workflows.remedi.measuring import lessons_of, lift, probe
+
+
+def compiled(
+    model: ModelHandle,
+    items: Sequence[Item],
+    data: dict[str, Dataset],
+    ctx: RunContext,
+    **params: Any,
+) -> Proposal:
+    """The editor's change that gives these entities their contexts' attributes.
+
+    Args:
+        model: Whose weights are to change.
+        items: Lessons; their contexts count, their targets don't.
+        data: Further roles of the editor: lessons, neighbours, prose.
+        ctx: Of the run.
+        params: Of the editor.
+    """
+    kind = catalog.editor("remedi")
+    template: Template = next((each.template for each in data.values()), "plain")
+    entities = Dataset(
+        [Item(i.id, i.prompt, subject=i.subject, extra=i.extra) for i in items],
+        name="entities", erased=True, template=template,
+    )  # fmt: skip
+    roles = {name: each.without("test") for name, each in data.items()}
+    given = EditData({**roles, "entities": entities.without("test")})
+    return kind(kind.Params(**params)).propose(model, given, ctx)
 
 
 def main(arguments: Sequence[str]) -> None:

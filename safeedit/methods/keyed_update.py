@@ -41,16 +41,11 @@ from safeedit.contracts import (
 from safeedit.data import Dataset
 from safeedit.data.subjects import check_subjects
 from safeedit.delta import LowRank
-from safeedit.errors import EditError
-from safeedit.methods.constrained_least_squares import (
-    Change,
-    InputMetric,
-    constrained_least_squares,
-    same_keys,
-)
-from safeedit.methods.facts.editing import ONE_KEY, FactEdit, FactParams, flat, value_tokens
+from safeedit.methods.constrained_least_squares import ONE_KEY, InputMetric, can_stay, same_keys
+from safeedit.methods.facts.editing import FactEdit, FactParams, flat, value_tokens
 from safeedit.methods.facts.keys import Ordinary, TokenPosition, keys_at, second_moments
-from safeedit.methods.scaled import check_spread, scaled_proposal, so_far
+from safeedit.methods.layer_solve import LayerTarget, SolvedLayer, solve_layers, updates_of
+from safeedit.methods.scaled import check_spread, scaled_proposal
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.policy.layers import resolve
@@ -170,33 +165,31 @@ class _LinearRoad(FactEdit):
             window=self.editor.params.prose_window,
             progress=self.ctx.progress,
         )
-        base, start = self.model.digest(), self._residuals()
-        updates: dict[str, LowRank] = {}
-        per_layer: dict[str, dict[str, Any]] = {}
-        for done, site in enumerate(self.sites):
-            delta = so_far(self.editor.name, base, updates)
-            with self.model.applied(delta):
-                keys = self._read(self.keys, site)
-                missing = self.shares @ values.shifts.double()
-                if updates:
-                    missing = missing - (self._residuals() - start)
-                held = self._held(site, keys, ordinary[site])
-            wanted = missing.T / (len(self.sites) - done)
-            change = constrained_least_squares(
-                keys,
-                wanted,
-                self.editor.metric(ordinary[site].second),
-                ridge=self.editor.params.ridge * self.model.shape.d_mlp,
-                preserve=held,
-                preserve_weight=math.inf
-                if self.editor.params.preserve_weight is None
-                else self.editor.params.preserve_weight,
-            )
-            self._warn(change, site, held)
-            updates[site.weight] = LowRank(change.left, change.right)
-            per_layer[str(site.layer)] = self._effect(change, site, held, ordinary[site])
-        self.notes["layers"] = per_layer
-        return updates
+        start = self._residuals()
+        wanted = self.shares @ values.shifts.double()
+
+        def target(site: Site) -> LayerTarget:
+            keys = self._read(self.keys, site)
+            moved = self._residuals() - start if site != self.sites[0] else 0
+            return LayerTarget(keys, (wanted - moved).T, self._held(site, keys, ordinary[site]))
+
+        params = self.editor.params
+        solved = solve_layers(
+            self.name,
+            self.model,
+            self.sites,
+            ordinary,
+            target,
+            self.editor.metric,
+            ridge=params.ridge,
+            preserve_weight=math.inf if params.preserve_weight is None else params.preserve_weight,
+            whose="the subjects'",
+            remedy="preserve fewer facts, set a finite 'preserve_weight', or choose another layer",
+        )
+        for layer in solved:
+            self._warn(layer)
+        self.notes["layers"] = {str(one.site.layer): one.effect(self.model) for one in solved}
+        return updates_of(solved)
 
     def _columns(self) -> list[_Key]:
         """What is solved for: a key per group, or per phrasing, none twice."""
@@ -228,9 +221,8 @@ class _LinearRoad(FactEdit):
     def _held(self, site: Site, keys: Tensor, ordinary: Ordinary) -> Tensor:
         """``(m, n0)`` keys that are to stay: preserved facts', and those of attention sinks."""
         own = keys_at(self.model, [spot for _, spot in self.preserved], [site])[site]
-        both = torch.cat([keys, own], 1)
         # What is the same as a key to be moved can't stay as well; values tell the two apart.
-        new = same_keys(both, ONE_KEY)[keys.shape[1] :] >= keys.shape[1]
+        new = can_stay(keys, own)
         self.notes["preserved_keys_that_must_move"] = int((~new).sum())
         return torch.cat([own[:, new], ordinary.sinks], 1)
 
@@ -246,34 +238,12 @@ class _LinearRoad(FactEdit):
         parts = torch.stack(states).double().split([len(key.prompts) for key in self.keys])
         return torch.stack([part.mean(0) for part in parts])
 
-    def _warn(self, change: Change, site: Site, held: Tensor) -> None:
+    def _warn(self, solved: SolvedLayer) -> None:
+        change, held = solved.change, solved.held
         keys = len(change.reached)
-        if not change.independent:
-            raise EditError(
-                f"nothing is left to move the subjects' keys by in layer {site.layer}: they lie "
-                "in the span of what is to stay",
-                remedy="preserve fewer facts, set a finite 'preserve_weight', or choose "
-                "another layer",
-            )
         if change.independent < keys or change.missed > _MISSED:
             self.ctx.warn(
-                f"{self.editor.name}: layer {site.layer} has {change.independent} independent "
+                f"{self.name}: layer {solved.site.layer} has {change.independent} independent "
                 f"directions for {keys} keys beside {held.shape[1]} to stay (width "
                 f"{len(held)}): {change.missed:.0%} of the wanted shifts are missed"
             )
-
-    def _effect(
-        self, change: Change, site: Site, held: Tensor, ordinary: Ordinary
-    ) -> dict[str, Any]:
-        """What the solve predicts, for the record."""
-        weight = self.model.weight(site).float().cpu()
-        return {
-            "reached_median": float(change.reached.median()),
-            "reached_least": float(change.reached.min()),
-            "missed": change.missed,
-            "independent_keys": change.independent,
-            "condition": min(change.condition, 1e300),
-            "share_of_ordinary_output": change.share_of(weight, ordinary.second),
-            "share_of_preserved_output": change.share_on(weight, held),
-            "tokens_of_ordinary_text": ordinary.tokens,
-        }

@@ -33,12 +33,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from safeedit.contracts import Progress, Template, silent
-from safeedit.errors import EditError, UsageError
+from safeedit.contracts import Progress, silent
+from safeedit.errors import EditError
 from safeedit.methods.facts.keys import TokenPosition
 from safeedit.methods.facts.values import EqualiseLogits, FactObjective, ObjectivePrompt, Passes
 from safeedit.model.architectures import Site
-from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 
 _CHUNK_LOGITS = 1 << 24
@@ -81,29 +80,6 @@ class Shifts:
     after: Tensor
 
 
-def single_tokens(engine: Engine, words: Sequence[str], template: Template) -> list[int]:
-    """The token of each word as it follows a prompt of that template.
-
-    Raises:
-        UsageError: A word is several tokens, or two words begin with the same one.
-    """
-    found = engine.continuations(words, template)
-    long = [word for word, ids in zip(words, found, strict=True) if len(ids) != 1]
-    if long:
-        raise UsageError(
-            f"for this tokenizer {', '.join(map(repr, long))} "
-            f"{'is' if len(long) == 1 else 'are'} not one token each after a prompt",
-            field="pronouns",
-            remedy="name words that are single tokens of this model's vocabulary",
-        )
-    tokens = [ids[0] for ids in found]
-    if len(set(tokens)) < len(tokens):
-        raise UsageError(
-            "two of the pronouns are the same token", field="pronouns", remedy="name each once"
-        )
-    return tokens
-
-
 def residual_shifts(
     model: ModelHandle,
     states: Tensor,
@@ -118,7 +94,7 @@ def residual_shifts(
         model: Whose final norm and head follow.
         states: ``(prompts, d_model)`` last block's output at each prompt's last token.
         openings: ``(prompts, d_model)`` the same for the neutral opening of each.
-        tokens: The words, see :func:`single_tokens`.
+        tokens: The words, see :func:`~safeedit.methods.word_tokens.single_tokens`.
         descent: How.
         progress: Shown per chunk of prompts.
 
@@ -188,7 +164,7 @@ def margin_shifts(
         model: As it is now, earlier edits included.
         site: An ``mlp_out``.
         spots: A prompt each, and the token at which its shift is added.
-        tokens: ``(prompts, 2)`` the two words of each, see :func:`single_tokens`.
+        tokens: ``(prompts, 2)`` the two words of each, one token each.
         wanted: ``(prompts,)`` logit of the first minus that of the second at the prompt's end.
         steps: Of Newton's method; the best of them counts for each prompt.
         progress: Shown per batch.

@@ -312,26 +312,6 @@ def test_a_subject_is_found_where_the_row_does_not_say(tmp_path: Path) -> None:
     assert torch.equal(one.parts["left"], other.parts["left"])
 
 
-def test_what_mlps_bring_back_is_recorded_where_asked(tmp_path: Path) -> None:
-    model = toy.taught()
-    found = _proposed("rome", model, tmp_path, steps=1, locate="measure").notes["effect_of_mlps"]
-    assert (found["facts"], found["layers_put_back_together"]) == (len(FORGOTTEN), 1)
-    assert found["probability"] > 0.9 > found["probability_under_noise"]
-    at_subject = found["restored_at_last_subject_by_layer"]
-    assert len(at_subject) == model.n_layers
-    assert max(at_subject) == at_subject[0] > 0.1, "names go through the first MLP"
-    assert "restored_at_middle_subject_by_layer" not in found, "names of one token"
-    assert "effect_of_mlps" not in _proposed("rome", model, tmp_path, steps=1).notes
-    said: list[str] = []
-    unknown = [Item(id=name, prompt=WORDINGS[0].format(name), answer="Rome", subject=name)
-               for name in toy.UNKNOWN]  # fmt: skip
-    none = _proposed(
-        "rome", model, tmp_path, _facts(*unknown), steps=1, locate="measure", said=said
-    )
-    assert "effect_of_mlps" not in none.notes
-    assert any("tells none" in text for text in said)
-
-
 def _refused(
     tmp_path: Path, *items: Item, name: str = "rome", family: str = "llama", **params: Any
 ) -> SafeeditError:

@@ -14,16 +14,14 @@ from safeedit.errors import UsageError
 from safeedit.methods import causal_tracing as tracing
 from safeedit.methods.causal_tracing import (
     PLACES,
+    Effects,
     Prompt,
-    Traced,
-    answer_probability,
-    told_answers,
     trace,
-    trace_mlps,
     window_of,
 )
+from safeedit.methods.facts.answers import answer_probability, told_answers
 from safeedit.methods.facts.keys import subject_spot
-from safeedit.methods.residual_shifts import single_tokens
+from safeedit.methods.word_tokens import single_tokens
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import TokenisedText
@@ -33,14 +31,27 @@ from tests.editors.toy import WORDINGS
 from tests.tiny_models import FAMILIES, tiny_handle
 
 
-def traced(family: str, **options: float) -> Traced:
+def traced(family: str, **options: float) -> Effects:
+    """Effects of single MLPs on the margin between he and she, all tokens of a prompt drowned."""
     handle = gendered(family)
     items = prompts().items("fit")
     ids = handle.engine.encode([item.prompt for item in items], "plain")
+    begin = len(handle.engine.codec.bos)
     spots = [subject_spot(handle, row, str(i.subject)) for row, i in zip(ids, items, strict=True)]
-    tokens = single_tokens(handle.engine, PRONOUNS[:2], "plain")
+    drowned = [
+        Prompt(tuple(s.ids), range(s.position, s.position + 1),
+               tuple(range(begin, s.position + 1)))
+        for s in spots if s is not None
+    ]  # fmt: skip
+    he, she = single_tokens(handle.engine, PRONOUNS[:2], "plain")
+
+    def margin(logits: Tensor, _: Sequence[int]) -> Tensor:
+        return logits[:, he].double() - logits[:, she].double()
+
     before = handle.digest(fresh=True)
-    found = trace_mlps(handle, [spot for spot in spots if spot is not None], tokens, **options)
+    found = trace(
+        handle, drowned, margin, kinds=("mlp",), places=("last subject", "last"), **options
+    )
     assert handle.digest(fresh=True) == before
     assert not handle.embedding._forward_hooks
     return found
@@ -49,18 +60,22 @@ def traced(family: str, **options: float) -> Traced:
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_the_planted_layer_brings_most_back(family: str) -> None:
     found = traced(family)
-    assert found.lost > 1
-    assert found.at_subject.shape == found.at_end.shape == (3,)
-    assert int(found.at_subject.argmax()) == LAYER
-    assert float(found.at_subject[LAYER]) > 0.3 * found.lost
+    lost = found.clean - found.noisy
+    at_subject, at_end = (
+        (lost.sign()[:, None] * effects).mean(0) for effects in found.restored.values()
+    )
+    assert float(lost.abs().mean()) > 1
+    assert at_subject.shape == at_end.shape == (3,)
+    assert int(at_subject.argmax()) == LAYER
+    assert float(at_subject[LAYER]) > 0.3 * float(lost.abs().mean())
     # These prompts end with their subject.
-    assert torch.allclose(found.at_subject, found.at_end, atol=1e-4)
+    assert torch.allclose(at_subject, at_end, atol=1e-4)
 
 
 def test_without_noise_nothing_is_lost_and_nothing_comes_back() -> None:
     found = traced("llama", noise=0.0)
-    assert found.lost == pytest.approx(0, abs=1e-4)
-    assert float(found.at_end.abs().max()) < 1e-4
+    assert torch.allclose(found.clean, found.noisy, atol=1e-4)
+    assert max(float(effects.abs().max()) for effects in found.restored.values()) < 1e-4
 
 
 # Against the whole model run the ordinary way ---------------------------------------------

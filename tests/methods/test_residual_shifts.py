@@ -13,8 +13,8 @@ from safeedit.methods.residual_shifts import (
     margin_shifts,
     margins,
     residual_shifts,
-    single_tokens,
 )
+from safeedit.methods.word_tokens import single_tokens
 from safeedit.model.handle import ModelHandle
 from tests.tiny_models import FAMILIES, tiny_handle
 
@@ -87,7 +87,7 @@ def test_decay_shortens_and_divergence_spares_the_neutral_opening() -> None:
 
 def test_words_of_several_tokens_and_words_named_twice_are_refused() -> None:
     engine = tiny_handle("llama").engine
-    with pytest.raises(UsageError, match="'Copenhagen' is not one token each") as caught:
+    with pytest.raises(UsageError, match="'Copenhagen' as several tokens") as caught:
         single_tokens(engine, ("he", "Copenhagen"), "plain")
     assert caught.value.field == "pronouns"
     with pytest.raises(UsageError, match="same token"):

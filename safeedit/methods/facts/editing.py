@@ -12,7 +12,6 @@ facts on the same subject are held by divergence while the value is learnt.
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,8 +26,8 @@ from safeedit.data import Dataset, Item
 from safeedit.data.splitting import normalise_prompt
 from safeedit.data.subjects import same_subject, shared_span
 from safeedit.errors import DataError, UsageError
-from safeedit.methods.causal_tracing import answer_probability, told_answers, trace, usual_window
-from safeedit.methods.constrained_least_squares import same_keys
+from safeedit.methods.constrained_least_squares import ONE_KEY, same_keys
+from safeedit.methods.facts.answers import answer_start, own_answers
 from safeedit.methods.facts.keys import TokenPosition, keys_at, subject_spot
 from safeedit.methods.facts.least_values import least_values
 from safeedit.methods.facts.values import (
@@ -44,7 +43,6 @@ from safeedit.methods.facts.values import (
 )
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
-from safeedit.model.spans import TokenisedText
 from safeedit.policy.layers import Layers, resolve
 
 CONTEXTS = (
@@ -57,17 +55,8 @@ CONTEXTS = (
 )
 """What prompts are read after, beside nothing, for their keys; our own."""
 
-ONE_KEY = 1e-3
-"""Relative distance within which two facts' keys are one."""
-
-_TELLING = 24
-"""Tokens of the model's own answer in which the forgotten one is looked for."""
-
 _KEPT_ROWS = 4
 """Preserved facts on a unit's own subject that its value is held to, at most."""
-
-_TRACED, _DRAWS = 20, 3
-"""Facts traced, at most, and draws of the noise."""
 
 _LEAST_STEPS = 12
 """Steps to a least value at most; a few do."""
@@ -157,11 +146,6 @@ class FactParams(BaseParams):
         ge=0,
         description="a value is done once its loss on every phrasing is at most this, nats",
     )
-    locate: Literal["no", "measure"] = Field(
-        "no",
-        description="measure: also record what each layer's MLPs bring back of the answers under "
-        "noise on the subjects (causal tracing), whichever layers are edited",
-    )
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5, 0.75, 1.0, 1.25), min_length=1, description="scales of the change, ascending"
     )
@@ -239,8 +223,6 @@ class FactEdit:
             "facts": len(data["forget"].items("fit")),
             "preserved_facts": len(self.preserved),
         }
-        if self.params.locate == "measure":
-            self._locate(facts)
 
     # Facts ----------------------------------------------------------------------------
 
@@ -341,44 +323,6 @@ class FactEdit:
         for fact, first in zip(facts, same_keys(keys, ONE_KEY).tolist(), strict=True):
             groups.setdefault(first, []).append(fact)
         return list(groups.values())
-
-    def _locate(self, facts: Sequence[Fact]) -> None:
-        """Record what MLPs bring back of the answers the model tells, whichever are edited."""
-        first = [fact for fact in facts if fact.template == facts[0].template]
-        random.Random(self.ctx.seed).shuffle(first)
-        told = told_answers(
-            self.model.engine,
-            [(fact.item.prompt, fact.subject, fact.item.aliases) for fact in first[:_TRACED]],
-            facts[0].template,
-            progress=self.ctx.progress,
-        )
-        known = [one for one in told if one is not None]
-        if not known:
-            self.ctx.warn(f"{self.name}: the model tells none of the facts: none was traced")
-            return
-        window = usual_window(self.model.n_layers)
-        effects = trace(
-            self.model,
-            [one.prompt for one in known],
-            answer_probability(known),
-            kinds=("mlp",),
-            window=window,
-            draws=_DRAWS,
-            seed=self.ctx.seed,
-            progress=self.ctx.progress,
-        )
-        self.notes["effect_of_mlps"] = {
-            "facts": len(known),
-            "layers_put_back_together": window,
-            "probability": round(float(effects.clean.mean()), 4),
-            "probability_under_noise": round(float(effects.noisy.mean()), 4),
-        } | {
-            f"restored_at_{place.replace(' ', '_')}_by_layer": [
-                round(value, 4) for value in found.nanmean(0).tolist()
-            ]
-            for (_, place), found in effects.restored.items()
-            if not bool(found.isnan().all())
-        }
 
     # Keys -----------------------------------------------------------------------------
 
@@ -515,15 +459,10 @@ class FactEdit:
         Where it does not tell it, the answer is taken to come first.
         """
         engine = self.model.engine
-        answers = engine.generate(
-            [spot.ids for _, spot in asked],
-            max_new_tokens=_TELLING,
-            progress=self.ctx.progress,
-            description="the model's own answers",
-        )
+        answers = own_answers(engine, [spot.ids for _, spot in asked], self.ctx.progress)
         rows, lens = [], self._lens(layer)
-        for (fact, spot), (said,) in zip(asked, answers, strict=True):
-            begin = self._begin(said, fact.item.aliases)
+        for (fact, spot), said in zip(asked, answers, strict=True):
+            begin = answer_start(engine, said, fact.item.aliases)
             if begin is None:
                 firsts = {
                     engine.continuation(alias, fact.template)[0]
@@ -556,12 +495,6 @@ class FactEdit:
                 remedy=f"name layers from {edited + 1} to {n_layers - 1}",
             )
         return tuple(sorted(set(named) - {n_layers - 1}))
-
-    def _begin(self, said: Sequence[int], aliases: Sequence[str]) -> int | None:
-        """Which token of an answer begins the first mention of one of the aliases."""
-        text = TokenisedText(self.model.engine.codec.tokenizer, said)
-        spoken = [alias.strip() for alias in aliases if alias.strip()]
-        return min((span[0] for alias in spoken for span in text.spans(alias)), default=None)
 
 
 def flat(some: Iterable[Sequence[TokenPosition]]) -> tuple[TokenPosition, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from benchmarks.remedi import compiled
 from safeedit.cli.main import main
 from safeedit.contracts import RunContext
 from safeedit.data import Dataset, Item
@@ -17,7 +18,7 @@ from safeedit.methods.remedi.mapping import Remedi, TrainingConfig, train
 from safeedit.methods.remedi.steering import steering
 from safeedit.model.sources import open_model
 from safeedit.policy import DataSpec
-from safeedit.workflows.remedi.measuring import compiled, lessons_of, lift, probe
+from safeedit.workflows.remedi.measuring import lessons_of, lift, probe
 from tests.editors.gendered import gendered, prose
 from tests.model.named import LATER, NAMES
 from tests.tiny_models import save_tiny
