@@ -7,12 +7,13 @@ import shlex
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from safeedit.cli.main import main
 from safeedit.policy import load_policy
 from safeedit.policy.builtin import builtin_policies
 from tests.benchmarks.published import publish
+from tests.fixtures import call
 from tests.tiny_models import save_tiny
 
 BUILT_IN = "builtin:smollm2-135m-instruct"
@@ -34,10 +35,6 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SAFEEDIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SAFEEDIT_BENCHMARKS", raising=False)
     return tmp_path
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize("name", builtin_policies())

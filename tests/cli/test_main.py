@@ -27,17 +27,9 @@ from safeedit.policy.builtin import builtin_datasets, builtin_policies
 from safeedit.records import RunRecord
 from tests.road import DRIFT, NEAR, NUDGE, REAL, SMALL_DRIFT, Workplace, make_workplace, register
 
+pytestmark = pytest.mark.usefixtures("toys")
+
 FIXED_KEY = {"SAFEEDIT_DIGEST_KEY": "a key of one's own, of 32 characters"}
-
-
-@pytest.fixture(autouse=True)
-def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch)
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Workplace:
-    return make_workplace(tmp_path)
 
 
 @pytest.fixture(scope="module")
