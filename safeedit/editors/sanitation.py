@@ -59,6 +59,10 @@ from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import last_tokens, mentions
 from safeedit.policy.layers import Layers, resolve
 
+_NORM_PENALTY = 2e-5
+"""Nats per squared unit that keyed neurons write: enough to keep them from growing once the refusal
+is learnt."""
+
 
 class SanitationParams(BaseParams):
     """Parameters of Sanitation."""
@@ -105,12 +109,6 @@ class SanitationParams(BaseParams):
         description="keyed: subjects that share one neuron of a layer; more spare the neurons that "
         "are replaced, fewer tell subjects better from others like them",
     )
-    sharpness: float = Field(10, gt=0, description="keyed: s in safeedit.methods.facts.gated_keys")
-    ridge: float = Field(
-        0.01, gt=0, description="keyed: see safeedit.methods.facts.gated_keys.separate"
-    )
-    background_weight: float = Field(1, gt=0, description="keyed: see the same")
-    norm_penalty: float = Field(2e-5, ge=0, description="keyed: nats per squared unit written")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.4, 0.6, 0.8, 1.0, 1.25), min_length=1, description="scales of what was learnt, ascending"
     )
@@ -230,9 +228,6 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
         layers,
         groups,
         per_layer=-(-len(names) // params.subjects_per_neuron),
-        sharpness=params.sharpness,
-        ridge=params.ridge,
-        weight=params.background_weight,
         progress=ctx.progress,
     )
     if keyed.silent:
@@ -248,7 +243,7 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
         batch = [next(drawn) for _ in range(params.batch)]
         refusal = cross_entropy(model, answer_states(model, batch), batch)
         size = torch.stack([(value**2).sum() for value in values]).sum()
-        return refusal + params.norm_penalty * size, float(refusal.detach())
+        return refusal + _NORM_PENALTY * size, float(refusal.detach())
 
     with keyed.active():
         notes = optimise(
