@@ -197,7 +197,7 @@ def validate(screen: Screen, policy: Path, as_json: bool) -> None:
 )
 def plan(policy: Path, as_json: bool, output: Path | None) -> None:
     """Show what a run would touch: layers, tensors, data, gates, memory, time."""
-    from safeedit.planning.plan import write_plan
+    from safeedit.planning.file import write_plan
 
     made = _plan(policy, exporting=False)
     if output is not None:
@@ -215,7 +215,7 @@ def plan(policy: Path, as_json: bool, output: Path | None) -> None:
 @click.pass_obj
 def apply(screen: Screen, policy: Path, as_json: bool, report_dir: Path | None) -> int:
     """Run POLICY (or a plan made by 'plan -o'): edit, audit, judge, export what passed."""
-    from safeedit.planning.plan import check_unmoved, is_plan, read_plan
+    from safeedit.planning.file import check_unmoved, is_plan, read_plan
     from safeedit.running.run import execute
 
     written = read_plan(policy) if is_plan(policy) else None
@@ -402,7 +402,7 @@ def _plan(
     keyed: bool = True,
 ) -> Plan:
     from safeedit.cache import cache_dir
-    from safeedit.planning.plan import make_plan
+    from safeedit.planning.resolution import make_plan
     from safeedit.policy import load_policy
 
     loaded = load_policy(path)

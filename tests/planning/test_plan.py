@@ -12,7 +12,9 @@ import yaml
 from safeedit.data import Dataset
 from safeedit.errors import DataError, ExportError, ModelError, PolicyError, UsageError
 from safeedit.model.handle import ModelHandle
-from safeedit.planning.plan import Plan, check_unmoved, is_plan, make_plan, read_plan, write_plan
+from safeedit.planning.file import check_unmoved, is_plan, read_plan, write_plan
+from safeedit.planning.plan import Plan
+from safeedit.planning.resolution import make_plan
 from safeedit.policy import load_policy
 from tests.road import (
     DRIFT,

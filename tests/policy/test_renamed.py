@@ -9,7 +9,7 @@ import pytest
 
 from safeedit import catalog
 from safeedit.errors import SafeeditError
-from safeedit.planning.plan import make_plan
+from safeedit.planning.resolution import make_plan
 from safeedit.policy import DataSpec, load_policy
 from safeedit.policy.renamed import RENAMED, RENAMED_METRICS
 from safeedit.policy.suggest import did_you_mean

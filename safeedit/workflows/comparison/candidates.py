@@ -27,6 +27,7 @@ from typing import Any
 from safeedit import catalog
 from safeedit.contracts import DataRole, Editor
 from safeedit.errors import PolicyError, UsageError
+from safeedit.planning.options import part_options, roles_by_key
 from safeedit.policy import (
     AuditSpec,
     DataSpec,
@@ -214,16 +215,13 @@ def _own(loaded: LoadedPolicy) -> tuple[EditSpec, Mapping[str, Any]]:
         raise loaded.error((*_AT, "use"), error.message, error.remedy) from None
     facts = _facts(kind)
     every = {role.name for name in catalog.names("editors") for role in catalog.editor(name).roles}
-    roles: dict[str, Any] = {}
-    for key, value in edit.options.items():
-        name = kind.roles[0].name if key == "data" else key
-        if facts is not None and name == facts.name:
-            roles[""] = value
-        elif name in {role.name for role in kind.roles} | every:
-            roles[name] = value
-        elif key not in kind.Params.model_fields:
-            known = (*EditSpec.model_fields, *kind.Params.model_fields, *every)
-            raise loaded.error((*_AT, key), f"unknown key {key!r}", did_you_mean(key, known))
+    options = part_options(edit.options, kind.roles)
+    roles = {"" if role == facts else role.name: edit.options[key] for role, key in options.data}
+    roles |= {key: value for key, value in options.rest.items() if key in every}
+    params = {key: value for key, value in options.rest.items() if key not in every}
+    if key := replace(options, rest=params).unknown(kind.Params):
+        known = (*EditSpec.model_fields, *kind.Params.model_fields, *every)
+        raise loaded.error((*_AT, key), f"unknown key {key!r}", did_you_mean(key, known))
     return edit, roles
 
 
@@ -244,7 +242,6 @@ def _options(
     kind = catalog.editor(use)
     facts = _facts(kind)
     entry = settings.entries.get(name, {})
-    names = {role.name for role in kind.roles}
     options: dict[str, Any] = {}
     for role in kind.roles:
         key = "" if role == facts else role.name
@@ -252,26 +249,25 @@ def _options(
             options[role.name] = roles[key]
     if use == own.use:
         options |= {key: v for key, v in own.options.items() if key in kind.Params.model_fields}
-    for key, value in entry.items():
-        if key in ("use", "dose"):
-            continue
-        if facts is not None and key == facts.name:
+    said = part_options({k: v for k, v in entry.items() if k not in ("use", "dose")}, kind.roles)
+    for role, key in said.data:
+        if role == facts:
             raise settings.error(
                 (name, key),
                 f"{key!r} is what is to be forgotten, which is the same for all",
                 "give it in the policy's edit alone",
             )
-        if key in names:
-            assert settings.source is not None
-            settings.source.parse(DataSpec, value, (name, key))
-        elif key not in kind.Params.model_fields:
-            known = ("use", "dose", *kind.Params.model_fields, *names)
-            raise settings.error((name, key), f"{use} has no {key!r}", did_you_mean(key, known))
-        options[key] = value
+        assert settings.source is not None
+        settings.source.parse(DataSpec, entry[key], (name, key))
+        options[role.name] = entry[key]
+    if (unknown := said.unknown(kind.Params)) is not None:
+        known = ("use", "dose", *kind.Params.model_fields, *roles_by_key(kind.roles))
+        remedy = did_you_mean(unknown, known)
+        raise settings.error((name, unknown), f"{use} has no {unknown!r}", remedy)
+    options |= said.rest
     if entry:
         assert settings.source is not None
-        params = {key: value for key, value in options.items() if key not in names}
-        settings.source.parse(kind.Params, params, (name,))
+        settings.source.parse(kind.Params, part_options(options, kind.roles).rest, (name,))
     for role in kind.roles:
         if role.required and role.name not in options:
             where = "the policy's edit" if role == facts else "the policy's edit or --params"

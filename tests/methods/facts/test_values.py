@@ -209,7 +209,7 @@ def test_too_much_to_keep_is_run_again_instead(
     units = [FactObjective((_say(handle, number, "chat"),)) for number in (0, 2)]
     shifts = torch.randn(2, handle.d_model, generator=torch.Generator().manual_seed(1))
     plain = values.Passes(handle, 1, units)
-    monkeypatch.setattr(values, "_KEPT_SHARE", 0.0)
+    monkeypatch.setattr(values, "KEPT_SHARE", 0.0)
     whole = values.Passes(handle, 1, units)
     assert len(set(whole.starts)) == 1
     assert 0 < whole.starts[0] < min(plain.starts)

@@ -19,24 +19,10 @@ from safeedit.methods.remedi.steering import steering
 from safeedit.model.sources import open_model
 from safeedit.policy import DataSpec
 from safeedit.workflows.remedi.measuring import lessons_of, lift, probe
-from tests.editors.gendered import FEMALE, MALE, gendered, prose
+from tests.editors.gendered import gendered, prose
 from tests.model.named import LATER, NAMES
 from tests.tiny_models import save_tiny
-
-
-def rows() -> list[dict[str, Any]]:
-    found = []
-    for split, names, kinds in (("fit", NAMES, (MALE[:4], FEMALE[:4])),
-                                ("test", LATER, (MALE[4:], FEMALE[4:]))):  # fmt: skip
-        for n, name in enumerate(names):
-            own, other = (kinds[side][n // 2 % len(kinds[0])] for side in (n % 2, 1 - n % 2))
-            words = ("heb", "sheb")[n % 2], ("sheb", "heb")[n % 2]
-            found.append(
-                {"prompt": f"Here {name} says", "subject": name, "split": split, "attribute": own,
-                 "context": f"Here {name} met the {own} today", "other_attribute": other,
-                 "target": words[0], "other": words[1]}
-            )  # fmt: skip
-    return found
+from tests.workflows.remedi.lessons import rows
 
 
 def dataset() -> Dataset:
