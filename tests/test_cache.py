@@ -16,11 +16,7 @@ import pytest
 from safeedit import cache
 from safeedit.cache import PRIVATE, cache_dir, write_atomically
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SAFEEDIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 class TestTheDigestOfAFile:

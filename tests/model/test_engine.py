@@ -37,11 +37,6 @@ def handle(request: pytest.FixtureRequest) -> ModelHandle:
     return tiny_handle(family, **options)
 
 
-@pytest.fixture
-def llama() -> ModelHandle:
-    return tiny_handle("llama")
-
-
 def token_rows(n: int, low: int, high: int, *, shared: int = 0, seed: int = 0) -> list[list[int]]:
     rng = random.Random(seed)
     start = [rng.randrange(5, VOCAB_SIZE - 5) for _ in range(shared)]

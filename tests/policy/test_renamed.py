@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,13 +12,7 @@ from safeedit.planning.resolution import make_plan
 from safeedit.policy import DataSpec, load_policy
 from safeedit.policy.renamed import RENAMED, RENAMED_METRICS
 from safeedit.policy.suggest import did_you_mean
-from tests.road import PERPLEXITY, Workplace, make_workplace, register
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
-    register(monkeypatch)
-    return make_workplace(tmp_path)
+from tests.road import PERPLEXITY, Workplace
 
 
 def everything() -> set[str]:

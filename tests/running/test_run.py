@@ -55,11 +55,12 @@ from tests.road import (
     Workplace,
     change_code,
     make_workplace,
-    register,
     teach,
 )
 from tests.tiny_models import save_tiny
 from tests.training import trained
+
+pytestmark = pytest.mark.usefixtures("toys")
 
 ROOT = Path(__file__).parents[2]
 SHORT = {"max_new_tokens": 10}
@@ -92,11 +93,6 @@ UPDATES: dict[str, dict[str, Any]] = {
         ],
     },
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +148,6 @@ def ran(request: pytest.FixtureRequest, runs: Callable[[str], Ran]) -> Ran:
 @pytest.fixture
 def lora(runs: Callable[[str], Ran]) -> Ran:
     return runs("lora")
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Workplace:
-    return make_workplace(tmp_path)
 
 
 def drift_of(record: RunRecord) -> float:

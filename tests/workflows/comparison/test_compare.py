@@ -30,19 +30,11 @@ from tests.road import (
     Workplace,
     change_code,
     make_workplace,
-    register,
     teach,
 )
 from tests.training import trained
 
 METRICS = ("--success", "drift.distance", "--locality", "drift.peace")
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
-    """A tiny model, and toys in the catalog."""
-    register(monkeypatch)
-    return make_workplace(tmp_path)
 
 
 @pytest.fixture
