@@ -15,15 +15,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from safeedit.methods.facts import values
+from safeedit.methods.facts import passes
 from safeedit.methods.facts.keys import subject_spot
 from safeedit.methods.facts.least_values import least_values
-from safeedit.methods.facts.values import (
-    FactObjective,
-    ObjectivePrompt,
-    SuppressTokens,
-    learn_values,
-)
+from safeedit.methods.facts.objectives import FactObjective, ObjectivePrompt, SuppressTokens
+from safeedit.methods.facts.values import learn_values
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 
@@ -73,12 +69,12 @@ def main(arguments: Sequence[str]) -> None:
     model = open_model(args.model, dtype=args.dtype)
     units = _units(model, args.facts, args.count)
     for way in ("adam", "least"):
-        kept, share = _seconds(model, args.layer, units, way, args.steps), values.KEPT_SHARE
+        kept, share = _seconds(model, args.layer, units, way, args.steps), passes.KEPT_SHARE
         try:
-            values.KEPT_SHARE = 0.0
+            passes.KEPT_SHARE = 0.0
             whole = _seconds(model, args.layer, units, way, args.steps)
         finally:
-            values.KEPT_SHARE = share
+            passes.KEPT_SHARE = share
         print(
             f"{way}: {kept / len(units):.2f} CPU seconds per fact, {whole / len(units):.2f} "
             f"without what is kept, {whole / kept:.1f} times as many"

@@ -50,7 +50,7 @@ from safeedit.methods.constrained_least_squares import Weighted
 from safeedit.methods.contrast import Passages, passages
 from safeedit.methods.facts.keys import TokenPosition, keys_at, second_moments
 from safeedit.methods.facts.least_values import least_values
-from safeedit.methods.facts.values import FactObjective, ObjectivePrompt, SuppressTokens
+from safeedit.methods.facts.objectives import FactObjective, ObjectivePrompt, SuppressTokens
 from safeedit.methods.layer_solve import LayerTarget, solve_layers, updates_of
 from safeedit.methods.scaled import check_spread, scaled_proposal, so_far
 from safeedit.model.architectures import Site

@@ -53,8 +53,8 @@ from safeedit.data import Dataset
 from safeedit.delta import LowRank, Origin, WeightDelta
 from safeedit.errors import DataError, ModelError, UnsupportedModelError, UsageError
 from safeedit.methods.constrained_least_squares import Change, Weighted, can_stay
-from safeedit.methods.facts.editing import CONTEXTS
 from safeedit.methods.facts.keys import TokenPosition, keys_at, second_moments, subject_spot
+from safeedit.methods.facts.settings import CONTEXTS
 from safeedit.methods.layer_solve import LayerTarget, solve_layers
 from safeedit.methods.remedi.examples import (
     AttributeExample,

@@ -40,6 +40,10 @@ from safeedit.errors import EditError
 _DEPENDENT = 1e-10
 """Share of the largest eigenvalue of the keys' Gram matrix below which one counts as zero."""
 
+_FLOOR = 0.01
+"""Share of the mean eigenvalue added to a second moment, for directions that a sample of ordinary
+text hardly uses."""
+
 _SAME = 1e-6
 """Relative distance below which two keys are one but for rounding."""
 
@@ -79,7 +83,7 @@ class Weighted:
     factor: Tensor
 
     @classmethod
-    def of(cls, second: Tensor, floor: float = 0.01) -> Weighted:
+    def of(cls, second: Tensor, floor: float = _FLOOR) -> Weighted:
         """From a second moment.
 
         Args:

@@ -36,7 +36,8 @@ from torch.nn import functional
 from safeedit.contracts import Progress, silent
 from safeedit.errors import EditError
 from safeedit.methods.facts.keys import TokenPosition
-from safeedit.methods.facts.values import EqualiseLogits, FactObjective, ObjectivePrompt, Passes
+from safeedit.methods.facts.objectives import EqualiseLogits, FactObjective, ObjectivePrompt
+from safeedit.methods.facts.passes import Passes
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 

@@ -275,7 +275,7 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(place: Workplace) 
     edit = {
         "use": "sanitation", "unaudited": "a toy", "steps": 1, "batch": 2,
         "rank": 1, "dose": 1.0, "control": False,
-        "retain_tokens": 2, "forget": {"file": "forget.jsonl"}, "retain": {"file": "retain.jsonl"},
+        "forget": {"file": "forget.jsonl"}, "retain": {"file": "retain.jsonl"},
     }  # fmt: skip
     result = place.run("apply", place.policy(edits=[edit]))
     assert result.exit_code == 0, result.stderr

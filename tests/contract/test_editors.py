@@ -25,11 +25,12 @@ from safeedit.data import Item as DataItem
 from safeedit.delta import WeightDelta
 from safeedit.model.architectures import ModelShape
 from safeedit.model.handle import ModelHandle
+from tests.editors.searching import weigh_background
 from tests.tiny_models import FAMILIES, tiny_handle
 
 EDITORS = catalog.names("editors")
 QUICK: dict[str, Any] = {
-    "steps": 2, "batch": 4, "retain_tokens": 2, "points": 2, "generic_points": 2,
+    "steps": 2, "batch": 4, "points": 2, "generic_points": 2,
 }  # fmt: skip
 """Given to editors that have such a parameter."""
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -44,12 +45,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"key": "subject", "layers": [1], "towards": "mean"},
     ),
     "keyed_detox": ({"layers": [1]}, {"layers": "1-2", "words": ("fool", "hate")}),
-    # Random weights hardly tell names from other words: let the keys try harder.
-    "keyed_neurons": ({"background_weight": 0.01, "ridge": 1e-4, "layers": "1-2"},),
+    "keyed_neurons": ({"layers": "1-2"},),
     "remedi": ({"learning_rate": 1e-3, "epochs": 4, "batch": 16},),
     "sanitation": (
         {"update": "lora"},
-        {"update": "keyed", "background_weight": 0.01, "ridge": 1e-4},
+        {"update": "keyed"},
     ),
     "subspace": (
         {"projection": "orthogonal"},
@@ -64,6 +64,13 @@ CASES = [
     for name in EDITORS
     for variant in VARIANTS.get(name, ({},))
 ]
+
+
+@pytest.fixture(autouse=True)
+def told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    weigh_background(monkeypatch)
+
+
 every_editor = pytest.mark.parametrize(("name", "variant"), CASES)
 
 SUBJECTS = ("Zyxquand", "Plimsorbo")

@@ -370,14 +370,6 @@ def test_what_can_not_work_is_refused_at_its_place(
     assert error.column is not None
 
 
-def test_modules_the_architecture_does_not_have_are_refused(shared: Workplace) -> None:
-    policy = shared.policy(edits=[{**SANITATION, "dose": 1.0, "modules": ["attn_qkv"]}])
-    error = refused(policy, UsageError)
-    assert "none of the modules" in error.message
-    assert "attn_q" in error.remedy
-    assert error.file == str(policy)
-
-
 @pytest.mark.parametrize(
     ("edit", "audit", "what"),
     [

@@ -4,7 +4,7 @@ An editor takes of the policy's edit the data of those roles that it has itself,
 be forgotten goes to its own role of that kind, whatever it is called. The edit's parameters are
 its own editor's alone. A *settings* file says more of single candidates::
 
-    rome@wide: {use: rome, contexts: 6, preserve: {dataset: facts, where: {role: near}}}
+    rome@more: {use: rome, phrasings: 6, preserve: {dataset: facts, where: {role: near}}}
     ft_m: {steps: 40, dose: 1.0}
 
 Each key there is a candidate: an editor, ``EDITOR@VARIANT``, or any name beside ``use``. Its own
@@ -87,16 +87,16 @@ def read_settings(path: Path | None, loaded: LoadedPolicy) -> CandidateSettings:
         raise UsageError(
             "there is no such file of parameters",
             file=path,
-            remedy="write YAML such as 'rome: {contexts: 6}', a key for each editor",
+            remedy="write YAML such as 'rome: {phrasings: 6}', a key for each editor",
         )
     raw, positions = read_yaml(path)
     settings = CandidateSettings(replace(loaded, path=path, positions=positions), {})
     if not isinstance(raw, dict):
-        raise settings.error((), "should be a mapping", "write 'rome: {contexts: 6}'")
+        raise settings.error((), "should be a mapping", "write 'rome: {phrasings: 6}'")
     entries: dict[str, Mapping[str, Any]] = {}
     for name, entry in raw.items():
         if entry is not None and not isinstance(entry, dict):
-            raise settings.error((name,), "should be a mapping", "write 'rome: {contexts: 6}'")
+            raise settings.error((name,), "should be a mapping", "write 'rome: {phrasings: 6}'")
         if name in (NONE, RANDOM):
             raise settings.error((name,), "takes no parameters", "remove it")
         entries[name] = entry or {}
@@ -162,7 +162,7 @@ def _check_names(names: Sequence[str]) -> None:
             raise UsageError(
                 f"{name!r} is no name of an editor or variant",
                 field="editors",
-                remedy="separate names by commas: rome,rome@wide,ft_m",
+                remedy="separate names by commas: rome,rome@more,ft_m",
             )
     if not set(names) - {NONE, RANDOM}:
         raise UsageError(

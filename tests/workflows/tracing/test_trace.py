@@ -21,7 +21,7 @@ from tests.editors.toy import FACTS, UNKNOWN, WORDINGS
 from tests.fixtures import call
 from tests.training import trained
 
-QUICK = {"steps": 10, "phrasings": 2, "contexts": 1, "doses": [1.0]}
+QUICK = {"steps": 10, "phrasings": 2, "doses": [1.0]}
 
 
 @pytest.fixture(scope="module")
