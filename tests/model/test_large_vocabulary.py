@@ -18,7 +18,7 @@ from safeedit.auditors.locality import Locality
 from safeedit.auditors.locality import Params as LocalityParams
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError, UsageError
-from safeedit.model import batching, engine
+from safeedit.model import batching
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sampling import Sampling
 from tests.auditors.scripted import context
@@ -65,8 +65,7 @@ def large() -> ModelHandle:
 
 @pytest.fixture
 def counted(large: ModelHandle, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
-    for module in (batching, engine):
-        monkeypatch.setattr(module, "MAX_LOGITS", ROWS * VOCAB)
+    monkeypatch.setattr(batching, "MAX_LOGITS", ROWS * VOCAB)
 
     @contextmanager
     def counting() -> Iterator[Sizes]:
@@ -180,8 +179,7 @@ def test_read_in_parts_a_long_continuation_scores_as_it_does_whole(
         return scores, totals, read
 
     whole, whole_totals, whole_read = all_of_it()
-    for module in (batching, engine):
-        monkeypatch.setattr(module, "MAX_LOGITS", 7 * vocab)
+    monkeypatch.setattr(batching, "MAX_LOGITS", 7 * vocab)
     parts, parts_totals, parts_read = all_of_it()
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one.log_probs, other.log_probs, atol=1e-4, rtol=0)
@@ -197,8 +195,7 @@ def test_in_parts_too_logits_that_are_no_numbers_are_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     handle = tiny_handle("llama")
-    for module in (batching, engine):
-        monkeypatch.setattr(module, "MAX_LOGITS", 2 * handle.shape.vocab_size)
+    monkeypatch.setattr(batching, "MAX_LOGITS", 2 * handle.shape.vocab_size)
     with torch.no_grad():
         handle.head.weight[3] = torch.nan
     with pytest.raises(AuditError, match="not finite"):
