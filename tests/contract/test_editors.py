@@ -30,7 +30,7 @@ from tests.tiny_models import FAMILIES, tiny_handle
 
 EDITORS = catalog.names("editors")
 QUICK: dict[str, Any] = {
-    "steps": 2, "batch": 4, "points": 2, "generic_points": 2,
+    "steps": 2, "batch": 4,
 }  # fmt: skip
 """Given to editors that have such a parameter."""
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
