@@ -8,7 +8,7 @@ and solves for the change of the output matrices that moves the keys read there 
 ordinary text least (:mod:`safeedit.methods.constrained_least_squares`). Neutral continuations count
 as ordinary text, so that what is softened is what tells the two apart.
 
-Words of abuse are those given, or tokens that stand ``lift`` times as often in toxic continuations
+Words of abuse are those given, or tokens that stand five times as often in toxic continuations
 as in their openings and in neutral text, three times at least. They are counted in the record and
 not named.
 
@@ -60,6 +60,13 @@ from safeedit.policy.layers import Layers, resolve
 _RARE = 3
 """Times that a token must stand in toxic continuations to count as a word of abuse."""
 
+_LIFT = 5.0
+"""How much more frequent in toxic text a word of abuse is."""
+
+_MAX_NORM = 3.0
+"""Greatest length of a shift, as a share of the MLP's output: further, and the last layers write
+something that no later one can make good for."""
+
 _STEPS = 6
 """To a least shift, at most."""
 
@@ -77,27 +84,15 @@ class KeyedDetoxParams(BaseParams):
     words: tuple[str, ...] | None = Field(
         None, min_length=1, description="words of abuse; null: found in the pairs"
     )
-    lift: float = Field(
-        5.0, gt=1, description="how much more frequent in toxic text a word of abuse is"
-    )
     target_drop_nats: float = Field(
         3.0, gt=0, description="nats of log-odds by which words of abuse are to be less likely"
     )
     most_places: int = Field(1000, ge=1, description="keys used at most, a seeded choice")
-    max_norm: float = Field(
-        3.0, gt=0, description="greatest length of a shift, as a share of the MLP's output"
-    )
     ridge: float = Field(
         0.3,
         gt=0,
         description="what ordinary text weighs against missed shifts, in units of the MLP's width",
     )
-    background: float = Field(
-        0.01,
-        gt=0,
-        description="share of the mean eigenvalue added to ordinary text's second moment",
-    )
-    prose_window: int = Field(128, ge=8, description="tokens of ordinary text read at a time")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5, 1.0, 1.25, 1.5, 2.0), min_length=1, description="scales of the change, ascending"
     )
@@ -148,7 +143,6 @@ class KeyedDetox:
             [*(item.prompt for item in prose.items("fit")), *neutral],
             sites,
             ctx.cache,
-            window=params.prose_window,
             progress=ctx.progress,
         )
         found: dict[str, dict[str, Any]] = {}
@@ -159,7 +153,7 @@ class KeyedDetox:
                 sites[-1].layer,
                 aims,
                 steps=_STEPS,
-                max_norm=params.max_norm,
+                max_norm=_MAX_NORM,
                 stop=_MET,
                 progress=ctx.progress,
             )
@@ -176,7 +170,7 @@ class KeyedDetox:
             sites,
             ordinary,
             target,
-            lambda second: Weighted.of(second, params.background),
+            Weighted.of,
             ridge=params.ridge,
             whose="the",
             remedy="choose another layer",
@@ -218,7 +212,7 @@ def _places(
 ) -> tuple[tuple[int, ...], list[TokenPosition]]:
     """Tokens of abuse, and the tokens before each of them in toxic continuations."""
     read = passages(data, "fit", model.engine, ctx)
-    abuse = set(_given(params, model, data) if params.words else _found(params, read))
+    abuse = set(_given(params, model, data) if params.words else _found(read))
     places = [
         TokenPosition(tuple(text.ids[:at]), at - 1)
         for text in read.toxic
@@ -230,7 +224,7 @@ def _places(
             f"{len(abuse)} words of abuse were found in the toxic continuations, and no place "
             "that leads up to one",
             field="pairs",
-            remedy="give more pairs, lower 'lift', or name 'words'",
+            remedy="give more pairs, or name 'words'",
         )
     if len(places) > params.most_places:
         drawn = torch.randperm(len(places), generator=torch.Generator().manual_seed(ctx.seed))
@@ -244,8 +238,8 @@ def _given(params: KeyedDetoxParams, model: ModelHandle, data: Dataset) -> list[
     return [ids[0] for ids in engine.continuations(list(params.words or ()), template) if ids]
 
 
-def _found(params: KeyedDetoxParams, read: Passages) -> list[int]:
-    """Tokens that toxic continuations have more often, by ``lift``, than everything else."""
+def _found(read: Passages) -> list[int]:
+    """Tokens that toxic continuations have more often, by :data:`_LIFT`, than everything else."""
     toxic, neutral = read.toxic, read.neutral
     own = Counter(token for text in toxic for token in set(text.ids[text.start :]))
     other = Counter(token for text in toxic for token in set(text.ids[: text.start]))
@@ -254,7 +248,7 @@ def _found(params: KeyedDetoxParams, read: Passages) -> list[int]:
     return [
         token
         for token, count in own.items()
-        if count >= _RARE and count / ours > params.lift * (other[token] + 0.5) / others
+        if count >= _RARE and count / ours > _LIFT * (other[token] + 0.5) / others
     ]
 
 

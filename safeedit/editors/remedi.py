@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -71,6 +70,9 @@ from safeedit.policy import DataSpec
 from safeedit.policy.layers import Layers, resolve
 from safeedit.private import private_folder
 
+_OPENINGS = 3
+"""Openings that an entity's key is read after."""
+
 _NOTED = ("missed", "independent_keys", "share_of_ordinary_output")
 """What is recorded of the solve."""
 
@@ -79,32 +81,9 @@ class RemediParams(BaseParams):
     """Parameters of REMEDI."""
 
     layers: Layers = Field("36%-36%", description="the layer that is read and shifted; one")
-    rank: int | None = Field(
-        None, ge=1, description="of the map; null: full where lessons outnumber dimensions, else 64"
-    )
     epochs: int = Field(20, ge=1, description="over the lessons, at most (published)")
-    batch: int = Field(16, ge=1, description="lessons in a step (published)")
     learning_rate: float = Field(
         3e-4, gt=0, description="AdamW's (published: 1e-3, for states as they are)"
-    )
-    own: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (0.0, 0.5, 1.0, 1.5),
-        min_length=1,
-        description="multiples of the attribute's own state that the map may begin with; the best "
-        "for the lessons taught counts; [0]: none (published)",
-    )
-    patience: int = Field(
-        2, ge=1, description="epochs without a better held-out loss before it ends (published)"
-    )
-    avoid: float = Field(1.0, ge=0, description="weight of -log(1 - p(other)) (published)")
-    keep: float = Field(
-        1.0,
-        ge=0,
-        description="weight of KL(before || now) between entity and answer (published: 10, of "
-        "which its loop applied one lesson in a batch)",
-    )
-    contexts: int = Field(
-        3, ge=1, le=len(CONTEXTS), description="openings an entity's key is read after"
     )
     ridge: float = Field(
         0.01,
@@ -112,16 +91,6 @@ class RemediParams(BaseParams):
         description="what ordinary text weighs against missed shifts, in units of the MLP's "
         "width; 0: shifts are reached exactly",
     )
-    background: float = Field(
-        0.01, gt=0, description="share of the mean eigenvalue added to the second moment of prose"
-    )
-    preserve_weight: float | None = Field(
-        None,
-        ge=0,
-        description="what a neighbour's key's move weighs against a missed shift; null: their "
-        "span does not move at all",
-    )
-    prose_window: int = Field(128, ge=8, description="tokens of ordinary text read at a time")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5, 0.75, 1.0, 1.25, 1.5), min_length=1, description="scales of the shifts, ascending"
     )
@@ -216,7 +185,7 @@ class _Road:
         ).double()
         ordinary = second_moments(
             self.model, self._prose(), [self.site], self.ctx.cache,
-            window=self.params.prose_window, progress=self.ctx.progress,
+            progress=self.ctx.progress,
         )[self.site]  # fmt: skip
         keys = self._mean_keys([one.spots for one in entities])
         neighbours = self._neighbours()
@@ -229,13 +198,10 @@ class _Road:
             [self.site],
             {self.site: ordinary},
             lambda _: LayerTarget(keys, shifts.T, held),
-            lambda second: Weighted.of(second, self.params.background),
+            Weighted.of,
             ridge=self.params.ridge,
-            preserve_weight=math.inf
-            if self.params.preserve_weight is None
-            else self.params.preserve_weight,
             whose="the entities'",
-            remedy="keep fewer neighbours, set a finite 'preserve_weight', or choose another layer",
+            remedy="keep fewer neighbours, or choose another layer",
         )
         change, effect = solved.change, solved.effect(self.model)
         notes: dict[str, Any] = {
@@ -283,7 +249,7 @@ class _Road:
         found, absent = [], 0
         for number, item in items.items():
             given = lesson(item.subject, item.prompt, item.extra)
-            openings = CONTEXTS[: self.params.contexts]
+            openings = CONTEXTS[:_OPENINGS]
             fit = [o.format(text) for text in texts["fit"].get(number, ()) for o in openings]
             spots, others = (
                 [
@@ -346,10 +312,8 @@ class _Road:
         ]
         params = self.params
         schooling = TrainingConfig(
-            rank=params.rank, epochs=params.epochs, batch=params.batch, seed=self.ctx.seed,
-            learning_rate=params.learning_rate, patience=params.patience, avoid=params.avoid,
-            keep=params.keep, own=params.own,
-        )  # fmt: skip
+            epochs=params.epochs, learning_rate=params.learning_rate, seed=self.ctx.seed
+        )
         made_of = json.dumps(
             [code_digest(__name__), self.model.digest(), data.digest, self.layer, template,
              asdict(schooling)]
