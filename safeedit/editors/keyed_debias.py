@@ -75,7 +75,7 @@ from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.policy.layers import Layers, resolve
 
-_STEPS = 6
+STEPS = 6
 """Of Newton's method, for the least shifts: more change nothing."""
 
 _NOTED = (
@@ -156,7 +156,7 @@ class KeyedDebias:
         used = min(self.params.most_prompts, len(data["prompts"].items("fit")))
         asked = len(data["sentences"].items("fit")) if "sentences" in data else 0
         # All is read once; a step runs what follows the key, alone and above the edited layer.
-        return used * 12 + asked * 30 + (used + asked) * (_STEPS + 1)
+        return used * 12 + asked * 30 + (used + asked) * (STEPS + 1)
 
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
         """Find least shifts, solve layer by layer; offer the change in several strengths."""
@@ -193,7 +193,7 @@ def _solve(
             wanted.spots,
             wanted.tokens,
             wanted.margins,
-            steps=_STEPS,
+            steps=STEPS,
             progress=ctx.progress,
         )
         own, held = (keys_at(model, some, [site])[site] for some in (wanted.spots, kept))

@@ -60,7 +60,7 @@ from safeedit.policy.layers import Layers, resolve
 _RARE = 3
 """Times that a token must stand in toxic continuations to count as a word of abuse."""
 
-_LIFT = 5.0
+LIFT = 5.0
 """How much more frequent in toxic text a word of abuse is."""
 
 _MAX_NORM = 3.0
@@ -239,7 +239,7 @@ def _given(params: KeyedDetoxParams, model: ModelHandle, data: Dataset) -> list[
 
 
 def _found(read: Passages) -> list[int]:
-    """Tokens that toxic continuations have more often, by :data:`_LIFT`, than everything else."""
+    """Tokens that toxic continuations have more often, by :data:`LIFT`, than everything else."""
     toxic, neutral = read.toxic, read.neutral
     own = Counter(token for text in toxic for token in set(text.ids[text.start :]))
     other = Counter(token for text in toxic for token in set(text.ids[: text.start]))
@@ -248,7 +248,7 @@ def _found(read: Passages) -> list[int]:
     return [
         token
         for token, count in own.items()
-        if count >= _RARE and count / ours > _LIFT * (other[token] + 0.5) / others
+        if count >= _RARE and count / ours > LIFT * (other[token] + 0.5) / others
     ]
 
 

@@ -73,7 +73,7 @@ from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.policy.layers import Layers, resolve
 
-_OUTLIERS = 20.0
+OUTLIERS = 20.0
 """Dimensions so many times as large as the median one are left alone (published: none)."""
 
 _PROSE_TOKENS = 256
@@ -204,7 +204,7 @@ def _removals(
     removals = []
     for site in sites:
         both = states[site.layer]
-        apart = outlying_dimensions(both, _OUTLIERS)
+        apart = outlying_dimensions(both, OUTLIERS)
         toxic, neutral = both[: len(pairs)], both[len(pairs) :]
         # Of strong pairs the toxic texts' own top vector holds a part of what is to go.
         found = contrast(toxic, neutral, k, centre=neutral, apart=apart)

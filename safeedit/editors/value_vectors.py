@@ -75,7 +75,7 @@ _LEAST_COST = 0.01
 """Over the root mean square of all costs: what ordinary text never uses is not endlessly cheap."""
 
 
-_VOCABULARY_WEIGHT = 0.5
+VOCABULARY_WEIGHT = 0.5
 """Of what a column promotes, against its alignment with the probe."""
 
 _WORDS = 40
@@ -215,8 +215,8 @@ class _Neurons:
         self.layers = [
             self._layer(site, states[site.layer], active[site], favoured) for site in sites
         ]
-        benefit = _VOCABULARY_WEIGHT * _scaled([x.promoted for x in self.layers])
-        benefit += (1 - _VOCABULARY_WEIGHT) * _scaled([x.aligned for x in self.layers])
+        benefit = VOCABULARY_WEIGHT * _scaled([x.promoted for x in self.layers])
+        benefit += (1 - VOCABULARY_WEIGHT) * _scaled([x.aligned for x in self.layers])
         cost = _scaled([x.cost for x in self.layers]) + _LEAST_COST
         self.scores = benefit / cost**params.economy
         order = self.scores.argsort(descending=True, stable=True)

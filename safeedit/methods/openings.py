@@ -46,8 +46,8 @@ def undefined_gender(data: Dataset, most: int, seed: int) -> list[Item]:
     ]
     if len(neutral) < 2:
         raise DataError(
-            f"{len(neutral)} prompts have a factual score of {_UNDEFINED:g} or nearer to 0, and two "
-            "at least are needed",
+            f"{len(neutral)} prompts have a factual score of {_UNDEFINED:g} or nearer to 0, and "
+            "two at least are needed",
             field="prompts",
             remedy="give prompts about professions of either gender",
         )

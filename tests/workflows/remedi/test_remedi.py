@@ -52,7 +52,7 @@ def test_steered_and_compiled_are_measured_alike(tmp_path: Path) -> None:
     later = data.items("test")
     proposal = compiled(
         handle, later, {"lessons": data, "prose": prose()}, ctx,
-        layers=[0], epochs=10, patience=10, learning_rate=1e-2, keep=0.1, ridge=1e-4,
+        layers=[0], epochs=10, learning_rate=1e-2, ridge=1e-4,
     )  # fmt: skip
     steers = learnt.learnt_of(handle, lessons_of(data, "test"))
     steered = lift(handle, steering(handle, steers), later, [], "plain", ctx)
