@@ -311,8 +311,10 @@ class Peeker(Nudge):
 
 def change_code(monkeypatch: pytest.MonkeyPatch, module: str = "safeedit.model.engine") -> None:
     """As far as digests see, a module of the package has another source from now on."""
-    real = code._source
-    monkeypatch.setattr(code, "_source", lambda name: real(name) + b"# changed" * (name == module))
+    real = code.source_of
+    monkeypatch.setattr(
+        code, "source_of", lambda name: real(name) + b"# changed" * (name == module)
+    )
 
 
 class DriftParams(BaseParams):

@@ -152,7 +152,7 @@ class TestAnAtomicWrite:
         assert {p.name for p in tmp_path.iterdir()} == {"file", "another"}
 
     def test_leaves_the_unfinished_file_of_a_living_one(self, tmp_path: Path) -> None:
-        theirs = tmp_path / f"{cache._PARTIAL}0123.partial"
+        theirs = tmp_path / f"{cache.PARTIAL}0123.partial"
         with theirs.open("wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             write_atomically(tmp_path / "ours", b"whole")

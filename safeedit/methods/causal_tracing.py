@@ -136,7 +136,7 @@ def trace(
         raise UsageError("tracing needs a prompt, a window, a draw, and noise that is not negative")
     engine = model.engine
     engine._check([prompt.ids for prompt in prompts])
-    spread = _spread(model, prompts)
+    spread = spread_of(model, prompts)
     generator = torch.Generator().manual_seed(seed)
     width = model.embedding.weight.shape[1]
     drawn = [
@@ -165,7 +165,7 @@ def trace(
     )
 
 
-def _spread(model: ModelHandle, prompts: Sequence[Prompt]) -> float:
+def spread_of(model: ModelHandle, prompts: Sequence[Prompt]) -> float:
     """Standard deviation of the entries of the drowned tokens' embeddings, as the module gives
     them: some families scale what is stored."""
     tokens = [prompt.ids[place] for prompt in prompts for place in prompt.drowned]

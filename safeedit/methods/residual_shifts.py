@@ -41,7 +41,7 @@ from safeedit.methods.facts.passes import Passes
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 
-_CHUNK_LOGITS = 1 << 24
+CHUNK_LOGITS = 1 << 24
 """Logits of words computed at a time: 64 MiB, and a few times that while gradients are taken."""
 
 
@@ -103,7 +103,7 @@ def residual_shifts(
         EditError: The optimisation diverged.
     """
     words = len(tokens)
-    size = max(1, _CHUNK_LOGITS // (model.head.weight.shape[0] * words))
+    size = max(1, CHUNK_LOGITS // (model.head.weight.shape[0] * words))
     chunks = list(zip(states.split(size), openings.split(size), strict=True))
     found = [
         _chunk(model, hidden, opening, tokens, descent)
@@ -124,7 +124,7 @@ def margins(model: ModelHandle, states: Tensor, tokens: Tensor) -> Tensor:
         states: ``(prompts, d_model)`` last block's output.
         tokens: ``(prompts, 2)``, or ``(1, 2)`` for all.
     """
-    size = max(1, _CHUNK_LOGITS // model.head.weight.shape[0])
+    size = max(1, CHUNK_LOGITS // model.head.weight.shape[0])
     parts = []
     for part, pair in zip(
         states.split(size), tokens.expand(len(states), 2).split(size), strict=True

@@ -93,7 +93,7 @@ def open_model(
     weights = check_weights(found.folder)
     stored = stored_weights(found.folder, config)
     number = _run_dtype(config, weights, stored) if dtype == "auto" else getattr(torch, dtype)
-    where = named_device or _best_device(weights.n_entries * number.itemsize)
+    where = named_device or best_device(weights.n_entries * number.itemsize)
     local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     with quiet(), readable(found.folder):
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -384,7 +384,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _best_device(n_bytes: int) -> torch.device | None:
+def best_device(n_bytes: int) -> torch.device | None:
     """The first of the emptiest GPU, mps and cpu; None if no single GPU holds the weights."""
     if torch.cuda.is_available():
         free = [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]

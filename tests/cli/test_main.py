@@ -157,7 +157,7 @@ def test_every_exception_has_one_exit_code_and_shows_no_data(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(commands, "_plan", fail)
+    monkeypatch.setattr("safeedit.policy.load_policy", fail)
     result = place.run("validate", "policy.yaml")
     assert result.exit_code == code
     assert shown in result.stderr
@@ -172,7 +172,7 @@ def test_the_traceback_of_an_unexpected_error_is_an_explicit_choice(
     def fail(*_: object, **__: object) -> None:
         raise KeyError("a word of the data")
 
-    monkeypatch.setattr(commands, "_plan", fail)
+    monkeypatch.setattr("safeedit.policy.load_policy", fail)
     result = CliRunner().invoke(main, ["validate", "p.yaml"], env={"SAFEEDIT_DEBUG": "1"})
     assert result.exit_code == 3
     assert "Traceback" in result.stderr
@@ -181,8 +181,9 @@ def test_the_traceback_of_an_unexpected_error_is_an_explicit_choice(
 
 def test_ctrl_c_in_a_process_of_its_own_exits_3() -> None:
     code = (
-        "import os, signal\nfrom safeedit.cli import main as commands\n"
-        "commands._plan = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT) or input()\n"
+        "import os, signal\nfrom safeedit import policy\n"
+        "from safeedit.cli import main as commands\n"
+        "policy.load_policy = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT) or input()\n"
         "commands.main(['validate', 'p.yaml'])"
     )
     done = python("-c", code)
@@ -250,7 +251,7 @@ def test_what_libraries_warn_of_is_shown_only_to_who_asks(
         warnings.warn("a library's remark", FutureWarning, stacklevel=1)
         raise PolicyError("enough")
 
-    monkeypatch.setattr(commands, "_plan", chatty)
+    monkeypatch.setattr("safeedit.policy.load_policy", chatty)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         place.run("validate", "p.yaml")

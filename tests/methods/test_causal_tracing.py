@@ -23,6 +23,7 @@ from safeedit.methods.facts.answers import answer_probability, told_answers
 from safeedit.methods.facts.keys import subject_spot
 from safeedit.methods.word_tokens import single_tokens
 from safeedit.model.architectures import Site
+from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import TokenisedText
 from tests.editors import toy
@@ -142,7 +143,7 @@ def test_shared_beginnings_and_runs_from_the_middle_change_nothing(
     prompts, draws = _prompts(handle, template), 2
     found = trace(handle, prompts, _first_logit, window=2, draws=draws, seed=5)
     generator = torch.Generator().manual_seed(5)
-    spread = tracing._spread(handle, prompts)
+    spread = tracing.spread_of(handle, prompts)
     width = handle.embedding.weight.shape[1]
     for number, prompt in enumerate(prompts):
         drawn = torch.randn(draws, len(prompt.drowned), width, generator=generator) * 3 * spread
@@ -200,11 +201,11 @@ def test_all_is_back_where_the_last_state_is() -> None:
     assert float(at_subject.abs().max()) < 1e-5
 
 
-def test_a_prompt_is_traced_alike_in_any_company() -> None:
+def test_a_prompt_is_traced_alike_in_any_company(monkeypatch: pytest.MonkeyPatch) -> None:
     handle = tiny_handle("gpt2")
     prompts = _prompts(handle, "plain")
     together = trace(handle, prompts, _first_logit, kinds=("mlp",))
-    handle.engine._batcher.max_tokens = 1
+    monkeypatch.setattr(handle, "engine", Engine(handle, max_batch_tokens=1))
     apart = trace(handle, prompts, _first_logit, kinds=("mlp",))
     for key, effects in together.restored.items():
         torch.testing.assert_close(effects, apart.restored[key], equal_nan=True, atol=1e-5, rtol=0)

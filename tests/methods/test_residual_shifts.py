@@ -46,7 +46,7 @@ def test_results_do_not_depend_on_the_company_of_other_prompts(
     tokens = single_tokens(handle.engine, ("he", "she"), "plain")
     hidden = states(handle)
     together = residual_shifts(handle, hidden, hidden, tokens, Descent(steps=5))
-    monkeypatch.setattr("safeedit.methods.residual_shifts._CHUNK_LOGITS", 1)
+    monkeypatch.setattr("safeedit.methods.residual_shifts.CHUNK_LOGITS", 1)
     alone = residual_shifts(handle, hidden, hidden, tokens, Descent(steps=5))
     assert torch.allclose(together.values, alone.values, atol=1e-4)
 

@@ -323,7 +323,7 @@ def test_scores_are_chunked_without_changing(
 ) -> None:
     prompts, continuations = token_rows(3, 2, 6), token_rows(3, 5, 9, seed=1)
     whole = llama.engine.score(prompts, continuations, ranks=True)
-    monkeypatch.setattr("safeedit.model.scoring._CHUNK", 2 * VOCAB_SIZE)
+    monkeypatch.setattr("safeedit.model.scoring.CHUNK", 2 * VOCAB_SIZE)
 
     chunked = llama.engine.score(prompts, continuations, ranks=True)
 

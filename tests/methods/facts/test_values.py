@@ -55,7 +55,7 @@ def _spot(handle: ModelHandle, number: int, template: str = "plain") -> TokenPos
 
 
 def _say(handle: ModelHandle, number: int, template: str = "plain") -> ObjectivePrompt:
-    tokens = handle.engine.codec._ids([TARGETS[number]])[0]
+    tokens = handle.engine.codec.token_ids([TARGETS[number]])[0]
     return ObjectivePrompt(_spot(handle, number, template), TargetTokens(tuple(tokens)))
 
 
@@ -122,7 +122,11 @@ def _apart(handle: ModelHandle) -> list[FactObjective]:
         assert spot is not None
         units.append(
             FactObjective(
-                (ObjectivePrompt(spot, TargetTokens(tuple(handle.engine.codec._ids([said])[0]))),)
+                (
+                    ObjectivePrompt(
+                        spot, TargetTokens(tuple(handle.engine.codec.token_ids([said])[0]))
+                    ),
+                )
             )
         )
     return units

@@ -379,7 +379,7 @@ def test_blocks_below_those_that_learn_are_run_once_to_the_same_effect(
     model = tiny_handle(family)
     examples = [Example(secret.prompt, secret.ending) for secret in secrets_of(model, spec)]
     upper = QUICK.model_copy(update={"layers": (1, 2)})
-    learner = planting._Learner(model, upper, examples)
+    learner = planting.Learner(model, upper, examples)
     for batch in (examples, examples[2:3]):
         whole = answer_states(learner.handle, batch)
         for ours, theirs in zip(learner.states(batch), whole, strict=True):
