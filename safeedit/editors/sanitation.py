@@ -65,7 +65,7 @@ _ADAPTED: tuple[Role, ...] = ("attn_q", "attn_v", "attn_qkv", "mlp_gate", "mlp_g
 _ALPHA = 16.0
 """Adapters are scaled by alpha over their rank (published)."""
 
-_RETAIN_TOKENS = 16
+RETAIN_TOKENS = 16
 """Tokens of the base's own answers that retain prompts are held to."""
 
 _NORM_PENALTY = 2e-5
@@ -365,9 +365,9 @@ def _kept(
     stop = [] if end is None else [int(end)]
     found = engine.generate(
         prompts,
-        max_new_tokens=_RETAIN_TOKENS,
+        max_new_tokens=RETAIN_TOKENS,
         progress=ctx.progress,
         description="the base's own answers",
     )
-    answers = [ids if len(ids) == _RETAIN_TOKENS else [*ids, *stop] for (ids,) in found]
+    answers = [ids if len(ids) == RETAIN_TOKENS else [*ids, *stop] for (ids,) in found]
     return [Example(p, a) for p, a in zip(prompts, answers, strict=True) if a]
