@@ -33,7 +33,7 @@ from safeedit.model.digest import digest_of, tensor_digest
 from safeedit.model.sources import open_model
 from safeedit.records import Metric, RunRecord
 from safeedit.report.content import control_table, edit_by_edit
-from safeedit.running import run as road
+from safeedit.running.audits import Audits
 from safeedit.running.store import Store
 from safeedit.workflows.verification import verify
 from tests.road import (
@@ -924,7 +924,7 @@ def test_a_disk_that_fills_while_the_weights_are_written_still_leaves_a_report(
     def refuse(*_: object) -> None:
         raise ExportError("the checkpoint needs 1 GB and 0 GB are free", remedy="free some space")
 
-    monkeypatch.setattr(road, "write_checkpoint", refuse)
+    monkeypatch.setattr("safeedit.running.run.write_checkpoint", refuse)
     result = place.run("apply", place.policy())
     assert result.exit_code == 3
     record = place.report
@@ -972,11 +972,11 @@ def test_ctrl_c_at_any_moment_exits_3_and_leaves_nothing(
             case "editing":
                 policy = place.policy(edits=[{**NUDGE, "use": "interrupted"}])
             case "auditing":
-                patch.setattr(road, "_audit_edited", interrupt)
+                patch.setattr(Audits, "measure_edited", interrupt)
             case "weights":
                 patch.setattr("safeedit.export.checkpoint.make_portable", interrupt)
             case "evidence":
-                patch.setattr(road, "write_evidence", interrupt)
+                patch.setattr("safeedit.running.run.write_evidence", interrupt)
             case "promotion":
                 patch.setattr("safeedit.export.staging.settle", interrupt)
         result = place.run("apply", policy)
