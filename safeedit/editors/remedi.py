@@ -62,7 +62,8 @@ from safeedit.methods.remedi.examples import (
     lesson,
     opposite,
 )
-from safeedit.methods.remedi.mapping import Remedi, TrainingConfig, train
+from safeedit.methods.remedi.mapping import Remedi
+from safeedit.methods.remedi.training import TrainingConfig, train
 from safeedit.methods.scaled import scaled_proposal
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle

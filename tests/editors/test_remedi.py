@@ -16,7 +16,7 @@ from safeedit.editors import remedi
 from safeedit.editors.remedi import RemediEditor, RemediParams
 from safeedit.errors import DataError, UnsupportedModelError, UsageError
 from safeedit.methods.remedi.examples import AttributeExample
-from safeedit.methods.remedi.mapping import TrainingConfig
+from safeedit.methods.remedi.training import TrainingConfig
 from safeedit.model.handle import ModelHandle
 from tests.editors.gendered import context, gendered, prose
 from tests.model.named import LATER, held_out, taught

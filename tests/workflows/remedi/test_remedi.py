@@ -11,8 +11,9 @@ from benchmarks.remedi import compiled
 from safeedit.contracts import RunContext
 from safeedit.data import Dataset, Item
 from safeedit.data.loading import load_dataset
-from safeedit.methods.remedi.mapping import Remedi, TrainingConfig, train
+from safeedit.methods.remedi.mapping import Remedi
 from safeedit.methods.remedi.steering import steering
+from safeedit.methods.remedi.training import TrainingConfig, train
 from safeedit.model.sources import open_model
 from safeedit.policy import DataSpec
 from safeedit.workflows.remedi.measuring import lessons_of, lift, probe
