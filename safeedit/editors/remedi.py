@@ -54,7 +54,7 @@ from safeedit.errors import DataError, ModelError, UnsupportedModelError, UsageE
 from safeedit.methods.constrained_least_squares import Change, Weighted, can_stay
 from safeedit.methods.facts.keys import TokenPosition, keys_at, second_moments, subject_spot
 from safeedit.methods.facts.settings import CONTEXTS
-from safeedit.methods.layer_solve import LayerTarget, solve_layers
+from safeedit.methods.layer_solve import LayerTarget, SolvedLayer, solve_layers
 from safeedit.methods.remedi.examples import (
     AttributeExample,
     attribute_states,
@@ -204,15 +204,35 @@ class _Road:
             whose="the entities'",
             remedy="keep fewer neighbours, or choose another layer",
         )
+        change = solved.change
+        notes = {
+            "neighbours": len(neighbours["fit"]),
+            "neighbours_that_share_a_key": int((~new).sum()),
+            "map": dict(learnt.notes),
+        } | self._noted(solved, entities, shifts, near, neighbours["validation"])
+        if change.missed > 0.5:
+            self.ctx.warn(
+                f"remedi: {change.missed:.0%} of the wanted shifts are missed: neighbours have "
+                "keys like the entities', or 'ridge' is high"
+            )
+        return change, self.site, notes
+
+    def _noted(
+        self,
+        solved: SolvedLayer,
+        entities: Sequence[_Entity],
+        shifts: Tensor,
+        near: Tensor,
+        held_out: Sequence[TokenPosition],
+    ) -> dict[str, Any]:
+        """How far the change is what steering does, for the record; ``near`` ``(m, n)`` keys of
+        neighbours it was solved with, ``held_out`` mentions of those it was not."""
         change, effect = solved.change, solved.effect(self.model)
-        notes: dict[str, Any] = {
+        return {
             "exported": "compile: a plain checkpoint, keyed to the entities' names; steering at "
             "run time is a side-car and is not in it",
             "layer": self.layer,
             "entities": len(entities),
-            "neighbours": len(neighbours["fit"]),
-            "neighbours_that_share_a_key": int((~new).sum()),
-            "map": dict(learnt.notes),
             "shift_over_state": self._relative(entities, shifts),
             **{name: effect[name] for name in _NOTED},
             "response": {
@@ -221,19 +241,11 @@ class _Road:
                     change, [one.held_out for one in entities], shifts
                 ),
                 "neighbours": _response(change, near, shifts),
-                "neighbours_held_out": _response(
-                    change, self._keys(neighbours["validation"]), shifts
-                ),
-                "bos": _response(change, ordinary.sinks, shifts),
+                "neighbours_held_out": _response(change, self._keys(held_out), shifts),
+                "bos": _response(change, solved.ordinary.sinks, shifts),
             },
             "arrived": self._arrived(change, entities, shifts),
         }
-        if change.missed > 0.5:
-            self.ctx.warn(
-                f"remedi: {change.missed:.0%} of the wanted shifts are missed: neighbours have "
-                "keys like the entities', or 'ridge' is high"
-            )
-        return change, self.site, notes
 
     # Data ---------------------------------------------------------------------------------
 
