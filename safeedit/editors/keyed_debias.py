@@ -177,13 +177,8 @@ def _solve(
         wanted = wanted.beside(_sentences(params, model, sentences, ctx))
     kept = _factual(params, model, data, ctx)
     sites = model.sites("mlp_out", resolve(params.layers, model.n_layers))
-    ordinary = second_moments(
-        model,
-        [item.prompt for item in data["prose"].items("fit")],
-        sites,
-        ctx.cache,
-        progress=ctx.progress,
-    )
+    prose = [item.prompt for item in data["prose"].items("fit")]
+    ordinary = second_moments(model, prose, sites, ctx.cache, progress=ctx.progress)
     found: dict[str, dict[str, Any]] = {}
 
     def target(site: Site) -> LayerTarget:

@@ -48,7 +48,7 @@ from safeedit.data.pairs import read_pairs
 from safeedit.errors import DataError
 from safeedit.methods.constrained_least_squares import Weighted
 from safeedit.methods.contrast import Passages, passages
-from safeedit.methods.facts.keys import TokenPosition, keys_at, second_moments
+from safeedit.methods.facts.keys import Ordinary, TokenPosition, keys_at, second_moments
 from safeedit.methods.facts.least_values import least_values
 from safeedit.methods.facts.objectives import FactObjective, ObjectivePrompt, SuppressTokens
 from safeedit.methods.layer_solve import LayerTarget, solve_layers, updates_of
@@ -133,18 +133,7 @@ class KeyedDetox:
         tokens, places = _places(params, model, pairs, ctx)
         before = _mass(model, places, tokens)
         aims = _aims(params, places, tokens, before)
-        neutral = [
-            f"{pair.neutral_opening} {pair.neutral}".strip()
-            for pair in read_pairs(pairs.items("fit"), pairs.name)
-        ]
-        prose = data["prose"]
-        ordinary = second_moments(
-            model,
-            [*(item.prompt for item in prose.items("fit")), *neutral],
-            sites,
-            ctx.cache,
-            progress=ctx.progress,
-        )
+        ordinary = _ordinary(model, data, sites, ctx)
         found: dict[str, dict[str, Any]] = {}
 
         def target(site: Site) -> LayerTarget:
@@ -181,15 +170,30 @@ class KeyedDetox:
             found[str(each.site.layer)] |= {name: effect[name] for name in _NOTED}
         with model.applied(so_far("keyed_detox", base, updates)):
             after = _mass(model, places, tokens)
-        notes: dict[str, Any] = {
-            "places": len(places),
-            "words_of_abuse": len(tokens),
-            "their_probability_before": float(before.exp().mean()),
-            "their_probability_after": float(after.exp().mean()),
-            "layers": found,
-        }
-
+        notes = {"words_of_abuse": len(tokens), "layers": found} | _effect(before, after)
         return scaled_proposal("keyed_detox", params, pairs, ctx, base, updates, notes)
+
+
+def _ordinary(
+    model: ModelHandle, data: EditData, sites: Sequence[Site], ctx: RunContext
+) -> dict[Site, Ordinary]:
+    """What is to feel the change least: prose, and the neutral texts of the pairs."""
+    pairs = data["pairs"]
+    neutral = [
+        f"{pair.neutral_opening} {pair.neutral}".strip()
+        for pair in read_pairs(pairs.items("fit"), pairs.name)
+    ]
+    texts = [*(item.prompt for item in data["prose"].items("fit")), *neutral]
+    return second_moments(model, texts, sites, ctx.cache, progress=ctx.progress)
+
+
+def _effect(before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:
+    """For the record, of log-probabilities ``(places,)`` of all words of abuse together."""
+    return {
+        "places": len(before),
+        "their_probability_before": float(before.exp().mean()),
+        "their_probability_after": float(after.exp().mean()),
+    }
 
 
 def _aims(
