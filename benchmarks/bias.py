@@ -69,10 +69,10 @@ def runs(policy: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     edits = {
         "DAMA, as published": dama,
         "DAMA, oblique, factual kept": {**dama, "method": "oblique"},
-        "REMEDI, compiled": remedi,
         "DAMA, oblique (LEACE)": {
             **{key: value for key, value in dama.items() if key != "factual"}, "method": "oblique",
         },
+        "REMEDI, compiled": remedi,
         "keyed": keyed,
         "keyed, coreference too": {**keyed, "sentences": couples},
     }  # fmt: skip
