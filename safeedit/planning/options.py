@@ -19,6 +19,7 @@ from safeedit.model.sources import open_config
 from safeedit.planning.located import Located
 from safeedit.policy import AuditSpec, DataSpec, EditSpec, LoadedPolicy
 from safeedit.policy.reading import FieldPath
+from safeedit.policy.renamed import removed
 from safeedit.policy.suggest import did_you_mean
 from safeedit.scorers.cards import read_card
 from safeedit.scorers.score_cache import check_auc
@@ -106,7 +107,9 @@ def read_options(
     if (unknown := options.unknown(params_type)) is not None:
         known = (*type(stage).model_fields, *params_type.model_fields, *roles_by_key(roles))
         error = loaded.error(
-            (*at, unknown), f"unknown key {unknown!r}", did_you_mean(unknown, known)
+            (*at, unknown),
+            f"unknown key {unknown!r}",
+            removed(stage.use, unknown) or did_you_mean(unknown, known),
         )
         error.line, error.column = loaded.positions[(*at, unknown)].key
         raise error

@@ -21,15 +21,9 @@ from safeedit.methods.remedi.examples import (
     lesson,
     opposite,
 )
-from safeedit.methods.remedi.mapping import (
-    Remedi,
-    Scaling,
-    TrainingConfig,
-    _not_said,
-    _School,
-    train,
-)
+from safeedit.methods.remedi.mapping import Remedi, Scaling
 from safeedit.methods.remedi.steering import Steer, steering
+from safeedit.methods.remedi.training import TrainingConfig, _not_said, _School, train
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import TokenisedText
 from tests.editors.gendered import gendered
