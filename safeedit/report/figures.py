@@ -128,53 +128,27 @@ def _extent(metric: Metric) -> list[float]:
 def dose_curve(points: Sequence[DosePoint], target: Target, chosen: float) -> Markup:
     """One metric against the doses tried, with its target and the dose that was taken."""
     found = [(p.dose, p.metrics.get(target.metric)) for p in points]
-    values = [value for _, value in found if value is not None and math.isfinite(value)]
-    shown = values + ([target.bound] if target.bound is not None else [])
-    low, high = (min(shown), max(shown)) if shown else (0.0, 1.0)
-    if low >= 0 and high <= 1 and high - low > 0.2:
-        low, high = 0.0, 1.0
-    ends = (low, high) if high > low else (low,)
-    margin = 0.15 * (high - low) or 0.5 * abs(high) or 0.5
-    top, bottom = 6.0, 118.0
+    drawn = [(d, v) for d, v in found if v is not None and math.isfinite(v)]
+    axis = _ValueAxis.of([value for _, value in drawn], target.bound)
     doses = [point.dose for point in points]
     # Doses grow by steps or by factors; in ranks either is even, and every dose has its label.
     place = {
         dose: 15 + 79 * (i / (len(doses) - 1) if len(doses) > 1 else 0.5)
         for i, dose in enumerate(doses)
     }
-
-    def y(value: float) -> float:
-        return bottom - (bottom - top) * (value - low + margin) / (high - low + 2 * margin)
-
-    marks = [
-        _tag("line", x1="11%", x2="98%", y1=f"{y(v):.1f}", y2=f"{y(v):.1f}", class_="grid")
-        for v in ends
-    ]
-    marks += [
-        _tag("text", number(v), x="10%", y=f"{y(v) + 4:.1f}", class_="tick end") for v in ends
-    ]
-    if target.bound is not None:
-        edge = y(target.bound)
-        start, height = (top, edge - top) if target.passes == "below" else (edge, bottom - edge)
-        marks.append(
-            _tag("rect", x="11%", y=f"{start:.1f}", width="87%", height=f"{max(height, 0):.1f}",
-                 class_="beyond")
-        )  # fmt: skip
-        marks.append(
-            _tag("line", x1="11%", x2="98%", y1=f"{edge:.1f}", y2=f"{edge:.1f}", class_="bound")
-        )
+    marks = [*axis.grid(), *(axis.target(target, target.bound) if target.bound is not None else ())]
     if chosen in place:
         marks.append(
-            _tag("line", x1=f"{place[chosen]:.2f}%", x2=f"{place[chosen]:.2f}%", y1=f"{top:g}",
-                 y2=f"{bottom:g}", class_="chosen")
+            _tag("line", x1=f"{place[chosen]:.2f}%", x2=f"{place[chosen]:.2f}%", y1=f"{_TOP:g}",
+                 y2=f"{_BOTTOM:g}", class_="chosen")
         )  # fmt: skip
-    drawn = [(place[d], y(v), d) for d, v in found if v is not None and math.isfinite(v)]
-    for (x1, y1, _), (x2, y2, _) in pairwise(drawn):
+    places = [(place[dose], axis.y(value), dose) for dose, value in drawn]
+    for (x1, y1, _), (x2, y2, _) in pairwise(places):
         marks.append(
             _tag("line", x1=f"{x1:.2f}%", x2=f"{x2:.2f}%", y1=f"{y1:.1f}", y2=f"{y2:.1f}",
                  class_="curve")
         )  # fmt: skip
-    for x1, y1, dose in drawn:
+    for x1, y1, dose in places:
         kind = "disc" if dose == chosen else "ring"
         marks.append(_tag("circle", cx=f"{x1:.2f}%", cy=f"{y1:.1f}", r=4.5, class_=kind))
     every = max(1, math.ceil(len(doses) / 7))
@@ -186,6 +160,52 @@ def dose_curve(points: Sequence[DosePoint], target: Target, chosen: float) -> Ma
         f"{dose:g}: {number(value)}" for dose, value in found
     )
     return _figure(label, 142, marks)
+
+
+_TOP, _BOTTOM = 6.0, 118.0
+"""Between these are the values of a dose curve."""
+
+
+@dataclass(frozen=True)
+class _ValueAxis:
+    """The vertical axis of a dose curve."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float], bound: float | None) -> _ValueAxis:
+        """One that shows the values and the bound; all of 0 to 1 where they fill some of it."""
+        shown = [*values, *([bound] if bound is not None else [])]
+        low, high = (min(shown), max(shown)) if shown else (0.0, 1.0)
+        if low >= 0 and high <= 1 and high - low > 0.2:
+            low, high = 0.0, 1.0
+        return cls(low, high)
+
+    def y(self, value: float) -> float:
+        span = self.high - self.low
+        margin = 0.15 * span or 0.5 * abs(self.high) or 0.5
+        return _BOTTOM - (_BOTTOM - _TOP) * (value - self.low + margin) / (span + 2 * margin)
+
+    def grid(self) -> list[Markup]:
+        ends = (self.low, self.high) if self.high > self.low else (self.low,)
+        heights = [(value, self.y(value)) for value in ends]
+        return [
+            *(_tag("line", x1="11%", x2="98%", y1=f"{y:.1f}", y2=f"{y:.1f}", class_="grid")
+              for _, y in heights),
+            *(_tag("text", number(value), x="10%", y=f"{y + 4:.1f}", class_="tick end")
+              for value, y in heights),
+        ]  # fmt: skip
+
+    def target(self, target: Target, bound: float) -> list[Markup]:
+        """The side that fails, shaded, and its edge."""
+        edge = self.y(bound)
+        start, height = (_TOP, edge - _TOP) if target.passes == "below" else (edge, _BOTTOM - edge)
+        return [
+            _tag("rect", x="11%", y=f"{start:.1f}", width="87%", height=f"{max(height, 0):.1f}",
+                 class_="beyond"),
+            _tag("line", x1="11%", x2="98%", y1=f"{edge:.1f}", y2=f"{edge:.1f}", class_="bound"),
+        ]  # fmt: skip
 
 
 def scatter(row: MetricRow) -> Markup:
