@@ -95,6 +95,21 @@ def test_no_test_reaches_into_a_private_name(inside: frozenset[str]) -> None:
     assert found.keys() == STILL_INSIDE, "take those that are clean off the list"
 
 
+def test_no_module_reaches_into_a_private_name_of_another() -> None:
+    """What a whole kind shares may be a private module, e.g. ``auditors/_sheet.py``."""
+    paths = sorted(PACKAGE.rglob("*.py"))
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+    own = {path: {name for name in defined(tree) if private(name)} for path, tree in trees.items()}
+    everyones = {path.stem for path in paths}.union(*own.values())
+    found = {
+        path.relative_to(PACKAGE).as_posix(): names
+        for path, tree in trees.items()
+        if (names := set(reaches_into(tree, frozenset(everyones - own[path]))))
+        and (names := names - {path.stem for path in paths})
+    }
+    assert found == {}, "make the name public if it deserves it"
+
+
 LONGEST_FILE, LONGEST_FUNCTION = 500, 55
 """Lines; of a function with its docstring, which is about a screen."""
 
