@@ -128,10 +128,10 @@ class Undo:
         changes: What each update did to its tensor, in the order applied.
     """
 
-    def __init__(self, of: ModelTensors) -> None:
+    def __init__(self, model: ModelTensors) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.changes: tuple[TensorChange, ...] = ()
-        self._of = of
+        self._model = model
         self._digests: dict[str, str | None] = {}
 
     def restore(self) -> None:
@@ -140,13 +140,13 @@ class Undo:
         Undo several in the reverse of the order they were applied in.
         """
         for name, original in self.tensors.items():
-            self._of.write(name, original, self._digests[name])
+            self._model.write(name, original, self._digests[name])
 
     def keep(self, name: str) -> None:
         """Copy a parameter that is about to change, unless that has been done."""
         if name not in self.tensors:
-            self._digests[name] = self._of.known_digest(name)
-            self.tensors[name] = _copy(self._of.stored(name))
+            self._digests[name] = self._model.known_digest(name)
+            self.tensors[name] = _copy(self._model.stored(name))
 
 
 def accelerate_hook(module: nn.Module) -> Any:

@@ -97,13 +97,7 @@ def read_options(
             )
         datasets[role.name] = _read_data(loaded, (*at, key), stage.options[key], role, digest_key)
     datasets = with_defaults(roles, datasets, loaded.policy.seed)
-    for role in roles:
-        if role.required and role.name not in datasets:
-            raise loaded.error(
-                at,
-                f"data is missing: {role.name} ({role.description})",
-                f"add '{role.name}: {{file: ...}}' or '{role.name}: {{dataset: ...}}'",
-            )
+    _check_complete(loaded, at, roles, datasets)
     if (unknown := options.unknown(params_type)) is not None:
         known = (*type(stage).model_fields, *params_type.model_fields, *roles_by_key(roles))
         error = loaded.error(
@@ -114,6 +108,18 @@ def read_options(
         error.line, error.column = loaded.positions[(*at, unknown)].key
         raise error
     return datasets, _with_models(loaded, loaded.parse(params_type, options.rest, at), at)
+
+
+def _check_complete(
+    loaded: LoadedPolicy, at: FieldPath, roles: Sequence[DataRole], data: Mapping[str, Dataset]
+) -> None:
+    for role in roles:
+        if role.required and role.name not in data:
+            raise loaded.error(
+                at,
+                f"data is missing: {role.name} ({role.description})",
+                f"add '{role.name}: {{file: ...}}' or '{role.name}: {{dataset: ...}}'",
+            )
 
 
 def _read_data(

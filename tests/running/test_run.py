@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import urllib.parse
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +31,7 @@ from safeedit.errors import ExportError
 from safeedit.export.manifest import hash_files
 from safeedit.export.reversion import revert
 from safeedit.model.digest import digest_of, tensor_digest
+from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 from safeedit.records import Metric, RunRecord
 from safeedit.report.content import control_table, edit_by_edit
@@ -604,6 +606,23 @@ def test_two_edits_of_one_tensor_are_both_undone_by_a_revert(place: Workplace) -
     assert verify(place.target) == []
     revert(place.target, place.folder / "back")
     assert (place.folder / "back" / "model.safetensors").read_bytes() == base
+
+
+def test_the_edited_model_is_let_go_before_what_was_staged_is_read_back(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[weakref.ref[ModelHandle]] = []
+    still_there: list[int] = []
+
+    def watched(source: str, **options: Any) -> ModelHandle:
+        still_there.append(sum(model() is not None for model in opened))
+        model = open_model(source, **options)
+        opened.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("safeedit.running.run.open_model", watched)
+    assert place.run("apply", place.policy()).exit_code == 0
+    assert still_there == [0, 0]
 
 
 def mixed(place: Workplace) -> dict[str, torch.Tensor]:
