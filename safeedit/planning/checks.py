@@ -36,6 +36,8 @@ def warn_of_inflection(audits: Sequence[PlannedAudit], warnings: list[str]) -> N
 
 
 def check_gates(loaded: LoadedPolicy, audits: Sequence[PlannedAudit], warnings: list[str]) -> None:
+    """Every gate and target is on a metric that is measured; warn of one that can't fail, can't
+    pass, or asks for the worse side."""
     known = {name: spec for audit in audits for name, spec in audit.metrics.items()}
     listed: list[tuple[FieldPath, GateSpec]] = [
         (("gates", i), gate) for i, gate in enumerate(loaded.policy.gates)
