@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,15 @@ from safeedit.auditors.leakage.membership import Membership
 from safeedit.auditors.leakage.membership import Params as MembershipParams
 from safeedit.auditors.locality import Locality
 from safeedit.auditors.locality import Params as LocalityParams
-from safeedit.contracts import silent
 from safeedit.data import Dataset, Item
-from safeedit.errors import AuditError, UsageError
+from safeedit.errors import AuditError, EditError, UsageError
 from safeedit.methods.remedi.examples import AttributeExample
-from safeedit.methods.remedi.training import TrainingConfig, _School
+from safeedit.methods.remedi.training import TrainingConfig, train
 from safeedit.methods.tuning import BaseAnswers, Example, answer_states, cross_entropy
 from safeedit.model import batching
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sampling import Sampling
-from safeedit.workflows.canaries.planting import _still_to_learn
+from safeedit.workflows.canaries.planting import still_to_learn
 from tests.auditors.scripted import context
 from tests.tiny_models import tiny_handle
 
@@ -139,7 +138,7 @@ def divergence_of(model: ModelHandle) -> Any:
 
 def still_to_learn_of(model: ModelHandle) -> Any:
     states = [state.detach().requires_grad_() for state in answer_states(model, examples())]
-    return lambda: torch.autograd.grad(_still_to_learn(model, states, examples()), states)
+    return lambda: torch.autograd.grad(still_to_learn(model, states, examples()), states)
 
 
 def remedi_loss_of(model: ModelHandle) -> Any:
@@ -147,12 +146,14 @@ def remedi_loss_of(model: ModelHandle) -> Any:
         AttributeExample(name, f"{name} is a king", "is a king", f"{name} is", "king", "man")
         for name in ("Anna", "Otto", "Mara", "Zyxo", "Bela", "Kiri", "Lois", "Tom", "Ann", "Bo")
     ]
-    school = _School(model, lessons, 0, "plain", TrainingConfig(held_out=0), silent)
-    trained = [torch.eye(model.d_model).requires_grad_(), torch.ones(model.d_model)]
-    inputs = torch.randn(len(lessons), model.d_model)
-    return lambda: torch.autograd.grad(
-        school._losses(trained, inputs, range(len(lessons))).mean(), trained[:1]
-    )
+    how = TrainingConfig(epochs=1, batch=len(lessons), held_out=0)
+
+    def found() -> Any:
+        with suppress(EditError):  # whether one step helps is not asked here
+            train(model, lessons, 0, "plain", how)
+        return [torch.ones(1)]
+
+    return found
 
 
 LOSSES = {
