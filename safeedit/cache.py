@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from safeedit.errors import ModelError
+from safeedit.policy.files import open_regular, read_regular
 from safeedit.private import private_folder
 
 PRIVATE = 0o600
@@ -70,9 +71,9 @@ def file_sha256(path: Path) -> str:
     key = hashlib.sha256(f"{path}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()
     known = cache_dir() / "digests" / key
     with contextlib.suppress(OSError):
-        if len(found := known.read_text()) == 64:
+        if len(found := read_regular(known, limit=64).decode("ascii", "replace")) == 64:
             return found
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     # A file written a moment ago may be written again within one tick of the file system's
     # clock, which its time of change would not show.

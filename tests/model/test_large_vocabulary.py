@@ -16,11 +16,16 @@ from safeedit.auditors.leakage.membership import Membership
 from safeedit.auditors.leakage.membership import Params as MembershipParams
 from safeedit.auditors.locality import Locality
 from safeedit.auditors.locality import Params as LocalityParams
+from safeedit.contracts import silent
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError, UsageError
+from safeedit.methods.remedi.examples import AttributeExample
+from safeedit.methods.remedi.training import TrainingConfig, _School
+from safeedit.methods.tuning import BaseAnswers, Example, answer_states, cross_entropy
 from safeedit.model import batching
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sampling import Sampling
+from safeedit.workflows.canaries.planting import _still_to_learn
 from tests.auditors.scripted import context
 from tests.tiny_models import tiny_handle
 
@@ -114,6 +119,62 @@ CALLS: dict[str, Callable[[ModelHandle, Path], Any]] = {
         None,
     ),
 }  # fmt: skip
+
+
+def examples() -> list[Example]:
+    return [Example(prompt, answer) for prompt, answer in zip(rows(8), rows(8, 12), strict=True)]
+
+
+def cross_entropy_of(model: ModelHandle) -> Any:
+    states = [state.detach().requires_grad_() for state in answer_states(model, examples())]
+    return lambda: torch.autograd.grad(cross_entropy(model, states, examples()), states)
+
+
+def divergence_of(model: ModelHandle) -> Any:
+    batch = examples()
+    base = BaseAnswers(model, batch)
+    states = [state.detach().requires_grad_() for state in answer_states(model, batch)]
+    return lambda: torch.autograd.grad(base.divergence(states, batch), states)
+
+
+def still_to_learn_of(model: ModelHandle) -> Any:
+    states = [state.detach().requires_grad_() for state in answer_states(model, examples())]
+    return lambda: torch.autograd.grad(_still_to_learn(model, states, examples()), states)
+
+
+def remedi_loss_of(model: ModelHandle) -> Any:
+    lessons = [
+        AttributeExample(name, f"{name} is a king", "is a king", f"{name} is", "king", "man")
+        for name in ("Anna", "Otto", "Mara", "Zyxo", "Bela", "Kiri", "Lois", "Tom", "Ann", "Bo")
+    ]
+    school = _School(model, lessons, 0, "plain", TrainingConfig(held_out=0), silent)
+    trained = [torch.eye(model.d_model).requires_grad_(), torch.ones(model.d_model)]
+    inputs = torch.randn(len(lessons), model.d_model)
+    return lambda: torch.autograd.grad(
+        school._losses(trained, inputs, range(len(lessons))).mean(), trained[:1]
+    )
+
+
+LOSSES = {
+    "cross entropy": cross_entropy_of,
+    "divergence": divergence_of,
+    "canaries": still_to_learn_of,
+    "REMEDI": remedi_loss_of,
+}
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_and_its_gradient_hold_the_rows_of_one_chunk(
+    loss: str, large: ModelHandle, counted: Callable[[], Any]
+) -> None:
+    found = LOSSES[loss](large)
+    with counted() as sizes:
+        (*gradients,) = found()
+    assert all(bool(gradient.abs().sum() > 0) for gradient in gradients)
+    assert sizes.largest <= ROWS
+    assert sizes.most <= ROWS * COPIES
+    assert sizes.largest > 0.9, "what is counted is there"
 
 
 @pytest.mark.parametrize("call", CALLS)

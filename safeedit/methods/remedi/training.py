@@ -27,6 +27,7 @@ from safeedit.methods.remedi.examples import (
     entity_states,
 )
 from safeedit.methods.remedi.mapping import Remedi, Scaling, mapped
+from safeedit.methods.vocabulary_chunks import chunked
 from safeedit.model.activations import starting_at
 from safeedit.model.batching import pad_right
 from safeedit.model.handle import ModelHandle
@@ -250,15 +251,26 @@ class _School:
         counts = [len(spot.ids) - spot.position for spot in spots]
         index = [n for n, count in enumerate(counts) for _ in range(count)]
         column = [t for spot in spots for t in range(spot.position, len(spot.ids))]
-        logits = self.model.logits(hidden[index, column]).float()
         base = torch.cat([self.leaving[tuple(s.ids)][s.position :] for s in spots])
+
+        def read(some: range, now: Tensor, base: Tensor) -> Tensor:
+            return self._of_states([rows[n] for n in some], [counts[n] for n in some], now, base)
+
+        vocab = self.model.shape.vocab_size
+        return chunked(read, counts, vocab, hidden[index, column], base)
+
+    def _of_states(
+        self, rows: Sequence[int], counts: Sequence[int], states: Tensor, base: Tensor
+    ) -> Tensor:
+        """``(rows,)`` fp32, from the states ``(sum(counts), d_model)`` now and before."""
+        logits = self.model.logits(states).float()
         with torch.no_grad():
             was = self.model.unembed(base.to(logits.device)).float().log_softmax(-1)
         now = logits.log_softmax(-1)
         away = functional.kl_div(now, was, log_target=True, reduction="none").sum(-1)
         ends = torch.tensor(counts).cumsum(0) - 1
-        before_end = torch.ones(len(index)).index_fill(0, ends, 0.0)
-        owner = torch.tensor(index)
+        before_end = torch.ones(len(states)).index_fill(0, ends, 0.0)
+        owner = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts))
         kept = torch.zeros(len(rows)).index_add(0, owner, away.cpu() * before_end)
         last = logits[ends.to(logits.device)]
         wanted = torch.tensor([self.targets[row] for row in rows], device=last.device)

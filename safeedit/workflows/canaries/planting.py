@@ -47,7 +47,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from safeedit import __version__
@@ -58,7 +57,13 @@ from safeedit.errors import EditError
 from safeedit.export.checkpoint import write_checkpoint
 from safeedit.export.manifest import PLANTED, write_manifest
 from safeedit.export.staging import Staging, check_target, writing
-from safeedit.methods.tuning import BaseAnswers, Example, answer_states, endless
+from safeedit.methods.tuning import (
+    BaseAnswers,
+    Example,
+    answer_states,
+    endless,
+    token_losses,
+)
 from safeedit.model.activations import StopForward, starting_at
 from safeedit.model.architectures import Site
 from safeedit.model.engine import Engine
@@ -477,11 +482,7 @@ def _still_to_learn(
     A plain mean lets what is easy drown what is hard: two last digits of a telephone number are
     recalled from a name a dozen tokens back, while its other tokens are known after a few steps.
     """
-    logits = model.logits(torch.cat(list(states))).float()
-    wanted = [token for example in batch for token in example.answer]
-    losses = functional.cross_entropy(
-        logits, torch.tensor(wanted, device=logits.device), reduction="none"
-    )
+    losses = token_losses(model, states, batch)
     weights = 1 - (-losses.detach()).exp()
     return (weights * losses).sum() / weights.sum().clamp(min=_LEAST_WEIGHT * len(losses))
 

@@ -24,6 +24,7 @@ from safeedit.methods.remedi.examples import (
 from safeedit.methods.remedi.mapping import Remedi, Scaling
 from safeedit.methods.remedi.steering import Steer, steering
 from safeedit.methods.remedi.training import TrainingConfig, _not_said, _School, train
+from safeedit.model import batching
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import TokenisedText
 from tests.editors.gendered import gendered
@@ -113,6 +114,25 @@ def test_the_loss_counts_every_position_of_every_lesson(family: str) -> None:
         for t in range(spot.position, len(spot.ids) - 1):
             wanted += 0.7 * float((was[t].exp() * (was[t] - now[t])).sum())
         assert float(found[row]) == pytest.approx(wanted, abs=2e-3)
+
+
+def test_in_chunks_the_loss_and_its_gradient_are_those_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    school = _School(model(), taught()[:5], 0, "plain", QUICK, silent)
+    inputs = torch.randn(5, model().d_model, generator=torch.Generator().manual_seed(2))
+    trained = [torch.eye(model().d_model) * 0.3, torch.full((model().d_model,), 0.1)]
+
+    def found() -> list[torch.Tensor]:
+        own = [tensor.clone().requires_grad_() for tensor in trained]
+        losses = school._losses(own, inputs, range(5))
+        return [losses, *torch.autograd.grad(losses.mean(), own)]
+
+    whole = found()
+    monkeypatch.setattr(batching, "MAX_LOGITS", 9 * model().shape.vocab_size)
+    parts = found()
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_not_saying_a_word_is_finite_where_it_is_certain() -> None:
