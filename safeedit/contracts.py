@@ -154,7 +154,7 @@ class ReadyScorer:
 
 def _no_scorer(ref: ScorerRef) -> ReadyScorer:
     raise UsageError(
-        "this context has no scorers", remedy="make it with safeedit.scorecards.scorers"
+        "this context has no scorers", remedy="make it with safeedit.scorers.score_cache.scorers"
     )
 
 
