@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from safeedit.errors import ModelError
-from safeedit.policy.files import open_regular, read_regular
 from safeedit.private import private_folder
 
 PRIVATE = 0o600
@@ -66,6 +65,9 @@ def cache_dir() -> Path:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, remembered for its path, size and time of change."""
+    # Brings pydantic, which --help can do without.
+    from safeedit.policy.files import open_regular, read_regular
+
     path = path.resolve()
     stat = path.stat()
     key = hashlib.sha256(f"{path}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()

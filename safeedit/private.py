@@ -15,7 +15,6 @@ import stat
 from pathlib import Path
 
 from safeedit.errors import UsageError
-from safeedit.policy.files import NotRegularError, open_regular
 
 SHORTEST_KEY = 32
 """Characters: a shorter key could be guessed, and with it every item."""
@@ -72,6 +71,9 @@ def read_key_file(path: Path, what: str, *, remedy: str) -> tuple[bytes, tuple[s
         UsageError: The file is no plain file, can't be read, or everybody on this machine can
             read it; or the key is weak.
     """
+    # Brings pydantic, which --help can do without.
+    from safeedit.policy.files import NotRegularError, open_regular
+
     try:
         with open_regular(path) as file:
             status = os.fstat(file.fileno())
