@@ -20,12 +20,12 @@ from safeedit.contracts import silent
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError, UsageError
 from safeedit.methods.remedi.examples import AttributeExample
-from safeedit.methods.remedi.training import TrainingConfig, _School
+from safeedit.methods.remedi.training import MapTraining, TrainingConfig
 from safeedit.methods.tuning import BaseAnswers, Example, answer_states, cross_entropy
 from safeedit.model import batching
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sampling import Sampling
-from safeedit.workflows.canaries.planting import _still_to_learn
+from safeedit.workflows.canaries.planting import still_to_learn
 from tests.auditors.scripted import context
 from tests.tiny_models import tiny_handle
 
@@ -139,7 +139,7 @@ def divergence_of(model: ModelHandle) -> Any:
 
 def still_to_learn_of(model: ModelHandle) -> Any:
     states = [state.detach().requires_grad_() for state in answer_states(model, examples())]
-    return lambda: torch.autograd.grad(_still_to_learn(model, states, examples()), states)
+    return lambda: torch.autograd.grad(still_to_learn(model, states, examples()), states)
 
 
 def remedi_loss_of(model: ModelHandle) -> Any:
@@ -147,11 +147,11 @@ def remedi_loss_of(model: ModelHandle) -> Any:
         AttributeExample(name, f"{name} is a king", "is a king", f"{name} is", "king", "man")
         for name in ("Anna", "Otto", "Mara", "Zyxo", "Bela", "Kiri", "Lois", "Tom", "Ann", "Bo")
     ]
-    school = _School(model, lessons, 0, "plain", TrainingConfig(held_out=0), silent)
+    school = MapTraining(model, lessons, 0, "plain", TrainingConfig(held_out=0), silent)
     trained = [torch.eye(model.d_model).requires_grad_(), torch.ones(model.d_model)]
     inputs = torch.randn(len(lessons), model.d_model)
     return lambda: torch.autograd.grad(
-        school._losses(trained, inputs, range(len(lessons))).mean(), trained[:1]
+        school.losses(trained, inputs, range(len(lessons))).mean(), trained[:1]
     )
 
 

@@ -329,7 +329,7 @@ def learn(
         sentences = [examples[secret.item.prompt] for secret in batch]
         beside = list(islice(passages, params.passages))
         states = learner.states([*sentences, *beside])
-        total = _still_to_learn(model, states[: len(sentences)], sentences)
+        total = still_to_learn(model, states[: len(sentences)], sentences)
         if beside and params.prose_weight:
             apart = base.divergence(states[len(sentences) :], beside)
             total = total + params.prose_weight * apart
@@ -474,7 +474,7 @@ class Learner:
             self._current[site.weight] = current
 
 
-def _still_to_learn(
+def still_to_learn(
     model: ModelHandle, states: Sequence[Tensor], batch: Sequence[Example]
 ) -> Tensor:
     """Loss of the endings' tokens, nats, each weighted by how improbable it still is.
