@@ -323,6 +323,33 @@ class Auditor(Protocol):
     ) -> AuditOutcome: ...
 
 
+@dataclass(frozen=True)
+class PutPrompts:
+    """Texts that an audit puts to the model, and how."""
+
+    texts: Sequence[str]
+    template: Template
+
+
+def further_prompts(
+    auditor: Auditor, data: Mapping[str, Dataset]
+) -> Mapping[str, tuple[str, PutPrompts]]:
+    """What an auditor puts to the model besides its data's own prompts, on any split.
+
+    An auditor whose attacks wrap questions has a method ``further_prompts(data)``, so that what is
+    too long for a model's context is found while planning.
+
+    Args:
+        auditor: The auditor.
+        data: Its data by role.
+
+    Returns:
+        Name of the attack -> the role whose questions it wraps, and the prompts.
+    """
+    ask = getattr(auditor, "further_prompts", None)
+    return {} if ask is None else ask(data)
+
+
 @runtime_checkable
 class Scorer(Protocol):
     """A text classifier: how toxic is a text?

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safeedit.contracts import further_prompts
 from safeedit.data import Dataset, check_disjoint
 from safeedit.errors import DataError, UsageError
 from safeedit.export.places import check_apart, within
@@ -157,6 +158,9 @@ def check_prompts(
             field = role if role in audit.spec.options else "data"
             with Located(loaded, (*audit.at, field)):
                 check(f"audit {audit.id}", role, data, audit.params)
+        for attack, (role, put) in further_prompts(audit.auditor, audit.data).items():
+            with Located(loaded, (*audit.at, role if role in audit.spec.options else "data")):
+                check.of_attack(f"audit {audit.id}", role, attack, put, audit.params)
     warnings += check.warnings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,10 @@ from safeedit.auditors.leakage.membership import Membership
 from safeedit.auditors.leakage.membership import Params as MembershipParams
 from safeedit.auditors.locality import Locality
 from safeedit.auditors.locality import Params as LocalityParams
-from safeedit.contracts import silent
 from safeedit.data import Dataset, Item
-from safeedit.errors import AuditError, UsageError
+from safeedit.errors import AuditError, EditError, UsageError
 from safeedit.methods.remedi.examples import AttributeExample
-from safeedit.methods.remedi.training import MapTraining, TrainingConfig
+from safeedit.methods.remedi.training import TrainingConfig, train
 from safeedit.methods.tuning import BaseAnswers, Example, answer_states, cross_entropy
 from safeedit.model import batching
 from safeedit.model.handle import ModelHandle
@@ -147,12 +146,14 @@ def remedi_loss_of(model: ModelHandle) -> Any:
         AttributeExample(name, f"{name} is a king", "is a king", f"{name} is", "king", "man")
         for name in ("Anna", "Otto", "Mara", "Zyxo", "Bela", "Kiri", "Lois", "Tom", "Ann", "Bo")
     ]
-    school = MapTraining(model, lessons, 0, "plain", TrainingConfig(held_out=0), silent)
-    trained = [torch.eye(model.d_model).requires_grad_(), torch.ones(model.d_model)]
-    inputs = torch.randn(len(lessons), model.d_model)
-    return lambda: torch.autograd.grad(
-        school.losses(trained, inputs, range(len(lessons))).mean(), trained[:1]
-    )
+    how = TrainingConfig(epochs=1, batch=len(lessons), held_out=0)
+
+    def found() -> Any:
+        with suppress(EditError):  # whether one step helps is not asked here
+            train(model, lessons, 0, "plain", how)
+        return [torch.ones(1)]
+
+    return found
 
 
 LOSSES = {
