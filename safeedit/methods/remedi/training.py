@@ -100,7 +100,7 @@ def train(
         raise DataError(f"{len(lessons)} lessons are too few to learn from", remedy=COLUMNS)
     if probe_layer is None:
         probe_layer = (layer + model.n_layers - 1) // 2
-    school = _School(model, lessons, layer, template, schooling, progress)
+    school = MapTraining(model, lessons, layer, template, schooling, progress)
     factors, bias, notes = school.learn()
     spots = list({spot.until: spot for spot in school.spots}.values())
     given = school.own * school.states + mapped(factors, bias, school.states)
@@ -117,7 +117,7 @@ def train(
     )
 
 
-class _School:
+class MapTraining:
     """One training on its way."""
 
     def __init__(
@@ -176,22 +176,22 @@ class _School:
             tensor.requires_grad_(True)
         optimiser = torch.optim.AdamW(trained, lr=how.learning_rate)
         best = [tensor.detach().clone() for tensor in trained]
-        started = lowest = self._mean_loss(trained, inputs, self.held or self.taught)
+        started = lowest = self.mean_loss(trained, inputs, self.held or self.taught)
         self.own = self._best_own(trained, inputs)
         if self.own:
-            lowest = self._mean_loss(trained, inputs, self.held or self.taught)
+            lowest = self.mean_loss(trained, inputs, self.held or self.taught)
         waited = epochs = 0
         for _ in self.progress(range(how.epochs), "training the map", how.epochs):
             order = torch.randperm(len(self.taught), generator=self.generator).tolist()
             for begin in range(0, len(order), how.batch):
                 rows = [self.taught[i] for i in order[begin : begin + how.batch]]
-                loss = self._losses(trained, inputs, rows).mean()
+                loss = self.losses(trained, inputs, rows).mean()
                 optimiser.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(trained, 1.0)
                 optimiser.step()
             epochs += 1
-            now = self._mean_loss(trained, inputs, self.held or self.taught)
+            now = self.mean_loss(trained, inputs, self.held or self.taught)
             if not math.isfinite(now):
                 raise EditError(
                     "training the map diverged: the loss is no number",
@@ -230,24 +230,24 @@ class _School:
         losses: dict[float, float] = {}
         for own in self.how.own:
             self.own = own
-            losses[own] = self._mean_loss(trained, inputs, self.taught)
+            losses[own] = self.mean_loss(trained, inputs, self.taught)
         return min(losses, key=losses.__getitem__)
 
     @torch.no_grad()
-    def _mean_loss(self, trained: Sequence[Tensor], inputs: Tensor, rows: Sequence[int]) -> float:
+    def mean_loss(self, trained: Sequence[Tensor], inputs: Tensor, rows: Sequence[int]) -> float:
         size = self.how.batch
         parts = [
-            self._losses(trained, inputs, rows[i : i + size]).double().sum()
+            self.losses(trained, inputs, rows[i : i + size]).double().sum()
             for i in range(0, len(rows), size)
         ]
         return float(sum(parts)) / len(rows)
 
-    def _losses(self, trained: Sequence[Tensor], inputs: Tensor, rows: Sequence[int]) -> Tensor:
+    def losses(self, trained: Sequence[Tensor], inputs: Tensor, rows: Sequence[int]) -> Tensor:
         """``(rows,)`` fp32."""
         shifts = mapped(trained[:-1], trained[-1], inputs[list(rows)]) * self.unit
         shifts = shifts + self.own * self.apart[list(rows)]
         spots = [self.spots[row] for row in rows]
-        hidden = self._shifted(spots, shifts)
+        hidden = self.shifted(spots, shifts)
         counts = [len(spot.ids) - spot.position for spot in spots]
         index = [n for n, count in enumerate(counts) for _ in range(count)]
         column = [t for spot in spots for t in range(spot.position, len(spot.ids))]
@@ -277,9 +277,9 @@ class _School:
         said = functional.cross_entropy(last, wanted, reduction="none").cpu()
         others = torch.tensor([self.others[row] for row in rows], device=last.device)
         total: Tensor = said + self.how.keep * kept
-        return total + self.how.avoid * _not_said(last, others).cpu()
+        return total + self.how.avoid * not_said(last, others).cpu()
 
-    def _shifted(self, spots: Sequence[TokenPosition], shifts: Tensor) -> Tensor:
+    def shifted(self, spots: Sequence[TokenPosition], shifts: Tensor) -> Tensor:
         """Final hidden states ``(n, seq, d_model)`` with ``shifts`` added at the spots."""
         rows = [self.entering[tuple(spot.ids)] for spot in spots]
         entering = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -297,7 +297,7 @@ class _School:
             return self.model.forward(inputs)
 
 
-def _not_said(logits: Tensor, tokens: Tensor) -> Tensor:
+def not_said(logits: Tensor, tokens: Tensor) -> Tensor:
     """``-log(1 - p(token))`` ``(n,)``, finite also where p is 1; 0 for tokens below 0.
 
     Args:
