@@ -30,7 +30,7 @@ from safeedit.cache import cache_dir
 from safeedit.errors import ModelError, UnsupportedModelError, UsageError
 from safeedit.model import builtin, sources
 from safeedit.model.carried import LEGAL
-from safeedit.model.sources import fetch_builtin, open_config, open_model
+from safeedit.model.sources import fetch_builtin, inspect_model, open_config, open_model
 from tests.tiny_models import FAMILIES, save_tiny, tiny_handle, tiny_tokenizer
 
 NAME = "smollm2-135m-instruct"
@@ -593,6 +593,36 @@ class TestTheHub:
         assert config.model_type == "llama"
         assert identity == f"hub:someone/tiny@{self.COMMIT}"
         assert "*.safetensors" not in calls[0]["allow_patterns"]
+
+    @pytest.mark.usefixtures("calls")
+    def test_without_weights_in_its_cache_what_they_announce_is_said_to_be_unknown(self) -> None:
+        found = inspect_model("someone/tiny")
+        assert found.dtype == "float32"
+        (note,) = found.notes
+        assert "the weights of someone/tiny are not in the cache" in note
+
+    @pytest.mark.usefixtures("calls")
+    def test_with_weights_in_its_cache_is_looked_at_as_a_folder_is(self, tmp_path: Path) -> None:
+        weights = tmp_path / "whole" / "model.safetensors"
+        tensors = load_file(weights)
+        norm = "model.norm.weight"
+        save_file({**tensors, norm: tensors[norm].bfloat16()}, weights, {"format": "pt"})
+        open_model("someone/tiny", device="cpu")  # fetches them
+        found = inspect_model("someone/tiny")
+        assert found.identity == f"hub:someone/tiny@{self.COMMIT}"
+        assert not any("not in the cache" in note for note in found.notes)
+        del tensors[norm]
+        save_file(tensors, tmp_path / "snapshots" / self.COMMIT / weights.name, {"format": "pt"})
+        with pytest.raises(ModelError, match="the checkpoint lacks 'model.norm.weight'"):
+            inspect_model("someone/tiny")
+
+    @pytest.mark.usefixtures("calls")
+    def test_whose_tokenizer_has_more_tokens_than_its_config_is_refused_without_weights(
+        self, tmp_path: Path
+    ) -> None:
+        rewrite_json(tmp_path / "whole" / "config.json", vocab_size=300)
+        with pytest.raises(ModelError, match="300"):
+            inspect_model("someone/tiny")
 
     def test_is_not_asked_for_weights_of_an_architecture_we_refuse(
         self, calls: list[dict[str, Any]], tmp_path: Path
