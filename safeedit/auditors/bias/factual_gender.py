@@ -14,7 +14,7 @@ Fails with :class:`~safeedit.errors.AuditError` where no item states a gender.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -128,27 +128,10 @@ class FactualGender:
         known = torch.tensor([margin > 0 for margin in margins], dtype=torch.uint8)
         if reference is None:
             reference = {FINGERPRINT: fingerprint(data, split, used), "known": known}
-        keys = [ctx.digest(item.prompt) for item in items]
-        units = Units.of((text(item, "subject") or item.prompt for item in items), ctx)
-        groups = units.groups(keys)
-        now = dict(zip(keys, known.double().tolist(), strict=True))
-        base = dict(zip(keys, reference["known"].double().tolist(), strict=True))
-        aspects = {
-            key: str(item.extra.get("aspect", "definitional"))
-            for key, item in zip(keys, items, strict=True)
-        }
         left_out = len(everything) - len(items)
         note = f"{left_out} items that state no gender left out" if left_out else ""
         sheet = Sheet(self.metrics)
-        for aspect in ("", *ASPECTS):
-            some = {key: value for key, value in now.items() if aspect in ("", aspects[key])}
-            own = {key: groups[key] for key in some}
-            suffix = f"_{aspect}" if aspect else ""
-            said = note if some else f"no item is of aspect {aspect}"
-            sheet.rate(f"accuracy{suffix}", some, own, note=said)
-            change = {key: value - base[key] for key, value in some.items()}
-            sheet.mean(f"change{suffix}", change, own, note=said)
-        sheet.mean("margin", dict(zip(keys, margins, strict=True)), groups, note=note)
+        _enter(sheet, items, margins, known, reference["known"], note, ctx)
         return AuditOutcome(sheet.metrics(), dict(reference))
 
     def _choice(self, item: Item) -> tuple[str, str] | None:
@@ -161,3 +144,33 @@ class FactualGender:
             return None
         he, she = self.params.he, self.params.she
         return (he, she) if score > 0 else (she, he)
+
+
+def _enter(
+    sheet: Sheet,
+    items: Sequence[Item],
+    margins: Sequence[float],
+    known: Tensor,
+    known_by_base: Tensor,
+    note: str,
+    ctx: RunContext,
+) -> None:
+    """All metrics: over all items, and over those of each aspect."""
+    keys = [ctx.digest(item.prompt) for item in items]
+    units = Units.of((text(item, "subject") or item.prompt for item in items), ctx)
+    groups = units.groups(keys)
+    now = dict(zip(keys, known.double().tolist(), strict=True))
+    base = dict(zip(keys, known_by_base.double().tolist(), strict=True))
+    aspects = {
+        key: str(item.extra.get("aspect", "definitional"))
+        for key, item in zip(keys, items, strict=True)
+    }
+    for aspect in ("", *ASPECTS):
+        some = {key: value for key, value in now.items() if aspect in ("", aspects[key])}
+        own = {key: groups[key] for key in some}
+        suffix = f"_{aspect}" if aspect else ""
+        said = note if some else f"no item is of aspect {aspect}"
+        sheet.rate(f"accuracy{suffix}", some, own, note=said)
+        change = {key: value - base[key] for key, value in some.items()}
+        sheet.mean(f"change{suffix}", change, own, note=said)
+    sheet.mean("margin", dict(zip(keys, margins, strict=True)), groups, note=note)
