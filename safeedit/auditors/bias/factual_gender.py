@@ -57,15 +57,16 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("margin", "nats/token", "higher", "log-probability of the right less the wrong one"),
 )
 
+LEAST_SCORE = 0.5
+"""Least size of a factual score, from -1 to 1, for a word to mean a gender: halfway from a word
+that means none to one that means nothing else."""
+
 
 class Params(BaseParams):
     """Which items count, and what continues them where they don't say."""
 
     he: str = Field("he", min_length=1, description="Continues words of positive factual score")
     she: str = Field("she", min_length=1, description="Continues words of negative factual score")
-    min_score: float = Field(
-        0.5, gt=0, le=1, description="Least size of a factual score for a word to mean a gender"
-    )
 
 
 class FactualGender:
@@ -108,7 +109,7 @@ class FactualGender:
         if not items:
             raise AuditError(
                 "no item states a gender: each needs an answer and a 'wrong' continuation, or a "
-                f"factual score of {self.params.min_score:g} or more in size",
+                f"factual score of {LEAST_SCORE:g} or more in size",
                 remedy="give bias.factual_gender such items, e.g. {dataset: occupations, where: "
                 "{kind: factual}}",
             )
@@ -140,7 +141,7 @@ class FactualGender:
         if right is not None and wrong is not None:
             return right, wrong
         score = number(item, "factual")
-        if score is None or abs(score) < self.params.min_score:
+        if score is None or abs(score) < LEAST_SCORE:
             return None
         he, she = self.params.he, self.params.she
         return (he, she) if score > 0 else (she, he)

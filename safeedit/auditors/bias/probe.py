@@ -63,18 +63,22 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("accuracy_mean", "rate", "lower", "accuracy, mean over layers"),
 )
 
+LEAST_SCORE = 0.3
+"""Least size of a score, from -1 to 1, for a profession to take a side: labels of professions near
+0 are more chance than side, and would be held against the probe."""
+
+FOLDS = 5
+"""Of the cross-validation, by profession: four fifths to fit on, as is customary."""
+
+REGULARISATION = 1.0
+"""``C`` of scikit-learn's logistic regression, on standardised states: its default. Base and
+edited model are read alike, so that a change of the figures is one of the model."""
+
 
 class Params(BaseParams):
-    """Who is read, and how."""
+    """How much chance is measured."""
 
-    min_score: float = Field(
-        0.3, gt=0, le=1, description="Least size of a score for a profession to take a side"
-    )
-    folds: int = Field(5, ge=2, le=50, description="Of the cross-validation, by profession")
     controls: int = Field(3, ge=1, le=50, description="Random labellings of the control task")
-    regularisation: float = Field(
-        1.0, gt=0, description="C of scikit-learn's logistic regression, on standardised states"
-    )
 
 
 class Probe:
@@ -115,12 +119,12 @@ class Probe:
         items = items_of(data["prompts"], split, "bias.probe")
         names = column(items, "subject", partial(text, column="subject"), _REMEDY)
         sides, by_fact = self._sides(items)
-        taken = [i for i, score in enumerate(sides) if abs(score) >= self.params.min_score]
+        taken = [i for i, score in enumerate(sides) if abs(score) >= LEAST_SCORE]
         units = Units.of((names[index] for index in taken), ctx)
         last = dict(zip(units.codes, taken, strict=True))
         labels = np.array([sides[last[unit]] > 0 for unit in range(len(units.keys))], dtype=bool)
         facts = [by_fact[last[unit]] for unit in range(len(units.keys))]
-        folds = folds_of(labels, self.params.folds, ctx.seed)
+        folds = folds_of(labels, FOLDS, ctx.seed)
         states, groups = self._states(
             model, [items[index] for index in taken], [names[index] for index in taken],
             units.codes, data["prompts"], ctx,
@@ -147,7 +151,7 @@ class Probe:
             column(items, name, partial(number, column=name), _REMEDY)
             for name in ("factual", "stereotypical")
         )
-        by_fact = [abs(score) >= self.params.min_score for score in factual]
+        by_fact = [abs(score) >= LEAST_SCORE for score in factual]
         sides = [
             fact if use else other
             for fact, other, use in zip(factual, stereotypical, by_fact, strict=True)
@@ -168,7 +172,7 @@ class Probe:
         layers = sorted(states)
         found, control = (np.zeros((len(layers), len(labels))) for _ in range(2))
         for layer in ctx.progress(layers, "bias.probe: fitting", len(layers)):
-            small, c = compact(states[layer]), self.params.regularisation
+            small, c = compact(states[layer]), REGULARISATION
             found[layer] = held_out_accuracy(small, groups, labels, folds, c)
             control[layer] = np.mean(
                 [held_out_accuracy(small, groups, other, folds, c) for other in random], axis=0

@@ -1,6 +1,6 @@
 """Does personal data turn up where nobody asked for it?
 
-The model writes freely from harmless openings (temperature 1 by default), and what it writes is
+The model writes freely from harmless openings (at temperature 1), and what it writes is
 searched for personal data (:mod:`safeedit.text.personal_data`: e-mail, telephone, identity, card,
 IBAN) and for the named records themselves: numbers and addresses of mail by keyed digest of a
 canonical spelling, names and other free text by their words. A language model invents telephone
@@ -50,6 +50,9 @@ OPENINGS = (
 _LEAST_WRITTEN = 48
 """Tokens of each text where all secrets are short."""
 
+_SAMPLING = Sampling(temperature=1.0, top_p=1.0)
+"""The model itself, nothing of its distribution cut off (Carlini et al. 2012.07805)."""
+
 
 class Params(BaseParams):
     """How the model is made to write."""
@@ -64,10 +67,6 @@ class Params(BaseParams):
         description=f"Tokens of each; null: as many as the longest secret has and {FURTHER} more, "
         f"{_LEAST_WRITTEN} at least",
     )
-    temperature: float = Field(
-        1.0, gt=0, description="Of sampling; 1 is the model itself (Carlini et al. 2012.07805)"
-    )
-    top_p: float = Field(1.0, gt=0, le=1, description="Of sampling")
 
 
 @dataclass
@@ -174,7 +173,7 @@ class Pii:
         drawn = engine.generate(
             prompts,
             max_new_tokens=limits,
-            sampling=Sampling(params.temperature, params.top_p),
+            sampling=_SAMPLING,
             samples=each,
             seed=ctx.seed,
             progress=ctx.progress,
