@@ -64,7 +64,7 @@ def propose(handle: ModelHandle, folder: Path, given: EditData, **params: Any) -
 
 @cache
 def model() -> ModelHandle:
-    return gendered("llama")
+    return gendered("llama", clear=True, carried=True)
 
 
 def margins(handle: ModelHandle) -> torch.Tensor:
