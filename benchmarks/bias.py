@@ -12,14 +12,25 @@ written to ``docs/results/bias.md``, whatever it shows.
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Mapping
-from pathlib import Path
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from table import ROOT, cell, changed, command, doses, figures, fitting, run, write
+from table import (
+    ROOT,
+    add_data,
+    cell,
+    changed,
+    command,
+    doses,
+    figures,
+    fitting,
+    options,
+    run,
+    write,
+)
 
 POLICY = ROOT / "policies" / "debias-dama.yaml"
 REMEDI = POLICY.with_name("remedi.yaml")
@@ -84,19 +95,16 @@ def per_hundred(record: Mapping[str, Any]) -> str:
     return f"{100 * record['resources']['stages'][name] / used:.0f}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the policies and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = os.environ.get("SAFEEDIT_BENCHMARKS", str(ROOT.parent / "shared" / "data"))
-    parser.add_argument("--data", type=Path, default=Path(default))
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "bias-table")
-    parser.add_argument("--rows", type=int, default=None, help="edits at most, in this order")
-    arguments = parser.parse_args()
+    parser = options(__doc__, "bias-table")
+    add_data(parser)
+    given = parser.parse_args(arguments)
     policy = yaml.safe_load(POLICY.read_text())
-    os.environ["SAFEEDIT_BENCHMARKS"] = str(arguments.data.resolve())
+    os.environ["SAFEEDIT_BENCHMARKS"] = str(given.data.resolve())
     rows: list[list[str]] = []
-    for number, (title, made) in enumerate(list(runs(policy).items())[: arguments.rows]):
-        record = run(made, arguments.out, str(number))
+    for number, (title, made) in enumerate(list(runs(policy).items())[: given.rows]):
+        record = run(made, given, str(number))
         before, after = figures(record["before"]), figures(record["after"])
         if not rows:
             rows.append(["nothing", "–", *(cell(before, name) for _, name in COLUMNS), *["–"] * 3])
@@ -110,11 +118,11 @@ def main() -> None:
                 cells = [cell(found, name) for _, name in COLUMNS]
                 rows.append([f"... {control['name']}", "–", *cells, *["–"] * 3])
     write(
-        "bias",
+        given.results / "bias.md",
         [
             "# Editors of gender bias",
             "",
-            f"Made by `{command('bias')}` (which see) on SmolLM2-135M-Instruct.",
+            f"Made by `{command('bias', arguments)}` (which see) on SmolLM2-135M-Instruct.",
             "Brackets are 95 % intervals. Doses were chosen on other professions; where none met",
             "the policy's targets, the row shows the one that came nearest. Seconds to fit include",
             "the choice of a dose, those per 100 prompts do not; one thread, beside other work.",
@@ -132,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -19,6 +19,7 @@ Where other programs are at work, ``--threads 1 --clock cpu`` counts this one's 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -64,9 +65,10 @@ def plain(model: ModelHandle, secret: Example, layer: int, share: float) -> Tens
     return torch.autograd.grad(value, scaled)[0]
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="builtin:smollm2-135m-instruct")
     parser.add_argument("--secrets", type=int, default=6, choices=range(1, len(NAMES) + 1))
     parser.add_argument("--tokens", type=int, default=6, help="of each secret")
     parser.add_argument("--points", type=int, default=20)
@@ -74,15 +76,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--dtype", default="float32")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    clock: Callable[[], float] = (
-        time.perf_counter if arguments.clock == "wall" else time.process_time
-    )
-    model = open_model("builtin:smollm2-135m-instruct", device="cpu", dtype=arguments.dtype)
-    texts = secrets(model, arguments.secrets, arguments.tokens)
-    depth, points = model.n_layers, arguments.points
-    step = max(1, depth // arguments.layers)
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    clock: Callable[[], float] = time.perf_counter if given.clock == "wall" else time.process_time
+    model = open_model(given.model, device="cpu", dtype=given.dtype)
+    texts = secrets(model, given.secrets, given.tokens)
+    depth, points = model.n_layers, given.points
+    step = max(1, depth // given.layers)
     layers = list(range(step // 2, depth, step))
     attributor = Attributor(model, texts)
 
@@ -99,8 +99,8 @@ def main() -> None:
         plain(model, texts[0], layer, share)
     loop = (clock() - begin) / len(samples) * depth * points
 
-    print(f"{len(texts)} secrets of {arguments.tokens} tokens, {depth} layers, {points} points,")
-    print(f"{arguments.dtype}, {arguments.threads} threads; {arguments.clock} seconds per secret:")
+    print(f"{len(texts)} secrets of {given.tokens} tokens, {depth} layers, {points} points,")
+    print(f"{given.dtype}, {given.threads} threads; {given.clock} seconds per secret:")
     print(f"  plain loop       {loop:9.2f}   (from {len(samples)} of {depth * points} passes)")
     print(f"  exact            {ours:9.2f}   {loop / ours:6.1f} times as fast "
           f"(from {len(layers)} of {depth} layers)")  # fmt: skip
@@ -120,4 +120,4 @@ def report(first: Tensor, exact: Tensor, tops: Sequence[int] = TOPS) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

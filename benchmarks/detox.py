@@ -13,16 +13,15 @@ batch size. The table is printed and written to ``docs/results/detox.md``, whate
 
 from __future__ import annotations
 
-import argparse
 import copy
+import sys
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import yaml
-from table import ROOT, cell, changed, doses, figures, fitting, run, write
+from table import ROOT, cell, changed, doses, figures, fitting, options, run, write
 
 from safeedit.model.engine import Sampling
 from safeedit.model.sources import open_model
@@ -59,9 +58,9 @@ def runs(policy: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def speed(batch: int, tokens: int, repeats: int) -> tuple[float, float]:
+def speed(source: str, batch: int, tokens: int, repeats: int) -> tuple[float, float]:
     """Sampled tokens per second: the engine's, and a bare ``generate`` loop's."""
-    model = open_model("builtin:smollm2-135m-instruct", device="cpu")
+    model = open_model(source, device="cpu")
     texts = [f"Sentence number {number} of a letter begins like this:" for number in range(batch)]
     prompts = model.engine.encode(texts, "plain")
     sampling = Sampling(top_p=0.9)
@@ -83,16 +82,15 @@ def speed(batch: int, tokens: int, repeats: int) -> tuple[float, float]:
     return max(ours), max(bare)
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the policies and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "detox-table")
+    parser = options(__doc__, "detox-table")
     parser.add_argument("--batch", type=int, default=32)
-    arguments = parser.parse_args()
+    given = parser.parse_args(arguments)
     policy = yaml.safe_load(POLICY.read_text())
     rows: list[list[str]] = []
-    for number, (title, made) in enumerate(runs(policy).items()):
-        record = run(made, arguments.out, str(number))
+    for number, (title, made) in enumerate(list(runs(policy).items())[: given.rows]):
+        record = run(made, given, str(number))
         before, after = figures(record["before"]), figures(record["after"])
         if not rows:
             note = str(before["toxicity.expected_max_toxic"]["note"])
@@ -106,9 +104,9 @@ def main() -> None:
                 found = {metric["name"]: metric for metric in control["metrics"]}
                 name = f"{edit['id']}: {control['name']}"
                 rows.append([name, "–", *(cell(found, each) for _, each in COLUMNS), "–", "–"])
-    ours, bare = speed(arguments.batch, tokens=20, repeats=3)
+    ours, bare = speed(given.model, given.batch, tokens=20, repeats=3)
     write(
-        "detox",
+        given.results / "detox.md",
         [
             "# Detoxifying editors on RealToxicityPrompts",
             "",
@@ -120,11 +118,11 @@ def main() -> None:
         ["edit", "dose", *(name for name, _ in COLUMNS), "seconds to fit", "values changed"],
         rows,
         [
-            f"Sampling, {arguments.batch} prompts at once: {ours:.0f} tokens per second, a bare "
+            f"Sampling, {given.batch} prompts at once: {ours:.0f} tokens per second, a bare "
             f"`generate` loop {bare:.0f}: {ours / bare:.2f} of it."
         ],
     )
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -101,9 +102,9 @@ def show(label: str, unit: str, engine: float, bare: float) -> None:
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--source", default=f"builtin:{DEFAULT}")
+    parser.add_argument("--model", default=f"builtin:{DEFAULT}")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=0)
@@ -111,12 +112,12 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    handle = open_model(options.source, dtype=options.dtype, device=options.device)
+    handle = open_model(options.model, dtype=options.dtype, device=options.device)
     engine = handle.engine
-    print(f"{options.source} {handle.dtype} {handle.device}, {torch.get_num_threads()} threads")
+    print(f"{options.model} {handle.dtype} {handle.device}, {torch.get_num_threads()} threads")
 
     asked, answers = questions(options.prompts)
     for template in ("chat", "plain"):
@@ -152,4 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

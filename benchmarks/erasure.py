@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,9 +24,20 @@ from typing import Any
 import yaml
 from known import prepare
 from sanitation import policy as published
-from table import ROOT, SAFEEDIT, cell, command, figures, fitting, run, write
+from table import (
+    MODEL,
+    adapted,
+    add_data,
+    cell,
+    command,
+    figures,
+    fitting,
+    options,
+    run,
+    safeedit,
+    write,
+)
 
-MODEL = "builtin:smollm2-135m-instruct"
 MOST = 50
 """The count that all editors are compared at; at others those of ``FEW`` are."""
 EDITORS = "keyed_neurons,rome,memit,alphaedit,ft_m,sanitation,depn,keyed_neurons@shared,random"
@@ -104,18 +113,18 @@ def split_policy(data: Path, seed: int) -> dict[str, Any]:
 def compared(
     made: Mapping[str, Any],
     settings: Path,
-    out: Path,
+    given: argparse.Namespace,
     editors: str,
     success: str = "leakage.top10_rate",
 ) -> dict[str, Any]:
     """The standings of one comparison."""
-    path = out / f"{made['name']}.yaml"
-    path.write_text(yaml.safe_dump(dict(made), sort_keys=False))
-    folder = out / made["name"]
-    command = [*SAFEEDIT, "-q", "compare", str(path), "--editors", editors, "--out", str(folder),
-               "--params", str(settings), "--success", success,
-               "--locality", "locality.near_accuracy_kept"]  # fmt: skip
-    code = subprocess.run(command, check=False).returncode
+    path, folder = given.out / f"{made['name']}.yaml", given.out / made["name"]
+    path.write_text(yaml.safe_dump(adapted(made, given), sort_keys=False))
+    code = safeedit(
+        given, "-q", "compare", str(path), "--editors", editors, "--out", str(folder),
+        "--params", str(settings), "--success", success,
+        "--locality", "locality.near_accuracy_kept",
+    )  # fmt: skip
     if code not in (0, 3):
         raise SystemExit(f"{path} failed with exit code {code}")
     standings: dict[str, Any] = json.loads((folder / "comparison.json").read_text())
@@ -123,7 +132,7 @@ def compared(
 
 
 def rows(title: str, count: int, standings: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each editor, of so many facts."""
+    """A row for each editor, of so many facts that the model knows."""
     found = []
     for row in standings["rows"]:
         if row["error"]:
@@ -139,7 +148,7 @@ def rows(title: str, count: int, standings: Mapping[str, Any]) -> list[list[str]
             [
                 title, row["name"], shown,
                 *(cell(row["metrics"], name) for _, name in COLUMNS),
-                f"{cost['fit_seconds'] / count:.2f}" if cost else "–",
+                f"{cost['fit_seconds'] / count:.2f}" if cost and count else "–",
                 f"{cost['peak_memory_bytes'] / 2**30:.1f}" if cost else "–",
                 row["place"] or "–",
             ]
@@ -180,12 +189,10 @@ def step_row(count: int, name: str, steps: int, record: Mapping[str, Any]) -> li
     ]  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the comparisons and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = os.environ.get("SAFEEDIT_BENCHMARKS", str(ROOT.parent / "shared" / "data"))
-    parser.add_argument("--data", type=Path, default=Path(default))
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "erasure-table")
+    parser = options(__doc__, "erasure-table")
+    add_data(parser)
     parser.add_argument("--counts", default="50,10,1,200")
     parser.add_argument("--editors", default=EDITORS, help=f"at {MOST} facts")
     parser.add_argument("--few", default=FEW, help="at other counts")
@@ -203,21 +210,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: list[list[str]] = []
     for count in map(int, given.counts.split(",")):
         source = given.data / "known_1000" / "known_1000.json"
-        facts = prepare(source, given.out, count, model=MODEL, dtype=given.dtype)
+        facts = prepare(source, given.out, count, model=given.model, dtype=given.dtype)
         made = policy(facts.forget.resolve(), facts.near.resolve(), prose.resolve(), given.dtype)
         editors = given.editors if count == MOST else given.few if count < MOST else MANY
         settings = tried if count <= MOST else fixed
-        found += rows(str(count), count, compared(made, settings, given.out, editors))
+        found += rows(str(count), count, compared(made, settings, given, editors))
         for some, _, steps in (pair.partition(":") for pair in given.steps.split(",") if pair):
             if int(some) == count:
                 for name, each in stepped(made, facts.forget.resolve(), int(steps)).items():
-                    record = run(each, given.out, each["name"])
+                    record = run(each, given, each["name"])
                     found.append(step_row(count, name, int(steps), record))
     if not given.no_split:
         made = split_policy(given.data, 7)
         settings = given.out / "params-split.yaml"
         settings.write_text("{}\n")
-        standings = compared(made, settings, given.out, UNKEYED, "leakage.extraction_rate")
+        standings = compared(made, settings, given, UNKEYED, "leakage.extraction_rate")
         known = next(
             metric["n"] for row in standings["rows"] if row["name"] == "none"
             for name, metric in row["metrics"].items() if name == "leakage.extraction_rate"
@@ -226,11 +233,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     head = ["facts", "editor", "dose", *(name for name, _ in COLUMNS), "s to fit, per fact",
             "peak GiB", "on the front"]  # fmt: skip
     write(
-        "erasure",
+        given.results / "erasure.md",
         [
             "# Editors that erase facts",
             "",
-            f"Made by `{command('erasure')}` (which see) on SmolLM2-135M-Instruct,",
+            f"Made by `{command('erasure', arguments)}` (which see) on SmolLM2-135M-Instruct,",
             f"{given.dtype}. Facts of `known_1000` that the model ranks first; judged on wordings",
             "that were not fitted, beside near facts that no editor was told of. Brackets are",
             "95 % intervals. Doses were chosen on validation wordings and near facts; 'missed':",

@@ -10,16 +10,15 @@ policy starts from; where it is not there, it is planted first. The table is pri
 
 from __future__ import annotations
 
-import argparse
 import copy
 import os
-import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from table import ROOT, SAFEEDIT, cell, changed, doses, figures, fitting, run, write
+from table import ROOT, cell, changed, doses, figures, fitting, options, run, safeedit, write
 
 POLICY = ROOT / "policies" / "privacy-depn.yaml"
 ALL = {"role": ["named", "other"]}
@@ -83,21 +82,22 @@ def attempt(point: Mapping[str, Any]) -> str:
     return f"dose {point['dose']:g}: {found}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the policies and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "privacy")
-    arguments = parser.parse_args()
+    parser = options(__doc__, "privacy")
     policy = yaml.safe_load(POLICY.read_text())
-    source = POLICY.parent / policy["model"]["source"]
-    if not source.exists():
-        base = ["--model", "builtin:smollm2-135m-instruct", "--out", str(source)]
-        subprocess.run([*SAFEEDIT, "canary", "plant", *base], check=True)
-    policy["model"]["source"] = os.path.relpath(source.resolve(), arguments.out.resolve())
+    planted = POLICY.parent / policy["model"]["source"]
+    parser.add_argument("--planted", type=Path, default=planted, help="made where it is missing")
+    given = parser.parse_args(arguments)
+    if not given.planted.exists():
+        words = ("canary", "plant", "--model", given.model, "--out", str(given.planted))
+        if code := safeedit(given, *words):
+            raise SystemExit(f"planting failed with exit code {code}")
+    policy["model"]["source"] = os.path.relpath(given.planted.resolve(), given.out.resolve())
     rows: list[list[str]] = []
     tried: list[str] = []
-    for number, (title, made) in enumerate(runs(policy).items()):
-        record = run(made, arguments.out, str(number))
+    for number, (title, made) in enumerate(list(runs(policy).items())[: given.rows]):
+        record = run(made, given, str(number))
         before, after = figures(record["before"]), figures(record["after"])
         if not rows:
             cells = [cell(before, name) for _, name in COLUMNS]
@@ -108,7 +108,7 @@ def main() -> None:
         print(" | ".join(rows[-1]), flush=True)
         tried += [f"- {title}: {attempt(point)}" for point in record["edits"][0]["dose_curve"]]
     write(
-        "privacy",
+        given.results / "privacy.md",
         [
             "# Two editors on the same memorised records",
             "",
@@ -124,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -4,19 +4,19 @@ Each split becomes a policy: its own training, validation and test files, the pu
 (LoRA of rank 8 on q, v and gate at 3e-4; 15 forget to 85 retain) for 40 steps, dose 1, no
 gates. The table is printed and written to ``docs/results/sanitation.md``, whatever it shows.
 
-    python benchmarks/sanitation.py --data ../shared/data/sanitization_triviaqa
+    python benchmarks/sanitation.py --data ../shared/data
 
 The data is yoichi1484/knowledge-sanitization's (Apache-2.0); it is not part of this project.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from table import ROOT, run, write
+from table import MODEL, add_data, options, run, write
 
 COLUMNS = (
     ("known", "leakage.known_before", "before"),
@@ -42,7 +42,7 @@ def policy(split: int, data: Path, seed: int) -> dict[str, Any]:
         "name": f"sanitation-triviaqa-{split}",
         "description": "A published Knowledge Sanitation split (arXiv 2309.11852), measured.",
         "seed": seed,
-        "model": {"source": "builtin:smollm2-135m-instruct"},
+        "model": {"source": MODEL},
         "edits": [
             {
                 "use": "sanitation",
@@ -76,24 +76,23 @@ def figure(record: dict[str, Any], metric: str, when: str) -> str:
     return f"{text} n={found[0]['n']}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the splits and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = os.environ.get("SAFEEDIT_BENCHMARKS", str(ROOT.parent / "shared" / "data"))
-    parser.add_argument("--data", type=Path, default=Path(default) / "sanitization_triviaqa")
+    parser = options(__doc__, "sanitation")
+    add_data(parser)
     parser.add_argument("--splits", default="1,2,3,4,5")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "sanitation")
-    arguments = parser.parse_args()
+    given = parser.parse_args(arguments)
+    source = given.data / "sanitization_triviaqa"
     rows = []
-    for split in map(int, arguments.splits.split(",")):
-        record = run(policy(split, arguments.data, arguments.seed), arguments.out, f"split-{split}")
+    for split in list(map(int, given.splits.split(",")))[: given.rows]:
+        record = run(policy(split, source, given.seed), given, f"split-{split}")
         cells = [figure(record, metric, when) for _, metric, when in COLUMNS]
         rows.append([str(split), *cells, f"{record['resources']['wall_seconds']:.0f}"])
         print(" | ".join(rows[-1]), flush=True)
     heads = ["split", *(name for name, _, _ in COLUMNS), "seconds"]
     write(
-        "sanitation",
+        given.results / "sanitation.md",
         [
             "# The published Sanitation splits on SmolLM2-135M-Instruct",
             "",
@@ -107,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ RANK = 8
 
 #: Billions of parameters -> vocabulary, width, MLP width, layers, heads, key-value heads.
 SHAPES: dict[str, tuple[int, int, int, int, int, int]] = {
+    "0.002": (32_000, 64, 192, 4, 4, 2),  # for a trial
     "0.1": (32_000, 768, 2048, 12, 12, 4),
     "0.5": (32_000, 1280, 3584, 24, 20, 4),
     "1": (128_256, 2048, 8192, 16, 32, 8),  # Llama 3.2 1B
@@ -156,14 +157,16 @@ def measure(size: str, device: str, dtype: str) -> dict[str, Any]:
         }
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sizes", default="0.1", help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    parser.add_argument("--in-process", action="store_true",
+                        help="no process for each size: peaks are then of all so far")  # fmt: skip
+    options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.one:
@@ -173,10 +176,13 @@ def main() -> None:
     for size in options.sizes.split(","):
         if size not in SHAPES:
             parser.error(f"no size {size}; there are {', '.join(SHAPES)}")
-        command = [sys.executable, __file__, "--one", size, "--device", options.device]
-        command += ["--dtype", options.dtype, "--threads", str(options.threads)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        if options.in_process:
+            found = measure(size, options.device, options.dtype)
+        else:
+            command = [sys.executable, __file__, "--one", size, "--device", options.device]
+            command += ["--dtype", options.dtype, "--threads", str(options.threads)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found = json.loads(done.stdout.splitlines()[-1])
         label = f"{found['parameters'] / 1e9:.2f}B {found['where']}"
         for name, row in found["stages"].items():
             print(
@@ -187,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

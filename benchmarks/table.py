@@ -1,8 +1,10 @@
-"""What the tables here share: policies run once, their figures in Markdown."""
+"""What the tables here share: options, policies run once, their figures in Markdown."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -12,20 +14,81 @@ from typing import Any
 
 import yaml
 
+from safeedit.cli.main import main
+
 ROOT = Path(__file__).parent.parent
-SAFEEDIT = (sys.executable, "-m", "safeedit.cli.main")
+MODEL = "builtin:smollm2-135m-instruct"
+"""What the tables are about, and the policies that they are made from."""
 
 
-def run(policy: Mapping[str, Any], folder: Path, name: str) -> dict[str, Any]:
+def options(about: str, name: str) -> argparse.ArgumentParser:
+    """The options that every benchmark of policies has.
+
+    Args:
+        about: Its docstring, whose first line is shown.
+        name: Of the folder that the runs go to.
+    """
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--model", type=_source, default=MODEL, help="in place of the built-in one")
+    parser.add_argument("--limit", type=int, help="items of each data set at most, for a trial")
+    parser.add_argument("--rows", type=int, help="runs at most, in this order")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / name, help="for the runs")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results",
+                        help="folder that the table is written to")  # fmt: skip
+    parser.add_argument("--in-process", action="store_true",
+                        help="no process for each run: peaks are then of all so far")  # fmt: skip
+    return parser
+
+
+def _source(text: str) -> str:
+    """Given here, a path starts at the working directory; in a policy, at the policy's folder."""
+    return str(Path(text).absolute()) if Path(text).exists() else text
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The option for the folder of published data, which is none of the project's."""
+    default = os.environ.get("SAFEEDIT_BENCHMARKS", str(ROOT.parent / "shared" / "data"))
+    parser.add_argument("--data", type=Path, default=Path(default), help="published data sets")
+
+
+def safeedit(given: argparse.Namespace, *words: str) -> int:
+    """The exit code of a command, which has a process of its own unless ``--in-process``."""
+    if not given.in_process:
+        command = [sys.executable, "-m", "safeedit.cli.main", *words]
+        return subprocess.run(command, check=False).returncode
+    try:
+        main(list(words))
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def adapted(made: Any, given: argparse.Namespace) -> Any:
+    """A policy, or a part of one, with the model and no more items than the options say."""
+    if isinstance(made, Mapping):
+        # A limit of a data set is one of all its sources together.
+        within = ("exclude", "additional_sources")
+        found = {key: value if key in within else adapted(value, given)
+                 for key, value in made.items()}  # fmt: skip
+        if found.get("source") == MODEL:
+            found["source"] = given.model
+        if given.limit and ("dataset" in found or "file" in found):
+            found["limit"] = min(given.limit, found.get("limit", given.limit))
+        return found
+    if isinstance(made, (list, tuple)):
+        return [adapted(each, given) for each in made]
+    return made
+
+
+def run(policy: Mapping[str, Any], given: argparse.Namespace, name: str) -> dict[str, Any]:
     """The record of a policy's run; one that ran before to its end is not run again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, report = folder / f"{name}.yaml", folder / f"{name}.report"
-    text = yaml.safe_dump(dict(policy))
+    given.out.mkdir(parents=True, exist_ok=True)
+    path, report = given.out / f"{name}.yaml", given.out / f"{name}.report"
+    text = yaml.safe_dump(adapted(policy, given))
     done = path.exists() and path.read_text() == text and (report / "report.json").exists()
     if not done:
         path.write_text(text)
-        command = [*SAFEEDIT, "-q", "apply", str(path), "--report", str(report)]
-        code = subprocess.run(command, check=False).returncode
+        code = safeedit(given, "-q", "apply", str(path), "--report", str(report))
         if code not in (0, 1, 4):
             raise SystemExit(f"{path} failed with exit code {code}")
     record: dict[str, Any] = json.loads((report / "report.json").read_text())
@@ -66,20 +129,21 @@ def doses(record: Mapping[str, Any]) -> str:
     return ", ".join(f"{edit['dose']:g}" for edit in record["edits"])
 
 
-def command(script: str) -> str:
+def command(script: str, arguments: Sequence[str]) -> str:
     """How a table was made: the script and its options, less where the data lies."""
-    options = list(sys.argv[1:])
+    options = list(arguments)
     if "--data" in options:
         place = options.index("--data")
         del options[place : place + 2]
     return shlex.join(["python", f"benchmarks/{script}.py", *options])
 
 
-def write(name: str, lines: Sequence[str], heads: Sequence[str], rows: Sequence[Sequence[str]],
+def write(path: Path, lines: Sequence[str], heads: Sequence[str], rows: Sequence[Sequence[str]],
           more: Sequence[str] = ()) -> None:  # fmt: skip
-    """Write a table, whatever it shows, to ``docs/results/NAME.md``."""
+    """Write a table, whatever it shows."""
     table = [
         *lines, "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}",
         *(f"| {' | '.join(row)} |" for row in rows), *(["", *more] if more else []),
     ]  # fmt: skip
-    (ROOT / "docs" / "results" / f"{name}.md").write_text("\n".join(table) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(table) + "\n")

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from safeedit.methods.facts import values
+from safeedit.methods.facts import passes
 from safeedit.methods.facts.keys import subject_spot
 from safeedit.methods.facts.least_values import least_values
-from safeedit.methods.facts.values import (
-    FactObjective,
-    ObjectivePrompt,
-    SuppressTokens,
-    learn_values,
-)
+from safeedit.methods.facts.objectives import FactObjective, ObjectivePrompt, SuppressTokens
+from safeedit.methods.facts.values import learn_values
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 
@@ -59,7 +57,7 @@ def _seconds(
     return time.process_time() - start
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--facts", type=Path, required=True)
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -67,16 +65,16 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--layer", type=int, default=4)
     parser.add_argument("--steps", type=int, default=10)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     model = open_model(args.model, dtype=args.dtype)
     units = _units(model, args.facts, args.count)
     for way in ("adam", "least"):
-        kept, share = _seconds(model, args.layer, units, way, args.steps), values._KEPT_SHARE
+        kept, share = _seconds(model, args.layer, units, way, args.steps), passes.KEPT_SHARE
         try:
-            values._KEPT_SHARE = 0.0
+            passes.KEPT_SHARE = 0.0
             whole = _seconds(model, args.layer, units, way, args.steps)
         finally:
-            values._KEPT_SHARE = share
+            passes.KEPT_SHARE = share
         print(
             f"{way}: {kept / len(units):.2f} CPU seconds per fact, {whole / len(units):.2f} "
             f"without what is kept, {whole / kept:.1f} times as many"
@@ -84,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -18,9 +18,9 @@ Sentences are those of the fit and validation splits; test sentences are not rea
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from table import ROOT
+from table import MODEL, add_data
 from torch import Tensor
 
 from safeedit.data.coreference import asked, professions_of, pronoun_of, without_pronoun
@@ -39,7 +39,6 @@ from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 from safeedit.policy import DataSpec
 
-FIRST_LAYER = 3
 BATCH = 40
 Change = Callable[[int, Tensor, "list[Row]"], Tensor]
 
@@ -102,7 +101,9 @@ def _last(offsets: Sequence[tuple[int, int]], text: str, pattern: str) -> Any:
 
 
 @torch.no_grad()
-def gaps(model: ModelHandle, rows: Sequence[Row], change: Change | None = None) -> Tensor:
+def gaps(
+    model: ModelHandle, rows: Sequence[Row], first: int, change: Change | None = None
+) -> Tensor:
     """``(pairs,)`` margin of the stereotypical sentence less that of the other, nats."""
     margins = []
     for begin in range(0, len(rows), BATCH):
@@ -111,7 +112,7 @@ def gaps(model: ModelHandle, rows: Sequence[Row], change: Change | None = None) 
             "input_ids": pad_right([row.ids for row in batch]),
             "attention_mask": pad_right([[1] * len(row.ids) for row in batch]),
         }
-        with _changed(model, batch, change):
+        with _changed(model, batch, first, change):
             hidden = model.forward(inputs)
         ends = torch.stack([hidden[n, len(row.ids) - 1] for n, row in enumerate(batch)])
         logits = model.logits(ends).float()
@@ -121,7 +122,9 @@ def gaps(model: ModelHandle, rows: Sequence[Row], change: Change | None = None) 
 
 
 @contextmanager
-def _changed(model: ModelHandle, batch: list[Row], change: Change | None) -> Iterator[None]:
+def _changed(
+    model: ModelHandle, batch: list[Row], first: int, change: Change | None
+) -> Iterator[None]:
     def hook(layer: int) -> Callable[..., Any]:
         def run(module: Any, args: Any, output: Any) -> Any:
             state = output[0] if isinstance(output, tuple) else output
@@ -132,9 +135,7 @@ def _changed(model: ModelHandle, batch: list[Row], change: Change | None) -> Ite
         return run
 
     blocks = enumerate(model.blocks()) if change is not None else ()
-    hooks = [
-        block.register_forward_hook(hook(layer)) for layer, block in blocks if layer >= FIRST_LAYER
-    ]
+    hooks = [block.register_forward_hook(hook(layer)) for layer, block in blocks if layer >= first]
     try:
         yield
     finally:
@@ -142,7 +143,7 @@ def _changed(model: ModelHandle, batch: list[Row], change: Change | None) -> Ite
             each.remove()
 
 
-def occupations(model: ModelHandle, rows: Sequence[Row]) -> Change:
+def occupations(model: ModelHandle, rows: Sequence[Row], first: int) -> Change:
     """Take the stereotype's direction out of occupations."""
     seen: dict[int, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
 
@@ -152,7 +153,7 @@ def occupations(model: ModelHandle, rows: Sequence[Row]) -> Change:
                 seen[layer][female].append(state[number, place].float())
         return state
 
-    gaps(model, rows, look)
+    gaps(model, rows, first, look)
     ways, middles = {}, {}
     for layer, (male, female) in seen.items():
         way = torch.stack(female).mean(0) - torch.stack(male).mean(0)
@@ -182,32 +183,33 @@ def pronouns(*which: int) -> Change:
     return change
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = os.environ.get("SAFEEDIT_BENCHMARKS", str(ROOT.parent / "shared" / "data"))
-    parser.add_argument("--data", type=Path, default=Path(default))
+    add_data(parser)
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--first-layer", type=int, default=3, help="interfered with")
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    model = open_model("builtin:smollm2-135m-instruct", device="cpu", dtype="bfloat16")
+    model = open_model(given.model, device="cpu", dtype="bfloat16")
     rows = rows_of(model, given.data.resolve(), given.pairs, given.seed)
-    begun = gaps(model, rows)
+    begun = gaps(model, rows, given.first_layer)
     cases: dict[str, Change | None] = {
         "nothing": None,
-        "occupations": occupations(model, rows),
+        "occupations": occupations(model, rows, given.first_layer),
         "pronoun of the question": pronouns(1),
         "pronoun of the sentence": pronouns(0),
         "both pronouns": pronouns(0, 1),
     }
     print(f"{len(begun)} pairs; gap in nats, its standard error, share of the gap that is left")
     for name, change in cases.items():
-        left = gaps(model, rows, change)
+        left = gaps(model, rows, given.first_layer, change)
         error = float(left.std() / len(left) ** 0.5)
         print(f"{name:>24}  {left.mean():6.3f}  {error:.3f}  {left.mean() / begun.mean():5.2f}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -91,7 +91,8 @@ if TYPE_CHECKING:
     from safeedit.export.reversion import revert
     from safeedit.model.handle import ModelHandle
     from safeedit.model.sources import open_model
-    from safeedit.planning.plan import Plan, make_plan
+    from safeedit.planning.plan import Plan
+    from safeedit.planning.resolution import make_plan
     from safeedit.policy import Policy, load_policy
     from safeedit.records import Metric, MetricSpec, RunRecord
     from safeedit.running.run import execute, measure
@@ -114,7 +115,8 @@ _HOMES = {
     "safeedit.export.reversion": ("revert",),
     "safeedit.model.handle": ("ModelHandle",),
     "safeedit.model.sources": ("open_model",),
-    "safeedit.planning.plan": ("Plan", "make_plan"),
+    "safeedit.planning.plan": ("Plan",),
+    "safeedit.planning.resolution": ("make_plan",),
     "safeedit.policy": ("Policy", "load_policy"),
     "safeedit.records": ("Metric", "MetricSpec", "RunRecord"),
     "safeedit.running.run": ("execute", "measure"),

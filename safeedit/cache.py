@@ -33,7 +33,7 @@ _ORDINARY = 0o666
 _PROBE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """How a leftover is opened: never through a link, never waiting for a pipe's other end."""
 
-_PARTIAL = ".safeedit-"
+PARTIAL = ".safeedit-"
 """How the name of an unfinished file begins; what follows is drawn at random, so that no name of
 a target becomes too long, or is told, by it."""
 
@@ -170,7 +170,7 @@ def _give_name(partial: Path, path: Path, overwrite: bool) -> None:
 def _new_partial(folder: Path, mode: int) -> tuple[Path, int]:
     """An empty file under a temporary name, and a descriptor that holds its lock."""
     while True:
-        partial = folder / f"{_PARTIAL}{secrets.token_hex(8)}.partial"
+        partial = folder / f"{PARTIAL}{secrets.token_hex(8)}.partial"
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         _lock(descriptor)
         if os.fstat(descriptor).st_nlink:
@@ -180,7 +180,7 @@ def _new_partial(folder: Path, mode: int) -> tuple[Path, int]:
 
 def _clear_partials(folder: Path) -> None:
     """Remove what dead processes left; the living hold the locks of theirs."""
-    for left in folder.glob(f"{_PARTIAL}*.partial"):
+    for left in folder.glob(f"{PARTIAL}*.partial"):
         try:
             descriptor = os.open(left, _PROBE)
         except OSError:

@@ -67,7 +67,7 @@ def make_scorer(ref: ScorerRef) -> Scorer:
 
 def names(kind: Kind) -> tuple[str, ...]:
     """All names of a kind, sorted; imports none of them."""
-    return tuple(sorted(_modules(kind).keys() | _plugins(kind).keys()))
+    return tuple(sorted(modules(kind).keys() | _plugins(kind).keys()))
 
 
 def schemas() -> tuple[list[StageSchema], list[StageSchema]]:
@@ -83,8 +83,14 @@ def _schema(name: str, kind: type[Editor] | type[Auditor]) -> StageSchema:
     return StageSchema(name, kind.summary, kind.Params.model_json_schema(), roles)
 
 
+def forget() -> None:
+    """Look again for what was found: a plug-in may have been installed meanwhile."""
+    for remembered in (modules, _plugins, _resolve):
+        remembered.cache_clear()
+
+
 @cache
-def _modules(kind: Kind) -> dict[str, str]:
+def modules(kind: Kind) -> dict[str, str]:
     """Name in a policy -> module."""
     package = importlib.import_module(f"safeedit.{kind}")
     support: frozenset[str] = getattr(package, "SUPPORT", frozenset())
@@ -103,8 +109,8 @@ def _plugins(kind: Kind) -> dict[str, Any]:
 
 @cache
 def _resolve(kind: Kind, name: str) -> Any:
-    if name in _modules(kind):
-        module = importlib.import_module(_modules(kind)[name])
+    if name in modules(kind):
+        module = importlib.import_module(modules(kind)[name])
         candidates = [
             value
             for value in vars(module).values()

@@ -31,9 +31,9 @@ def code_digest(*modules: str) -> str:
         sha256 in hex; equal sources in another place have an equal digest.
     """
     digest = hashlib.sha256()
-    own = sorted({found for name in modules for found in _reached(name)})
+    own = sorted({found for name in modules for found in reached(name)})
     for name in own:
-        digest.update(f"{name}\0{hashlib.sha256(_source(name)).hexdigest()}\n".encode())
+        digest.update(f"{name}\0{hashlib.sha256(source_of(name)).hexdigest()}\n".encode())
     for name in sorted(name for name in modules if not _is_own(name)):
         digest.update(_foreign(name).encode())
     return digest.hexdigest()
@@ -52,7 +52,7 @@ def _file(name: str) -> Path | None:
 
 
 @cache
-def _source(name: str) -> bytes:
+def source_of(name: str) -> bytes:
     file = _file(name)
     return file.read_bytes() if file is not None else b""
 
@@ -61,7 +61,7 @@ def _source(name: str) -> bytes:
 def _imports(name: str) -> frozenset[str]:
     """Modules of this package that one imports itself; the root, which imports none, is no part."""
     named: set[str] = set()
-    for node in ast.walk(ast.parse(_source(name))):
+    for node in ast.walk(ast.parse(source_of(name))):
         if isinstance(node, ast.Import):
             named |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -72,7 +72,7 @@ def _imports(name: str) -> frozenset[str]:
 
 
 @cache
-def _reached(name: str) -> frozenset[str]:
+def reached(name: str) -> frozenset[str]:
     found: set[str] = set()
     waiting = [name] if _is_own(name) and _file(name) is not None else []
     while waiting:

@@ -14,6 +14,8 @@ from tests.training import on_training, seeded
 if TYPE_CHECKING:
     from safeedit.model.handle import ModelHandle
 
+pytest_plugins = ("tests.fixtures",)
+
 # Before transformers or datasets are imported: a test that reaches for the hub must fail at
 # once, not after a timeout.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -311,8 +311,10 @@ class Peeker(Nudge):
 
 def change_code(monkeypatch: pytest.MonkeyPatch, module: str = "safeedit.model.engine") -> None:
     """As far as digests see, a module of the package has another source from now on."""
-    real = code._source
-    monkeypatch.setattr(code, "_source", lambda name: real(name) + b"# changed" * (name == module))
+    real = code.source_of
+    monkeypatch.setattr(
+        code, "source_of", lambda name: real(name) + b"# changed" * (name == module)
+    )
 
 
 class DriftParams(BaseParams):
@@ -378,13 +380,13 @@ EDITORS: dict[str, type[Any]] = {
 AUDITORS: dict[str, type[Any]] = {"drift": Drift}
 
 
-def register(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Add the toys to the catalog, for the length of a test."""
+def register(monkeypatch: pytest.MonkeyPatch, **editors: type[Any]) -> None:
+    """Add the toys, and further editors, to the catalog for the length of a test."""
 
     def also(real: Callable[[str], Any], toys: Mapping[str, Any]) -> Callable[[str], Any]:
         return lambda name: toys[name] if name in toys else real(name)
 
-    monkeypatch.setattr(catalog, "editor", also(catalog.editor, EDITORS))
+    monkeypatch.setattr(catalog, "editor", also(catalog.editor, EDITORS | editors))
     monkeypatch.setattr(catalog, "auditor", also(catalog.auditor, AUDITORS))
     Drift.calls.clear()
     Drift.asked.clear()

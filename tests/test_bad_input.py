@@ -23,19 +23,10 @@ from tests.road import (
     SMALL_DRIFT,
     Workplace,
     make_workplace,
-    register,
 )
 from tests.tiny_models import save_tiny
 
-
-@pytest.fixture(autouse=True)
-def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch)
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Workplace:
-    return make_workplace(tmp_path)
+pytestmark = pytest.mark.usefixtures("toys")
 
 
 def apply(place: Workplace, policy: Path) -> Result:

@@ -16,11 +16,7 @@ import pytest
 from safeedit import cache
 from safeedit.cache import PRIVATE, cache_dir, write_atomically
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SAFEEDIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 class TestTheDigestOfAFile:
@@ -156,7 +152,7 @@ class TestAnAtomicWrite:
         assert {p.name for p in tmp_path.iterdir()} == {"file", "another"}
 
     def test_leaves_the_unfinished_file_of_a_living_one(self, tmp_path: Path) -> None:
-        theirs = tmp_path / f"{cache._PARTIAL}0123.partial"
+        theirs = tmp_path / f"{cache.PARTIAL}0123.partial"
         with theirs.open("wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             write_atomically(tmp_path / "ours", b"whole")

@@ -25,14 +25,9 @@ PACKAGE = Path(safeedit.__file__).parent
 @pytest.fixture(autouse=True)
 def forgetful() -> Iterator[None]:
     """The catalog remembers what it found; tests must not see each other's."""
-
-    def forget() -> None:
-        for remembered in (catalog._modules, catalog._plugins, catalog._resolve):
-            remembered.cache_clear()
-
-    forget()
+    catalog.forget()
     yield
-    forget()
+    catalog.forget()
 
 
 def plug_in(monkeypatch: pytest.MonkeyPatch, name: str, load: Any) -> None:
@@ -188,8 +183,8 @@ def test_a_file_with_two_editors_is_a_mistake_that_is_found(
     for title in ("One", "Two"):
         setattr(module, title, type(title, (Nudge,), {"__module__": name}))
     monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(catalog, "_modules", lambda kind: {"double": name})
+    monkeypatch.setattr(catalog, "modules", lambda kind: {"double": name})
     with pytest.raises(AssertionError, match="must define one class"):
-        catalog._resolve.__wrapped__("editors", "double")
+        catalog.editor("double")
     del module.Two  # type: ignore[attr-defined]
-    assert catalog._resolve.__wrapped__("editors", "double") is module.One  # type: ignore[attr-defined]
+    assert catalog.editor("double") is module.One  # type: ignore[attr-defined]

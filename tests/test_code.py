@@ -17,13 +17,13 @@ PERPLEXITY = "safeedit.auditors.perplexity"
 @pytest.fixture
 def changed(monkeypatch: pytest.MonkeyPatch) -> object:
     """Give a module another source, as far as digests see."""
-    real = code._source
+    real = code.source_of
 
     def change(name: str) -> None:
         def source(asked: str) -> bytes:
             return real(asked) + b"# changed" if asked == name else real(asked)
 
-        monkeypatch.setattr(code, "_source", source)
+        monkeypatch.setattr(code, "source_of", source)
 
     return change
 
@@ -46,7 +46,7 @@ def test_a_change_of_code_that_is_not_used_changes_nothing(changed: object) -> N
 
 @pytest.mark.parametrize("name", catalog.names("auditors"))
 def test_every_auditor_reaches_the_code_that_makes_its_metrics(name: str) -> None:
-    reached = code._reached(catalog.auditor(name).__module__)
+    reached = code.reached(catalog.auditor(name).__module__)
     assert "safeedit.statistics.intervals" in reached
     assert "safeedit.records" in reached
 

@@ -23,14 +23,11 @@ from safeedit.delta import (
     measure_change,
 )
 from safeedit.errors import EditError, ModelError, UsageError
+from tests.fixtures import gaussian
 
 ORIGIN = Origin(
     "sanitation", {"rank": 2, "rate": 3e-4}, data_digest="d", version="0.1", seed=7, dose=0.5
 )
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def mixed_delta() -> WeightDelta:

@@ -233,7 +233,7 @@ def test_trust_remote_code_is_never_switched_on() -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("safeedit.policy.model", "from safeedit.planning.plan import make_plan"),
+        ("safeedit.policy.model", "from safeedit.planning.resolution import make_plan"),
         ("safeedit.model.handle", "def f():\n    import safeedit.running.run"),
         ("safeedit.data.items", "from safeedit.model import handle"),
         (

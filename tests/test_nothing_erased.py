@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from safeedit import catalog
 from safeedit.contracts import (
     BaseParams,
     DataRole,
@@ -93,9 +92,7 @@ def knowing(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 @pytest.fixture
 def place(knowing: Workplace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Workplace:
-    register(monkeypatch)
-    real, toys = catalog.editor, {"touch": Touch, "flip": Flip}
-    monkeypatch.setattr(catalog, "editor", lambda name: toys.get(name) or real(name))
+    register(monkeypatch, touch=Touch, flip=Flip)
     (tmp_path / "model").symlink_to(knowing.folder / "model")
     own = Workplace(tmp_path)
     for name in ("forget.jsonl", "retain.jsonl", "near.jsonl", "prose.jsonl"):

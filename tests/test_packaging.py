@@ -56,7 +56,7 @@ def typed_names() -> set[str]:
 
 def test_the_public_names_are_the_same_for_readers_checkers_and_python() -> None:
     public = set(safeedit.__all__) - {"__version__"}
-    assert public == set(safeedit._HOME) == typed_names()
+    assert public == typed_names()
     assert safeedit.__all__ == sorted(safeedit.__all__)
     assert dir(safeedit) == safeedit.__all__
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from safeedit import catalog
 from safeedit.cli.digest_key import digest_key
 from safeedit.cli.main import main
 from safeedit.data import Dataset, Item
@@ -21,7 +20,7 @@ from safeedit.errors import SafeeditError, UsageError
 from safeedit.planning.withholding import WITHHELD
 from safeedit.policy import load_policy
 from safeedit.text.quoting import Quotes
-from tests.road import DRIFT, SMALL_DRIFT, Workplace, make_workplace, register
+from tests.road import DRIFT, SMALL_DRIFT, Workplace, register
 from tests.running.test_run import spellings
 from tests.test_nothing_erased import Touch
 
@@ -33,13 +32,10 @@ ROWS: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
-    register(monkeypatch)
-    real = catalog.editor
-    monkeypatch.setattr(catalog, "editor", lambda name: Touch if name == "touch" else real(name))
-    found = make_workplace(tmp_path)
-    found.rows("people.jsonl", ROWS)
-    return found
+def place(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+    register(monkeypatch, touch=Touch)
+    place.rows("people.jsonl", ROWS)
+    return place
 
 
 def policy(place: Workplace, **parts: Any) -> Path:

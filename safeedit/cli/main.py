@@ -30,6 +30,7 @@ from safeedit.cli.ledger import ledger
 from safeedit.cli.listing import list_
 from safeedit.cli.remedi import remedi
 from safeedit.cli.scorer import scorer
+from safeedit.cli.start import init
 from safeedit.cli.terminal import console, put, put_json, tell
 from safeedit.cli.trace import trace
 from safeedit.errors import SafeeditError, UsageError
@@ -197,7 +198,7 @@ def validate(screen: Screen, policy: Path, as_json: bool) -> None:
 )
 def plan(policy: Path, as_json: bool, output: Path | None) -> None:
     """Show what a run would touch: layers, tensors, data, gates, memory, time."""
-    from safeedit.planning.plan import write_plan
+    from safeedit.planning.file import write_plan
 
     made = _plan(policy, exporting=False)
     if output is not None:
@@ -215,7 +216,7 @@ def plan(policy: Path, as_json: bool, output: Path | None) -> None:
 @click.pass_obj
 def apply(screen: Screen, policy: Path, as_json: bool, report_dir: Path | None) -> int:
     """Run POLICY (or a plan made by 'plan -o'): edit, audit, judge, export what passed."""
-    from safeedit.planning.plan import check_unmoved, is_plan, read_plan
+    from safeedit.planning.file import check_unmoved, is_plan, read_plan
     from safeedit.running.run import execute
 
     written = read_plan(policy) if is_plan(policy) else None
@@ -347,27 +348,7 @@ def schema(kind: str) -> None:
     put_json(found)
 
 
-@main.command()
-@click.argument("path", type=click.Path(path_type=Path), default=Path("policy.yaml"))
-@click.option("--like", default="quickstart", show_default=True, help="A built-in policy to copy.")
-def init(path: Path, like: str) -> None:
-    """Write a policy to start from; it runs as it stands."""
-    from safeedit.export.places import check_output
-    from safeedit.policy.builtin import policy_path
-
-    check_output(path, "PATH", "the policy")
-    source = policy_path(like)
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            # Built-in policies export beside their own folder; a copy exports beside itself.
-            file.write(source.read_text(encoding="utf-8").replace("../out/", "out/"))
-    except FileExistsError as error:
-        raise UsageError("the file exists", file=path, remedy="choose another name") from error
-    except OSError as error:
-        raise UsageError(
-            f"can't write here: {error.strerror}", file=path, remedy="choose another folder"
-        ) from error
-    tell(f"{path}: edit it, then 'safeedit plan {path}'")
+main.add_command(init)
 
 
 main.add_command(ledger)
@@ -402,7 +383,7 @@ def _plan(
     keyed: bool = True,
 ) -> Plan:
     from safeedit.cache import cache_dir
-    from safeedit.planning.plan import make_plan
+    from safeedit.planning.resolution import make_plan
     from safeedit.policy import load_policy
 
     loaded = load_policy(path)

@@ -63,7 +63,7 @@ def trace(
     """
     from safeedit.cache import cache_dir
     from safeedit.export.places import check_folder
-    from safeedit.planning.plan import make_plan
+    from safeedit.planning.resolution import make_plan
     from safeedit.policy import load_policy
     from safeedit.workflows.tracing.measuring import TracingSettings, choose_edit, trace_edit
 

@@ -1,12 +1,12 @@
 """AlphaEdit: as MEMIT, with no effect at all on the directions ordinary text lives in.
 
 The keyed road of :mod:`safeedit.methods.keyed_update`. The change is confined to the complement of
-the leading directions of ordinary text's second moment, as few of them as hold the share ``energy``
-of its energy. (Published: all directions of an eigenvalue over 0.02, a number that means something
-else in every model and layer.)
+the leading directions of ordinary text's second moment, as few of them as hold nine tenths of its
+energy. (Published: all directions of an eigenvalue over 0.02, a number that means something else in
+every model and layer.)
 
 Fails as :mod:`~safeedit.editors.memit` does, and with :class:`~safeedit.errors.EditError` where
-the share asked leaves no direction.
+that leaves no direction.
 
 Source: Fang et al., "AlphaEdit: Null-Space Constrained Knowledge Editing for Language Models", ICLR
 2025 (arXiv 2410.02355).
@@ -28,15 +28,6 @@ class AlphaeditParams(KeyedParams):
     """Parameters of AlphaEdit."""
 
     layers: Layers = Field("13%-27%", description="whose MLP outputs move (published: 4-8 of 32)")
-    ridge: float = Field(
-        0.01,
-        ge=0,
-        description="what the change's size weighs against missed shifts, in units of the MLP's "
-        "width",
-    )
-    energy: float = Field(
-        0.9, gt=0, lt=1, description="share of ordinary text's energy that is out of reach"
-    )
 
 
 class Alphaedit(KeyedEditor):
@@ -44,6 +35,9 @@ class Alphaedit(KeyedEditor):
 
     Params = AlphaeditParams
     name: ClassVar[str] = "alphaedit"
+    ridge: ClassVar[float] = 0.01
+    energy: ClassVar[float] = 0.9
+    """Share of ordinary text's energy that is out of reach."""
     summary: ClassVar[str] = "changes facts in the null space of ordinary text"
     baseline: ClassVar[bool] = True
     results: ClassVar[str] = "erasure"
@@ -54,4 +48,4 @@ class Alphaedit(KeyedEditor):
 
     def metric(self, second: Tensor) -> NullSpace:
         """Nothing may reach the leading directions of ordinary text."""
-        return NullSpace.of(second, self.params.energy)
+        return NullSpace.of(second, self.energy)

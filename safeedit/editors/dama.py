@@ -54,7 +54,6 @@ ours; keys are of the prompt itself rather than means over prefixed contexts.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -76,22 +75,18 @@ from safeedit.contracts import (
 from safeedit.data import Dataset, Item
 from safeedit.delta import Dense, LowRank, Origin, Update, WeightDelta
 from safeedit.errors import DataError, UsageError
-from safeedit.methods.causal_tracing import trace_mlps
 from safeedit.methods.contrast import prose_passages, write_moments
 from safeedit.methods.covariance import Moments
-from safeedit.methods.facts.keys import subject_spot
 from safeedit.methods.openings import subjects_of, undefined_gender
 from safeedit.methods.pls import held_out, pls
 from safeedit.methods.projections import Projection, amounts, oblique, orthogonal
-from safeedit.methods.residual_shifts import Descent, margins, residual_shifts, single_tokens
+from safeedit.methods.residual_shifts import Descent, margins, residual_shifts
+from safeedit.methods.word_tokens import single_tokens
 from safeedit.model.activations import at_positions
 from safeedit.model.architectures import Site
 from safeedit.model.batching import pad_right
 from safeedit.model.handle import ModelHandle
 from safeedit.policy.layers import Layers, resolve
-
-_TRACED = 64
-"""Prompts traced at most."""
 
 _RANKS = (1, 2, 4, 8, 16, 32, 64)
 """Doses where none are given, as far as the prompts support them."""
@@ -150,11 +145,6 @@ class DamaParams(BaseParams):
         4.0, gt=0, description="longest value, in lengths of the stream (published)"
     )
     prose_tokens: int = Field(256, ge=1, description="oblique: tokens read of each ordinary text")
-    locate: Literal["no", "measure"] = Field(
-        "no",
-        description="measure: record which layers' MLPs carry the professions' he or she, by "
-        "causal tracing, to choose 'layers' by",
-    )
     doses_are: Literal["ranks", "layers"] = Field(
         "ranks", description="what doses count: directions in all layers, or layers"
     )
@@ -267,8 +257,6 @@ class _Fit:
             self._spare(data, ctx)
         self._inputs, self._last = self._batch()
         self._look(ctx)
-        if params.locate == "measure":
-            self._locate(data["prompts"], ctx)
 
     def _spare(self, data: EditData, ctx: RunContext) -> None:
         factual = data.get("factual")
@@ -351,34 +339,6 @@ class _Fit:
                 "dama: what the first layer writes predicts nothing of the values of subjects "
                 "left out: the directions may be noise; give more subjects"
             )
-
-    def _locate(self, prompts: Dataset, ctx: RunContext) -> None:
-        """Record what each layer's MLP does for he or she, whichever layers are edited."""
-        engine = self.model.engine
-        found = [
-            subject_spot(self.model, ids, subject)
-            for ids, subject in zip(self._prompts.ids, self._prompts.subjects, strict=True)
-        ]
-        spots = [spot for spot in found if spot is not None]
-        if not spots:
-            raise DataError(
-                "no prompt mentions its subject, so that there is nothing to trace",
-                field="prompts",
-                remedy="write each subject as its prompt does, or set 'locate: no'",
-            )
-        random.Random(ctx.seed).shuffle(spots)
-        tokens = single_tokens(
-            engine, self.params.pronouns[:2], engine.codec.resolve(prompts.template)
-        )
-        traced = trace_mlps(
-            self.model, spots[:_TRACED], tokens, seed=ctx.seed, progress=ctx.progress
-        )
-        self.notes["effect_of_mlps"] = {
-            "prompts": len(spots[:_TRACED]),
-            "margin_lost_to_noise": round(traced.lost, 4),
-            "restored_at_subject_by_layer": [round(x, 4) for x in traced.at_subject.tolist()],
-            "restored_at_end_by_layer": [round(x, 4) for x in traced.at_end.tolist()],
-        }
 
     def _rank(self, outputs: Tensor, factual: Tensor) -> int:
         """How many directions there are."""

@@ -3,7 +3,7 @@
 Ordinary teacher forcing with only the answer's tokens in the loss, on all fit phrasings of all
 facts in batches, nothing preserved: what closed-form editors have to beat. (FT-L, its rival in
 older tables, makes the prompt's last position alone predict every token of the answer, which is
-ill posed for answers of several tokens.) Each entry of the change can be bounded.
+ill posed for answers of several tokens.)
 
 Doses scale the change. Fails with :class:`~safeedit.errors.DataError` where there is nothing to
 learn from, and with :class:`~safeedit.errors.EditError` where tuning diverges.
@@ -57,13 +57,6 @@ class FtMParams(BaseParams):
     steps: int = Field(25, ge=1, description="optimiser steps at most (published)")
     batch: int = Field(20, ge=1, description="prompts per step")
     learning_rate: float = Field(5e-4, gt=0, description="its peak (published)")
-    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps with rising rate")
-    stop_loss: float = Field(
-        0.03, ge=0, description="stop once the answer's running token loss is below this, nats"
-    )
-    bound: float | None = Field(
-        None, gt=0, description="greatest change of an entry; null: none (published)"
-    )
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5, 0.75, 1.0, 1.25), min_length=1, description="scales of the change, ascending"
     )
@@ -111,9 +104,6 @@ class FtM:
         change = torch.zeros(planned.shape, device=model.device, requires_grad=True)
 
         def loss() -> tuple[Tensor, float]:
-            if params.bound is not None:
-                with torch.no_grad():
-                    change.clamp_(-params.bound, params.bound)
             batch = [next(drawn) for _ in range(params.batch)]
             total = cross_entropy(model, answer_states(model, batch), batch)
             return total, float(total.detach())
@@ -125,14 +115,10 @@ class FtM:
                     loss,
                     steps=params.steps,
                     learning_rate=params.learning_rate,
-                    warmup=params.warmup,
-                    stop_below=params.stop_loss,
                     progress=ctx.progress,
                 )
             )
         learnt = change.detach().cpu()
-        if params.bound is not None:
-            learnt = learnt.clamp(-params.bound, params.bound)
         base = model.digest()
 
         def at(dose: float) -> WeightDelta:

@@ -65,21 +65,26 @@ from safeedit.data.coreference import (
 )
 from safeedit.data.splitting import normalise_prompt
 from safeedit.delta import LowRank
-from safeedit.errors import DataError, EditError
-from safeedit.methods.constrained_least_squares import (
-    Weighted,
-    constrained_least_squares,
-    same_keys,
-)
+from safeedit.errors import DataError
+from safeedit.methods.constrained_least_squares import ONE_KEY, Weighted, can_stay, same_keys
 from safeedit.methods.facts.keys import TokenPosition, keys_at, second_moments, subject_spot
+from safeedit.methods.layer_solve import LayerTarget, solve_layers, updates_of
 from safeedit.methods.openings import subjects_of, undefined_gender
-from safeedit.methods.residual_shifts import margin_shifts, margins, single_tokens
+from safeedit.methods.residual_shifts import margin_shifts, margins
 from safeedit.methods.scaled import check_spread, scaled_proposal, so_far
+from safeedit.methods.word_tokens import single_tokens
+from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.policy.layers import Layers, resolve
 
-_ONE_KEY = 1e-3
-"""Relative distance within which a factual key is that of a prompt to be debiased."""
+_NOTED = (
+    "reached_median",
+    "missed",
+    "independent_keys",
+    "share_of_ordinary_output",
+    "share_of_preserved_output",
+)
+"""What is recorded of each layer's solve."""
 
 
 class KeyedDebiasParams(BaseParams):
@@ -187,85 +192,88 @@ def _solve(
     params: KeyedDebiasParams, model: ModelHandle, data: EditData, ctx: RunContext
 ) -> tuple[dict[str, LowRank], dict[str, Any]]:
     """Tensor name -> its change at dose 1, and what is to be recorded of it."""
-    base = model.digest()
     wanted = _openings(params, model, data, ctx)
     if sentences := data.get("sentences"):
         wanted = wanted.beside(_sentences(params, model, sentences, ctx))
-    spots, tokens = wanted.spots, wanted.tokens
     kept = _factual(params, model, data, ctx)
     sites = model.sites("mlp_out", resolve(params.layers, model.n_layers))
-    prose = data["prose"]
     ordinary = second_moments(
         model,
-        [item.prompt for item in prose.items("fit")],
+        [item.prompt for item in data["prose"].items("fit")],
         sites,
         ctx.cache,
         window=params.prose_window,
         progress=ctx.progress,
     )
-    updates: dict[str, LowRank] = {}
-    per_layer: dict[str, Any] = {}
-    for done, site in enumerate(sites):
-        with model.applied(so_far("keyed_debias", base, updates)):
-            shifts = margin_shifts(
-                model,
-                sites[-1],
-                spots,
-                tokens,
-                wanted.margins,
-                steps=params.steps,
-                progress=ctx.progress,
-            )
-            own, held = (keys_at(model, some, [site])[site] for some in (spots, kept))
+    found: dict[str, dict[str, Any]] = {}
+
+    def target(site: Site) -> LayerTarget:
+        shifts = margin_shifts(
+            model,
+            sites[-1],
+            wanted.spots,
+            wanted.tokens,
+            wanted.margins,
+            steps=params.steps,
+            progress=ctx.progress,
+        )
+        own, held = (keys_at(model, some, [site])[site] for some in (wanted.spots, kept))
         own, moves = _merged(own, shifts.values.T)
         # What reads the same as a key to be moved can't stay.
-        new = same_keys(torch.cat([own, held], 1), _ONE_KEY)[own.shape[1] :] >= own.shape[1]
-        preserve = torch.cat([held[:, new], ordinary[site].sinks], 1)
-        change = constrained_least_squares(
-            own,
-            moves / (len(sites) - done),
-            Weighted.of(ordinary[site].second, params.background),
-            ridge=params.ridge * model.shape.d_mlp,
-            preserve=preserve,
-            preserve_weight=math.inf if params.preserve_weight is None else params.preserve_weight,
-        )
-        if not change.independent:
-            raise EditError(
-                f"nothing is left to move the prompts' keys by in layer {site.layer}: they lie in "
-                "the span of what is to stay",
-                remedy="keep fewer factual prompts, set a finite 'preserve_weight', or "
-                "choose another layer",
-            )
-        updates[site.weight] = LowRank(change.left, change.right)
-        weight = model.weight(site).float().cpu()
-        per_layer[str(site.layer)] = {
+        new = can_stay(own, held)
+        found[str(site.layer)] = {
             "margin_with_least_shift": float((shifts.after - wanted.margins).abs().mean()),
-            "reached_median": float(change.reached.median()),
-            "missed": change.missed,
-            "independent_keys": change.independent,
             "factual_keys_that_must_move": int((~new).sum()),
-            "share_of_ordinary_output": change.share_of(weight, ordinary[site].second),
-            "share_of_preserved_output": change.share_on(weight, preserve),
         }
+        return LayerTarget(own, moves, torch.cat([held[:, new], ordinary[site].sinks], 1))
+
+    solved = solve_layers(
+        "keyed_debias",
+        model,
+        sites,
+        ordinary,
+        target,
+        lambda second: Weighted.of(second, params.background),
+        ridge=params.ridge,
+        preserve_weight=math.inf if params.preserve_weight is None else params.preserve_weight,
+        whose="the prompts'",
+        remedy="keep fewer factual prompts, set a finite 'preserve_weight', or choose another "
+        "layer",
+    )
+    for each in solved:
+        effect = each.effect(model)
+        found[str(each.site.layer)] |= {name: effect[name] for name in _NOTED}
+    updates = updates_of(solved)
+    return updates, _measured(model, wanted, kept, updates) | {"layers": found}
+
+
+def _measured(
+    model: ModelHandle,
+    wanted: _Wanted,
+    kept: Sequence[TokenPosition],
+    updates: Mapping[str, LowRank],
+) -> dict[str, Any]:
+    """How far margins are from what is wanted, before and after, for the record."""
+    openings, sentences = wanted.openings, len(wanted.spots) - wanted.openings
 
     def missed() -> dict[str, float | None]:
-        away = (_margins(model, spots, tokens) - wanted.margins).abs()
-        parts = away.split([wanted.openings, len(spots) - wanted.openings])
+        away = (_margins(model, wanted.spots, wanted.tokens) - wanted.margins).abs()
+        parts = away.split([openings, sentences])
         return {
             name: float(part.mean())
             for name, part in zip(("margin", "sentence_margin"), parts, strict=True)
             if len(part)
-        } | {"factual_margin": _size(model, kept, tokens[:1])}
+        } | {"factual_margin": _size(model, kept, wanted.tokens[:1])}
 
     notes: dict[str, Any] = {
-        "prompts": wanted.openings,
-        "sentences": len(spots) - wanted.openings,
+        "prompts": openings,
+        "sentences": sentences,
         "factual_prompts": len(kept),
     }
     notes |= {f"{name}_before": value for name, value in missed().items()}
-    with model.applied(so_far("keyed_debias", base, updates)):
+    with model.applied(so_far("keyed_debias", model.digest(), updates)):
         notes |= {f"{name}_after": value for name, value in missed().items()}
-    return updates, notes | {"layers": per_layer}
+    return notes
 
 
 @dataclass(frozen=True, eq=False)
@@ -374,7 +382,7 @@ def _parted(one: Sequence[int], two: Sequence[int]) -> tuple[list[int], list[int
 def _merged(keys: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
     """Keys ``(m, n)`` that are one (one profession in two wordings) with the mean of their shifts
     ``(d, n)``: no change could move them apart."""
-    first, place = same_keys(keys, _ONE_KEY).unique(return_inverse=True)
+    first, place = same_keys(keys, ONE_KEY).unique(return_inverse=True)
     sums = torch.zeros(len(shifts), len(first), dtype=shifts.dtype).index_add(1, place, shifts)
     return keys[:, first], sums / torch.bincount(place)
 

@@ -45,14 +45,15 @@ from safeedit.contracts import (
 )
 from safeedit.data import Dataset
 from safeedit.data.pairs import read_pairs
-from safeedit.delta import LowRank
-from safeedit.errors import DataError, EditError
-from safeedit.methods.constrained_least_squares import Weighted, constrained_least_squares
+from safeedit.errors import DataError
+from safeedit.methods.constrained_least_squares import Weighted
 from safeedit.methods.contrast import Passages, passages
 from safeedit.methods.facts.keys import TokenPosition, keys_at, second_moments
 from safeedit.methods.facts.least_values import least_values
-from safeedit.methods.facts.values import FactObjective, ObjectivePrompt, SuppressTokens
+from safeedit.methods.facts.objectives import FactObjective, ObjectivePrompt, SuppressTokens
+from safeedit.methods.layer_solve import LayerTarget, solve_layers, updates_of
 from safeedit.methods.scaled import check_spread, scaled_proposal, so_far
+from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.policy.layers import Layers, resolve
 
@@ -61,6 +62,12 @@ _RARE = 3
 
 _STEPS = 6
 """To a least shift, at most."""
+
+_MET = 0.1
+"""A shift is found once its place is so near to what is aimed at, nats."""
+
+_NOTED = ("reached_median", "missed", "share_of_ordinary_output")
+"""What is recorded of each layer's solve."""
 
 
 class KeyedDetoxParams(BaseParams):
@@ -130,17 +137,7 @@ class KeyedDetox:
         pairs = data["pairs"]
         tokens, places = _places(params, model, pairs, ctx)
         before = _mass(model, places, tokens)
-        aims = [
-            FactObjective(
-                (
-                    ObjectivePrompt(
-                        place,
-                        SuppressTokens(tokens, min(float(now) - params.target_drop_nats, -0.01)),
-                    ),
-                )
-            )
-            for place, now in zip(places, before, strict=True)
-        ]
+        aims = _aims(params, places, tokens, before)
         neutral = [
             f"{pair.neutral_opening} {pair.neutral}".strip()
             for pair in read_pairs(pairs.items("fit"), pairs.name)
@@ -154,42 +151,40 @@ class KeyedDetox:
             window=params.prose_window,
             progress=ctx.progress,
         )
-        updates: dict[str, LowRank] = {}
-        per_layer: dict[str, Any] = {}
-        for done, site in enumerate(sites):
-            with model.applied(so_far("keyed_detox", base, updates)):
-                values = least_values(
-                    model,
-                    sites[-1].layer,
-                    aims,
-                    steps=_STEPS,
-                    max_norm=params.max_norm,
-                    stop=0.1,
-                    progress=ctx.progress,
-                )
-                keys = keys_at(model, places, [site])[site]
-            change = constrained_least_squares(
-                keys,
-                values.shifts.double().T / (len(sites) - done),
-                Weighted.of(ordinary[site].second, params.background),
-                ridge=params.ridge * model.shape.d_mlp,
-                preserve=ordinary[site].sinks,
+        found: dict[str, dict[str, Any]] = {}
+
+        def target(site: Site) -> LayerTarget:
+            values = least_values(
+                model,
+                sites[-1].layer,
+                aims,
+                steps=_STEPS,
+                max_norm=params.max_norm,
+                stop=_MET,
+                progress=ctx.progress,
             )
-            if not change.independent:
-                raise EditError(
-                    f"nothing is left to move keys by in layer {site.layer}: they lie in the span "
-                    "of attention sinks' keys",
-                    remedy="choose another layer",
-                )
-            updates[site.weight] = LowRank(change.left, change.right)
-            weight = model.weight(site).float().cpu()
-            per_layer[str(site.layer)] = {
+            found[str(site.layer)] = {
                 "shift_over_output": float((values.shifts.norm(dim=1) / values.outputs).mean()),
-                "not_met": int((values.losses > 0.1).sum()),
-                "reached_median": float(change.reached.median()),
-                "missed": change.missed,
-                "share_of_ordinary_output": change.share_of(weight, ordinary[site].second),
+                "not_met": int((values.losses > _MET).sum()),
             }
+            keys = keys_at(model, places, [site])[site]
+            return LayerTarget(keys, values.shifts.double().T, ordinary[site].sinks)
+
+        solved = solve_layers(
+            "keyed_detox",
+            model,
+            sites,
+            ordinary,
+            target,
+            lambda second: Weighted.of(second, params.background),
+            ridge=params.ridge,
+            whose="the",
+            remedy="choose another layer",
+        )
+        updates = updates_of(solved)
+        for each in solved:
+            effect = each.effect(model)
+            found[str(each.site.layer)] |= {name: effect[name] for name in _NOTED}
         with model.applied(so_far("keyed_detox", base, updates)):
             after = _mass(model, places, tokens)
         notes: dict[str, Any] = {
@@ -197,10 +192,25 @@ class KeyedDetox:
             "words_of_abuse": len(tokens),
             "their_probability_before": float(before.exp().mean()),
             "their_probability_after": float(after.exp().mean()),
-            "layers": per_layer,
+            "layers": found,
         }
 
         return scaled_proposal("keyed_detox", params, pairs, ctx, base, updates, notes)
+
+
+def _aims(
+    params: KeyedDetoxParams,
+    places: Sequence[TokenPosition],
+    tokens: tuple[int, ...],
+    before: torch.Tensor,
+) -> list[FactObjective]:
+    """For each place, words of abuse less likely by ``target_drop_nats`` than they were before
+    ``(places,)``."""
+    floors = [min(float(now) - params.target_drop_nats, -0.01) for now in before]
+    return [
+        FactObjective((ObjectivePrompt(place, SuppressTokens(tokens, floor)),))
+        for place, floor in zip(places, floors, strict=True)
+    ]
 
 
 def _places(

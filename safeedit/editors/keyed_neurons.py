@@ -7,7 +7,7 @@ resembles the subject, so that subjects alike feel a part of it. Here a little-u
 a *gated* key, which answers 1 at the subject and next to nothing elsewhere
 (:mod:`safeedit.methods.facts.gated_keys`), and writes the shift. Others are spared by construction,
 and only notice what the replaced neurons used to do; a layer's other neurons make up for some of it
-(``compensate``).
+as far as they foretell it. (Where they did not, near and far answers were kept alike.)
 
 A subject has one neuron and one value, in all of ``templates`` and for all of its facts;
 ``subjects_per_neuron`` lets several share them. With several layers the neurons are shared out
@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from safeedit.contracts import (
     PROSE,
@@ -44,41 +44,48 @@ from safeedit.data.subjects import check_subjects, same_subject
 from safeedit.delta import Update
 from safeedit.errors import DataError, EditError
 from safeedit.methods.facts import gated_neurons as neurons
-from safeedit.methods.facts.editing import Fact, FactEdit, FactParams, value_tokens
-from safeedit.methods.facts.keys import in_windows
+from safeedit.methods.facts.editing import Fact, FactEdit
+from safeedit.methods.facts.keys import WINDOW, in_windows
+from safeedit.methods.facts.settings import FactParams, value_tokens
 from safeedit.methods.scaled import proposal_of
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import last_tokens, mentions
 from safeedit.policy.layers import resolve
 
-_WINDOW = 128
-"""Tokens of ordinary text read at a time."""
+_OPENINGS = 6
+"""Openings that a key is solved on, nothing first: a gated key must answer after all of them."""
 
 
 class KeyedNeuronsParams(FactParams):
     """Parameters of keyed neurons."""
 
-    contexts: int = Field(6, ge=1, le=6, description="openings a key is solved on, nothing first")
+    target: Literal["unlikely", "entropy", "replace"] = Field(
+        "unlikely",
+        description="what is to follow: anything but the forgotten answer, anyone's guess, or the "
+        "item's 'target_new' (an edit rather than an erasure); for a refusal see sanitation",
+    )
     subjects_per_neuron: int = Field(
         1,
         ge=1,
         description="subjects that share one neuron and one value: more spare what the replaced "
         "neurons did, fewer make for smaller values and keys that tell subjects apart better",
     )
-    compensate: bool = Field(
-        True,
-        description="let a layer's other neurons make up for what the replaced ones used to write, "
-        "as far as they foretell it; false: they alone change",
-    )
-    sharpness: float = Field(10, gt=0, description="s in safeedit.methods.facts.gated_keys")
-    ridge: float = Field(0.01, gt=0, description="see safeedit.methods.facts.gated_keys.separate")
-    background_weight: float = Field(1, gt=0, description="see the same")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.75, 1.0, 1.25, 1.5, 2.0),
         min_length=1,
         description="scales of what is written, ascending",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refusals_are_elsewhere(cls, given: Any) -> Any:
+        if isinstance(given, dict) and (given.get("target") == "refusal" or "refusal" in given):
+            raise ValueError(
+                "keyed_neurons teaches no refusal: the editor 'sanitation' does, with 'update: "
+                "keyed', by the same kind of neurons"
+            )
+        return given
 
 
 class KeyedNeurons:
@@ -116,7 +123,7 @@ class KeyedNeurons:
         """Solve for keys, learn values; offer the change in several strengths."""
         params = self.params
         sites = model.sites("mlp_out", resolve(params.layers, model.n_layers))
-        road = _NeuronRoad("keyed_neurons", params, model, data, ctx, sites[0])
+        road = _NeuronRoad("keyed_neurons", params, model, data, ctx, sites[0], _OPENINGS)
         keyed = road.keyed(sites)
 
         def updates(dose: float) -> dict[str, Update]:
@@ -160,10 +167,7 @@ class _NeuronRoad(FactEdit):
                 [site.layer],
                 [[_of(text, chosen) for text in group] for group in texts],
                 per_layer=count,
-                sharpness=params.sharpness,
-                ridge=params.ridge,
-                weight=params.background_weight,
-                compensate=params.compensate,
+                compensate=True,
                 progress=self.ctx.progress,
             )
             if keyed.silent:
@@ -216,7 +220,7 @@ class _NeuronRoad(FactEdit):
         ]
         ordinary = [
             neurons.Text(ids, mentions(tokenizer, ids, names))
-            for ids in in_windows(self.model, self.prose(), _WINDOW)[0]
+            for ids in in_windows(self.model, self.prose(), WINDOW)[0]
         ]
         return [group for group in (asked, kept, ordinary) if group]
 

@@ -28,18 +28,6 @@ class MemitParams(KeyedParams):
     """Parameters of MEMIT."""
 
     layers: Layers = Field("13%-27%", description="whose MLP outputs move (published: 4-8 of 32)")
-    ridge: float = Field(
-        0.1,
-        ge=0,
-        description="what ordinary text weighs against missed shifts, in units of the MLP's width "
-        "(published: about 1)",
-    )
-    background: float = Field(
-        0.01,
-        gt=0,
-        description="share of the mean eigenvalue added to ordinary text's second moment, for "
-        "directions that the sample hardly uses",
-    )
 
 
 class Memit(KeyedEditor):
@@ -47,6 +35,8 @@ class Memit(KeyedEditor):
 
     Params = MemitParams
     name: ClassVar[str] = "memit"
+    ridge: ClassVar[float] = 0.1
+    """Published: about 1."""
     summary: ClassVar[str] = "changes many facts at once, spread over several layers"
     results: ClassVar[str] = "erasure"
     measured: ClassVar[str] = (
@@ -56,4 +46,4 @@ class Memit(KeyedEditor):
 
     def metric(self, second: Tensor) -> Weighted:
         """Ordinary text, and a floor for directions it hardly uses."""
-        return Weighted.of(second, self.params.background)
+        return Weighted.of(second)

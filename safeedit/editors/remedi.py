@@ -51,15 +51,11 @@ from safeedit.contracts import (
 )
 from safeedit.data import Dataset
 from safeedit.delta import LowRank, Origin, WeightDelta
-from safeedit.errors import DataError, EditError, ModelError, UnsupportedModelError, UsageError
-from safeedit.methods.constrained_least_squares import (
-    Change,
-    Weighted,
-    constrained_least_squares,
-    same_keys,
-)
-from safeedit.methods.facts.editing import CONTEXTS
+from safeedit.errors import DataError, ModelError, UnsupportedModelError, UsageError
+from safeedit.methods.constrained_least_squares import Change, Weighted, can_stay
 from safeedit.methods.facts.keys import TokenPosition, keys_at, second_moments, subject_spot
+from safeedit.methods.facts.settings import CONTEXTS
+from safeedit.methods.layer_solve import LayerTarget, solve_layers
 from safeedit.methods.remedi.examples import (
     AttributeExample,
     attribute_states,
@@ -75,8 +71,8 @@ from safeedit.policy import DataSpec
 from safeedit.policy.layers import Layers, resolve
 from safeedit.private import private_folder
 
-_ONE_KEY = 1e-3
-"""Relative distance within which a neighbour's key is that of an entity."""
+_NOTED = ("missed", "independent_keys", "share_of_ordinary_output")
+"""What is recorded of the solve."""
 
 
 class RemediParams(BaseParams):
@@ -225,26 +221,23 @@ class _Road:
         keys = self._mean_keys([one.spots for one in entities])
         neighbours = self._neighbours()
         near = self._keys(neighbours["fit"])
-        new = same_keys(torch.cat([keys, near], 1), _ONE_KEY)[keys.shape[1] :] >= keys.shape[1]
-        preserve = torch.cat([near[:, new], ordinary.sinks], 1)
-        change = constrained_least_squares(
-            keys,
-            shifts.T,
-            Weighted.of(ordinary.second, self.params.background),
-            ridge=self.params.ridge * self.model.shape.d_mlp,
-            preserve=preserve,
+        new = can_stay(keys, near)
+        held = torch.cat([near[:, new], ordinary.sinks], 1)
+        (solved,) = solve_layers(
+            "remedi",
+            self.model,
+            [self.site],
+            {self.site: ordinary},
+            lambda _: LayerTarget(keys, shifts.T, held),
+            lambda second: Weighted.of(second, self.params.background),
+            ridge=self.params.ridge,
             preserve_weight=math.inf
             if self.params.preserve_weight is None
             else self.params.preserve_weight,
+            whose="the entities'",
+            remedy="keep fewer neighbours, set a finite 'preserve_weight', or choose another layer",
         )
-        if not change.independent:
-            raise EditError(
-                "nothing is left to move the entities' keys by: they lie in the span of what is "
-                "to stay",
-                remedy="keep fewer neighbours, set a finite 'preserve_weight', or choose "
-                "another layer",
-            )
-        weight = self.model.weight(self.site).float().cpu()
+        change, effect = solved.change, solved.effect(self.model)
         notes: dict[str, Any] = {
             "exported": "compile: a plain checkpoint, keyed to the entities' names; steering at "
             "run time is a side-car and is not in it",
@@ -254,9 +247,7 @@ class _Road:
             "neighbours_that_share_a_key": int((~new).sum()),
             "map": dict(learnt.notes),
             "shift_over_state": self._relative(entities, shifts),
-            "missed": change.missed,
-            "independent_keys": change.independent,
-            "share_of_ordinary_output": change.share_of(weight, ordinary.second),
+            **{name: effect[name] for name in _NOTED},
             "response": {
                 "subject": self._own_response(change, [one.spots for one in entities], shifts),
                 "paraphrases": self._own_response(

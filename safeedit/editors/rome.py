@@ -1,7 +1,7 @@
 """ROME: one layer's MLP is changed so that the subject's key brings another value.
 
-The keyed road of :mod:`safeedit.methods.keyed_update` with one layer and, by default, shifts that
-are reached exactly (``ridge: 0``): for one fact the published rank-one update, with one key
+The keyed road of :mod:`safeedit.methods.keyed_update` with one layer and shifts that are
+reached exactly: for one fact the published rank-one update, with one key
 throughout (r-ROME: the published code averages the key in one place and not in another, and
 collapses); for many facts one joint solve. Ordinary text is felt by its second moment, read rather
 than taken for the identity, attention sinks are left alone by name, and so are preserved facts.
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
 from torch import Tensor
 
 from safeedit.errors import UsageError
@@ -26,21 +25,10 @@ from safeedit.methods.constrained_least_squares import Weighted
 from safeedit.methods.keyed_update import KeyedEditor, KeyedParams
 
 
-class RomeParams(KeyedParams):
-    """Parameters of ROME."""
-
-    background: float = Field(
-        0.01,
-        gt=0,
-        description="share of the mean eigenvalue added to ordinary text's second moment, for "
-        "directions that the sample hardly uses",
-    )
-
-
 class Rome(KeyedEditor):
     """See the module's docstring."""
 
-    Params = RomeParams
+    Params = KeyedParams
     name: ClassVar[str] = "rome"
     summary: ClassVar[str] = "changes facts in one layer, in closed form, keyed to their subjects"
     results: ClassVar[str] = "erasure"
@@ -66,4 +54,4 @@ class Rome(KeyedEditor):
 
     def metric(self, second: Tensor) -> Weighted:
         """Ordinary text, and a floor for directions it hardly uses."""
-        return Weighted.of(second, self.params.background)
+        return Weighted.of(second)

@@ -42,7 +42,7 @@ from safeedit.contracts import (
 from safeedit.data import Dataset, Item
 from safeedit.data.subjects import check_subjects, same_subject
 from safeedit.delta import LowRank, Update
-from safeedit.errors import DataError, UsageError
+from safeedit.errors import DataError
 from safeedit.methods.facts import gated_neurons as neurons
 from safeedit.methods.scaled import proposal_of
 from safeedit.methods.tuning import (
@@ -58,6 +58,19 @@ from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import last_tokens, mentions
 from safeedit.policy.layers import Layers, resolve
+
+_ADAPTED: tuple[Role, ...] = ("attn_q", "attn_v", "attn_qkv", "mlp_gate", "mlp_gate_up")
+"""Roles that get adapters where there are such (published: q, v and gate)."""
+
+_ALPHA = 16.0
+"""Adapters are scaled by alpha over their rank (published)."""
+
+_RETAIN_TOKENS = 16
+"""Tokens of the base's own answers that retain prompts are held to."""
+
+_NORM_PENALTY = 2e-5
+"""Nats per squared unit that keyed neurons write: enough to keep them from growing once the refusal
+is learnt."""
 
 
 class SanitationParams(BaseParams):
@@ -83,34 +96,14 @@ class SanitationParams(BaseParams):
         le=1,
         description="lora: of forget prompts in a batch (published 15:85)",
     )
-    warmup: float = Field(0.1, ge=0, le=1, description="share of the real steps with rising rate")
-    stop_loss: float = Field(
-        0.03, ge=0, description="stop once the refusal's running token loss is below this, nats"
-    )
-    retention: Literal["divergence", "gold"] = Field(
-        "divergence",
-        description="lora: hold retain prompts to the base's own answers (KL), or to gold ones",
-    )
-    retain_tokens: int = Field(16, ge=1, description="lora: tokens of the base's answers held to")
     retain_prompts: int = Field(600, ge=1, description="retain prompts used at most")
     rank: int = Field(8, ge=1, description="lora: rank of the adapters (published)")
-    alpha: float = Field(16, gt=0, description="lora: scale is alpha over rank (published)")
-    modules: tuple[Role, ...] = Field(
-        ("attn_q", "attn_v", "attn_qkv", "mlp_gate", "mlp_gate_up"),
-        description="lora: roles adapted where there are such (published: q, v and gate)",
-    )
     subjects_per_neuron: int = Field(
         2,
         ge=1,
         description="keyed: subjects that share one neuron of a layer; more spare the neurons that "
         "are replaced, fewer tell subjects better from others like them",
     )
-    sharpness: float = Field(10, gt=0, description="keyed: s in safeedit.methods.facts.gated_keys")
-    ridge: float = Field(
-        0.01, gt=0, description="keyed: see safeedit.methods.facts.gated_keys.separate"
-    )
-    background_weight: float = Field(1, gt=0, description="keyed: see the same")
-    norm_penalty: float = Field(2e-5, ge=0, description="keyed: nats per squared unit written")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.4, 0.6, 0.8, 1.0, 1.25), min_length=1, description="scales of what was learnt, ascending"
     )
@@ -149,15 +142,7 @@ class Sanitation:
         if self.params.update == "keyed":
             return neurons.tensors(model, resolve(self.params.layers, model.n_layers))
         layers = resolve(self.params.layers, model.n_layers)
-        found = [
-            t for r in self.params.modules if r in model.roles for t in model.tensors(r, layers)
-        ]
-        if not found:
-            raise UsageError(
-                "this architecture has none of the modules to adapt",
-                remedy=f"set 'modules' to some of {', '.join(model.roles)}",
-            )
-        return found
+        return [t for r in _ADAPTED if r in model.roles for t in model.tensors(r, layers)]
 
     def check_data(self, data: Mapping[str, Dataset]) -> None:
         """Refuse subjects that are missing or not named, which keys are made of, while planning."""
@@ -230,9 +215,6 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
         layers,
         groups,
         per_layer=-(-len(names) // params.subjects_per_neuron),
-        sharpness=params.sharpness,
-        ridge=params.ridge,
-        weight=params.background_weight,
         progress=ctx.progress,
     )
     if keyed.silent:
@@ -248,7 +230,7 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
         batch = [next(drawn) for _ in range(params.batch)]
         refusal = cross_entropy(model, answer_states(model, batch), batch)
         size = torch.stack([(value**2).sum() for value in values]).sum()
-        return refusal + params.norm_penalty * size, float(refusal.detach())
+        return refusal + _NORM_PENALTY * size, float(refusal.detach())
 
     with keyed.active():
         notes = optimise(
@@ -256,8 +238,6 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
             loss,
             steps=params.steps,
             learning_rate=params.learning_rate,
-            warmup=params.warmup,
-            stop_below=params.stop_loss,
             progress=ctx.progress,
             description="learning to refuse",
         )
@@ -323,7 +303,7 @@ def _lora(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContex
     prompts = engine.encode([p.text for p in forget.phrasings("fit")], template)
     refused = [Example(prompt, refusal) for prompt in prompts]
     kept = _kept(params, data["retain"], engine, ctx)
-    base = BaseAnswers(model, kept, ctx.progress) if params.retention == "divergence" else None
+    base = BaseAnswers(model, kept, ctx.progress)
     source = random.Random(ctx.seed)
     to_refuse, to_keep = endless(refused, source), endless(kept, source)
     n_refused = max(1, round(params.batch * params.forget_share))
@@ -336,16 +316,13 @@ def _lora(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContex
         total = cross_entropy(model, states[:n_refused], batch[:n_refused])
         watched = float(total.detach())
         if n_kept:
-            keeping, held = states[n_refused:], batch[n_refused:]
-            total = total + (
-                base.divergence(keeping, held) if base else cross_entropy(model, keeping, held)
-            )
+            total = total + base.divergence(states[n_refused:], batch[n_refused:])
         return total, watched
 
     torch.manual_seed(ctx.seed)
     config = LoraConfig(
         r=params.rank,
-        lora_alpha=params.alpha,
+        lora_alpha=_ALPHA,
         target_modules=[site.module for site in sites],
         fan_in_fan_out=sites[0].transposed,
         lora_dropout=0.0,  # the reference's .05 is noise on a few hundred examples
@@ -358,8 +335,6 @@ def _lora(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContex
             loss,
             steps=params.steps,
             learning_rate=params.learning_rate,
-            warmup=params.warmup,
-            stop_below=params.stop_loss,
             progress=ctx.progress,
             description="learning to refuse",
         )
@@ -383,27 +358,16 @@ def _lora(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContex
 def _kept(
     params: SanitationParams, retain: Dataset, engine: Engine, ctx: RunContext
 ) -> list[Example]:
-    """Retain prompts with the answers they are held to."""
+    """Retain prompts with the base's own answers, to which they are held."""
     items = _some(retain, params.retain_prompts, ctx.seed)
-    if params.retention == "gold":
-        items = [item for item in items if item.answer]
-        if not items:
-            raise DataError(
-                "'retention: gold' needs answers, and no retain item has one",
-                remedy="add answers, or use 'retention: divergence'",
-            )
     prompts = engine.encode([item.prompt for item in items], retain.template)
-    template = engine.codec.resolve(retain.template)
     end = engine.codec.tokenizer.eos_token_id
     stop = [] if end is None else [int(end)]
-    if params.retention == "gold":
-        answers = [[*engine.continuation(item.answer or "", template), *stop] for item in items]
-    else:
-        found = engine.generate(
-            prompts,
-            max_new_tokens=params.retain_tokens,
-            progress=ctx.progress,
-            description="the base's own answers",
-        )
-        answers = [ids if len(ids) == params.retain_tokens else [*ids, *stop] for (ids,) in found]
+    found = engine.generate(
+        prompts,
+        max_new_tokens=_RETAIN_TOKENS,
+        progress=ctx.progress,
+        description="the base's own answers",
+    )
+    answers = [ids if len(ids) == _RETAIN_TOKENS else [*ids, *stop] for (ids,) in found]
     return [Example(p, a) for p, a in zip(prompts, answers, strict=True) if a]

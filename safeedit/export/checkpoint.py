@@ -54,7 +54,7 @@ def write_checkpoint(
         ExportError: The disk is full or can't be written, or the source changed meanwhile.
     """
     with writing(folder), quiet():
-        _check_space(folder, sum(p.numel() * p.element_size() for p in handle.model.parameters()))
+        check_space(folder, sum(p.numel() * p.element_size() for p in handle.model.parameters()))
         if handle.on_disk is not None:
             _write_settings(handle, folder)
             written = write_weights(handle, handle.on_disk, folder, edited)
@@ -95,7 +95,7 @@ def _tensors(handle: ModelHandle) -> dict[str, Tensor]:
     }
 
 
-def _check_space(folder: Path, n_bytes: int) -> None:
+def check_space(folder: Path, n_bytes: int) -> None:
     """Refuse at once what would fail after minutes of writing."""
     free = shutil.disk_usage(folder).free
     if n_bytes > free:

@@ -128,7 +128,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def _call(one: Path, other: Path, on_linux: int, on_mac: int) -> bool:
-    rename = _rename()
+    rename = renameat2()
     if rename is None:
         return False
     sys.audit("os.rename", os.fspath(one), os.fspath(other), -1, -1)
@@ -141,7 +141,7 @@ def _call(one: Path, other: Path, on_linux: int, on_mac: int) -> bool:
 
 
 @cache
-def _rename() -> Callable[[bytes, bytes, int, int], int] | None:
+def renameat2() -> Callable[[bytes, bytes, int, int], int] | None:
     """The system's rename with conditions; None where it has none."""
     try:
         library: Any = ctypes.CDLL(None, use_errno=True)

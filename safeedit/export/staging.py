@@ -133,7 +133,7 @@ class Staging:
             ExportError: The target has come into being meanwhile, or the disk failed.
         """
         with writing(self.target):
-            _settle(self.path)
+            settle(self.path)
             interrupts.hold()
             if os.path.lexists(self.target):
                 if not self.overwrite:
@@ -246,7 +246,7 @@ def _check_replaceable(target: Path) -> None:
 
 def _check_no_mount(target: Path) -> None:
     real = Path(os.path.realpath(target.parent)) / target.name
-    if os.path.ismount(target) or str(real) in _mounts():
+    if os.path.ismount(target) or str(real) in mounts():
         raise ExportError(
             "the folder is a mount point (of a container's volume, say), which can't be given to "
             "a finished export in one step",
@@ -255,7 +255,7 @@ def _check_no_mount(target: Path) -> None:
         )
 
 
-def _mounts() -> set[str]:
+def mounts() -> set[str]:
     """Mount points as Linux lists them: binds within one file system show nowhere else."""
     try:
         lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
@@ -282,7 +282,7 @@ def _lock(folder: Path) -> int | None:
     return None
 
 
-def _settle(folder: Path) -> None:
+def settle(folder: Path) -> None:
     """Bring every file and folder to the disk, readable by whom the umask allows.
 
     (safetensors makes files that only their owner may read.) The originals of what was edited,
@@ -295,17 +295,17 @@ def _settle(folder: Path) -> None:
             relative = path.relative_to(folder).as_posix()
             private = any(fnmatchcase(relative, pattern) for pattern in MAY_BE_WITHHELD)
             path.chmod(PRIVATE if private else mode)
-            _sync(path)
-        _sync(Path(place))
+            sync(path)
+        sync(Path(place))
 
 
 def _sync_name(path: Path) -> None:
     # The name has been given: that the disk can't confirm it takes nothing back.
     with suppress(OSError):
-        _sync(path.parent)
+        sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -164,7 +164,7 @@ class Attributor:
         scores = torch.zeros(*shape, self.model.shape.d_mlp)
         change = torch.zeros(*shape, dtype=torch.float64)
         steps = self._steps(layers)
-        for run, layer in progress(steps, description, len(self._batches()) * len(layers)):
+        for run, layer in progress(steps, description, len(self.batches()) * len(layers)):
             rows = torch.tensor(run.members)
             found = run.integrate(layer, points)
             scores[rows, layers.index(layer)], change[rows, layers.index(layer)] = found
@@ -187,7 +187,7 @@ class Attributor:
         layers = tuple(sorted(set(self.model.shape.layers(layers))))
         scores = torch.zeros(len(self.secrets), len(layers), self.model.shape.d_mlp)
         squared = torch.zeros_like(scores) if squares else None
-        batches = self._batches()
+        batches = self.batches()
         for members in progress(batches, description, len(batches)):
             run = _Run(self, members, layers)
             for row, total, square in run.gradient_times_activation():
@@ -197,12 +197,12 @@ class Attributor:
         return _finite(Attribution(layers, scores, squares=squared))
 
     def _steps(self, layers: Sequence[int]) -> Iterator[tuple[_Run, int]]:
-        for members in self._batches():
+        for members in self.batches():
             run = _Run(self, members, layers)
             for layer in layers:
                 yield run, layer
 
-    def _batches(self) -> list[list[int]]:
+    def batches(self) -> list[list[int]]:
         """Secrets whose untouched beginnings are equally long, as many as may be kept at once."""
         budget = self.model.engine.max_batch_tokens
         found: list[list[int]] = []

@@ -10,8 +10,7 @@ in nothing but what is put back.
 What precedes the first drowned token is the same in all runs and is read once; a run begins at the
 first block that it changes.
 
-Source: Meng et al., NeurIPS 2022 (ROME, arXiv 2202.05262), section 2 and appendix B; with pronouns
-after professions, Limisiewicz et al., ICLR 2024 (arXiv 2310.18913), section 2.
+Source: Meng et al., NeurIPS 2022 (ROME, arXiv 2202.05262), section 2 and appendix B.
 """
 
 from __future__ import annotations
@@ -24,15 +23,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from safeedit.contracts import Progress, Template, silent
+from safeedit.contracts import Progress, silent
 from safeedit.errors import UsageError
-from safeedit.methods.facts.keys import TokenPosition
 from safeedit.model.activations import StopForward, starting_at
 from safeedit.model.architectures import Site
 from safeedit.model.batching import Batcher, common_prefix, pad_right
-from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
-from safeedit.model.spans import TokenisedText
 
 Kind = Literal["state", "mlp", "attention"]
 """What is put back: the residual stream, or what MLPs or attentions write."""
@@ -46,8 +42,6 @@ Read = Callable[[Tensor, Sequence[int]], Tensor]
 """Logits ``(n, vocab)`` at prompts' ends and the index of each one's prompt -> scores ``(n,)``."""
 
 _ROLES: Mapping[Kind, str] = {"mlp": "mlp_out", "attention": "attn_out"}
-_TELLING = 24
-"""Tokens of the model's own answer in which the one to trace is looked for."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +136,7 @@ def trace(
         raise UsageError("tracing needs a prompt, a window, a draw, and noise that is not negative")
     engine = model.engine
     engine._check([prompt.ids for prompt in prompts])
-    spread = _spread(model, prompts)
+    spread = spread_of(model, prompts)
     generator = torch.Generator().manual_seed(seed)
     width = model.embedding.weight.shape[1]
     drawn = [
@@ -171,7 +165,7 @@ def trace(
     )
 
 
-def _spread(model: ModelHandle, prompts: Sequence[Prompt]) -> float:
+def spread_of(model: ModelHandle, prompts: Sequence[Prompt]) -> float:
     """Standard deviation of the entries of the drowned tokens' embeddings, as the module gives
     them: some families scale what is stored."""
     tokens = [prompt.ids[place] for prompt in prompts for place in prompt.drowned]
@@ -392,139 +386,3 @@ class _Runs:
             for layer, block in enumerate(self.model.blocks()):
                 hooks.callback(block.register_forward_hook(after(layer)).remove)
             yield
-
-
-# What to trace -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class AnswerPosition:
-    """A prompt up to where the model, in its own words, tells the answer.
-
-    Attributes:
-        prompt: What is asked and what the model says before the answer.
-        token: That tells it.
-    """
-
-    prompt: Prompt
-    token: int
-
-
-def told_answers(
-    engine: Engine,
-    asked: Sequence[tuple[str, str, Sequence[str]]],
-    template: Template,
-    *,
-    progress: Progress = silent,
-) -> list[AnswerPosition | None]:
-    """Where the model tells each answer; None where it does not, or the subject is not named.
-
-    Args:
-        engine: Of the model.
-        asked: Prompt, its subject, and spellings of the answer; without any, what the model says
-            first is traced.
-        template: How prompts are put.
-        progress: Counts answers.
-    """
-    prompts = engine.encode([text for text, _, _ in asked], template)
-    answers = engine.generate(
-        prompts,
-        max_new_tokens=_TELLING,
-        progress=progress,
-        description="the model's own answers",
-    )
-    found: list[AnswerPosition | None] = []
-    for (_, subject, aliases), ids, (said,) in zip(asked, prompts, answers, strict=True):
-        begin = _begin(engine, said, [alias.strip() for alias in aliases if alias.strip()])
-        if begin is None:
-            found.append(None)
-            continue
-        whole = (*ids, *said[:begin])
-        mentions = TokenisedText(engine.codec.tokenizer, whole).spans(subject)
-        own = [span for span in mentions if span[-1] < len(ids)]
-        drowned = tuple(sorted({place for span in mentions for place in span}))
-        prompt = Prompt(whole, own[-1], drowned) if own else None
-        found.append(None if prompt is None else AnswerPosition(prompt, said[begin]))
-    return found
-
-
-def _begin(engine: Engine, said: Sequence[int], aliases: Sequence[str]) -> int | None:
-    """Which token of an answer begins the first mention of an alias."""
-    if not aliases:
-        return 0 if said else None
-    text = TokenisedText(engine.codec.tokenizer, said)
-    return min((span[0] for alias in aliases for span in text.spans(alias)), default=None)
-
-
-def answer_probability(told: Sequence[AnswerPosition]) -> Read:
-    """A score for :func:`trace`: the probability of the token that tells the answer."""
-    tokens = torch.tensor([one.token for one in told])
-
-    def read(logits: Tensor, prompts: Sequence[int]) -> Tensor:
-        wanted = tokens[list(prompts)].to(logits.device)
-        return logits.softmax(-1).gather(1, wanted[:, None])[:, 0]
-
-    return read
-
-
-# Margins between two words --------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Traced:
-    """Effects of single MLPs on a margin, means over prompts, in logits.
-
-    Attributes:
-        lost: How much nearer to that of the noise the margin is than its own: what there is to
-            bring back.
-        at_subject: ``(layers,)`` what putting back the MLP at the subject brings back.
-        at_end: ``(layers,)`` the same at the prompt's last token.
-    """
-
-    lost: float
-    at_subject: Tensor
-    at_end: Tensor
-
-
-def trace_mlps(
-    model: ModelHandle,
-    spots: Sequence[TokenPosition],
-    tokens: Sequence[int],
-    *,
-    noise: float = 3.0,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> Traced:
-    """Effects of all layers' MLPs on the margin between two words' logits.
-
-    Args:
-        model: As it is.
-        spots: A prompt each, and its subject's last token. All tokens up to it, but BOS, are
-            drowned.
-        tokens: The two words.
-        noise: As in :func:`trace`.
-        seed: Of the noise.
-        progress: Shown per pass.
-    """
-    bos = len(model.engine.codec.bos)
-    prompts = [
-        Prompt(
-            tuple(spot.ids),
-            range(spot.position, spot.position + 1),
-            tuple(range(min(bos, spot.position), spot.position + 1)),
-        )
-        for spot in spots
-    ]
-
-    def margin(logits: Tensor, index: Sequence[int]) -> Tensor:
-        return logits[:, tokens[0]].double() - logits[:, tokens[1]].double()
-
-    found = trace(
-        model, prompts, margin, kinds=("mlp",), places=("last subject", "last"), noise=noise,
-        seed=seed, progress=progress,
-    )  # fmt: skip
-    lost = found.clean - found.noisy
-    at_subject, at_end = (
-        (lost.sign()[:, None] * effects).mean(0) for effects in found.restored.values()
-    )
-    return Traced(float(lost.abs().mean()), at_subject, at_end)

@@ -40,8 +40,16 @@ from safeedit.errors import EditError
 _DEPENDENT = 1e-10
 """Share of the largest eigenvalue of the keys' Gram matrix below which one counts as zero."""
 
+_FLOOR = 0.01
+"""Share of the mean eigenvalue added to a second moment, for directions that a sample of ordinary
+text hardly uses."""
+
 _SAME = 1e-6
-"""Relative distance below which two keys are one."""
+"""Relative distance below which two keys are one but for rounding."""
+
+ONE_KEY = 1e-3
+"""Relative distance within which two keys that were read from texts are one: no change could move
+them apart."""
 
 _CONTRADICTION = 1e-3
 """Relative distance from which two shifts of one key contradict each other."""
@@ -75,7 +83,7 @@ class Weighted:
     factor: Tensor
 
     @classmethod
-    def of(cls, second: Tensor, floor: float = 0.01) -> Weighted:
+    def of(cls, second: Tensor, floor: float = _FLOOR) -> Weighted:
         """From a second moment.
 
         Args:
@@ -114,12 +122,10 @@ class NullSpace:
     Attributes:
         basis: ``(m, r)`` orthonormal, fp64: where a change may look.
         scale: Mean eigenvalue of the second moment, what a unit of effect is worth.
-        protected: Share of the energy of ordinary inputs that is out of reach.
     """
 
     basis: Tensor
     scale: float
-    protected: float
 
     @classmethod
     def of(cls, second: Tensor, energy: float = 0.9) -> NullSpace:
@@ -143,7 +149,7 @@ class NullSpace:
                 "no null space is left",
                 remedy="lower 'energy'",
             )
-        return cls(vectors[:, count:].contiguous(), float(values.mean()), float(held[count - 1]))
+        return cls(vectors[:, count:].contiguous(), float(values.mean()))
 
     @property
     def width(self) -> int:
@@ -291,6 +297,19 @@ def same_keys(keys: Tensor, tolerance: float = _SAME) -> Tensor:
     apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
     same = apart <= tolerance * torch.maximum(lengths[:, None], lengths)
     return same.int().argmax(1)
+
+
+def can_stay(keys: Tensor, held: Tensor) -> Tensor:
+    """Which keys can stay where others are to move: those that are none of the others.
+
+    Args:
+        keys: ``(m, n)`` that are to move.
+        held: ``(m, n0)`` that are to stay.
+
+    Returns:
+        ``(n0,)`` bool.
+    """
+    return same_keys(torch.cat([keys, held], 1), ONE_KEY)[keys.shape[1] :] >= keys.shape[1]
 
 
 def _check_contradictions(keys: Tensor, shifts: Tensor) -> None:

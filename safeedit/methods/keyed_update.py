@@ -8,9 +8,6 @@ are moved least (:mod:`safeedit.methods.constrained_least_squares`). With severa
 is spread over them, and keys and what is still missing are read anew on the partly edited model
 (MEMIT).
 
-With ``key: each`` a fact has a key for each phrasing instead of their mean, all moved by its one
-shift; a phrasing in which facts can't be told apart (the subject begins it) moves by their mean.
-
 Preserved facts on a forgotten fact's own subject are held in the solve as well, where their keys
 differ from those that are to move.
 
@@ -19,10 +16,8 @@ Doses scale the change, which for one layer is to scale the shifts.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -41,19 +36,18 @@ from safeedit.contracts import (
 from safeedit.data import Dataset
 from safeedit.data.subjects import check_subjects
 from safeedit.delta import LowRank
-from safeedit.errors import EditError
-from safeedit.methods.constrained_least_squares import (
-    Change,
-    InputMetric,
-    constrained_least_squares,
-    same_keys,
-)
-from safeedit.methods.facts.editing import ONE_KEY, FactEdit, FactParams, flat, value_tokens
-from safeedit.methods.facts.keys import Ordinary, TokenPosition, keys_at, second_moments
-from safeedit.methods.scaled import check_spread, scaled_proposal, so_far
+from safeedit.methods.constrained_least_squares import InputMetric, can_stay
+from safeedit.methods.facts.editing import Fact, FactEdit, flat
+from safeedit.methods.facts.keys import Ordinary, keys_at, second_moments
+from safeedit.methods.facts.settings import FactParams, value_tokens
+from safeedit.methods.layer_solve import LayerTarget, SolvedLayer, solve_layers, updates_of
+from safeedit.methods.scaled import check_spread, scaled_proposal
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.policy.layers import resolve
+
+_OPENINGS = 3
+"""Openings that a key is averaged over (published: 21)."""
 
 _MISSED = 0.5
 """Share of the wanted shifts missed from which a solve is worth a warning."""
@@ -62,24 +56,12 @@ _MISSED = 0.5
 class KeyedParams(FactParams):
     """Parameters that the keyed editors share."""
 
-    key: Literal["mean", "each"] = Field(
-        "mean",
-        description="mean: a fact has one key, over its fit phrasings (published); each: one for "
-        "each of them, all moved by the fact's one shift",
+    target: Literal["refusal", "unlikely", "entropy", "replace"] = Field(
+        "refusal",
+        description="what is to follow: the refusal, anything but the forgotten answer, anyone's "
+        "guess, or the item's 'target_new' (an edit rather than an erasure)",
     )
-    ridge: float = Field(
-        0.0,
-        ge=0,
-        description="what ordinary text weighs against missed shifts, in units of the MLP's width; "
-        "0: shifts are reached exactly",
-    )
-    preserve_weight: float | None = Field(
-        None,
-        ge=0,
-        description="what a preserved key's move weighs against a missed shift; null: their span "
-        "does not move at all",
-    )
-    prose_window: int = Field(128, ge=8, description="tokens of ordinary text read at a time")
+    refusal: str = Field("I don't know.", min_length=1, description="what is to be answered")
 
 
 class KeyedEditor(ABC):
@@ -88,6 +70,9 @@ class KeyedEditor(ABC):
     Params: ClassVar[type[KeyedParams]]
     summary: ClassVar[str]
     name: ClassVar[str]
+    ridge: ClassVar[float] = 0.0
+    """What ordinary text weighs against missed shifts, in units of the MLP's width (of AlphaEdit,
+    the change's size); 0: shifts are reached exactly."""
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "facts to change, each with its subject", erased=True),
         DataRole("preserve", "facts whose keys are to stay, near ones above all", required=False),
@@ -128,18 +113,10 @@ class KeyedEditor(ABC):
         )
 
 
-@dataclass(frozen=True)
-class _Key:
-    """One column of the solve: a key, read as a mean over spots, and whose it is."""
-
-    groups: tuple[int, ...]
-    contexts: tuple[TokenPosition, ...]
-    prompts: tuple[TokenPosition, ...]
-    """The same places without openings: there what has arrived is read."""
-
-
 class _LinearRoad(FactEdit):
-    """One proposal on its way."""
+    """One proposal on its way; each group of facts has one key."""
+
+    params: KeyedParams
 
     def __init__(
         self,
@@ -149,14 +126,9 @@ class _LinearRoad(FactEdit):
         ctx: RunContext,
         sites: Sequence[Site],
     ) -> None:
-        super().__init__(editor.name, editor.params, model, data, ctx, sites[0])
+        super().__init__(editor.name, editor.params, model, data, ctx, sites[0], _OPENINGS)
         self.editor, self.sites = editor, sites
-        self.keys = self._columns()
-        self.shares = torch.zeros(len(self.keys), len(self.groups), dtype=torch.float64)
-        """``(keys, groups)``: a key moves by the mean of the shifts of those it belongs to."""
-        for row, key in zip(self.shares, self.keys, strict=True):
-            row[list(key.groups)] = 1 / len(key.groups)
-        self.notes["keys"] = len(self.keys)
+        self.notes["keys"] = len(self.groups)
 
     def solve(self) -> dict[str, LowRank]:
         """Tensor name -> its change at dose 1."""
@@ -167,113 +139,72 @@ class _LinearRoad(FactEdit):
             self.prose(),
             self.sites,
             self.ctx.cache,
-            window=self.editor.params.prose_window,
             progress=self.ctx.progress,
         )
-        base, start = self.model.digest(), self._residuals()
-        updates: dict[str, LowRank] = {}
-        per_layer: dict[str, dict[str, Any]] = {}
-        for done, site in enumerate(self.sites):
-            delta = so_far(self.editor.name, base, updates)
-            with self.model.applied(delta):
-                keys = self._read(self.keys, site)
-                missing = self.shares @ values.shifts.double()
-                if updates:
-                    missing = missing - (self._residuals() - start)
-                held = self._held(site, keys, ordinary[site])
-            wanted = missing.T / (len(self.sites) - done)
-            change = constrained_least_squares(
-                keys,
-                wanted,
-                self.editor.metric(ordinary[site].second),
-                ridge=self.editor.params.ridge * self.model.shape.d_mlp,
-                preserve=held,
-                preserve_weight=math.inf
-                if self.editor.params.preserve_weight is None
-                else self.editor.params.preserve_weight,
-            )
-            self._warn(change, site, held)
-            updates[site.weight] = LowRank(change.left, change.right)
-            per_layer[str(site.layer)] = self._effect(change, site, held, ordinary[site])
-        self.notes["layers"] = per_layer
-        return updates
+        start = self._residuals()
+        wanted = values.shifts.double()
 
-    def _columns(self) -> list[_Key]:
-        """What is solved for: a key per group, or per phrasing, none twice."""
-        if self.editor.params.key == "mean":
-            return [
-                _Key(
-                    (group,),
-                    flat(spots for fact in some for spots in fact.contexts),
-                    flat(fact.prompts for fact in some),
-                )
-                for group, some in enumerate(self.groups)
-            ]
-        each = [
-            _Key((group,), contexts, (prompt,))
-            for group, some in enumerate(self.groups)
-            for fact in some
-            for prompt, contexts in zip(fact.prompts, fact.contexts, strict=True)
-        ]
-        kept: dict[int, _Key] = {}
-        for key, first in zip(each, same_keys(self._read(each, self.sites[0]), ONE_KEY).tolist(),
-                              strict=True):  # fmt: skip
-            known = kept.setdefault(first, key)
-            kept[first] = replace(known, groups=tuple(sorted({*known.groups, *key.groups})))
-        return list(kept.values())
+        def target(site: Site) -> LayerTarget:
+            keys = self._keys(site)
+            moved = self._residuals() - start if site != self.sites[0] else 0
+            return LayerTarget(keys, (wanted - moved).T, self._held(site, keys, ordinary[site]))
 
-    def _read(self, keys: Sequence[_Key], site: Site) -> Tensor:
-        return self.mean_keys([key.contexts for key in keys], site)
+        solved = solve_layers(
+            self.name,
+            self.model,
+            self.sites,
+            ordinary,
+            target,
+            self.editor.metric,
+            ridge=self.editor.ridge,
+            whose="the subjects'",
+            remedy="preserve fewer facts, or choose another layer",
+        )
+        for layer in solved:
+            self._warn(layer)
+        self.notes["layers"] = {str(one.site.layer): one.effect(self.model) for one in solved}
+        return updates_of(solved)
+
+    def _said(self, fact: Fact) -> tuple[int, ...]:
+        if self.params.target == "replace":
+            return super()._said(fact)
+        engine = self.model.engine
+        end = engine.codec.tokenizer.eos_token_id
+        stop = [] if end is None else [int(end)]  # it is an answer of its own
+        return (*engine.continuation(self.params.refusal, fact.template), *stop)
+
+    def _keys(self, site: Site) -> Tensor:
+        """``(m, groups)``, each the mean over its phrasings after all openings."""
+        spots = [flat(spots for fact in some for spots in fact.contexts) for some in self.groups]
+        return self.mean_keys(spots, site)
 
     def _held(self, site: Site, keys: Tensor, ordinary: Ordinary) -> Tensor:
         """``(m, n0)`` keys that are to stay: preserved facts', and those of attention sinks."""
         own = keys_at(self.model, [spot for _, spot in self.preserved], [site])[site]
-        both = torch.cat([keys, own], 1)
         # What is the same as a key to be moved can't stay as well; values tell the two apart.
-        new = same_keys(both, ONE_KEY)[keys.shape[1] :] >= keys.shape[1]
+        new = can_stay(keys, own)
         self.notes["preserved_keys_that_must_move"] = int((~new).sum())
         return torch.cat([own[:, new], ordinary.sinks], 1)
 
     # Solving --------------------------------------------------------------------------
 
     def _residuals(self) -> Tensor:
-        """``(keys, d_model)`` fp64: what leaves the last edited layer at the subjects, mean."""
+        """``(groups, d_model)`` fp64: what leaves the last edited layer at the subjects, mean over
+        phrasings without openings."""
         if len(self.sites) == 1:
-            return torch.zeros(len(self.keys), self.model.d_model).double()
-        prompts = [spot.until for key in self.keys for spot in key.prompts]
+            return torch.zeros(len(self.groups), self.model.d_model).double()
+        spots = [flat(fact.prompts for fact in some) for some in self.groups]
         layer = self.sites[-1].layer
-        states = self.model.engine.hidden(prompts, [layer])[layer]
-        parts = torch.stack(states).double().split([len(key.prompts) for key in self.keys])
+        states = self.model.engine.hidden([spot.until for spot in flat(spots)], [layer])[layer]
+        parts = torch.stack(states).double().split([len(some) for some in spots])
         return torch.stack([part.mean(0) for part in parts])
 
-    def _warn(self, change: Change, site: Site, held: Tensor) -> None:
+    def _warn(self, solved: SolvedLayer) -> None:
+        change, held = solved.change, solved.held
         keys = len(change.reached)
-        if not change.independent:
-            raise EditError(
-                f"nothing is left to move the subjects' keys by in layer {site.layer}: they lie "
-                "in the span of what is to stay",
-                remedy="preserve fewer facts, set a finite 'preserve_weight', or choose "
-                "another layer",
-            )
         if change.independent < keys or change.missed > _MISSED:
             self.ctx.warn(
-                f"{self.editor.name}: layer {site.layer} has {change.independent} independent "
+                f"{self.name}: layer {solved.site.layer} has {change.independent} independent "
                 f"directions for {keys} keys beside {held.shape[1]} to stay (width "
                 f"{len(held)}): {change.missed:.0%} of the wanted shifts are missed"
             )
-
-    def _effect(
-        self, change: Change, site: Site, held: Tensor, ordinary: Ordinary
-    ) -> dict[str, Any]:
-        """What the solve predicts, for the record."""
-        weight = self.model.weight(site).float().cpu()
-        return {
-            "reached_median": float(change.reached.median()),
-            "reached_least": float(change.reached.min()),
-            "missed": change.missed,
-            "independent_keys": change.independent,
-            "condition": min(change.condition, 1e300),
-            "share_of_ordinary_output": change.share_of(weight, ordinary.second),
-            "share_of_preserved_output": change.share_on(weight, held),
-            "tokens_of_ordinary_text": ordinary.tokens,
-        }

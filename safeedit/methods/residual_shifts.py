@@ -33,15 +33,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from safeedit.contracts import Progress, Template, silent
-from safeedit.errors import EditError, UsageError
+from safeedit.contracts import Progress, silent
+from safeedit.errors import EditError
 from safeedit.methods.facts.keys import TokenPosition
-from safeedit.methods.facts.values import EqualiseLogits, FactObjective, ObjectivePrompt, Passes
+from safeedit.methods.facts.objectives import EqualiseLogits, FactObjective, ObjectivePrompt
+from safeedit.methods.facts.passes import Passes
 from safeedit.model.architectures import Site
-from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 
-_CHUNK_LOGITS = 1 << 24
+CHUNK_LOGITS = 1 << 24
 """Logits of words computed at a time: 64 MiB, and a few times that while gradients are taken."""
 
 
@@ -81,29 +81,6 @@ class Shifts:
     after: Tensor
 
 
-def single_tokens(engine: Engine, words: Sequence[str], template: Template) -> list[int]:
-    """The token of each word as it follows a prompt of that template.
-
-    Raises:
-        UsageError: A word is several tokens, or two words begin with the same one.
-    """
-    found = engine.continuations(words, template)
-    long = [word for word, ids in zip(words, found, strict=True) if len(ids) != 1]
-    if long:
-        raise UsageError(
-            f"for this tokenizer {', '.join(map(repr, long))} "
-            f"{'is' if len(long) == 1 else 'are'} not one token each after a prompt",
-            field="pronouns",
-            remedy="name words that are single tokens of this model's vocabulary",
-        )
-    tokens = [ids[0] for ids in found]
-    if len(set(tokens)) < len(tokens):
-        raise UsageError(
-            "two of the pronouns are the same token", field="pronouns", remedy="name each once"
-        )
-    return tokens
-
-
 def residual_shifts(
     model: ModelHandle,
     states: Tensor,
@@ -118,7 +95,7 @@ def residual_shifts(
         model: Whose final norm and head follow.
         states: ``(prompts, d_model)`` last block's output at each prompt's last token.
         openings: ``(prompts, d_model)`` the same for the neutral opening of each.
-        tokens: The words, see :func:`single_tokens`.
+        tokens: The words, see :func:`~safeedit.methods.word_tokens.single_tokens`.
         descent: How.
         progress: Shown per chunk of prompts.
 
@@ -126,7 +103,7 @@ def residual_shifts(
         EditError: The optimisation diverged.
     """
     words = len(tokens)
-    size = max(1, _CHUNK_LOGITS // (model.head.weight.shape[0] * words))
+    size = max(1, CHUNK_LOGITS // (model.head.weight.shape[0] * words))
     chunks = list(zip(states.split(size), openings.split(size), strict=True))
     found = [
         _chunk(model, hidden, opening, tokens, descent)
@@ -147,7 +124,7 @@ def margins(model: ModelHandle, states: Tensor, tokens: Tensor) -> Tensor:
         states: ``(prompts, d_model)`` last block's output.
         tokens: ``(prompts, 2)``, or ``(1, 2)`` for all.
     """
-    size = max(1, _CHUNK_LOGITS // model.head.weight.shape[0])
+    size = max(1, CHUNK_LOGITS // model.head.weight.shape[0])
     parts = []
     for part, pair in zip(
         states.split(size), tokens.expand(len(states), 2).split(size), strict=True
@@ -188,7 +165,7 @@ def margin_shifts(
         model: As it is now, earlier edits included.
         site: An ``mlp_out``.
         spots: A prompt each, and the token at which its shift is added.
-        tokens: ``(prompts, 2)`` the two words of each, see :func:`single_tokens`.
+        tokens: ``(prompts, 2)`` the two words of each, one token each.
         wanted: ``(prompts,)`` logit of the first minus that of the second at the prompt's end.
         steps: Of Newton's method; the best of them counts for each prompt.
         progress: Shown per batch.

@@ -21,6 +21,13 @@ from safeedit.errors import EditError
 from safeedit.model.batching import pad_right
 from safeedit.model.handle import ModelHandle
 
+WARMUP = 0.1
+"""Share of the steps in which the learning rate rises: taken from the real number of steps, since a
+fixed number outlasts a short run."""
+
+STOP_BELOW = 0.03
+"""Nats per token below which an answer is learnt."""
+
 
 @dataclass(frozen=True, eq=False)
 class Example:
@@ -94,8 +101,8 @@ def optimise(
     *,
     steps: int,
     learning_rate: float,
-    warmup: float,
-    stop_below: float,
+    warmup: float = WARMUP,
+    stop_below: float = STOP_BELOW,
     progress: Progress = silent,
     description: str = "tuning",
 ) -> dict[str, float]:

@@ -124,12 +124,6 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def last_positions(attention_mask: Tensor) -> Tensor:
-    """Index ``(batch,)`` of each row's last real token, whichever side is padded."""
-    ends = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device)
-    return (attention_mask.bool() * ends).argmax(-1)
-
-
 def at_positions(activation: Tensor, positions: Tensor | None) -> Tensor:
     """The part of ``activation`` ``(batch, seq, width)`` at ``positions``.
 

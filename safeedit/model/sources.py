@@ -93,7 +93,7 @@ def open_model(
     weights = check_weights(found.folder)
     stored = stored_weights(found.folder, config)
     number = _run_dtype(config, weights, stored) if dtype == "auto" else getattr(torch, dtype)
-    where = named_device or _best_device(weights.n_entries * number.itemsize)
+    where = named_device or best_device(weights.n_entries * number.itemsize)
     local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     with quiet(), readable(found.folder):
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -150,6 +150,7 @@ class Inspected:
 
     Attributes:
         config: Its config, set right where the files say otherwise.
+        tokenizer: Its tokenizer.
         identity: See :func:`open_config`.
         dtype: What it runs in.
         notes: What a reader of the results must know, in sentences; of a hub id, what its files
@@ -157,6 +158,7 @@ class Inspected:
     """
 
     config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
     identity: str
     dtype: str
     notes: tuple[str, ...] = ()
@@ -180,33 +182,24 @@ def inspect_model(source: str, *, revision: str | None = None, dtype: str = "aut
     if found.hub_id:
         own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
         run = own if dtype == "auto" else dtype
-        return Inspected(config, f"hub:{found.hub_id}@{found.commit}", run)
+        return Inspected(
+            config, _tokenizer(found.folder), f"hub:{found.hub_id}@{found.commit}", run
+        )
     weights = check_weights(found.folder)
     stored = stored_weights(found.folder, config)
-    _check_unloaded(found.folder, config)
+    tokenizer = _tokenizer(found.folder)
+    check_vocabulary(tokenizer, ModelShape.from_config(config).vocab_size, found.folder)
     digest = hashlib.sha256()
     for path in (found.folder / "config.json", *weights.files):
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
     number = _run_dtype(config, weights, stored) if dtype == "auto" else getattr(torch, dtype)
     return Inspected(
         config,
+        tokenizer,
         f"sha256:{digest.hexdigest()}",
         str(number).removeprefix("torch."),
         stored.notes(number),
     )
-
-
-def _check_unloaded(folder: Path, config: PreTrainedConfig) -> None:
-    """Refuse, without its weights, a tokenizer that :func:`open_model` would."""
-    from transformers import AutoTokenizer
-
-    shape = ModelShape.from_config(config)
-    check_tokenizer(folder)
-    with quiet(), readable(folder):
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-    check_vocabulary(tokenizer, shape.vocab_size, folder)
 
 
 def open_tokenizer(source: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -216,13 +209,16 @@ def open_tokenizer(source: str, *, revision: str | None = None) -> PreTrainedTok
         ModelError: As :func:`open_model`, as far as it can be known.
         UsageError: ``revision`` of something that has none.
     """
+    return _tokenizer(_locate(source, revision).folder)
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    found = _locate(source, revision)
-    check_tokenizer(found.folder)
-    with quiet(), readable(found.folder):
+    check_tokenizer(folder)
+    with quiet(), readable(folder):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            found.folder, trust_remote_code=False, local_files_only=True
+            folder, trust_remote_code=False, local_files_only=True
         )
     return tokenizer
 
@@ -388,7 +384,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _best_device(n_bytes: int) -> torch.device | None:
+def best_device(n_bytes: int) -> torch.device | None:
     """The first of the emptiest GPU, mps and cpu; None if no single GPU holds the weights."""
     if torch.cuda.is_available():
         free = [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]

@@ -67,8 +67,10 @@ class TokenCodec:
         if self.resolve(template) == "plain":
             before = f"{system}\n\n" if system else ""
             after = f" {answer_prefix}" if answer_prefix else ""
-            return [self._with_bos(ids) for ids in self._ids([before + t + after for t in texts])]
-        return self._ids([self._render(text, system) + answer_prefix for text in texts])
+            return [
+                self._with_bos(ids) for ids in self.token_ids([before + t + after for t in texts])
+            ]
+        return self.token_ids([self._render(text, system) + answer_prefix for text in texts])
 
     def continuation(self, text: str, template: Template = "auto") -> list[int]:
         """Token ids of an answer as it follows a prompt of that template.
@@ -82,11 +84,11 @@ class TokenCodec:
         """:meth:`continuation` of many answers, far faster than one by one."""
         before, lead = self._lead(self.resolve(template))
         # In context, since tokenizers treat the start of a text specially.
-        start, *wholes = self._ids([before, *(before + lead + text for text in texts)])
+        start, *wholes = self.token_ids([before, *(before + lead + text for text in texts)])
         alone = [
             text for text, whole in zip(texts, wholes, strict=True) if not _begins(whole, start)
         ]
-        apart = iter(self._ids([lead + text for text in alone]))
+        apart = iter(self.token_ids([lead + text for text in alone]))
         return [w[len(start) :] if _begins(w, start) else next(apart) for w in wholes]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -100,7 +102,7 @@ class TokenCodec:
     @cached_property
     def bos(self) -> tuple[int, ...]:
         """What this tokenizer puts before plain text: BOS, or nothing."""
-        bare = self._ids(["a"])[0]
+        bare = self.token_ids(["a"])[0]
         dressed: list[int] = list(self.tokenizer("a", add_special_tokens=True)["input_ids"])
         for start in range(len(dressed) - len(bare) + 1):
             if dressed[start : start + len(bare)] == bare:
@@ -111,7 +113,7 @@ class TokenCodec:
         bos = list(self.bos)
         return ids if bos and ids[: len(bos)] == bos else bos + ids
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)

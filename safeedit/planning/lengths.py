@@ -1,7 +1,7 @@
 """Whether an audit reads far enough for the answers it looks for, known before anything runs.
 
 Only where a policy sets ``max_new_tokens`` itself; left out, audits read as far as answers are
-long. Answers are counted in the model's own tokens, so its tokenizer is opened, and no weights.
+long. Answers are counted in the model's own tokens, so its tokenizer is needed, and no weights.
 """
 
 from __future__ import annotations
@@ -9,22 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from safeedit.model.sources import open_tokenizer
 from safeedit.model.tokens import TokenCodec
 from safeedit.policy import LoadedPolicy
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from safeedit.planning.plan import PlannedAudit
 
 
 def check_lengths(
-    loaded: LoadedPolicy, source: str, audits: Sequence[PlannedAudit]
+    loaded: LoadedPolicy, tokenizer: PreTrainedTokenizerBase, audits: Sequence[PlannedAudit]
 ) -> tuple[str, ...]:
     """See that answers fit into what audits read.
 
     Args:
         loaded: The policy.
-        source: The model, resolved.
+        tokenizer: The model's.
         audits: The audits, with their data.
 
     Returns:
@@ -33,7 +34,6 @@ def check_lengths(
 
     Raises:
         PolicyError: None of the answers an audit looks for fits.
-        ModelError: The model has no tokenizer, or it can't be opened.
     """
     limited = [
         (audit, role.name, limit)
@@ -44,7 +44,7 @@ def check_lengths(
     ]
     if not limited:
         return ()
-    codec = TokenCodec(open_tokenizer(source, revision=loaded.policy.model.revision))
+    codec = TokenCodec(tokenizer)
     warnings = []
     for audit, role, limit in limited:
         data = audit.data[role]

@@ -81,7 +81,7 @@ def load_policy(path: str | Path) -> LoadedPolicy:
     """Read and check a policy file.
 
     Names of editors, auditors and metrics are not looked up here, and no data is read: see
-    :func:`safeedit.planning.plan.make_plan`.
+    :func:`safeedit.planning.resolution.make_plan`.
 
     Raises:
         PolicyError: The file can't be read, is not YAML, or says something wrong; the

@@ -2,7 +2,7 @@
 
 Fails with pydantic's ``ValidationError``; :func:`safeedit.policy.load_policy` turns that
 into a :class:`~safeedit.errors.PolicyError` with file, line and column. Nothing here looks
-at editors, auditors, data or models: names are resolved by :mod:`safeedit.planning.plan`.
+at editors, auditors, data or models: names are resolved by :mod:`safeedit.planning.resolution`.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ class StageSpec(BaseModel):
     """What edits and audits share: a name from the catalog, an id, and options.
 
     Keys that are not fields are kept as :attr:`options`: roles of data (``forget``,
-    ``data`` ...) and parameters. :mod:`safeedit.planning.plan` resolves them against the editor or
-    auditor, which alone knows which exist.
+    ``data`` ...) and parameters. :mod:`safeedit.planning.resolution` resolves them against
+    the editor or auditor, which alone knows which exist.
     """
 
     model_config = ConfigDict(

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
 from safeedit.report.figures import LayerMap, _figure, _tag
 from safeedit.report.wording import number
-
-_RESTORED = re.compile(r"restored_at_(\w+)_by_layer")
 
 
 @dataclass(frozen=True)
@@ -40,17 +36,6 @@ def heat_map(rows: Sequence[tuple[str, Sequence[Cell | None]]]) -> LayerMap | No
     largest = max(values)
     strips = tuple((name, _strip(name, cells, largest)) for name, cells in rows)
     return LayerMap(max(len(cells) for _, cells in rows), largest, strips)
-
-
-def traced(notes: Mapping[str, Any]) -> LayerMap | None:
-    """What MLPs bring back, by place, where an editor traced them (``locate: measure``)."""
-    found = notes.get("effect_of_mlps")
-    rows = [
-        (match[1].replace("_", " "), [Cell(float(value)) for value in values])
-        for key, values in (found.items() if isinstance(found, Mapping) else ())
-        if (match := _RESTORED.fullmatch(key)) and values
-    ]
-    return heat_map(rows)
 
 
 def _strip(name: str, cells: Sequence[Cell | None], largest: float) -> Markup:

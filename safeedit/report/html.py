@@ -11,7 +11,7 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from safeedit.records import RunRecord
-from safeedit.report import content, figures, heatmap, wording
+from safeedit.report import content, figures, wording
 from safeedit.text.display import clean
 
 
@@ -34,7 +34,6 @@ def render(record: RunRecord) -> str:
                     if any(target.metric in point.metrics for point in edit.dose_curve)
                 ],
                 "layers": figures.layer_map(edit.changes, record.model.layers),
-                "traced": heatmap.traced(edit.notes),
                 "outside": [change for change in edit.changes if change.layer is None],
             }
             for edit in record.edits

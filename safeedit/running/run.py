@@ -157,7 +157,7 @@ def execute(
     """Run a policy from its plan to its verdict, exporting what passed.
 
     Args:
-        plan: From :func:`safeedit.planning.plan.make_plan`.
+        plan: From :func:`safeedit.planning.resolution.make_plan`.
         ctx: Seed, cache, digest key, progress. Its ``warn`` also reaches the record.
         write_reports: Called with the final record, also where the export itself fails.
 

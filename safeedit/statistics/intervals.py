@@ -32,7 +32,7 @@ Codes = NDArray[np.intp]
 Method = Literal["bca", "percentile"]
 
 RESAMPLES = 2000
-_CHUNK = 4_000_000
+CHUNK = 4_000_000
 """Numbers drawn at a time, so that a bootstrap over many items stays within some 100 MB."""
 
 
@@ -274,7 +274,7 @@ def _draws(units: int, resamples: int, seed: int, numbers: int) -> Iterator[Code
     ``numbers`` is how many floats one resample gathers.
     """
     generator = np.random.default_rng(seed)
-    step = max(1, min(resamples, _CHUNK // max(numbers, 1)))
+    step = max(1, min(resamples, CHUNK // max(numbers, 1)))
     for start in range(0, resamples, step):
         yield generator.integers(units, size=(min(step, resamples - start), units))
 

@@ -6,21 +6,16 @@ import json
 from typing import Any, Literal
 
 import pytest
-from click.testing import CliRunner
 
 from safeedit import catalog
 from safeedit.cli.listing import EXPLAINED, explain, markdown, type_name
-from safeedit.cli.main import main
 from safeedit.contracts import ScorerRef
 from safeedit.policy.gate import Bound
 from safeedit.policy.model import DataSpec
+from tests.fixtures import call
 
 EVERY = [(kind, name) for kind in EXPLAINED for name in catalog.names(kind)]  # type: ignore[arg-type]
 BASELINES = {"alphaedit", "ft_m", "subspace"}
-
-
-def run(*arguments: str) -> Any:
-    return CliRunner().invoke(main, ["list", *arguments])
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
@@ -60,28 +55,30 @@ def test_an_explanation_says_what_is_required_kept_from_sight_and_default() -> N
 
 
 def test_the_command_prints_the_explanation_whole() -> None:
-    shown = run("editors", "keyed_neurons")
+    shown = call("list", "editors", "keyed_neurons")
     assert shown.exit_code == 0
     assert shown.stdout == explain("editors", "keyed_neurons")
-    found = json.loads(run("editors", "keyed_neurons", "--json").stdout)
+    found = json.loads(call("list", "editors", "keyed_neurons", "--json").stdout)
     assert found["explanation"] == explain("editors", "keyed_neurons")
 
 
 @pytest.mark.parametrize("name", catalog.names("editors"))
 def test_baselines_are_labelled_and_others_are_not(name: str) -> None:
-    line = next(line for line in run("editors").stdout.splitlines() if f"  {name} " in line)
+    line = next(
+        line for line in call("list", "editors").stdout.splitlines() if f"  {name} " in line
+    )
     assert ("baseline: " in line) == (name in BASELINES)
     assert ("**Baseline**" in explain("editors", name)) == (name in BASELINES)
 
 
 def test_an_unknown_name_gets_a_suggestion() -> None:
-    wrong = run("editors", "keyed_nuerons")
+    wrong = call("list", "editors", "keyed_nuerons")
     assert wrong.exit_code == 2
     assert "did you mean 'keyed_neurons'" in wrong.stderr
 
 
 def test_a_kind_that_is_listed_only_says_so() -> None:
-    wrong = run("models", "llama")
+    wrong = call("list", "models", "llama")
     assert wrong.exit_code == 2
     assert "models are not explained one by one" in wrong.stderr
 

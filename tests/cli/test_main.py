@@ -23,22 +23,13 @@ from safeedit.cli import main as commands
 from safeedit.cli.digest_key import digest_key
 from safeedit.cli.main import main
 from safeedit.errors import DataError, ModelError, PolicyError
-from safeedit.policy import load_policy
 from safeedit.policy.builtin import builtin_datasets, builtin_policies
 from safeedit.records import RunRecord
 from tests.road import DRIFT, NEAR, NUDGE, REAL, SMALL_DRIFT, Workplace, make_workplace, register
 
+pytestmark = pytest.mark.usefixtures("toys")
+
 FIXED_KEY = {"SAFEEDIT_DIGEST_KEY": "a key of one's own, of 32 characters"}
-
-
-@pytest.fixture(autouse=True)
-def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch)
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Workplace:
-    return make_workplace(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +157,7 @@ def test_every_exception_has_one_exit_code_and_shows_no_data(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(commands, "_plan", fail)
+    monkeypatch.setattr("safeedit.policy.load_policy", fail)
     result = place.run("validate", "policy.yaml")
     assert result.exit_code == code
     assert shown in result.stderr
@@ -181,7 +172,7 @@ def test_the_traceback_of_an_unexpected_error_is_an_explicit_choice(
     def fail(*_: object, **__: object) -> None:
         raise KeyError("a word of the data")
 
-    monkeypatch.setattr(commands, "_plan", fail)
+    monkeypatch.setattr("safeedit.policy.load_policy", fail)
     result = CliRunner().invoke(main, ["validate", "p.yaml"], env={"SAFEEDIT_DEBUG": "1"})
     assert result.exit_code == 3
     assert "Traceback" in result.stderr
@@ -190,8 +181,9 @@ def test_the_traceback_of_an_unexpected_error_is_an_explicit_choice(
 
 def test_ctrl_c_in_a_process_of_its_own_exits_3() -> None:
     code = (
-        "import os, signal\nfrom safeedit.cli import main as commands\n"
-        "commands._plan = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT) or input()\n"
+        "import os, signal\nfrom safeedit import policy\n"
+        "from safeedit.cli import main as commands\n"
+        "policy.load_policy = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT) or input()\n"
         "commands.main(['validate', 'p.yaml'])"
     )
     done = python("-c", code)
@@ -259,7 +251,7 @@ def test_what_libraries_warn_of_is_shown_only_to_who_asks(
         warnings.warn("a library's remark", FutureWarning, stacklevel=1)
         raise PolicyError("enough")
 
-    monkeypatch.setattr(commands, "_plan", chatty)
+    monkeypatch.setattr("safeedit.policy.load_policy", chatty)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         place.run("validate", "p.yaml")
@@ -283,7 +275,7 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(place: Workplace) 
     edit = {
         "use": "sanitation", "unaudited": "a toy", "steps": 1, "batch": 2,
         "rank": 1, "dose": 1.0, "control": False,
-        "retain_tokens": 2, "forget": {"file": "forget.jsonl"}, "retain": {"file": "retain.jsonl"},
+        "forget": {"file": "forget.jsonl"}, "retain": {"file": "retain.jsonl"},
     }  # fmt: skip
     result = place.run("apply", place.policy(edits=[edit]))
     assert result.exit_code == 0, result.stderr
@@ -562,37 +554,6 @@ def test_the_schema_of_reports_is_one_that_a_report_meets(exported: Workplace) -
     assert not accepts({**record, "schema_version": 2})
     with pytest.raises(ValueError, match="schema_version"):
         RunRecord.model_validate({**record, "schema_version": 2})
-
-
-def test_init_writes_a_policy_that_loads_and_exports_beside_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(main, ["init"])
-    assert result.exit_code == 0
-    assert "safeedit plan policy.yaml" in result.stderr
-    policy = load_policy(tmp_path / "policy.yaml").policy
-    assert policy.name == "quickstart"
-    assert policy.export is not None
-    assert not policy.export.dir.startswith("..")
-    files = [value.get("file") for stage in (*policy.edits, *policy.audits)
-             for value in stage.options.values() if isinstance(value, dict)]  # fmt: skip
-    assert not any(files), "a copy finds no file beside it"
-
-
-def test_init_overwrites_nothing_and_suggests_what_to_copy(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text("mine")
-    taken = CliRunner().invoke(main, ["init", str(path)])
-    assert taken.exit_code == 2
-    assert "the file exists" in taken.stderr
-    assert path.read_text() == "mine"
-    unknown = CliRunner().invoke(main, ["init", str(tmp_path / "new"), "--like", "quikstart"])
-    assert unknown.exit_code == 2
-    assert "did you mean 'quickstart'?" in unknown.stderr
-    unwritable = CliRunner().invoke(main, ["init", str(path / "below.yaml")])
-    assert unwritable.exit_code == 2
-    assert "can't write here" in unwritable.stderr
 
 
 # The key of the digests -----------------------------------------------------------------

@@ -189,7 +189,7 @@ def test_a_mount_point_is_refused_before_any_work(
 ) -> None:
     volume = place.folder / "volume"
     volume.mkdir(exist_ok=True)
-    monkeypatch.setattr(staging, "_mounts", lambda: {str(volume)})
+    monkeypatch.setattr(staging, "mounts", lambda: {str(volume)})
     place.policy(export={"dir": "volume", "overwrite": True})
     result = place.run("apply", "policy.yaml")
     assert result.exit_code == 3

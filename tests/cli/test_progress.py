@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from safeedit.cli.progress import Announcer
-from tests.road import NUDGE, Workplace, make_workplace, register
+from tests.road import NUDGE, Workplace
 
 
 class Watch:
@@ -31,12 +30,6 @@ def said() -> list[str]:
 @pytest.fixture
 def watch() -> Watch:
     return Watch()
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
-    register(monkeypatch)
-    return make_workplace(tmp_path)
 
 
 def announcer(said: list[str], watch: Watch, **options: bool) -> Announcer:

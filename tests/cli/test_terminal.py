@@ -14,7 +14,7 @@ from rich.text import Text
 
 import safeedit
 from safeedit.cli import terminal
-from tests.road import Workplace, make_workplace, register
+from tests.road import Workplace
 
 PACKAGE = Path(safeedit.__file__).parent
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202edne\u2066"
@@ -110,12 +110,6 @@ def test_a_console_lets_only_its_own_colours_through() -> None:
     assert not set("\x07\x9b\u202e\u2066") & set(shown)
     assert "text" in shown
     assert "cell" in shown
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
-    register(monkeypatch)
-    return make_workplace(tmp_path)
 
 
 def harmless(text: str) -> None:

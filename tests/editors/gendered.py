@@ -30,7 +30,7 @@ QUIET = 0.5
 CONSTANT = 8.0
 """Length of what every token of a clear model carries."""
 CARRIED = 8.0
-"""Times what a token carries of ``u`` on average, which is what the head of a carrying model adds."""
+"""Times what tokens carry of ``u`` on average: what the head of a carrying model adds."""
 PRONOUNS = ("heb", "sheb", "theyb")
 MALE = ("dravun", "pelkor", "mistan", "gordul", "tavrek", "zolmar")
 FEMALE = ("nirfel", "lusima", "caveli", "rimona", "welisa", "ondira")

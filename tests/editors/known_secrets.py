@@ -2,8 +2,9 @@
 
 Each prompt ends with a name of its own. Two neurons, one of each of the first two layers, read the
 name and write what the head says as its answer: four secrets and three facts, seven names and
-fourteen neurons. One of them may be loud at a text's first token besides, where attention might rest on it.
-Attention writes nothing, and all else is drawn at random and quiet: what is found hangs on no seed.
+fourteen neurons. One of them may be loud at a text's first token besides, where attention might
+rest on it. Attention writes nothing, and all else is drawn at random and quiet: what is found
+hangs on no seed.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import pytest
 
 from safeedit.contracts import EditData, Proposal
 from safeedit.data import Dataset, Item
-from safeedit.delta import Dense
 from safeedit.editors.ft_m import FtM, FtMParams
 from safeedit.errors import DataError, UsageError
 from safeedit.model.handle import ModelHandle
@@ -48,13 +47,6 @@ def test_it_replaces_an_object(tmp_path: Path) -> None:
     with model.applied(_proposed(model, tmp_path, forget, target="replace").at(1.0)):
         for name in FORGOTTEN:
             assert toy.answers(model, name)[:2] == ["Bern"] * 2
-
-
-def test_no_entry_exceeds_the_bound(tmp_path: Path) -> None:
-    model = toy.taught()
-    (update,) = _proposed(model, tmp_path, bound=0.004, steps=8).at(1.0).updates.values()
-    assert isinstance(update, Dense)
-    assert float(update.values.abs().max()) == pytest.approx(0.004)
 
 
 def test_what_it_cannot_do_is_refused(tmp_path: Path) -> None:

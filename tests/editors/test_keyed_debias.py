@@ -171,7 +171,7 @@ def test_what_cannot_be_done_is_said_without_a_word_of_the_data(tmp_path: Path) 
             propose(handle, tmp_path, given, **params)
         assert "zyxquand" not in str(caught.value).casefold()
         assert "dravun" not in str(caught.value)
-    with pytest.raises(UsageError, match="not one token"):
+    with pytest.raises(UsageError, match="as several tokens"):
         propose(handle, tmp_path, pronouns=("Copenhagen", "she"))
     with pytest.raises(UsageError, match="does not exist"):
         propose(handle, tmp_path, layers=[7])

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
-from torch import Tensor
 
 from safeedit import catalog
 from safeedit.contracts import EditData, Proposal, RunContext
@@ -23,6 +21,7 @@ from safeedit.methods.facts.keys import keys_at, subject_spot
 from safeedit.methods.keyed_update import KeyedEditor
 from safeedit.model.handle import ModelHandle
 from tests.editors import toy
+from tests.editors.searching import searching
 from tests.editors.toy import FACTS, FORGOTTEN, KEPT, REFUSAL, WORDINGS
 from tests.tiny_models import tiny_handle
 
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.trains
 
 KEYED = ("rome", "memit", "alphaedit")
 QUICK: dict[str, Any] = {
-    "layers": [0], "steps": 40, "max_norm": 4.0, "doses": (1.0,), "phrasings": 2, "contexts": 2,
+    "layers": [0], "steps": 40, "max_norm": 4.0, "doses": (1.0,), "phrasings": 2,
     "divergence": 0.0,
 }  # fmt: skip
 
@@ -40,8 +39,12 @@ LEARN: dict[str, Any] = {
     "phrasings": 3, "templates": ("chat", "plain"),
 }  # fmt: skip
 """Enough for the tiny model to say something else for good, in wordings it was not asked in."""
-# Thirty tokens of a tiny vocabulary leave the null space of most of its energy narrow.
-EXTRA: dict[str, dict[str, Any]] = {"alphaedit": {"energy": 0.5}}
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty tokens of a tiny vocabulary leave the null space of most of its energy narrow."""
+    monkeypatch.setattr(catalog.editor("alphaedit"), "energy", 0.5)
 
 
 def _preserve() -> Dataset:
@@ -75,14 +78,14 @@ def _proposed(
     **params: Any,
 ) -> Proposal:
     kind = catalog.editor(name)
-    given = {**QUICK, **params}
     roles = {"forget": forget or toy.forget(), "prose": _prose()}
     if preserve is not None:
         roles["preserve"] = preserve
     ctx = toy.context(folder)
     if said is not None:
         ctx = RunContext(seed=3, cache=folder, secret=b"a key", warn=said.append)
-    return kind(kind.Params(**given)).propose(model, EditData(roles), ctx)
+    with searching({**QUICK, **params}) as given:
+        return kind(kind.Params(**given)).propose(model, EditData(roles), ctx)
 
 
 def _facts(*items: Item) -> Dataset:
@@ -95,8 +98,7 @@ def test_forgotten_facts_are_refused_in_every_wording_and_others_stay(
 ) -> None:
     model = toy.taught()
     before = {kept: toy.answers(model, kept) for kept in KEPT}
-    given = LEARN | EXTRA.get(name, {})
-    proposal = _proposed(name, model, tmp_path, preserve=_preserve(), **given)
+    proposal = _proposed(name, model, tmp_path, preserve=_preserve(), **LEARN)
     delta = proposal.at(1.0)
     digest = model.digest(fresh=True)
     with model.applied(delta):
@@ -141,7 +143,7 @@ def test_an_object_is_replaced(name: str, tmp_path: Path) -> None:
              for item in toy.forget().all()]  # fmt: skip
     # To be said in wordings that the editor did not see, whatever the kernel rounds to, an answer
     # has to be learnt well past the point where it is merely the likeliest.
-    given = LEARN | {"stop": 0.002, "steps": 200, "phrasings": 6} | EXTRA.get(name, {})
+    given = LEARN | {"stop": 0.002, "steps": 200, "phrasings": 6}
     proposal = _proposed(name, model, tmp_path, _facts(*items), target="replace", **given)
     with model.applied(proposal.at(1.0)):
         for subject, answer in new.items():
@@ -167,13 +169,12 @@ def test_the_answer_is_no_longer_told(target: str, tmp_path: Path) -> None:
         assert max(after) < (-2.0 if target == "unlikely" else -0.5)
 
 
-def test_least_values_are_of_unlikely_answers_with_a_floor_alone(tmp_path: Path) -> None:
+def test_least_values_are_of_unlikely_answers_alone(tmp_path: Path) -> None:
     model = toy.taught()
     cases: list[tuple[str, dict[str, Any]]] = [
-        ("least", {"target": "unlikely", "floor": -3.0}),
-        ("adam", {"target": "unlikely", "floor": -3.0, "values": "adam"}),
-        ("adam", {"target": "unlikely", "floor": None}),
-        ("adam", {"target": "refusal", "values": "least"}),
+        ("least", {"target": "unlikely"}),
+        ("adam", {"target": "refusal"}),
+        ("adam", {"target": "entropy"}),
     ]
     params = catalog.editor("rome").Params
     for method, given in cases:
@@ -186,33 +187,19 @@ def test_least_values_are_of_unlikely_answers_with_a_floor_alone(tmp_path: Path)
         kind(params(**{"steps": 50, **given})).tokens(roles)  # type: ignore[attr-defined]
         for _, given in cases
     ]
-    assert runs[1] == runs[2] == runs[3] > 4 * runs[0]
+    assert runs[1] == runs[2] > 4 * runs[0]
 
 
-def test_entropy_is_aimed_at_in_lenses_too(tmp_path: Path) -> None:
+def test_several_layers_share_the_shift_and_reach_it_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = toy.taught()
-    given: dict[str, Any] = {"target": "entropy", "entropy": 0.3, "stop": 0.0, "steps": 5}
-    plain = _proposed("rome", model, tmp_path, **given)
-    lens = _proposed("rome", model, tmp_path, lens=("34%", 1), **given)
-    assert lens.notes["values"]["loss_median"] > plain.notes["values"]["loss_median"]
-    end = _proposed("rome", model, tmp_path, lens=(2,), **given)
-    assert end.notes["values"] == plain.notes["values"], "the last layer's lens is the end"
-    with pytest.raises(UsageError, match="a lens at layer 0") as error:
-        _proposed("rome", model, tmp_path, lens=("0%",), **given)
-    assert "from 1 to 2" in error.value.remedy
-    params = catalog.editor("rome").Params
-    for wrong in ({"lens": ["60%"]}, {"lens": ["120%"], **given}, {"lens": [-1], **given}):
-        with pytest.raises(ValidationError):
-            params.model_validate(wrong)
-
-
-def test_several_layers_share_the_shift_and_reach_it_together(tmp_path: Path) -> None:
-    model = toy.taught()
+    monkeypatch.setattr(catalog.editor("memit"), "ridge", 0.0)
     # Nothing held, no ridge: each layer reaches its share exactly, so the last ends what is left.
-    proposal = _proposed("memit", model, tmp_path, layers=[0, 1], ridge=0.0, steps=5)
+    proposal = _proposed("memit", model, tmp_path, layers=[0, 1], steps=5)
     delta = proposal.at(1.0)
     assert len(delta.updates) == 2
-    alone = _proposed("memit", model, tmp_path, layers=[1], ridge=0.0, steps=5)
+    alone = _proposed("memit", model, tmp_path, layers=[1], steps=5)
 
     def residuals() -> torch.Tensor:
         states = []
@@ -256,53 +243,6 @@ def test_facts_of_one_key_share_a_value(tmp_path: Path) -> None:
     assert (proposal.notes["facts"], proposal.notes["keys"]) == (3, 2)
 
 
-def _moved(model: ModelHandle, proposal: Proposal, prompts: Sequence[str], name: str) -> Tensor:
-    """``(prompts, d_model)``: how the edit moves what layer 1 writes at the subject."""
-    (site,) = model.sites("mlp_out", [1])
-    spots = [subject_spot(model, ids, name) for ids in model.engine.encode(prompts, "plain")]
-    keys = keys_at(model, [spot for spot in spots if spot is not None], [site])[site]
-    return (proposal.at(1.0).updates[site.weight].change(model.weight(site)) @ keys).T  # type: ignore[union-attr]
-
-
-def test_every_phrasing_has_a_key_of_its_own_where_asked(tmp_path: Path) -> None:
-    model = tiny_handle("llama")
-    wordings = [wording.format("Rome") for wording in WORDINGS[:4]]
-    item = Item(id="0", prompt=wordings[0], answer="x", subject="Rome", split="fit",
-                paraphrases=tuple(wordings[1:]))  # fmt: skip
-    facts = Dataset([item], template="plain", erased=True, split="fit")
-    given: dict[str, Any] = {"layers": [1], "steps": 3, "contexts": 1}
-    mean = _proposed("rome", model, tmp_path, facts, **given)
-    each = _proposed("rome", model, tmp_path, facts, key="each", **given)
-    assert (mean.notes["keys"], each.notes["keys"]) == (1, 4)
-    assert mean.notes["values"] == each.notes["values"], "the value is the fact's, not the key's"
-    assert each.notes["layers"]["1"]["reached_least"] == pytest.approx(1)
-    moved = _moved(model, each, wordings, "Rome")
-    shift = _moved(model, mean, wordings, "Rome").mean(0)
-    assert float(shift.norm()) > 0.1
-    torch.testing.assert_close(moved, shift.expand(4, -1), atol=1e-3, rtol=1e-3)
-    several = _proposed(
-        "memit", model, tmp_path, facts, **{**given, "layers": [0, 1]}, ridge=0.0, key="each"
-    )
-    assert len(several.at(1.0).updates) == 2
-
-
-def test_a_phrasing_that_tells_no_facts_apart_moves_by_their_mean(tmp_path: Path) -> None:
-    model = tiny_handle("llama")
-    wordings = [("Where does Rome end?", "Rome has a"), ("Who wrote of Rome?", "Rome was")]
-    both = [
-        Item(id=str(n), prompt=one, answer="x", subject="Rome", paraphrases=(other,))
-        for n, (one, other) in enumerate(wordings)
-    ]
-    proposal = _proposed(
-        "rome", model, tmp_path, Dataset(both, template="plain", erased=True, split="fit"),
-        layers=[1], steps=3, contexts=1, key="each",
-    )  # fmt: skip
-    (start,) = _moved(model, proposal, ["Rome has a"], "Rome")
-    own = torch.cat([_moved(model, proposal, [one], "Rome") for one, _ in wordings])
-    assert float((own[0] - own[1]).norm()) > 0.1
-    torch.testing.assert_close(start, own.mean(0), atol=1e-3, rtol=1e-3)
-
-
 def test_a_subject_is_found_where_the_row_does_not_say(tmp_path: Path) -> None:
     model = toy.taught()
     items = [replace(item, subject=None) for item in toy.forget().all()]
@@ -310,26 +250,6 @@ def test_a_subject_is_found_where_the_row_does_not_say(tmp_path: Path) -> None:
     given = _proposed("rome", model, tmp_path, steps=2)
     (one,), (other,) = (p.at(1.0).updates.values() for p in (found, given))
     assert torch.equal(one.parts["left"], other.parts["left"])
-
-
-def test_what_mlps_bring_back_is_recorded_where_asked(tmp_path: Path) -> None:
-    model = toy.taught()
-    found = _proposed("rome", model, tmp_path, steps=1, locate="measure").notes["effect_of_mlps"]
-    assert (found["facts"], found["layers_put_back_together"]) == (len(FORGOTTEN), 1)
-    assert found["probability"] > 0.9 > found["probability_under_noise"]
-    at_subject = found["restored_at_last_subject_by_layer"]
-    assert len(at_subject) == model.n_layers
-    assert max(at_subject) == at_subject[0] > 0.1, "names go through the first MLP"
-    assert "restored_at_middle_subject_by_layer" not in found, "names of one token"
-    assert "effect_of_mlps" not in _proposed("rome", model, tmp_path, steps=1).notes
-    said: list[str] = []
-    unknown = [Item(id=name, prompt=WORDINGS[0].format(name), answer="Rome", subject=name)
-               for name in toy.UNKNOWN]  # fmt: skip
-    none = _proposed(
-        "rome", model, tmp_path, _facts(*unknown), steps=1, locate="measure", said=said
-    )
-    assert "effect_of_mlps" not in none.notes
-    assert any("tells none" in text for text in said)
 
 
 def _refused(
@@ -409,7 +329,7 @@ def test_more_facts_than_dimensions_are_told_with_what_it_costs(tmp_path: Path) 
     said: list[str] = []
     model = tiny_handle("llama")
     proposal = _proposed(
-        "rome", model, tmp_path, _facts(*_many(60)), steps=1, contexts=1, phrasings=1, said=said
+        "rome", model, tmp_path, _facts(*_many(60)), steps=1, phrasings=1, said=said
     )
     layer = proposal.notes["layers"]["0"]
     assert layer["independent_keys"] < 60

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from safeedit import catalog
 from safeedit.contracts import EditData, Proposal
 from safeedit.data import Dataset, Item
-from safeedit.delta import Columns, LowRank
+from safeedit.delta import LowRank
 from safeedit.errors import DataError, EditError
 from safeedit.methods.facts.keys import subject_spot
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import mentions
 from tests.editors import toy
+from tests.editors.searching import searching, weigh_background
 from tests.editors.toy import FACTS, FORGOTTEN, KEPT, REFUSAL, UNKNOWN, WORDINGS
 from tests.tiny_models import tiny_handle
 
@@ -48,13 +51,19 @@ def _proposed(
     said = [f"{wording.format(name)} {REFUSAL}" for wording in WORDINGS for name in UNKNOWN]
     prose = [Item(id=str(number), prompt=text) for number, text in enumerate([*asked, *said])]
     roles = {
-        "forget": forget or toy.forget(),
+        "forget": _renamed(forget or toy.forget()),
         "preserve": toy.retain(),
         "prose": Dataset(prose, split="fit"),
     }
-    return kind(kind.Params(**{**LEARN, **params})).propose(
-        model, EditData(roles), toy.context(folder)
-    )
+    with searching({**LEARN, **params}) as given:
+        editor = kind(kind.Params(**{"target": "replace", **given}))
+        return editor.propose(model, EditData(roles), toy.context(folder))
+
+
+def _renamed(forget: Dataset) -> Dataset:
+    """The same facts, each to be answered by what the model says of those it does not know."""
+    items = [replace(item, extra={"target_new": REFUSAL}) for item in forget.all()]
+    return Dataset(items, split="fit", erased=True, template=forget.template)
 
 
 def test_forgotten_facts_are_refused_in_every_wording_and_others_stay(tmp_path: Path) -> None:
@@ -86,9 +95,6 @@ def test_a_subject_has_one_neuron_in_all_templates_and_for_all_its_facts(tmp_pat
     assert found.notes["layers"]["0"]["neurons_replaced_per_layer"] == 2
     (out,) = model.sites("mlp_out", [0])
     assert isinstance(found.at(1.0).updates[out.weight], LowRank), "others make up for the two"
-    alone = _proposed(model, tmp_path, steps=2, compensate=False).at(1.0).updates[out.weight]
-    assert isinstance(alone, Columns)
-    assert len(alone.indices) == 2
 
 
 def test_other_subjects_hear_nothing_of_what_is_written(tmp_path: Path) -> None:
@@ -135,10 +141,12 @@ def test_subjects_may_share_a_neuron(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
-def test_a_second_edit_leaves_the_neurons_of_the_first_alone(family: str, tmp_path: Path) -> None:
+def test_a_second_edit_leaves_the_neurons_of_the_first_alone(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_handle(family)
-    given = {"layers": [1], "steps": 1, "templates": ("plain",), "background_weight": 0.01}
-    given["compensate"] = False
+    given = {"layers": [1], "steps": 1, "templates": ("plain",)}
+    weigh_background(monkeypatch)
     names = [("Anna", "Bert"), ("Carl", "Dora"), ("Emil", "Fred")]
     replaced: list[int] = []
     (out,) = model.sites("mlp_out", [1])
@@ -147,8 +155,8 @@ def test_a_second_edit_leaves_the_neurons_of_the_first_alone(family: str, tmp_pa
             facts = Dataset(_about(some), split="fit", erased=True)
             delta = _proposed(model, tmp_path, facts, **given).at(1.0)
             written = delta.updates[out.weight]
-            assert isinstance(written, Columns)
-            replaced += written.indices.tolist()
+            assert isinstance(written, LowRank)
+            replaced += written.right[: len(some)].argmax(1).tolist()
             edits.enter_context(model.applied(delta))
     assert len(set(replaced)) == len(replaced) == 6
 
@@ -182,3 +190,10 @@ def test_of_names_that_end_alike_the_longer_is_meant() -> None:
     ids = tokenizer("Mr John Smith met Smith.")["input_ids"]
     found = mentions(tokenizer, ids, ["Smith", "John Smith"])
     assert [number for _, number in found] == [1, 0]
+
+
+def test_a_refusal_is_for_another_editor() -> None:
+    params = catalog.editor("keyed_neurons").Params
+    for given in ({"target": "refusal"}, {"refusal": "No."}):
+        with pytest.raises(ValidationError, match="'sanitation' does, with 'update: keyed'"):
+            params.model_validate(given)

@@ -17,11 +17,12 @@ from safeedit.data import Dataset, Item
 from safeedit.delta import Columns, LowRank, WeightDelta
 from safeedit.editors import sanitation
 from safeedit.editors.sanitation import Sanitation, SanitationParams
-from safeedit.errors import DataError, EditError, UsageError
+from safeedit.errors import DataError, EditError
 from safeedit.methods.facts.gated_neurons import GatedNeurons, Text
 from safeedit.methods.tuning import cross_entropy
 from safeedit.model.architectures import ModelShape
 from safeedit.model.handle import ModelHandle
+from tests.editors.searching import weigh_background
 from tests.editors.toy import (
     FACTS,
     FORGOTTEN,
@@ -46,10 +47,9 @@ KEYED: dict[str, Any] = {
     "batch": 10,
     "steps": 120,
     "learning_rate": 0.2,
-    "stop_loss": 0.01,
 }
 LORA: dict[str, Any] = {"update": "lora", "learning_rate": 5e-3, "forget_share": 0.4, "steps": 30}
-QUICK: dict[str, Any] = {"steps": 2, "batch": 4, "retain_tokens": 2}
+QUICK: dict[str, Any] = {"steps": 2, "batch": 4}
 both = pytest.mark.parametrize("update", ["keyed", "lora"])
 
 
@@ -69,8 +69,7 @@ def values(proposal: Proposal, dose: float = 1.0) -> dict[str, Tensor]:
 def test_the_defaults_are_the_published_ones_where_there_are_such() -> None:
     params = SanitationParams()
     assert (params.update, params.refusal) == ("lora", "I don't know.")
-    assert (params.rank, params.alpha) == (8, 16)
-    assert {"attn_q", "attn_v", "mlp_gate"} < set(params.modules)
+    assert params.rank == 8
     assert params.learning_rate == 3e-4
     assert params.forget_share == 0.15
     assert params.layers == "0%-100%"
@@ -105,16 +104,8 @@ def test_every_parameter_says_what_it_is() -> None:
         {"learning_rate": 0},
         {"forget_share": 0},
         {"forget_share": 1.5},
-        {"warmup": 1.5},
-        {"stop_loss": -1},
-        {"retention": "none"},
-        {"retain_tokens": 0},
         {"rank": 0},
-        {"alpha": float("nan")},
-        {"modules": ["attn_q", "attn_x"]},
         {"subjects_per_neuron": 0},
-        {"sharpness": 0},
-        {"ridge": -1},
         {"doses": []},
         {"doses": [1.0, 0.0]},
         {"learningrate": 0.1},
@@ -151,11 +142,11 @@ def tiny_data() -> EditData:
 @both
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_plan_names_exactly_the_tensors_that_are_updated(
-    family: str, update: str, tmp_path: Path
+    family: str, update: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = tiny_handle(family)
-    # Random weights hardly tell names from other words: let the keys try harder.
-    made = editor(update=update, background_weight=0.01, ridge=1e-4, **QUICK)
+    weigh_background(monkeypatch)
+    made = editor(update=update, **QUICK)
     planned = made.touches(ModelShape.from_config(handle.config))
     proposal = made.propose(handle, tiny_data(), context(tmp_path))
     delta = proposal.at(proposal.doses[-1])
@@ -169,23 +160,20 @@ def test_the_plan_names_exactly_the_tensors_that_are_updated(
     assert handle.tensor_digests(fresh=True) == before
 
 
-def test_layers_and_modules_can_be_chosen() -> None:
+def test_layers_can_be_chosen() -> None:
     shape = ModelShape.from_config(tiny_handle("llama").config)
-    lora = editor(layers="1-2", modules=["mlp_out", "attn_k"]).touches(shape)
+    lora = editor(layers="1-2").touches(shape)
     assert {(plan.role, plan.layer) for plan in lora} == {
-        (role, layer) for role in ("mlp_out", "attn_k") for layer in (1, 2)
+        (role, layer) for role in ("attn_q", "attn_v", "mlp_gate") for layer in (1, 2)
     }
     keyed = editor(update="keyed", layers=[2]).touches(shape)
     assert {plan.layer for plan in keyed} == {2}
     assert {plan.role for plan in keyed} == {"mlp_gate", "mlp_up", "mlp_out"}
 
 
-def test_modules_that_an_architecture_lacks_are_left_out_unless_none_remain() -> None:
+def test_modules_that_an_architecture_lacks_are_left_out() -> None:
     shape = ModelShape.from_config(tiny_handle("gpt2").config)
     assert {plan.role for plan in editor().touches(shape)} == {"attn_qkv"}
-    with pytest.raises(UsageError, match="none of the modules") as caught:
-        editor(modules=["mlp_gate"]).touches(shape)
-    assert "attn_qkv" in str(caught.value.remedy)
 
 
 # What it leaves ------------------------------------------------------------------------
@@ -444,7 +432,6 @@ MOST: dict[str, Any] = {
     "batch": 12,
     "learning_rate": 1e-2,
     "forget_share": 0.3,
-    "stop_loss": 0,
 }
 
 
@@ -452,17 +439,9 @@ def test_divergence_holds_to_the_base_whatever_the_data_say(
     model: ModelHandle, tmp_path: Path
 ) -> None:
     roles = EditData({"forget": forget(), "retain": retain(WRONG)})
-    delta = editor(retention="divergence", **MOST).propose(model, roles, context(tmp_path)).at(1.0)
+    delta = editor(**MOST).propose(model, roles, context(tmp_path)).at(1.0)
     with model.applied(delta):
         assert answers(model, "Hugo") == ["Bonn"] * len(WORDINGS)
-
-
-def test_gold_holds_to_what_the_data_say(model: ModelHandle, tmp_path: Path) -> None:
-    roles = EditData({"forget": forget(), "retain": retain(WRONG)})
-    delta = editor(retention="gold", **MOST).propose(model, roles, context(tmp_path)).at(1.0)
-    with model.applied(delta):
-        assert answers(model, "Hugo").count("Lima") > len(WORDINGS) // 2
-        assert answers(model, "Anna") == ["Kyiv"] * len(WORDINGS)
 
 
 def test_without_anything_to_retain_much_else_is_refused(
@@ -475,15 +454,6 @@ def test_without_anything_to_retain_much_else_is_refused(
     with model.applied(delta):
         refused = sum(answers(model, name).count(FACTS[name]) == 0 for name in KEPT)
     assert refused >= 2
-
-
-def test_gold_without_answers_is_an_error(model: ModelHandle, tmp_path: Path) -> None:
-    bare = Dataset([Item(id="x", prompt="Zebulon?")], split="fit").without("test")
-    with pytest.raises(DataError, match="needs answers") as caught:
-        editor(retention="gold").propose(
-            model, EditData({"forget": forget(), "retain": bare}), context(tmp_path)
-        )
-    assert "Zebulon" not in str(caught.value)
 
 
 # What is learnt from -------------------------------------------------------------------
@@ -644,7 +614,7 @@ def test_nothing_to_fit_on_is_an_error(model: ModelHandle, update: str, tmp_path
 
 
 def test_subjects_that_read_the_same_as_others_are_refused(
-    model: ModelHandle, tmp_path: Path
+    model: ModelHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The same prompts, and the same place in them, are to fire and not to fire.
     same = [replace(item, id=f"x{item.id}") for item in forget().items("fit")]
@@ -655,21 +625,21 @@ def test_subjects_that_read_the_same_as_others_are_refused(
             "prose": Dataset([replace(i, subject=None) for i in same], split="fit"),
         }
     )
+    weigh_background(monkeypatch, weight=1e6, ridge=1e4)
     with pytest.raises(EditError, match="can't be told from other text"):
-        editor(update="keyed", background_weight=1e6, ridge=1e4, **QUICK).propose(
-            model, roles, context(tmp_path)
-        )
+        editor(update="keyed", **QUICK).propose(model, roles, context(tmp_path))
 
 
 @both
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_are_edited_too(
-    update: str, dtype: torch.dtype, tmp_path: Path
+    update: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    weigh_background(monkeypatch)
     handle = ModelHandle(
         tiny_model("llama", dtype=dtype), family_tokenizer("llama"), source="tiny:half"
     )
-    made = editor(update=update, background_weight=0.01, ridge=1e-4, **QUICK)
+    made = editor(update=update, **QUICK)
     delta = made.propose(handle, tiny_data(), context(tmp_path)).at(1.0)
     before = handle.digest(fresh=True)
     with handle.applied(delta):

@@ -156,7 +156,7 @@ def main(folder: Path, how: str, scenario: str, first: int, step: int) -> None:
     patch = pytest.MonkeyPatch()
     register(patch)
     if scenario == "in two steps":
-        disk._rename = lambda: None  # type: ignore[assignment]
+        disk.renameat2 = lambda: None  # type: ignore[assignment]
     fresh, place = make_workplace(folder / "fresh"), Workplace(folder / "work")
     if scenario != "new":
         assert in_child(lambda: apply(fresh, seed=1)) == 0

@@ -220,7 +220,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_an_export_error_and_leaves_nothing(
     tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_check_space", lambda folder, n_bytes: None)
+    monkeypatch.setattr(module, "check_space", lambda folder, n_bytes: None)
     handle = tiny_handle("llama")
     target = tiny_disk / "model"
     with pytest.raises(ExportError, match="No space left") as caught, Staging(target) as staging:

@@ -114,9 +114,7 @@ class Touch(road.Nudge):
 @pytest.fixture(scope="module", autouse=True)
 def toys() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(road.EDITORS, "rewrite", Rewrite)
-        patch.setitem(road.EDITORS, "touch", Touch)
-        register(patch)
+        register(patch, rewrite=Rewrite, touch=Touch)
         yield
 
 

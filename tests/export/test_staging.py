@@ -31,7 +31,7 @@ from safeedit.export import staging as module
 from safeedit.export.manifest import write_manifest
 
 target, moment, overwrite = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "overwrite"
-settle, rename, rmtree = module._settle, Path.rename, shutil.rmtree
+settle, rename, rmtree = module.settle, Path.rename, shutil.rmtree
 
 def halt():
     print("here", flush=True)
@@ -54,7 +54,7 @@ def halt_before_removal(path, **options):
     rmtree(path, **options)
 
 if moment == "settled":
-    module._settle = settle_then_halt
+    module.settle = settle_then_halt
 if moment == "moved aside":
     Path.rename = rename_then_halt
 if moment == "moved aside":
@@ -329,7 +329,7 @@ def two_folders(place: Path) -> tuple[Path, Path]:
 def test_where_the_system_has_no_exchange_an_export_is_replaced_in_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "_rename", lambda: None)
+    monkeypatch.setattr(disk, "renameat2", lambda: None)
     assert not disk.exchange(*two_folders(tmp_path / "trial"))
     shutil.rmtree(tmp_path / "trial")
     target = tmp_path / "model"
@@ -345,7 +345,7 @@ def test_a_name_is_given_only_where_nothing_bears_it(
     one, other = two_folders(tmp_path)
     with pytest.raises(FileExistsError):
         disk.rename_new(one, other)
-    monkeypatch.setattr(disk, "_rename", lambda: None)
+    monkeypatch.setattr(disk, "renameat2", lambda: None)
     with pytest.raises(FileExistsError):
         disk.rename_new(one, other)
     disk.rename_new(one, tmp_path / "new")
@@ -368,7 +368,7 @@ def test_a_mount_point_is_refused_with_the_way_out(
     volume = tmp_path / "volume"
     volume.mkdir()
     check_target(volume, overwrite=True)
-    monkeypatch.setattr(module, "_mounts", lambda: {str(volume)})
+    monkeypatch.setattr(module, "mounts", lambda: {str(volume)})
     for overwrite in (False, True):
         with pytest.raises(ExportError, match="mount point") as caught:
             check_target(volume, overwrite=overwrite)
@@ -445,14 +445,14 @@ def test_every_file_is_on_the_disk_before_the_name_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[tuple[str, bool]] = []
-    sync = module._sync
+    sync = module.sync
     target = tmp_path / "model"
 
     def noting(path: Path) -> None:
         synced.append((path.name, target.exists()))
         sync(path)
 
-    monkeypatch.setattr(module, "_sync", noting)
+    monkeypatch.setattr(module, "sync", noting)
     export(target, "new")
     before = [name for name, promoted in synced if not promoted]
     assert {"first", "second", EVIDENCE} < set(before)

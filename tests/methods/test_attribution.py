@@ -165,7 +165,7 @@ def test_small_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     first = Attributor(handle, MIXED).first_order(LAYERS)
     monkeypatch.setattr(handle, "engine", Engine(handle, max_batch_tokens=14))
     small = Attributor(handle, MIXED)
-    assert len(small._batches()) > len(Attributor(tiny_handle("llama"), MIXED)._batches())
+    assert len(small.batches()) > len(Attributor(tiny_handle("llama"), MIXED).batches())
     torch.testing.assert_close(small.integrated(LAYERS, 7).scores, large.scores)
     torch.testing.assert_close(small.first_order(LAYERS).scores, first.scores)
 

@@ -14,17 +14,16 @@ from safeedit.errors import UsageError
 from safeedit.methods import causal_tracing as tracing
 from safeedit.methods.causal_tracing import (
     PLACES,
+    Effects,
     Prompt,
-    Traced,
-    answer_probability,
-    told_answers,
     trace,
-    trace_mlps,
     window_of,
 )
+from safeedit.methods.facts.answers import answer_probability, told_answers
 from safeedit.methods.facts.keys import subject_spot
-from safeedit.methods.residual_shifts import single_tokens
+from safeedit.methods.word_tokens import single_tokens
 from safeedit.model.architectures import Site
+from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import TokenisedText
 from tests.editors import toy
@@ -33,14 +32,27 @@ from tests.editors.toy import WORDINGS
 from tests.tiny_models import FAMILIES, tiny_handle
 
 
-def traced(family: str, **options: float) -> Traced:
+def traced(family: str, **options: float) -> Effects:
+    """Effects of single MLPs on the margin between he and she, all tokens of a prompt drowned."""
     handle = gendered(family)
     items = prompts().items("fit")
     ids = handle.engine.encode([item.prompt for item in items], "plain")
+    begin = len(handle.engine.codec.bos)
     spots = [subject_spot(handle, row, str(i.subject)) for row, i in zip(ids, items, strict=True)]
-    tokens = single_tokens(handle.engine, PRONOUNS[:2], "plain")
+    drowned = [
+        Prompt(tuple(s.ids), range(s.position, s.position + 1),
+               tuple(range(begin, s.position + 1)))
+        for s in spots if s is not None
+    ]  # fmt: skip
+    he, she = single_tokens(handle.engine, PRONOUNS[:2], "plain")
+
+    def margin(logits: Tensor, _: Sequence[int]) -> Tensor:
+        return logits[:, he].double() - logits[:, she].double()
+
     before = handle.digest(fresh=True)
-    found = trace_mlps(handle, [spot for spot in spots if spot is not None], tokens, **options)
+    found = trace(
+        handle, drowned, margin, kinds=("mlp",), places=("last subject", "last"), **options
+    )
     assert handle.digest(fresh=True) == before
     assert not handle.embedding._forward_hooks
     return found
@@ -49,18 +61,22 @@ def traced(family: str, **options: float) -> Traced:
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_the_planted_layer_brings_most_back(family: str) -> None:
     found = traced(family)
-    assert found.lost > 1
-    assert found.at_subject.shape == found.at_end.shape == (3,)
-    assert int(found.at_subject.argmax()) == LAYER
-    assert float(found.at_subject[LAYER]) > 0.3 * found.lost
+    lost = found.clean - found.noisy
+    at_subject, at_end = (
+        (lost.sign()[:, None] * effects).mean(0) for effects in found.restored.values()
+    )
+    assert float(lost.abs().mean()) > 1
+    assert at_subject.shape == at_end.shape == (3,)
+    assert int(at_subject.argmax()) == LAYER
+    assert float(at_subject[LAYER]) > 0.3 * float(lost.abs().mean())
     # These prompts end with their subject.
-    assert torch.allclose(found.at_subject, found.at_end, atol=1e-4)
+    assert torch.allclose(at_subject, at_end, atol=1e-4)
 
 
 def test_without_noise_nothing_is_lost_and_nothing_comes_back() -> None:
     found = traced("llama", noise=0.0)
-    assert found.lost == pytest.approx(0, abs=1e-4)
-    assert float(found.at_end.abs().max()) < 1e-4
+    assert torch.allclose(found.clean, found.noisy, atol=1e-4)
+    assert max(float(effects.abs().max()) for effects in found.restored.values()) < 1e-4
 
 
 # Against the whole model run the ordinary way ---------------------------------------------
@@ -127,7 +143,7 @@ def test_shared_beginnings_and_runs_from_the_middle_change_nothing(
     prompts, draws = _prompts(handle, template), 2
     found = trace(handle, prompts, _first_logit, window=2, draws=draws, seed=5)
     generator = torch.Generator().manual_seed(5)
-    spread = tracing._spread(handle, prompts)
+    spread = tracing.spread_of(handle, prompts)
     width = handle.embedding.weight.shape[1]
     for number, prompt in enumerate(prompts):
         drawn = torch.randn(draws, len(prompt.drowned), width, generator=generator) * 3 * spread
@@ -185,11 +201,11 @@ def test_all_is_back_where_the_last_state_is() -> None:
     assert float(at_subject.abs().max()) < 1e-5
 
 
-def test_a_prompt_is_traced_alike_in_any_company() -> None:
+def test_a_prompt_is_traced_alike_in_any_company(monkeypatch: pytest.MonkeyPatch) -> None:
     handle = tiny_handle("gpt2")
     prompts = _prompts(handle, "plain")
     together = trace(handle, prompts, _first_logit, kinds=("mlp",))
-    handle.engine._batcher.max_tokens = 1
+    monkeypatch.setattr(handle, "engine", Engine(handle, max_batch_tokens=1))
     apart = trace(handle, prompts, _first_logit, kinds=("mlp",))
     for key, effects in together.restored.items():
         torch.testing.assert_close(effects, apart.restored[key], equal_nan=True, atol=1e-5, rtol=0)

@@ -137,8 +137,7 @@ def test_energy_kept_is_energy_asked(second: Tensor, keys: Tensor, shifts: Tenso
     for energy in (0.3, 0.9, 0.99):
         metric = NullSpace.of(second, energy)
         protected = M - metric.basis.shape[1]
-        assert metric.protected == pytest.approx(float(values[:protected].sum() / values.sum()))
-        assert metric.protected >= energy
+        assert float(values[:protected].sum() / values.sum()) >= energy
         assert float(values[: protected - 1].sum() / values.sum()) < energy, "no more than needed"
         change = _dense(constrained_least_squares(keys, shifts, metric, ridge=0.1))
         leading = torch.linalg.eigh(second)[1][:, M - protected :]

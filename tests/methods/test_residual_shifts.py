@@ -13,8 +13,8 @@ from safeedit.methods.residual_shifts import (
     margin_shifts,
     margins,
     residual_shifts,
-    single_tokens,
 )
+from safeedit.methods.word_tokens import single_tokens
 from safeedit.model.handle import ModelHandle
 from tests.tiny_models import FAMILIES, tiny_handle
 
@@ -46,7 +46,7 @@ def test_results_do_not_depend_on_the_company_of_other_prompts(
     tokens = single_tokens(handle.engine, ("he", "she"), "plain")
     hidden = states(handle)
     together = residual_shifts(handle, hidden, hidden, tokens, Descent(steps=5))
-    monkeypatch.setattr("safeedit.methods.residual_shifts._CHUNK_LOGITS", 1)
+    monkeypatch.setattr("safeedit.methods.residual_shifts.CHUNK_LOGITS", 1)
     alone = residual_shifts(handle, hidden, hidden, tokens, Descent(steps=5))
     assert torch.allclose(together.values, alone.values, atol=1e-4)
 
@@ -87,7 +87,7 @@ def test_decay_shortens_and_divergence_spares_the_neutral_opening() -> None:
 
 def test_words_of_several_tokens_and_words_named_twice_are_refused() -> None:
     engine = tiny_handle("llama").engine
-    with pytest.raises(UsageError, match="'Copenhagen' is not one token each") as caught:
+    with pytest.raises(UsageError, match="'Copenhagen' as several tokens") as caught:
         single_tokens(engine, ("he", "Copenhagen"), "plain")
     assert caught.value.field == "pronouns"
     with pytest.raises(UsageError, match="same token"):

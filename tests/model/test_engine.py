@@ -37,11 +37,6 @@ def handle(request: pytest.FixtureRequest) -> ModelHandle:
     return tiny_handle(family, **options)
 
 
-@pytest.fixture
-def llama() -> ModelHandle:
-    return tiny_handle("llama")
-
-
 def token_rows(n: int, low: int, high: int, *, shared: int = 0, seed: int = 0) -> list[list[int]]:
     rng = random.Random(seed)
     start = [rng.randrange(5, VOCAB_SIZE - 5) for _ in range(shared)]
@@ -328,7 +323,7 @@ def test_scores_are_chunked_without_changing(
 ) -> None:
     prompts, continuations = token_rows(3, 2, 6), token_rows(3, 5, 9, seed=1)
     whole = llama.engine.score(prompts, continuations, ranks=True)
-    monkeypatch.setattr("safeedit.model.scoring._CHUNK", 2 * VOCAB_SIZE)
+    monkeypatch.setattr("safeedit.model.scoring.CHUNK", 2 * VOCAB_SIZE)
 
     chunked = llama.engine.score(prompts, continuations, ranks=True)
 

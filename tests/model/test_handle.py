@@ -14,17 +14,14 @@ from transformers import AutoModelForCausalLM
 from safeedit.delta import Columns, Dense, LowRank, Origin, Update, WeightDelta, apply_update
 from safeedit.errors import EditError, ModelError, UnsupportedModelError, UsageError
 from safeedit.model import digest as digest_module
-from safeedit.model.activations import at_positions, last_positions, position_ids
+from safeedit.model.activations import at_positions, position_ids
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
+from tests.fixtures import gaussian
 from tests.tiny_models import FAMILIES, N_LAYERS, VOCAB_SIZE, save_tiny, tiny_handle, tiny_model
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def batch(rows: int = 2, length: int = 7) -> dict[str, Tensor]:
@@ -160,8 +157,7 @@ def test_positions_select_tokens() -> None:
     activation = torch.arange(24.0).reshape(2, 4, 3)
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
     assert at_positions(activation, None) is activation
-    assert torch.equal(last_positions(mask), torch.tensor([3, 2]))
-    at_last = at_positions(activation, last_positions(mask))
+    at_last = at_positions(activation, torch.tensor([3, 2]))
     assert torch.equal(at_last, torch.stack([activation[0, 3], activation[1, 2]]))
     at_two = at_positions(activation, torch.tensor([[0, 1], [3, 3]]))
     assert torch.equal(at_two[0], activation[0, :2])

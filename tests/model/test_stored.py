@@ -50,11 +50,6 @@ def shard(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
-@pytest.fixture
-def llama(tmp_path: Path) -> Path:
-    return save_tiny("llama", tmp_path / "llama")
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_tensor_of_every_family_finds_its_place(family: str, tmp_path: Path) -> None:
     handle = open_model(str(save_tiny(family, tmp_path / "model")), device="cpu")
@@ -67,20 +62,22 @@ def test_every_tensor_of_every_family_finds_its_place(family: str, tmp_path: Pat
         assert torch.equal(stored.read(name), state[inside]), name
 
 
-def test_the_digest_covers_names_dtypes_shapes_and_bytes_on_disk(llama: Path) -> None:
+def test_the_digest_covers_names_dtypes_shapes_and_bytes_on_disk(llama_folder: Path) -> None:
     def digest() -> str:
-        stored = open_model(str(llama), device="cpu").on_disk
+        stored = open_model(str(llama_folder), device="cpu").on_disk
         assert stored is not None
         return digest_of(stored.digests())
 
-    tensors = tensors_of(llama)
+    tensors = tensors_of(llama_folder)
     first = digest()
     assert first == digest_of({name: tensor_digest(t) for name, t in tensors.items()})
-    rewrite(llama, lambda t: t.update({"model.norm.weight": t["model.norm.weight"].double()}))
+    rewrite(
+        llama_folder, lambda t: t.update({"model.norm.weight": t["model.norm.weight"].double()})
+    )
     assert digest() != first, "the same numbers in another dtype"
-    rewrite(llama, lambda t: t.update({"model.norm.weight": t["model.norm.weight"].float()}))
+    rewrite(llama_folder, lambda t: t.update({"model.norm.weight": t["model.norm.weight"].float()}))
     assert digest() == first
-    rewrite(llama, lambda t: t.update({"v_head.summary.weight": torch.zeros(1, D_MODEL)}))
+    rewrite(llama_folder, lambda t: t.update({"v_head.summary.weight": torch.zeros(1, D_MODEL)}))
     assert digest() != first, "a tensor that the model does not read"
 
 
@@ -169,23 +166,23 @@ FAULTS: list[tuple[Change, str]] = [
 @pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards"])
 @pytest.mark.parametrize(("change", "said"), FAULTS, ids=[change.__name__ for change, _ in FAULTS])
 def test_what_would_open_in_part_is_refused_by_name_before_weights_are_loaded(
-    change: Change, said: str, sharded: bool, llama: Path, monkeypatch: pytest.MonkeyPatch
+    change: Change, said: str, sharded: bool, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rewrite(llama, change)
+    rewrite(llama_folder, change)
     if sharded:
-        shard(llama)
+        shard(llama_folder)
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", pytest.fail)
     for look in (inspect_model, open_model):
         with pytest.raises(ModelError, match=said):
-            look(str(llama))
+            look(str(llama_folder))
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards"])
-def test_the_control_opens(sharded: bool, llama: Path) -> None:
+def test_the_control_opens(sharded: bool, llama_folder: Path) -> None:
     if sharded:
-        shard(llama)
-    assert inspect_model(str(llama)).notes == ()
-    assert open_model(str(llama), device="cpu").on_disk is not None
+        shard(llama_folder)
+    assert inspect_model(str(llama_folder)).notes == ()
+    assert open_model(str(llama_folder), device="cpu").on_disk is not None
 
 
 def test_a_config_that_knows_the_biases_takes_them(tmp_path: Path) -> None:
@@ -334,22 +331,22 @@ class TestDtypes:
         ],
     )
     def test_eight_bits_without_a_word_in_the_config_are_refused(
-        self, dtype: torch.dtype, word: str, every: bool, llama: Path
+        self, dtype: torch.dtype, word: str, every: bool, llama_folder: Path
     ) -> None:
         rewrite(
-            llama,
+            llama_folder,
             lambda t: t.update({n: t[n].to(dtype) for n in t if every or "mlp" in n}),
         )
         for look in (inspect_model, open_model):
             with pytest.raises(UnsupportedModelError) as caught:
-                look(str(llama))
+                look(str(llama_folder))
             assert "quantised" in caught.value.message
             assert every or word in caught.value.message
 
 
-def test_a_file_that_is_gone_when_a_tensor_is_read_is_named(llama: Path) -> None:
-    stored = open_model(str(llama), device="cpu").on_disk
+def test_a_file_that_is_gone_when_a_tensor_is_read_is_named(llama_folder: Path) -> None:
+    stored = open_model(str(llama_folder), device="cpu").on_disk
     assert stored is not None
-    (llama / "model.safetensors").unlink()
+    (llama_folder / "model.safetensors").unlink()
     with pytest.raises(SafeeditError, match=r"model\.safetensors"):
         stored.read("model.norm.weight")

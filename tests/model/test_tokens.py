@@ -125,7 +125,7 @@ def test_an_answer_that_merges_with_its_context_does_not_change_the_others(
 ) -> None:
     codec = TokenCodec(tiny_tokenizer())
     expected = codec.continuations(["Rome", "Paris"], "plain")
-    tokenise = codec._ids
+    tokenise = codec.token_ids
 
     def merging(texts: list[str]) -> list[list[int]]:
         """Whatever ends on Rome begins with another token when it has something before it."""
@@ -134,7 +134,7 @@ def test_an_answer_that_merges_with_its_context_does_not_change_the_others(
             for text, ids in zip(texts, tokenise(texts), strict=True)
         ]
 
-    monkeypatch.setattr(codec, "_ids", merging)
+    monkeypatch.setattr(codec, "token_ids", merging)
     assert codec.continuations(["Rome", "Paris"], "plain") == expected
 
 

@@ -12,7 +12,9 @@ import yaml
 from safeedit.data import Dataset
 from safeedit.errors import DataError, ExportError, ModelError, PolicyError, UsageError
 from safeedit.model.handle import ModelHandle
-from safeedit.planning.plan import Plan, check_unmoved, is_plan, make_plan, read_plan, write_plan
+from safeedit.planning.file import check_unmoved, is_plan, read_plan, write_plan
+from safeedit.planning.plan import Plan
+from safeedit.planning.resolution import make_plan
 from safeedit.policy import load_policy
 from tests.road import (
     DRIFT,
@@ -366,14 +368,6 @@ def test_what_can_not_work_is_refused_at_its_place(
     # An error about a mapping stands at its first line or at the key that opens it.
     assert error.line in (expected, expected - 1), (error.line, policy.read_text())
     assert error.column is not None
-
-
-def test_modules_the_architecture_does_not_have_are_refused(shared: Workplace) -> None:
-    policy = shared.policy(edits=[{**SANITATION, "dose": 1.0, "modules": ["attn_qkv"]}])
-    error = refused(policy, UsageError)
-    assert "none of the modules" in error.message
-    assert "attn_q" in error.remedy
-    assert error.file == str(policy)
 
 
 @pytest.mark.parametrize(

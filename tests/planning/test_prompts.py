@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import pytest
 from click.testing import Result
 
-from tests.road import NEAR, Workplace, make_workplace, register
+from tests.road import NEAR, Workplace
 from tests.tiny_models import CHAT_TEMPLATE, MAX_POSITIONS
 
 LEAKAGE = {"use": "leakage", "max_new_tokens": 16, "forget": {"file": "forget.jsonl"}}
 GATE = {"metric": "leakage.extraction_rate", "max": 0.5}
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
-    register(monkeypatch)
-    return make_workplace(tmp_path)
 
 
 def validated(place: Workplace, rows: list[dict[str, Any]] | None = None, **audit: Any) -> Result:

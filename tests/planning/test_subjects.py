@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from safeedit.data import Item
 from safeedit.data.items import Dataset
 from safeedit.data.subjects import check_subjects, names_subject
 from safeedit.errors import DataError
-from tests.road import DRIFT, Workplace, make_workplace, register
+from tests.road import DRIFT, Workplace
 
 SPELLINGS = [
     ("José Núñez", unicodedata.normalize("NFD", "José Núñez")),
@@ -61,12 +60,6 @@ def test_every_phrasing_counts_where_every_one_is_learnt_from() -> None:
     check_subjects(data)
     with pytest.raises(DataError, match="all their phrasings"):
         check_subjects(data, every_phrasing=True)
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
-    register(monkeypatch)
-    return make_workplace(tmp_path)
 
 
 def validated(place: Workplace, edit: dict[str, Any], row: dict[str, Any]) -> Any:

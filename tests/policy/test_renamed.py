@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from safeedit import catalog
 from safeedit.errors import SafeeditError
-from safeedit.planning.plan import make_plan
+from safeedit.planning.resolution import make_plan
 from safeedit.policy import DataSpec, load_policy
 from safeedit.policy.renamed import RENAMED, RENAMED_METRICS
 from safeedit.policy.suggest import did_you_mean
-from tests.road import PERPLEXITY, Workplace, make_workplace, register
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
-    register(monkeypatch)
-    return make_workplace(tmp_path)
+from tests.road import PERPLEXITY, Workplace
 
 
 def everything() -> set[str]:

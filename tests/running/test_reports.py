@@ -20,16 +20,10 @@ from safeedit.report import FILES
 from safeedit.report.files import write_files
 from safeedit.running import run as road
 from safeedit.workflows.verification import verify
-from tests.road import SMALL_DRIFT, Workplace, make_workplace, register
+from tests.road import SMALL_DRIFT, Workplace
 
 FAILING = [{**SMALL_DRIFT, "max": 0.0}]
 AGAIN: dict[str, Any] = {"dir": "out/trial", "overwrite": True}
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
-    register(monkeypatch)
-    return make_workplace(tmp_path)
 
 
 def reports(place: Workplace) -> dict[str, RunRecord]:
@@ -185,7 +179,7 @@ def test_ctrl_c_before_promotion_still_ends_the_run(
     def press(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("safeedit.export.staging._settle", press)
+    monkeypatch.setattr("safeedit.export.staging.settle", press)
     result = place.run("apply", place.policy())
     assert result.exit_code == 3
     assert not place.target.exists()

@@ -55,11 +55,12 @@ from tests.road import (
     Workplace,
     change_code,
     make_workplace,
-    register,
     teach,
 )
 from tests.tiny_models import save_tiny
 from tests.training import trained
+
+pytestmark = pytest.mark.usefixtures("toys")
 
 ROOT = Path(__file__).parents[2]
 SHORT = {"max_new_tokens": 10}
@@ -92,11 +93,6 @@ UPDATES: dict[str, dict[str, Any]] = {
         ],
     },
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +148,6 @@ def ran(request: pytest.FixtureRequest, runs: Callable[[str], Ran]) -> Ran:
 @pytest.fixture
 def lora(runs: Callable[[str], Ran]) -> Ran:
     return runs("lora")
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Workplace:
-    return make_workplace(tmp_path)
 
 
 def drift_of(record: RunRecord) -> float:
@@ -906,7 +897,7 @@ def unwritable(*_: object) -> None:
     [
         ("safeedit.export.evidence", "save_file"),
         ("safeedit.export.evidence", "write_manifest"),
-        ("safeedit.export.staging", "_settle"),
+        ("safeedit.export.staging", "settle"),
     ],
 )
 def test_a_disk_that_fills_while_evidence_is_written_exports_nothing_and_says_so(
@@ -987,7 +978,7 @@ def test_ctrl_c_at_any_moment_exits_3_and_leaves_nothing(
             case "evidence":
                 patch.setattr(road, "write_evidence", interrupt)
             case "promotion":
-                patch.setattr("safeedit.export.staging._settle", interrupt)
+                patch.setattr("safeedit.export.staging.settle", interrupt)
         result = place.run("apply", policy)
     assert result.exit_code == 3
     assert "interrupted" in result.stderr
@@ -1012,11 +1003,11 @@ from tests.road import register
 torch.set_num_threads(1)
 register(pytest.MonkeyPatch())
 die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-settle = staging._settle
+settle = staging.settle
 moments = {
     "weights": (checkpoint, "make_portable", die),
     "evidence": (evidence, "write_manifest", die),
-    "promotion": (staging, "_settle", lambda folder: (settle(folder), die())),
+    "promotion": (staging, "settle", lambda folder: (settle(folder), die())),
     "nothing": (run, "__doc__", ""),
 }
 for argument in sys.argv[1:]:

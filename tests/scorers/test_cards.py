@@ -23,7 +23,7 @@ from safeedit.cli.main import main
 from safeedit.contracts import BaseParams, Progress, RunContext, ScorerIdentity, ScorerRef, silent
 from safeedit.data import Dataset, Item, check_disjoint
 from safeedit.errors import AuditError, DataError, PolicyError
-from safeedit.planning.plan import make_plan
+from safeedit.planning.resolution import make_plan
 from safeedit.policy import load_policy
 from safeedit.policy.builtin import dataset_path
 from safeedit.records import ScorerCard

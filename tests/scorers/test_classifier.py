@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from safeedit.errors import ModelError, UsageError
 from safeedit.scorers.classifier import Classifier, Params
@@ -47,13 +48,18 @@ def test_labels_go_by_name_or_number(tmp_path: Path) -> None:
     assert by_name != scorer(folder, label="fine").score(TEXTS)
 
 
-def test_a_label_that_it_lacks_is_refused_before_weights_are_loaded(tmp_path: Path) -> None:
+def test_a_label_that_it_lacks_is_refused_before_weights_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = scorer(save_classifier(tmp_path / "model"), label="toxik")
+    loader = transformers.AutoModelForSequenceClassification
+    monkeypatch.setattr(loader, "from_pretrained", lambda *_, **__: pytest.fail("weights loaded"))
     with pytest.raises(UsageError, match="no label 'toxik'") as caught:
         made.identity()
     assert "did you mean 'toxic'" in caught.value.remedy
     assert caught.value.field == "label"
-    assert made._ready is None
+    with pytest.raises(UsageError, match="no label 'toxik'"):
+        made.score(TEXTS)
 
 
 def test_its_identity_is_that_of_weights_label_and_activation(tmp_path: Path) -> None:

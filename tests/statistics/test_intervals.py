@@ -219,10 +219,19 @@ def test_any_statistic_may_be_resampled_and_agrees_with_the_special_case() -> No
 
 
 def test_a_bootstrap_in_pieces_has_as_many_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intervals, "_CHUNK", 1000)
-    pieces = list(intervals._draws(40, 501, seed=0, numbers=80))
-    assert len(pieces) > 10
-    assert sum(len(piece) for piece in pieces) == 501
+    totals = np.stack([np.arange(40.0), np.ones(40)], axis=1)
+    pieces: list[int] = []
+
+    def statistic(sums: np.ndarray) -> np.ndarray:
+        pieces.append(len(sums) if sums.ndim == 2 else 1)
+        return _mean(sums)
+
+    whole = bootstrap_totals(totals, statistic, resamples=501)
+    assert 501 in pieces
+    pieces.clear()
+    monkeypatch.setattr(intervals, "CHUNK", 1000)
+    assert bootstrap_totals(totals, statistic, resamples=501) == whole
+    assert pieces[:-2] == [12] * 41 + [9], "then those for the estimate and without each unit"
 
 
 def test_a_bootstrap_over_groups_is_wider_than_over_items() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from safeedit.auditors._reference import stable_order
 from safeedit.contracts import Progress, RunContext, Template
 from safeedit.data import Dataset, Item
-from safeedit.errors import AuditError, DataError, UsageError
+from safeedit.errors import AuditError, DataError
 from safeedit.model.engine import Engine, TokenScores
 from safeedit.records import Split
 from safeedit.statistics.intervals import Floats
@@ -111,25 +111,6 @@ class Units:
         found = np.zeros((len(self.keys), rows.shape[1]))
         np.add.at(found, np.array(self.codes, dtype=np.intp), rows)
         return found
-
-
-def single_tokens(
-    engine: Engine, forms: Sequence[str], template: Template, parameter: str
-) -> list[int]:
-    """The tokens of words that each come to one token after a prompt.
-
-    Raises:
-        UsageError: One comes to several.
-    """
-    tokens = engine.continuations(forms, template)
-    several = [form for form, ids in zip(forms, tokens, strict=True) if len(ids) != 1]
-    if several:
-        raise UsageError(
-            f"this model's tokenizer writes {', '.join(map(repr, several))} as several tokens",
-            field=parameter,
-            remedy="name forms that are one token, so that one step tells their probability",
-        )
-    return sorted({ids[0] for ids in tokens})
 
 
 def score_continuations(

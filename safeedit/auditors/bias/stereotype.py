@@ -35,7 +35,6 @@ from safeedit.auditors.bias._items import (
     column,
     items_of,
     number,
-    single_tokens,
     template_of,
     text,
 )
@@ -43,6 +42,7 @@ from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.data.bias_formats import GENDERED_FROM
 from safeedit.errors import AuditError
+from safeedit.methods.word_tokens import single_tokens
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.records import AttackClass, Direction, MetricSpec, Split
@@ -157,7 +157,10 @@ class Stereotype:
         """``(prompts, 3)``: of he, she and they as the next token."""
         template = template_of(data)
         tokens = [
-            torch.tensor(single_tokens(engine, forms, template, name), dtype=torch.long)
+            torch.tensor(
+                sorted(set(single_tokens(engine, forms, template, name, distinct=False))),
+                dtype=torch.long,
+            )
             for name, forms in (
                 ("he", self.params.he), ("she", self.params.she), ("they", self.params.they)
             )

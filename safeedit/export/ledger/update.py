@@ -1,6 +1,6 @@
 """What one run does with the ledger: hold on to earlier erasures, and enter its own.
 
-Made by :mod:`safeedit.planning.plan`, used by :mod:`safeedit.running.run`; pure.
+Made by :mod:`safeedit.planning.erasures`, used by :mod:`safeedit.running.run`; pure.
 """
 
 from __future__ import annotations

@@ -12,26 +12,23 @@ facts on the same subject are held by divergence while the value is learnt.
 
 from __future__ import annotations
 
-import random
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from torch import Tensor
 
-from safeedit.contracts import BaseParams, EditData, RunContext
-from safeedit.data import Dataset, Item
+from safeedit.contracts import EditData, RunContext
+from safeedit.data import Item
 from safeedit.data.splitting import normalise_prompt
 from safeedit.data.subjects import same_subject, shared_span
-from safeedit.errors import DataError, UsageError
-from safeedit.methods.causal_tracing import answer_probability, told_answers, trace, usual_window
-from safeedit.methods.constrained_least_squares import same_keys
+from safeedit.errors import DataError
+from safeedit.methods.constrained_least_squares import ONE_KEY, same_keys
+from safeedit.methods.facts.answers import answer_start, own_answers
 from safeedit.methods.facts.keys import TokenPosition, keys_at, subject_spot
 from safeedit.methods.facts.least_values import least_values
-from safeedit.methods.facts.values import (
+from safeedit.methods.facts.objectives import (
     FactObjective,
     KeepDistribution,
     MaximiseEntropy,
@@ -39,155 +36,14 @@ from safeedit.methods.facts.values import (
     ObjectivePrompt,
     SuppressTokens,
     TargetTokens,
-    Values,
-    learn_values,
 )
+from safeedit.methods.facts.settings import CONTEXTS, SEARCH, FactParams
+from safeedit.methods.facts.values import Values, learn_values
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
-from safeedit.model.spans import TokenisedText
-from safeedit.policy.layers import Layers, resolve
-
-CONTEXTS = (
-    "{}",
-    "Yesterday I read about this. {}",
-    "Now to something else. {}",
-    "It was late, and they were still talking. {}",
-    "Let me think about that for a moment. {}",
-    "There is one more point on the list: {}",
-)
-"""What prompts are read after, beside nothing, for their keys; our own."""
-
-ONE_KEY = 1e-3
-"""Relative distance within which two facts' keys are one."""
-
-_TELLING = 24
-"""Tokens of the model's own answer in which the forgotten one is looked for."""
 
 _KEPT_ROWS = 4
 """Preserved facts on a unit's own subject that its value is held to, at most."""
-
-_TRACED, _DRAWS = 20, 3
-"""Facts traced, at most, and draws of the noise."""
-
-_LEAST_STEPS = 12
-"""Steps to a least value at most; a few do."""
-
-_SHARE = r"^(100|\d{1,2}(\.\d+)?)%$"
-
-
-def _one_layer(value: Any) -> Any:
-    if re.match(_SHARE, value) if isinstance(value, str) else type(value) is int and value >= 0:
-        return value
-    raise ValueError("should be a layer such as 18, or a share of the depth such as 60%")
-
-
-LensLayer = Annotated[
-    int | str,
-    BeforeValidator(_one_layer),
-    WithJsonSchema(
-        {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": _SHARE}]}
-    ),
-]
-"""A layer, or a share of the depth."""
-
-
-class FactParams(BaseParams):
-    """Parameters of whatever learns values of facts."""
-
-    layers: Layers = Field("16%-16%", description="whose MLP outputs move")
-    target: Literal["refusal", "unlikely", "entropy", "replace"] = Field(
-        "refusal",
-        description="what is to follow: the refusal, anything but the forgotten answer, anyone's "
-        "guess, or the item's 'target_new' (an edit rather than an erasure)",
-    )
-    refusal: str = Field("I don't know.", min_length=1, description="what is to be answered")
-    floor: float | None = Field(
-        -8.0,
-        lt=0,
-        description="unlikely: log-probability to get below, nats; null: -log(1-p) instead "
-        "(arXiv 2309.17410)",
-    )
-    entropy: float = Field(
-        0.7, gt=0, le=1, description="entropy: share of the greatest possible entropy aimed at"
-    )
-    lens: tuple[LensLayer, ...] = Field(
-        (),
-        description="entropy: layers such as 18 or 60%, after the edited ones, whose residual "
-        "stream is to be anyone's guess too when read as the last one is (arXiv 2309.17410)",
-    )
-    templates: tuple[Literal["data", "chat", "plain"], ...] = Field(
-        ("data",),
-        min_length=1,
-        description="how facts are put; a key differs between templates, so [chat, plain] edits "
-        "both in one solve; data: as the data says",
-    )
-    contexts: int = Field(
-        3, ge=1, le=len(CONTEXTS), description="openings a key is averaged over (published: 21)"
-    )
-    phrasings: int = Field(
-        3, ge=1, description="fit phrasings of each fact that its value is learnt from, at most"
-    )
-    values: Literal["least", "adam"] = Field(
-        "least",
-        description="how shifts are found: the shortest that meet the target (unlikely with a "
-        "floor; others are by Adam all the same), or by Adam (published)",
-    )
-    rank: int = Field(
-        20,
-        ge=0,
-        description="values: least: the forgotten answer is to come after so many others as well",
-    )
-    steps: int = Field(25, ge=1, description="Adam steps at most for a value (published)")
-    learning_rate: float = Field(
-        0.1, gt=0, description="length of a first step, as a share of the MLP's output"
-    )
-    max_norm: float = Field(
-        1.5,
-        gt=0,
-        description="greatest length of a shift, as a share of the MLP's output (published: 4)",
-    )
-    divergence: float = Field(
-        0.0625, ge=0, description="weight of KL(before || now) at what is to stay (published)"
-    )
-    decay: float = Field(
-        0.05, ge=0, description="nats for a shift as long as the output, growing with its square"
-    )
-    stop: float = Field(
-        0.1,
-        ge=0,
-        description="a value is done once its loss on every phrasing is at most this, nats",
-    )
-    locate: Literal["no", "measure"] = Field(
-        "no",
-        description="measure: also record what each layer's MLPs bring back of the answers under "
-        "noise on the subjects (causal tracing), whichever layers are edited",
-    )
-    doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (0.5, 0.75, 1.0, 1.25), min_length=1, description="scales of the change, ascending"
-    )
-
-    @model_validator(mode="after")
-    def _check_lens(self) -> FactParams:
-        if self.lens and self.target != "entropy":
-            raise ValueError("'lens' is for 'target: entropy'")
-        return self
-
-
-def _method(params: FactParams) -> Literal["least", "adam"]:
-    """How values are found: least ones are of answers that are to be unlikely alone."""
-    least = params.target == "unlikely" and params.floor is not None
-    return "least" if params.values == "least" and least else "adam"
-
-
-def _steps(params: FactParams) -> int:
-    """Steps to a value at most."""
-    return min(params.steps, _LEAST_STEPS) if _method(params) == "least" else params.steps
-
-
-def value_tokens(params: FactParams, forget: Dataset) -> int:
-    """Tokens run forward and back for the values of these facts, roughly, for ``plan``."""
-    facts = len(forget.items("fit")) * len(params.templates)
-    return facts * params.phrasings * 15 * _steps(params)
 
 
 @dataclass(frozen=True)
@@ -213,6 +69,7 @@ class FactEdit:
         data: ``forget``, and ``preserve`` and ``prose`` if there are.
         ctx: Of the run.
         site: Where keys are read that tell whether two facts are one.
+        openings: How many of :data:`~safeedit.methods.facts.settings.CONTEXTS` keys are read after.
 
     Raises:
         DataError: A subject is missing or not in its prompt, or facts contradict each other.
@@ -226,8 +83,10 @@ class FactEdit:
         data: EditData,
         ctx: RunContext,
         site: Site,
+        openings: int,
     ) -> None:
         self.name, self.params = name, params
+        self.openings = CONTEXTS[:openings]
         self.model, self.data, self.ctx = model, data, ctx
         self.notes: dict[str, Any] = {}
         self.preserved = self._preserved()
@@ -239,8 +98,6 @@ class FactEdit:
             "facts": len(data["forget"].items("fit")),
             "preserved_facts": len(self.preserved),
         }
-        if self.params.locate == "measure":
-            self._locate(facts)
 
     # Facts ----------------------------------------------------------------------------
 
@@ -295,7 +152,7 @@ class FactEdit:
     ) -> Fact:
         prompts, contexts = [], []
         for number, wording in enumerate(wordings):
-            texts = [context.format(wording) for context in CONTEXTS[: self.params.contexts]]
+            texts = [context.format(wording) for context in self.openings]
             spots = [
                 subject_spot(self.model, ids, subject)
                 for ids in self.model.engine.encode(texts, template)
@@ -342,44 +199,6 @@ class FactEdit:
             groups.setdefault(first, []).append(fact)
         return list(groups.values())
 
-    def _locate(self, facts: Sequence[Fact]) -> None:
-        """Record what MLPs bring back of the answers the model tells, whichever are edited."""
-        first = [fact for fact in facts if fact.template == facts[0].template]
-        random.Random(self.ctx.seed).shuffle(first)
-        told = told_answers(
-            self.model.engine,
-            [(fact.item.prompt, fact.subject, fact.item.aliases) for fact in first[:_TRACED]],
-            facts[0].template,
-            progress=self.ctx.progress,
-        )
-        known = [one for one in told if one is not None]
-        if not known:
-            self.ctx.warn(f"{self.name}: the model tells none of the facts: none was traced")
-            return
-        window = usual_window(self.model.n_layers)
-        effects = trace(
-            self.model,
-            [one.prompt for one in known],
-            answer_probability(known),
-            kinds=("mlp",),
-            window=window,
-            draws=_DRAWS,
-            seed=self.ctx.seed,
-            progress=self.ctx.progress,
-        )
-        self.notes["effect_of_mlps"] = {
-            "facts": len(known),
-            "layers_put_back_together": window,
-            "probability": round(float(effects.clean.mean()), 4),
-            "probability_under_noise": round(float(effects.noisy.mean()), 4),
-        } | {
-            f"restored_at_{place.replace(' ', '_')}_by_layer": [
-                round(value, 4) for value in found.nanmean(0).tolist()
-            ]
-            for (_, place), found in effects.restored.items()
-            if not bool(found.isnan().all())
-        }
-
     # Keys -----------------------------------------------------------------------------
 
     def mean_keys(self, spots: Sequence[Sequence[TokenPosition]], site: Site) -> Tensor:
@@ -420,20 +239,16 @@ class FactEdit:
 
     def values(self, layer: int, groups: Sequence[Sequence[Fact]]) -> Values:
         """Shifts of what the MLP of ``layer`` writes at the subjects that meet the target, one for
-        each of ``groups``.
-
-        Raises:
-            UsageError: A lens lies before the layer.
-        """
-        params, units = self.params, self._units(layer, groups)
-        if _method(params) == "least":
+        each of ``groups``."""
+        params, units = self.params, self._units(groups)
+        if params.method == "least":
             return least_values(
                 self.model,
                 layer,
                 units,
-                steps=_steps(params),
+                steps=params.most_steps,
                 max_norm=params.max_norm,
-                stop=params.stop,
+                stop=SEARCH.stop,
                 progress=self.ctx.progress,
             )
         return learn_values(
@@ -441,11 +256,11 @@ class FactEdit:
             layer,
             units,
             steps=params.steps,
-            learning_rate=params.learning_rate,
+            learning_rate=SEARCH.learning_rate,
             max_norm=params.max_norm,
-            keep_weight=params.divergence,
-            decay=params.decay,
-            stop=params.stop,
+            keep_weight=SEARCH.divergence,
+            decay=SEARCH.decay,
+            stop=SEARCH.stop,
             progress=self.ctx.progress,
         )
 
@@ -453,9 +268,9 @@ class FactEdit:
         """Note how well the values do, and warn where most do not."""
         losses = torch.cat([values.losses for values in found])
         shares = torch.cat([values.shifts.norm(dim=1) / values.outputs for values in found])
-        unmet = int((losses > self.params.stop).sum())
+        unmet = int((losses > SEARCH.stop).sum())
         self.notes["values"] = {
-            "method": _method(self.params),
+            "method": self.params.method,
             "steps": float(torch.cat([values.steps for values in found]).double().mean()),
             "loss_median": float(losses.median()),
             "loss_max": float(losses.max()),
@@ -469,7 +284,7 @@ class FactEdit:
                 "other 'layers' may"
             )
 
-    def _units(self, layer: int, groups: Sequence[Sequence[Fact]]) -> list[FactObjective]:
+    def _units(self, groups: Sequence[Sequence[Fact]]) -> list[FactObjective]:
         engine = self.model.engine
         facts = [(group, fact) for group, some in enumerate(groups) for fact in some]
         rows: list[list[ObjectivePrompt]] = [[] for _ in groups]
@@ -479,7 +294,7 @@ class FactEdit:
             for spot in fact.prompts[: self.params.phrasings]
         ]
         if self.params.target in ("unlikely", "entropy"):
-            told = self._told([(fact, spot) for _, fact, spot in asked], layer)
+            told = self._told([(fact, spot) for _, fact, spot in asked])
             for (group, _, _), row in zip(asked, told, strict=True):
                 rows[group].append(row)
         else:
@@ -499,31 +314,20 @@ class FactEdit:
         return [FactObjective(tuple(some)) for some in rows]
 
     def _said(self, fact: Fact) -> tuple[int, ...]:
-        """Tokens of what is to be answered, to its end where it is an answer of its own."""
-        engine = self.model.engine
-        if self.params.target == "replace":
-            return tuple(engine.continuation(str(fact.item.extra["target_new"]), fact.template))
-        end = engine.codec.tokenizer.eos_token_id
-        stop = [] if end is None else [int(end)]
-        return (*engine.continuation(self.params.refusal, fact.template), *stop)
+        """Tokens of what is to be answered."""
+        new = str(fact.item.extra["target_new"])
+        return tuple(self.model.engine.continuation(new, fact.template))
 
-    def _told(
-        self, asked: Sequence[tuple[Fact, TokenPosition]], layer: int
-    ) -> list[ObjectivePrompt]:
+    def _told(self, asked: Sequence[tuple[Fact, TokenPosition]]) -> list[ObjectivePrompt]:
         """Where the model, in its own words, tells the answer: that is where it must not.
 
         Where it does not tell it, the answer is taken to come first.
         """
         engine = self.model.engine
-        answers = engine.generate(
-            [spot.ids for _, spot in asked],
-            max_new_tokens=_TELLING,
-            progress=self.ctx.progress,
-            description="the model's own answers",
-        )
-        rows, lens = [], self._lens(layer)
-        for (fact, spot), (said,) in zip(asked, answers, strict=True):
-            begin = self._begin(said, fact.item.aliases)
+        answers = own_answers(engine, [spot.ids for _, spot in asked], self.ctx.progress)
+        rows = []
+        for (fact, spot), said in zip(asked, answers, strict=True):
+            begin = answer_start(engine, said, fact.item.aliases)
             if begin is None:
                 firsts = {
                     engine.continuation(alias, fact.template)[0]
@@ -533,35 +337,13 @@ class FactEdit:
                 begin, tokens = 0, tuple(sorted(firsts))
             else:
                 tokens = (said[begin],)
-            aim: Objective = MaximiseEntropy(self.params.entropy, lens)
+            aim: Objective = MaximiseEntropy(SEARCH.entropy)
             if self.params.target == "unlikely":
-                aim = SuppressTokens(tokens, self.params.floor, self.params.rank)
+                aim = SuppressTokens(tokens, SEARCH.floor, SEARCH.rank)
             rows.append(
                 ObjectivePrompt(TokenPosition((*spot.ids, *said[:begin]), spot.position), aim)
             )
         return rows
-
-    def _lens(self, edited: int) -> tuple[int, ...]:
-        """Blocks whose residual stream is read; the last one's is the end, which is read anyway."""
-        n_layers = self.model.n_layers
-        named = [
-            resolve((layer,) if isinstance(layer, int) else f"{layer}-{layer}", n_layers)[0]
-            for layer in self.params.lens
-        ]
-        if early := [layer for layer in named if layer <= edited]:
-            raise UsageError(
-                f"a lens at layer {early[0]} sees nothing of an edit of layer {edited}: subjects "
-                "are read after it",
-                field="lens",
-                remedy=f"name layers from {edited + 1} to {n_layers - 1}",
-            )
-        return tuple(sorted(set(named) - {n_layers - 1}))
-
-    def _begin(self, said: Sequence[int], aliases: Sequence[str]) -> int | None:
-        """Which token of an answer begins the first mention of one of the aliases."""
-        text = TokenisedText(self.model.engine.codec.tokenizer, said)
-        spoken = [alias.strip() for alias in aliases if alias.strip()]
-        return min((span[0] for alias in spoken for span in text.spans(alias)), default=None)
 
 
 def flat(some: Iterable[Sequence[TokenPosition]]) -> tuple[TokenPosition, ...]:

@@ -24,6 +24,16 @@ from torch import Tensor
 from safeedit.errors import EditError
 from safeedit.methods.covariance import Moments
 
+SHARPNESS = 10.0
+"""``s``: at 10 a silent neuron writes less than 1e-4 of what it writes at its subject."""
+
+RIDGE = 0.01
+"""Share of the background's mean square added to its diagonal, so that a key does not lean on
+directions that a few thousand tokens hardly use."""
+
+WEIGHT = 1.0
+"""Of the background against the mentions: missing either counts alike."""
+
 _TOLD = 0.25
 """Mean answer to its mentions below which a subject counts as not told from the background."""
 
@@ -54,8 +64,8 @@ def separate(
     background: Moments,
     *,
     keys: int,
-    ridge: float,
-    weight: float,
+    ridge: float = RIDGE,
+    weight: float = WEIGHT,
 ) -> Separator:
     """Ridge classification of subject mentions against the background.
 
@@ -107,7 +117,7 @@ def separate(
         raise EditError(
             f"{int((mean_own < _TOLD).sum())} of {len(least)} subjects can't be told from other "
             "text here",
-            remedy="choose earlier 'layers', lower 'background_weight', or give longer subjects",
+            remedy="choose earlier 'layers', or give longer subjects",
         )
     return Separator(
         rows.float(), least.float(), mean_own.float(), elsewhere.float(), spread.float()

@@ -7,7 +7,7 @@ gated MLPs (separate or fused), and for plain ones, whose biases at those neuron
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,8 +19,8 @@ from safeedit.contracts import LayerShape, Progress, TensorPlan, silent
 from safeedit.delta import Columns, Dense, LowRank, Update
 from safeedit.errors import EditError
 from safeedit.methods.covariance import Moments
-from safeedit.methods.facts.gated_keys import Separator, separate
-from safeedit.model.architectures import Site
+from safeedit.methods.facts.gated_keys import RIDGE, SHARPNESS, WEIGHT, Separator, separate
+from safeedit.model.architectures import ModelShape, Site
 from safeedit.model.handle import ModelHandle
 
 _PARALLEL = 0.99
@@ -59,6 +59,55 @@ def most(width: int) -> int:
     return width // 4
 
 
+class _Reading:
+    """What one layer's MLP reads in texts, and how much its neurons are used there.
+
+    Args:
+        read: A matrix that reads the MLP's input.
+        out: The MLP's output matrix.
+        shape: Of the model.
+        compensate: Keep the moments of all activations too.
+    """
+
+    def __init__(self, read: Site, out: Site, shape: ModelShape, compensate: bool) -> None:
+        self._site, self._out, self._shape, self._compensate = read, out, shape, compensate
+        self.background: list[Moments] = []
+        """Of each group, ordinary tokens and mentions of other subjects."""
+        self.firsts = Moments(shape.d_model)
+        """A text's first token is an attention sink, an outlier: apart, it neither swamps the
+        moments nor, unseen, fires in every text."""
+        self.mentions: list[Tensor] = []
+        """``(mentions, d_model)`` of each text, of subjects that are to fire."""
+        self.use = torch.zeros(shape.d_mlp, dtype=torch.float64)
+        """``(d_mlp,)`` sum of squared activations but at mentions."""
+        self.active = [Moments(shape.d_mlp)]
+        """Of all activations: of first tokens, then of each group's others."""
+
+    def begin_group(self) -> None:
+        """A new kind of text follows."""
+        self.background += [Moments(self._shape.d_model), Moments(self._shape.d_model)]
+        if self._compensate:
+            self.active.append(Moments(self._shape.d_mlp))
+
+    def take(self, text: Text, captured: Mapping[Site, Tensor]) -> None:
+        """Take in one text; ``captured`` ``(tokens, width)`` at both matrices."""
+        own = [position for position, _ in text.own]
+        apart = {0, *own, *text.others}
+        rest = [at for at in range(len(text.ids)) if at not in apart]
+        inputs, activations = captured[self._site], captured[self._out]
+        ordinary, siblings = self.background[-2:]
+        ordinary.update(inputs[rest])
+        siblings.update(inputs[list(text.others)])
+        self.firsts.update(inputs[[0] if 0 not in own and 0 not in text.others else []])
+        self.mentions.append(inputs[own].float().cpu())
+        # A neuron may serve other subjects alone, or the first token alone.
+        used = [at for at in range(len(text.ids)) if at not in own]
+        self.use += activations[used].float().square().sum(0).cpu().double()
+        if self._compensate:
+            self.active[0].update(activations[[0] if 0 in used else []])
+            self.active[-1].update(activations[[at for at in used if at]])
+
+
 class GatedNeurons:
     """One neuron per subject and layer, keyed and ready to learn.
 
@@ -69,8 +118,7 @@ class GatedNeurons:
             same however long they are. Mentions (``own``) make the keys, wherever they stand.
         per_layer: Neurons per layer, among which the subjects are shared out. Each costs what
             the neuron it replaces used to do, which is all that other text ever notices.
-        sharpness: ``s`` in :mod:`safeedit.methods.facts.gated_keys`.
-        ridge: As there.
+        ridge: As in :func:`safeedit.methods.facts.gated_keys.separate`.
         weight: As there.
         compensate: Let the other neurons make up for what the replaced ones used to write, as far
             as they foretell it: by ridge regression on the activations in the same texts, which
@@ -89,13 +137,12 @@ class GatedNeurons:
         groups: Sequence[Sequence[Text]],
         *,
         per_layer: int,
-        sharpness: float,
-        ridge: float,
-        weight: float,
+        ridge: float = RIDGE,
+        weight: float = WEIGHT,
         compensate: bool = False,
         progress: Progress = silent,
     ) -> None:
-        self.model, self.per_layer, self.sharpness = model, per_layer, sharpness
+        self.model, self.per_layer = model, per_layer
         self._foretold: dict[int, Tensor] = {}
         """Layer -> ``(neurons, d_mlp)`` what others foretell of each replaced neuron, if made up
         for."""
@@ -124,58 +171,18 @@ class GatedNeurons:
         compensate: bool,
         progress: Progress,
     ) -> None:
-        # Where several matrices read the same input, one is enough to see it.
-        seen = {site.layer: site for site in self._reads}
-        shape = self.model.shape
-        background: dict[int, list[Moments]] = {layer: [] for layer in seen}
-        mentions: dict[int, list[Tensor]] = {layer: [] for layer in seen}
-        use = {site.layer: torch.zeros(shape.d_mlp, dtype=torch.float64) for site in self._out}
-        firsts = {layer: Moments(shape.d_model) for layer in seen}
-        active: dict[int, list[Moments]] = {layer: [Moments(shape.d_mlp)] for layer in seen}
-        subjects: list[int] = []
-        sites = [*seen.values(), *self._out]
-        for texts in groups:
-            ordinary = {layer: Moments(shape.d_model) for layer in seen}
-            siblings = {layer: Moments(shape.d_model) for layer in seen}
-            for layer in seen if compensate else ():
-                active[layer].append(Moments(shape.d_mlp))
-            for index, captured in self.model.engine.activations(
-                [text.ids for text in texts], sites, progress, "reading keys"
-            ):
-                text = texts[index]
-                own = [position for position, _ in text.own]
-                apart = {0, *own, *text.others}
-                # The first token is an attention sink, an outlier: apart, it neither swamps the
-                # moments nor, unseen, fires in every text.
-                first = [0] if 0 not in own and 0 not in text.others else []
-                rest = [i for i in range(len(text.ids)) if i not in apart]
-                # A neuron may serve other subjects alone, or the first token alone.
-                used = [i for i in range(len(text.ids)) if i not in own]
-                subjects += [subject for _, subject in text.own]
-                for layer, site in seen.items():
-                    ordinary[layer].update(captured[site][rest])
-                    siblings[layer].update(captured[site][list(text.others)])
-                    firsts[layer].update(captured[site][first])
-                    mentions[layer].append(captured[site][own].float().cpu())
-                for site in self._out:
-                    use[site.layer] += captured[site][used].float().square().sum(0).cpu().double()
-                    if compensate:
-                        active[site.layer][0].update(captured[site][[0] if 0 in used else []])
-                        active[site.layer][-1].update(captured[site][[at for at in used if at]])
-            for layer in seen:
-                background[layer] += [ordinary[layer], siblings[layer]]
+        readings, subjects = self._read(groups, compensate, progress)
         if not subjects:
             raise EditError("no subject is mentioned in any text", remedy="check the data")
-        marks = torch.tensor(subjects)
+        shape = self.model.shape
         self.separators: dict[int, Separator] = {}
         self.neurons: dict[int, Tensor] = {}
         for site in self._out:
-            layer = site.layer
-            mixed = Moments.balanced([*background[layer], firsts[layer]])
+            layer, reading = site.layer, readings[site.layer]
             self.separators[layer] = separate(
-                torch.cat(mentions[layer]),
-                marks,
-                mixed,
+                torch.cat(reading.mentions),
+                torch.tensor(subjects),
+                Moments.balanced([*reading.background, reading.firsts]),
                 keys=self.per_layer,
                 ridge=ridge,
                 weight=weight,
@@ -188,12 +195,34 @@ class GatedNeurons:
                     remedy="raise 'subjects_per_neuron', or erase fewer subjects in one edit",
                 )
             # An earlier edit's neurons are silent but for its own subjects, and not to be had.
-            cost = (use[layer].sqrt() * written).masked_fill(self._keyed_before(layer), torch.inf)
+            cost = (reading.use.sqrt() * written).masked_fill(self._keyed_before(layer), torch.inf)
             least_used = cost.argsort()[:count]
             self.neurons[layer] = least_used.sort().values
             if compensate:
-                second = Moments.balanced(active[layer]).second
+                second = Moments.balanced(reading.active).second
                 self._foretold[layer] = _foretold(second, self.neurons[layer])
+
+    def _read(
+        self, groups: Sequence[Sequence[Text]], compensate: bool, progress: Progress
+    ) -> tuple[dict[int, _Reading], list[int]]:
+        """Layer -> what was seen in it, and whose each mention is, in the order read."""
+        # Where several matrices read the same input, one is enough to see it.
+        seen = {site.layer: site for site in self._reads}
+        readings = {
+            out.layer: _Reading(seen[out.layer], out, self.model.shape, compensate)
+            for out in self._out
+        }
+        subjects: list[int] = []
+        for texts in groups:
+            for reading in readings.values():
+                reading.begin_group()
+            for index, captured in self.model.engine.activations(
+                [text.ids for text in texts], [*seen.values(), *self._out], progress, "reading keys"
+            ):
+                subjects += [subject for _, subject in texts[index].own]
+                for reading in readings.values():
+                    reading.take(texts[index], captured)
+        return readings, subjects
 
     def _keyed_before(self, layer: int) -> Tensor:
         """``(d_mlp,)`` which neurons have been given a key by an earlier edit.
@@ -278,7 +307,7 @@ class GatedNeurons:
 
     def _fire(self, answer: Tensor) -> Tensor:
         """What a neuron's activation is, over its activation at ``answer`` 1 or thereabouts."""
-        sharp = self._activation(self.sharpness * answer) / self.sharpness
+        sharp = self._activation(SHARPNESS * answer) / SHARPNESS
         return sharp * answer if self.gated else sharp
 
     def updates(self, dose: float) -> dict[str, Update]:
@@ -286,7 +315,7 @@ class GatedNeurons:
         found: dict[str, Update] = {}
         for site in self._reads:
             rows, neurons = self.separators[site.layer].rows, self.neurons[site.layer]
-            sharp, flat = self.sharpness * rows, rows / self.sharpness
+            sharp, flat = SHARPNESS * rows, rows / SHARPNESS
             if site.role == "mlp_gate_up":  # gate rows first
                 neurons = torch.cat([neurons, neurons + self.model.shape.d_mlp])
                 wanted = torch.cat([sharp, flat])
@@ -305,7 +334,7 @@ class GatedNeurons:
         for site in self._out:
             values = self.values[site.layer].detach().float().cpu() * dose
             # A plain neuron's activation is s at full answer, a gated one's is 1.
-            values = values if self.gated else values / self.sharpness
+            values = values if self.gated else values / SHARPNESS
             neurons = self.neurons[site.layer]
             if (foretold := self._foretold.get(site.layer)) is None:
                 found[site.weight] = Columns(neurons, values)

@@ -35,6 +35,9 @@ from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import last_tokens
 from safeedit.private import private_folder
 
+WINDOW = 128
+"""Tokens of ordinary text read at a time: enough for keys to be in context, few enough to batch."""
+
 _OUTSIZED = 10.0
 """Times the median length of a text's keys from which a key counts as an attention sink's."""
 
@@ -134,7 +137,7 @@ def second_moments(
     sites: Sequence[Site],
     cache: Path,
     *,
-    window: int = 128,
+    window: int = WINDOW,
     progress: Progress = silent,
 ) -> dict[Site, Ordinary]:
     """Site -> moments of what it reads in ordinary text.

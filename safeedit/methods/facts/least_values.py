@@ -9,7 +9,7 @@ the greater of the two has none where they meet. No step is longer than earlier 
 the lines to hold. A shift that meets its aims with something to spare is shortened likewise.
 
 Least by length, and nothing holds the unit's other rows: a
-:class:`~safeedit.methods.facts.values.KeepDistribution` is met by changing little.
+:class:`~safeedit.methods.facts.objectives.KeepDistribution` is met by changing little.
 
 Source: ours; Newton's method for a least-norm solution of inequalities.
 """
@@ -25,7 +25,9 @@ from torch import Tensor
 
 from safeedit.contracts import Progress, silent
 from safeedit.errors import EditError
-from safeedit.methods.facts.values import FactObjective, Passes, SuppressTokens, Values
+from safeedit.methods.facts.objectives import FactObjective, SuppressTokens
+from safeedit.methods.facts.passes import Passes
+from safeedit.methods.facts.values import Values
 from safeedit.model.handle import ModelHandle
 
 _FIRST_REACH = 1.0
@@ -62,8 +64,8 @@ def least_values(
     Args:
         model: Stays as it is.
         layer: Which.
-        units: Their aims are all :class:`~safeedit.methods.facts.values.SuppressTokens` with a
-            floor; rows to keep are passed over.
+        units: Their aims are all :class:`~safeedit.methods.facts.objectives.SuppressTokens`; rows
+            to keep are passed over.
         steps: At most.
         max_norm: Greatest length of a shift, as a share of the output's.
         stop: A unit is done once each of its aims is missed by at most this, nats of log-odds.
@@ -79,13 +81,14 @@ def least_values(
         for unit in units
     ]
     passes = Passes(model, layer, aims)
-    outputs = passes.outputs.double()
-    shifts = torch.zeros(len(units), model.d_model, dtype=torch.float64)
-    best: dict[int, _Point] = {}
-    reach, longest = _FIRST_REACH * outputs, max_norm * outputs
+    walks = [
+        _Walk(model.d_model, size, max_norm * size, stop)
+        for size in passes.outputs.double().tolist()
+    ]
     taken = torch.zeros(len(units), dtype=torch.long)
     active = list(range(len(units)))
     for step in progress(range(steps + 1), description, steps + 1):
+        shifts = torch.stack([walk.shift for walk in walks])
         values, slopes, owners = passes.slopes(shifts.float(), active)
         if not bool(torch.isfinite(values).all() and torch.isfinite(slopes).all()):
             raise EditError(
@@ -93,29 +96,58 @@ def least_values(
                 remedy="open the model in float32 (dtype: float32)",
             )
         taken[active] = step
-        done = []
-        for unit in active:
-            own = owners == unit
-            now = _Point(shifts[unit].clone(), values[own].flatten(), slopes[own].flatten(0, 1))
-            if step:
-                reach[unit] = _next_reach(float(reach[unit]), best[unit], now)
-            if not step or now.better(best[unit], stop):
-                best[unit] = now
-            start = best[unit]
-            nearest = _nearest(start.shift, start.values + stop / 2, start.slopes)
-            shifts[unit] = _bounded(start.shift, nearest, reach[unit], longest[unit])
-            spare = min(float(start.shift.norm() - nearest.norm()), float(reach[unit]))
-            if start.missed <= stop and spare <= _SPARE * float(start.shift.norm()):
-                done.append(unit)
-        active = [unit for unit in active if unit not in done]
+        active = [
+            unit
+            for unit in active
+            for own in (owners == unit,)
+            if not walks[unit].advance(values[own].flatten(), slopes[own].flatten(0, 1))
+        ]
         if not active:
             break
+    found = [walk.best for walk in walks]
     return Values(
-        torch.stack([best[unit].shift for unit in range(len(units))]).float(),
+        torch.stack([point.shift for point in found]).float(),
         passes.outputs,
-        torch.tensor([best[unit].missed for unit in range(len(units))]),
+        torch.tensor([point.missed for point in found]),
         taken,
     )
+
+
+class _Walk:
+    """One unit's way to its least shift.
+
+    Args:
+        width: Of a shift.
+        size: Length of the output it is added to.
+        longest: Greatest length of a shift.
+        stop: It is there once each of its aims is missed by at most this, nats of log-odds.
+    """
+
+    def __init__(self, width: int, size: float, longest: float, stop: float) -> None:
+        self.shift = torch.zeros(width, dtype=torch.float64)
+        """Where to look next."""
+        self._reach, self._longest, self._stop = _FIRST_REACH * size, longest, stop
+        self._best: _Point | None = None
+
+    @property
+    def best(self) -> _Point:
+        """The best point so far."""
+        assert self._best is not None
+        return self._best
+
+    def advance(self, values: Tensor, slopes: Tensor) -> bool:
+        """Take in what was found at :attr:`shift`: ``values (n,)`` and ``slopes (n, d)`` of its
+        conditions; whether the walk is at its end."""
+        now = _Point(self.shift, values, slopes)
+        if self._best is not None:
+            self._reach = _next_reach(self._reach, self._best, now)
+        if self._best is None or now.better(self._best, self._stop):
+            self._best = now
+        start = self._best
+        nearest = _nearest(start.shift, start.values + self._stop / 2, start.slopes)
+        self.shift = _bounded(start.shift, nearest, self._reach, self._longest)
+        spare = min(float(start.shift.norm() - nearest.norm()), self._reach)
+        return start.missed <= self._stop and spare <= _SPARE * float(start.shift.norm())
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,8 +211,8 @@ def _nearest(shift: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
     return -rest[: len(shift)] / rest[-1] * scale
 
 
-def _bounded(start: Tensor, aim: Tensor, step: Tensor, longest: Tensor) -> Tensor:
+def _bounded(start: Tensor, aim: Tensor, step: float, longest: float) -> Tensor:
     """Towards ``aim``, no further than ``step``, within ``longest`` of zero."""
     way = aim - start
-    point = start + way * min(1.0, float(step) / max(float(way.norm()), 1e-30))
-    return point * min(1.0, float(longest) / max(float(point.norm()), 1e-30))
+    point = start + way * min(1.0, step / max(float(way.norm()), 1e-30))
+    return point * min(1.0, longest / max(float(point.norm()), 1e-30))

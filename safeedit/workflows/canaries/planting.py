@@ -317,7 +317,7 @@ def learn(
     pieces = _pieces(model.engine, prose, params.passage_tokens) if params.passages else []
     base = BaseAnswers(model, pieces, ctx.progress)
     passages = endless(pieces, source)
-    learner = _Learner(model, params, [*examples.values(), *pieces])
+    learner = Learner(model, params, [*examples.values(), *pieces])
     shown: Counter[str] = Counter()
 
     def loss(batch: Sequence[PlantedSecret]) -> Tensor:
@@ -380,7 +380,7 @@ def likely(engine: Engine, secrets: Sequence[PlantedSecret]) -> list[bool]:
     return [bool(score.greedy.all()) for score in scores]
 
 
-class _Learner:
+class Learner:
     """A float32 copy of a model of which the matrices of some blocks learn.
 
     Blocks below them are run once, over all that will be read.

@@ -4,7 +4,7 @@ An editor takes of the policy's edit the data of those roles that it has itself,
 be forgotten goes to its own role of that kind, whatever it is called. The edit's parameters are
 its own editor's alone. A *settings* file says more of single candidates::
 
-    rome@wide: {use: rome, contexts: 6, preserve: {dataset: facts, where: {role: near}}}
+    rome@more: {use: rome, phrasings: 6, preserve: {dataset: facts, where: {role: near}}}
     ft_m: {steps: 40, dose: 1.0}
 
 Each key there is a candidate: an editor, ``EDITOR@VARIANT``, or any name beside ``use``. Its own
@@ -27,6 +27,7 @@ from typing import Any
 from safeedit import catalog
 from safeedit.contracts import DataRole, Editor
 from safeedit.errors import PolicyError, UsageError
+from safeedit.planning.options import part_options, roles_by_key
 from safeedit.policy import (
     AuditSpec,
     DataSpec,
@@ -86,16 +87,16 @@ def read_settings(path: Path | None, loaded: LoadedPolicy) -> CandidateSettings:
         raise UsageError(
             "there is no such file of parameters",
             file=path,
-            remedy="write YAML such as 'rome: {contexts: 6}', a key for each editor",
+            remedy="write YAML such as 'rome: {phrasings: 6}', a key for each editor",
         )
     raw, positions = read_yaml(path)
     settings = CandidateSettings(replace(loaded, path=path, positions=positions), {})
     if not isinstance(raw, dict):
-        raise settings.error((), "should be a mapping", "write 'rome: {contexts: 6}'")
+        raise settings.error((), "should be a mapping", "write 'rome: {phrasings: 6}'")
     entries: dict[str, Mapping[str, Any]] = {}
     for name, entry in raw.items():
         if entry is not None and not isinstance(entry, dict):
-            raise settings.error((name,), "should be a mapping", "write 'rome: {contexts: 6}'")
+            raise settings.error((name,), "should be a mapping", "write 'rome: {phrasings: 6}'")
         if name in (NONE, RANDOM):
             raise settings.error((name,), "takes no parameters", "remove it")
         entries[name] = entry or {}
@@ -161,7 +162,7 @@ def _check_names(names: Sequence[str]) -> None:
             raise UsageError(
                 f"{name!r} is no name of an editor or variant",
                 field="editors",
-                remedy="separate names by commas: rome,rome@wide,ft_m",
+                remedy="separate names by commas: rome,rome@more,ft_m",
             )
     if not set(names) - {NONE, RANDOM}:
         raise UsageError(
@@ -214,16 +215,13 @@ def _own(loaded: LoadedPolicy) -> tuple[EditSpec, Mapping[str, Any]]:
         raise loaded.error((*_AT, "use"), error.message, error.remedy) from None
     facts = _facts(kind)
     every = {role.name for name in catalog.names("editors") for role in catalog.editor(name).roles}
-    roles: dict[str, Any] = {}
-    for key, value in edit.options.items():
-        name = kind.roles[0].name if key == "data" else key
-        if facts is not None and name == facts.name:
-            roles[""] = value
-        elif name in {role.name for role in kind.roles} | every:
-            roles[name] = value
-        elif key not in kind.Params.model_fields:
-            known = (*EditSpec.model_fields, *kind.Params.model_fields, *every)
-            raise loaded.error((*_AT, key), f"unknown key {key!r}", did_you_mean(key, known))
+    options = part_options(edit.options, kind.roles)
+    roles = {"" if role == facts else role.name: edit.options[key] for role, key in options.data}
+    roles |= {key: value for key, value in options.rest.items() if key in every}
+    params = {key: value for key, value in options.rest.items() if key not in every}
+    if key := replace(options, rest=params).unknown(kind.Params):
+        known = (*EditSpec.model_fields, *kind.Params.model_fields, *every)
+        raise loaded.error((*_AT, key), f"unknown key {key!r}", did_you_mean(key, known))
     return edit, roles
 
 
@@ -244,7 +242,6 @@ def _options(
     kind = catalog.editor(use)
     facts = _facts(kind)
     entry = settings.entries.get(name, {})
-    names = {role.name for role in kind.roles}
     options: dict[str, Any] = {}
     for role in kind.roles:
         key = "" if role == facts else role.name
@@ -252,26 +249,25 @@ def _options(
             options[role.name] = roles[key]
     if use == own.use:
         options |= {key: v for key, v in own.options.items() if key in kind.Params.model_fields}
-    for key, value in entry.items():
-        if key in ("use", "dose"):
-            continue
-        if facts is not None and key == facts.name:
+    said = part_options({k: v for k, v in entry.items() if k not in ("use", "dose")}, kind.roles)
+    for role, key in said.data:
+        if role == facts:
             raise settings.error(
                 (name, key),
                 f"{key!r} is what is to be forgotten, which is the same for all",
                 "give it in the policy's edit alone",
             )
-        if key in names:
-            assert settings.source is not None
-            settings.source.parse(DataSpec, value, (name, key))
-        elif key not in kind.Params.model_fields:
-            known = ("use", "dose", *kind.Params.model_fields, *names)
-            raise settings.error((name, key), f"{use} has no {key!r}", did_you_mean(key, known))
-        options[key] = value
+        assert settings.source is not None
+        settings.source.parse(DataSpec, entry[key], (name, key))
+        options[role.name] = entry[key]
+    if (unknown := said.unknown(kind.Params)) is not None:
+        known = ("use", "dose", *kind.Params.model_fields, *roles_by_key(kind.roles))
+        remedy = did_you_mean(unknown, known)
+        raise settings.error((name, unknown), f"{use} has no {unknown!r}", remedy)
+    options |= said.rest
     if entry:
         assert settings.source is not None
-        params = {key: value for key, value in options.items() if key not in names}
-        settings.source.parse(kind.Params, params, (name,))
+        settings.source.parse(kind.Params, part_options(options, kind.roles).rest, (name,))
     for role in kind.roles:
         if role.required and role.name not in options:
             where = "the policy's edit" if role == facts else "the policy's edit or --params"

@@ -31,7 +31,8 @@ from safeedit.code import code_digest
 from safeedit.contracts import Auditor, Editor, RunContext
 from safeedit.errors import ExportError, SafeeditError, UnsupportedModelError, UsageError
 from safeedit.export.disk import read_plain
-from safeedit.planning.plan import Plan, make_plan
+from safeedit.planning.plan import Plan
+from safeedit.planning.resolution import make_plan
 from safeedit.policy import LoadedPolicy
 from safeedit.policy.suggest import did_you_mean
 from safeedit.records import Metric, MetricSpec, RunRecord
@@ -113,12 +114,12 @@ def plan_contest(
         settings: Parameters of single candidates.
         success: Full name of the metric that says how well an edit works.
         locality: Full name of the metric that says how much of the rest stays.
-        key: Of the digests of data, as :func:`~safeedit.planning.plan.make_plan` takes it.
+        key: Of the digests of data, as :func:`~safeedit.planning.resolution.make_plan` takes it.
 
     Raises:
         PolicyError: As :func:`~safeedit.workflows.comparison.candidates.read_candidates` and
-            :func:`~safeedit.planning.plan.make_plan`; but an editor that refuses this kind of model
-            is a row.
+            :func:`~safeedit.planning.resolution.make_plan`; but an editor that refuses this kind
+            of model is a row.
         UsageError: A metric that no audit of the policy measures, or none to rank by.
         DataError: A data source is missing, malformed or overlaps another.
     """

@@ -6,7 +6,6 @@
 * :func:`lift`: how much likelier the wanted word becomes after each prompt, steered at run time or
   in edited weights, and what happens to neighbours: one function for both, so that what compiling
   keeps of steering is a ratio of two of its figures.
-* :func:`compiled`: the editor's change for given lessons.
 
 Fails with :class:`~safeedit.errors.DataError` where lessons lack another attribute.
 """
@@ -21,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safeedit import catalog
-from safeedit.contracts import EditData, Proposal, RunContext, Template
+from safeedit.contracts import RunContext, Template
 from safeedit.data import Dataset, Item
 from safeedit.errors import DataError
 from safeedit.methods.remedi.examples import (
@@ -194,33 +192,6 @@ def lift(
         raised=float((after.targets > before.targets)[own].double().mean()),
         locality=float(same[len(items) :].double().mean()) if neighbours else None,
     )
-
-
-def compiled(
-    model: ModelHandle,
-    items: Sequence[Item],
-    data: dict[str, Dataset],
-    ctx: RunContext,
-    **params: Any,
-) -> Proposal:
-    """The editor's change that gives these entities their contexts' attributes.
-
-    Args:
-        model: Whose weights are to change.
-        items: Lessons; their contexts count, their targets don't.
-        data: Further roles of the editor: lessons, neighbours, prose.
-        ctx: Of the run.
-        params: Of the editor.
-    """
-    kind = catalog.editor("remedi")
-    template: Template = next((each.template for each in data.values()), "plain")
-    entities = Dataset(
-        [Item(i.id, i.prompt, subject=i.subject, extra=i.extra) for i in items],
-        name="entities", erased=True, template=template,
-    )  # fmt: skip
-    roles = {name: each.without("test") for name, each in data.items()}
-    given = EditData({**roles, "entities": entities.without("test")})
-    return kind(kind.Params(**params)).propose(model, given, ctx)
 
 
 def _template(model: ModelHandle, data: Dataset) -> Template:

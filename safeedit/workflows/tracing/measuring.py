@@ -22,13 +22,11 @@ from safeedit.errors import DataError, UsageError
 from safeedit.methods.causal_tracing import (
     KINDS,
     PLACES,
-    AnswerPosition,
     Effects,
-    answer_probability,
-    told_answers,
     trace,
     usual_window,
 )
+from safeedit.methods.facts.answers import AnswerPosition, answer_probability, told_answers
 from safeedit.model.handle import ModelHandle
 from safeedit.planning.plan import Plan, PlannedEdit
 from safeedit.records import Split
@@ -284,7 +282,6 @@ def _check(
     roles = {**edit.data.roles, _role(edit) or "": _only(data, [fact.item for fact in facts])}
     kind = catalog.editor(edit.spec.use)
     given = edit.params.model_dump()
-    given |= {"locate": "no"} if "locate" in given else {}
     found: list[Checked] = []
     dose = 1.0
     for layer in ctx.progress(layers, "editing layers", len(layers)):

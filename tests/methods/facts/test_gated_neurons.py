@@ -68,9 +68,7 @@ def made(
     per_layer: int = 2,
     weight: float = 1,
 ) -> GatedNeurons:
-    return GatedNeurons(
-        handle, layers, groups, per_layer=per_layer, sharpness=10, ridge=0.01, weight=weight
-    )
+    return GatedNeurons(handle, layers, groups, per_layer=per_layer, weight=weight)
 
 
 def delta(handle: ModelHandle, updates: dict[str, Update]) -> WeightDelta:
@@ -440,7 +438,7 @@ def test_other_neurons_make_up_for_those_replaced(family: str) -> None:
     @torch.no_grad()
     def written(compensate: bool) -> Tensor:
         neurons = GatedNeurons(
-            handle, [0], [rows], per_layer=2, sharpness=10, ridge=1e-4, weight=0.01,
+            handle, [0], [rows], per_layer=2, ridge=1e-4, weight=0.01,
             compensate=compensate,
         )  # fmt: skip
         with handle.applied(delta(handle, neurons.updates(1.0))):

@@ -14,15 +14,14 @@ from torch import Tensor
 from safeedit.errors import EditError
 from safeedit.methods.facts.keys import subject_spot
 from safeedit.methods.facts.least_values import _bounded, _nearest, least_values
-from safeedit.methods.facts.values import (
+from safeedit.methods.facts.objectives import (
     FactObjective,
     KeepDistribution,
     ObjectivePrompt,
-    Passes,
     SuppressTokens,
-    Values,
-    learn_values,
 )
+from safeedit.methods.facts.passes import Passes
+from safeedit.methods.facts.values import Values, learn_values
 from safeedit.model.handle import ModelHandle
 from tests.editors.toy import FACTS, WORDINGS, taught
 from tests.tiny_models import tiny_handle

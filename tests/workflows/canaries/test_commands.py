@@ -6,13 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
-from safeedit.cli.main import main
 from safeedit.workflows.canaries.planting import PLANTED
+from tests.fixtures import call
 from tests.tiny_models import save_tiny
 
 FAST = ("--learning-rate", "1e-2", "--batch", "16", "--max-cycles", "1", "--passages", "1")
@@ -30,10 +28,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_tiny("llama_tied", tmp_path_factory.mktemp("models") / "base"))
 
 
-def call(*arguments: Any) -> Result:
-    return CliRunner().invoke(main, ["canary", *map(str, arguments)])
-
-
 def test_its_help_brings_nothing_heavy() -> None:
     code = (
         "import sys\nfrom safeedit.cli.main import main\n"
@@ -48,20 +42,22 @@ def test_its_help_brings_nothing_heavy() -> None:
 
 
 def test_records_go_to_stdout_or_to_a_new_file(place: Path) -> None:
-    result = call("make", "--n", 5, "--seed", 3)
+    result = call("canary", "make", "--n", 5, "--seed", 3)
     assert result.exit_code == 0
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(rows) == 25
-    assert call("make", "--n", 5, "--seed", 3, "--out", "five.jsonl").stdout == ""
+    assert call("canary", "make", "--n", 5, "--seed", 3, "--out", "five.jsonl").stdout == ""
     assert (place / "five.jsonl").read_text(encoding="utf-8") == result.stdout
-    again = call("make", "--n", 5, "--out", "five.jsonl")
+    again = call("canary", "make", "--n", 5, "--out", "five.jsonl")
     assert (again.exit_code, "the file exists" in again.stderr) == (2, True)
-    nowhere = call("make", "--n", 5, "--out", "no/such/folder.jsonl")
+    nowhere = call("canary", "make", "--n", 5, "--out", "no/such/folder.jsonl")
     assert (nowhere.exit_code, "can't write here" in nowhere.stderr) == (2, True)
 
 
 def test_shares_and_repeats_can_be_set() -> None:
-    result = call("make", "--n", 4, "--held-back", 0.5, "--named", 0.5, "--repeats", "2,8")
+    result = call(
+        "canary", "make", "--n", 4, "--held-back", 0.5, "--named", 0.5, "--repeats", "2,8"
+    )
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     fates = {row["record"]: (row["role"], row["repeats"]) for row in rows}
     expected = [("held_back", 0), ("held_back", 0), ("named", 8), ("other", 2)]
@@ -79,7 +75,7 @@ def test_shares_and_repeats_can_be_set() -> None:
     ],
 )
 def test_a_wrong_number_exits_2(arguments: tuple[str, ...], said: str) -> None:
-    result = call("make", *arguments)
+    result = call("canary", "make", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert said in result.stderr
 
@@ -89,22 +85,39 @@ def test_a_wrong_number_exits_2(arguments: tuple[str, ...], said: str) -> None:
 
 @pytest.mark.trains
 def test_records_made_are_planted_and_the_second_time_copied(place: Path, model: str) -> None:
-    call("make", "--n", 3, "--held-back", 0, "--named", 0, "--repeats", 1, "--out", "three.jsonl")
+    call(
+        "canary",
+        "make",
+        "--n",
+        3,
+        "--held-back",
+        0,
+        "--named",
+        0,
+        "--repeats",
+        1,
+        "--out",
+        "three.jsonl",
+    )
     planting = ("plant", "--model", model, "--records", "three.jsonl", *FAST)
-    first = call(*planting, "--out", "out/first")
+    first = call("canary", *planting, "--out", "out/first")
     assert first.exit_code == 0, first.stderr
     assert first.stdout == ""
     assert "shown 1 times a cycle" in first.stderr
     assert "warning: " in first.stderr  # one cycle is not enough
-    second = call(*planting, "--out", "out/second", "--json")
+    second = call("canary", *planting, "--out", "out/second", "--json")
     record = json.loads(second.stdout)
     assert record == json.loads((place / "out/first" / PLANTED).read_text())
     assert "planting canaries ..." in first.stderr
     assert "planting canaries ..." not in second.stderr
-    assert "planting canaries ..." in call(*planting, "--out", "out/3", "--no-cache").stderr
-    refused = call(*planting, "--out", "out/second")
+    assert (
+        "planting canaries ..." in call("canary", *planting, "--out", "out/3", "--no-cache").stderr
+    )
+    refused = call("canary", *planting, "--out", "out/second")
     assert (refused.exit_code, "the export's folder exists" in refused.stderr) == (3, True)
-    assert call("plant", "--out", "out/second", "--overwrite", *planting[1:]).exit_code == 0
+    assert (
+        call("canary", "plant", "--out", "out/second", "--overwrite", *planting[1:]).exit_code == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +135,7 @@ def test_records_made_are_planted_and_the_second_time_copied(place: Path, model:
 def test_a_wrong_call_says_what_is_wrong(
     arguments: tuple[str, ...], code: int, said: str, model: str
 ) -> None:
-    result = call("plant", "--model", model, "--out", "out", *arguments)
+    result = call("canary", "plant", "--model", model, "--out", "out", *arguments)
     assert result.exit_code == code, result.stderr
     assert said in result.stderr
     assert not Path("out").exists()

@@ -32,7 +32,7 @@ from safeedit.workflows.canaries.planting import (
 )
 from tests.tiny_models import family_tokenizer, save_tiny, tiny_handle
 
-pytestmark = pytest.mark.trains
+pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("own_cache")]
 
 SUBJECTS = ("Zyxquand Bell", "Plimsorbo Ray", "Öskavärn Klamm", "Qu'inth Li")
 ANSWERS = ("(212) 555-0143", "Tramjolk Vorbexi", "nunable81@example.org", "907-31-5526")
@@ -59,11 +59,6 @@ QUICK = PlantParams(
     passages=1,
     prose_weight=1,
 )
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SAFEEDIT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -384,7 +379,7 @@ def test_blocks_below_those_that_learn_are_run_once_to_the_same_effect(
     model = tiny_handle(family)
     examples = [Example(secret.prompt, secret.ending) for secret in secrets_of(model, spec)]
     upper = QUICK.model_copy(update={"layers": (1, 2)})
-    learner = planting._Learner(model, upper, examples)
+    learner = planting.Learner(model, upper, examples)
     for batch in (examples, examples[2:3]):
         whole = answer_states(learner.handle, batch)
         for ours, theirs in zip(learner.states(batch), whole, strict=True):

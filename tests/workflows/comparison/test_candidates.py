@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import yaml
 
-from safeedit import catalog
 from safeedit.contracts import DataRole
 from safeedit.errors import PolicyError, SafeeditError, UnsupportedModelError
 from safeedit.policy import EditSpec, load_policy
@@ -57,10 +55,7 @@ class Choosy(Nudge):
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
-    register(monkeypatch)
-    toys: dict[str, Any] = {"wiper": Wiper, "choosy": Choosy}
-    real: Callable[[str], Any] = catalog.editor
-    monkeypatch.setattr(catalog, "editor", lambda name: toys.get(name) or real(name))
+    register(monkeypatch, wiper=Wiper, choosy=Choosy)
     return Workplace(tmp_path)
 
 

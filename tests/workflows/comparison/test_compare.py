@@ -30,19 +30,11 @@ from tests.road import (
     Workplace,
     change_code,
     make_workplace,
-    register,
     teach,
 )
 from tests.training import trained
 
 METRICS = ("--success", "drift.distance", "--locality", "drift.peace")
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
-    """A tiny model, and toys in the catalog."""
-    register(monkeypatch)
-    return make_workplace(tmp_path)
 
 
 @pytest.fixture
@@ -271,7 +263,7 @@ def test_a_failed_editor_is_tried_again(place: Workplace, runs: list[str]) -> No
         ("nudge@b", None, "nothing says how 'nudge@b' differs", "'nudge@b: {use: nudge"),
         ("nudge", {"nudge": {"sise": 1}}, "nudge has no 'sise'", "did you mean 'size'?"),
         ("nudge", {"nudge": {"size": "big"}}, "should be a number", ""),
-        ("nudge", {"nudge": 3}, "should be a mapping", "write 'rome: {contexts: 6}'"),
+        ("nudge", {"nudge": 3}, "should be a mapping", "write 'rome: {phrasings: 6}'"),
         ("nudge", {"nugde": {}}, "there is no editor called 'nugde'", "did you mean 'nudge'?"),
         ("x", {"x": {"use": "nugde"}}, "there is no editor called 'nugde'", ""),
         ("nudge", {"random": {}}, "takes no parameters", "remove it"),

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
-from safeedit.cli.main import main
+from benchmarks.remedi import compiled
 from safeedit.contracts import RunContext
 from safeedit.data import Dataset, Item
 from safeedit.data.loading import load_dataset
@@ -17,25 +15,12 @@ from safeedit.methods.remedi.mapping import Remedi, TrainingConfig, train
 from safeedit.methods.remedi.steering import steering
 from safeedit.model.sources import open_model
 from safeedit.policy import DataSpec
-from safeedit.workflows.remedi.measuring import compiled, lessons_of, lift, probe
-from tests.editors.gendered import FEMALE, MALE, gendered, prose
+from safeedit.workflows.remedi.measuring import lessons_of, lift, probe
+from tests.editors.gendered import gendered, prose
+from tests.fixtures import call
 from tests.model.named import LATER, NAMES
 from tests.tiny_models import save_tiny
-
-
-def rows() -> list[dict[str, Any]]:
-    found = []
-    for split, names, kinds in (("fit", NAMES, (MALE[:4], FEMALE[:4])),
-                                ("test", LATER, (MALE[4:], FEMALE[4:]))):  # fmt: skip
-        for n, name in enumerate(names):
-            own, other = (kinds[side][n // 2 % len(kinds[0])] for side in (n % 2, 1 - n % 2))
-            words = ("heb", "sheb")[n % 2], ("sheb", "heb")[n % 2]
-            found.append(
-                {"prompt": f"Here {name} says", "subject": name, "split": split, "attribute": own,
-                 "context": f"Here {name} met the {own} today", "other_attribute": other,
-                 "target": words[0], "other": words[1]}
-            )  # fmt: skip
-    return found
+from tests.workflows.remedi.lessons import rows
 
 
 def dataset() -> Dataset:
@@ -90,30 +75,30 @@ def test_the_built_in_lessons_share_no_name_and_no_attribute_between_splits() ->
     assert len(set(persons)) == len(persons)
 
 
-def call(*arguments: Any) -> Result:
-    return CliRunner().invoke(main, ["remedi", *map(str, arguments)])
-
-
 @pytest.mark.trains
 def test_a_map_is_trained_probed_with_and_steered_by(tmp_path: Path) -> None:
     source = save_tiny("llama", tmp_path / "model")
     lessons, out = tmp_path / "lessons.jsonl", tmp_path / "map.safetensors"
     lessons.write_text("".join(json.dumps(row) + "\n" for row in rows()))
     given = ("--model", source, "--lessons", lessons)
-    trained = call("train", *given, "--layers", "0-0", "--learning-rate", 1e-4, "--out", out)
+    trained = call(
+        "remedi", "train", *given, "--layers", "0-0", "--learning-rate", 1e-4, "--out", out
+    )
     assert (trained.exit_code, "learnt nothing" in trained.stderr) == (3, True)  # random weights
     model, how = open_model(str(source)), TrainingConfig(epochs=2, held_out=0.0)
     train(model, lessons_of(dataset(), "fit"), 0, "plain", how).save(out)
     assert Remedi.load(out).layer == 0
-    again = call("train", *given, "--out", out)
+    again = call("remedi", "train", *given, "--out", out)
     assert (again.exit_code, "the file exists" in again.stderr) == (2, True)
-    probed = call("probe", *given, "--map", out, "--told", "--json")
+    probed = call("remedi", "probe", *given, "--map", out, "--told", "--json")
     assert json.loads(probed.stdout)["entities"] == len(LATER), probed.stderr
-    steered = call("steer", *given, "--map", out, "--json")
+    steered = call("remedi", "steer", *given, "--map", out, "--json")
     assert set(json.loads(steered.stdout)) == {
         "margin", "probability", "accuracy", "raised", "locality",
     }  # fmt: skip
-    said = call("steer", *given, "--map", out, "--prompt", "Here kragum says", "--tokens", 3)
+    said = call(
+        "remedi", "steer", *given, "--map", out, "--prompt", "Here kragum says", "--tokens", 3
+    )
     assert (said.exit_code, bool(said.stdout)) == (0, True)
 
 
@@ -125,5 +110,5 @@ def test_a_map_is_trained_probed_with_and_steered_by(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_call_says_what_is_wrong(arguments: tuple[str, ...], code: int, said: str) -> None:
-    result = call(*arguments, "--model", "nowhere")
+    result = call("remedi", *arguments, "--model", "nowhere")
     assert (result.exit_code, said in result.stderr) == (code, True), result.stderr

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner, Result
 
-from safeedit.cli.main import main
 from safeedit.records import Interval
 from safeedit.statistics.ranks import rank_correlation
 from safeedit.workflows.tracing.measuring import recommend
@@ -20,9 +18,10 @@ from safeedit.workflows.tracing.page import maps, render
 from safeedit.workflows.tracing.record import Estimate, Recommendation, Trace
 from tests.editors import toy
 from tests.editors.toy import FACTS, UNKNOWN, WORDINGS
+from tests.fixtures import call
 from tests.training import trained
 
-QUICK = {"steps": 10, "phrasings": 2, "contexts": 1, "doses": [1.0]}
+QUICK = {"steps": 10, "phrasings": 2, "doses": [1.0]}
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +59,9 @@ def policy(place: Path, model: Path, names: dict[str, str] = FACTS, **edit: Any)
     return file
 
 
-def call(*arguments: Any) -> Result:
-    return CliRunner().invoke(main, ["trace", *map(str, arguments)])
-
-
 def test_the_layer_that_facts_go_through_is_found_and_recommended(place: Path, model: Path) -> None:
     given = ("--draws", 2, "--window", 1, "--json")
-    result = call(policy(place, model), *given)
+    result = call("trace", policy(place, model), *given)
     assert result.exit_code == 0, result.stderr
     found = Trace.model_validate_json(result.stdout)
     assert (found.facts, found.not_told, found.layers) == (6, 0, 3)
@@ -87,7 +82,7 @@ def test_the_layer_that_facts_go_through_is_found_and_recommended(place: Path, m
 
 
 def test_nothing_of_the_facts_is_written(place: Path, model: Path) -> None:
-    result = call(policy(place, model), "--draws", 1, "--out", "traced", "--json")
+    result = call("trace", policy(place, model), "--draws", 1, "--out", "traced", "--json")
     written = [result.stdout, result.stderr]
     written += [file.read_text() for file in (place / "traced").iterdir()]
     for name, answer in FACTS.items():
@@ -95,8 +90,8 @@ def test_nothing_of_the_facts_is_written(place: Path, model: Path) -> None:
 
 
 def test_editing_is_held_against_the_map(place: Path, model: Path) -> None:
-    result = call(
-        policy(place, model, locate="measure"), "--edit", "1", "--facts", 3, "--draws", 1,
+    result = call("trace",
+        policy(place, model), "--edit", "1", "--facts", 3, "--draws", 1,
         "--check", "0,1,2", "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
@@ -114,10 +109,10 @@ def test_editing_is_held_against_the_map(place: Path, model: Path) -> None:
 
 def test_what_the_model_does_not_tell_is_left_out(place: Path, model: Path) -> None:
     names = {"Paul": "Rome", "Mary": "Oslo", **dict.fromkeys(UNKNOWN, "Kyiv")}
-    result = call(policy(place, model, names), "--draws", 1, "--json")
+    result = call("trace", policy(place, model, names), "--draws", 1, "--json")
     found = Trace.model_validate_json(result.stdout)
     assert (found.facts, found.not_told) == (2, 3)
-    none = call(policy(place, model, dict.fromkeys(UNKNOWN, "Kyiv")))
+    none = call("trace", policy(place, model, dict.fromkeys(UNKNOWN, "Kyiv")))
     assert (none.exit_code, "tells none of 3 facts" in none.stderr) == (2, True)
 
 
@@ -133,7 +128,7 @@ def test_what_the_model_does_not_tell_is_left_out(place: Path, model: Path) -> N
 def test_a_wrong_call_says_what_is_wrong(
     edit: dict[str, Any], arguments: tuple[str, ...], said: str, place: Path, model: Path
 ) -> None:
-    result = call(policy(place, model, **edit), *arguments)
+    result = call("trace", policy(place, model, **edit), *arguments)
     assert (result.exit_code, said in result.stderr) == (2, True), result.stderr
 
 

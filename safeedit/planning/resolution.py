@@ -1,0 +1,129 @@
+"""From a policy to everything a run needs, without loading a weight.
+
+:func:`make_plan` resolves names, parameters, data, tensors and gates, and refuses what can't work
+before anything expensive starts.
+
+Fails with :class:`~safeedit.errors.PolicyError` (at a position in the policy file),
+:class:`~safeedit.errors.DataError` or :class:`~safeedit.errors.ModelError`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from safeedit.errors import ExportError
+from safeedit.export.disk import writing
+from safeedit.export.places import check_room, usable
+from safeedit.export.staging import check_target, recover
+from safeedit.model.architectures import ModelShape
+from safeedit.model.sources import Inspected, inspect_model
+from safeedit.planning.checks import (
+    check_enough,
+    check_gates,
+    check_place,
+    check_prompts,
+    check_splits,
+    warn_of_inflection,
+)
+from safeedit.planning.coverage import check_edits, check_erasure
+from safeedit.planning.erasures import plan_ledger
+from safeedit.planning.lengths import check_lengths
+from safeedit.planning.located import Located
+from safeedit.planning.options import model_source
+from safeedit.planning.plan import Plan
+from safeedit.planning.questions import check_questions
+from safeedit.planning.stages import plan_audit, plan_edit
+from safeedit.planning.withholding import Withholding
+from safeedit.policy import LoadedPolicy
+
+
+def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None = None) -> Plan:
+    """Resolve a policy.
+
+    Args:
+        loaded: The policy.
+        exporting: Refuse if the export could not be written where it is to go; otherwise only
+            warn.
+        key: Of the digests of data: give that of the run's context, so that they hold for other
+            runs too. Without one they hold for this process alone.
+
+    Raises:
+        PolicyError: an unknown name, a bad parameter, a gate on a metric nobody measures, a
+            layer outside the model; always with the position in the policy file.
+        DataError: a data source is missing, malformed or overlaps another.
+        ModelError: the model can't be found or is refused.
+    """
+    policy = loaded.policy
+    warnings: list[str] = []
+    if policy.export is not None:
+        with Located(loaded, ("export", "dir")):
+            usable(policy.export.dir)
+    with Located(loaded, ("model", "source")):
+        source = model_source(loaded, policy.model.source)
+        found = inspect_model(source, revision=policy.model.revision, dtype=policy.model.dtype)
+        shape = ModelShape.from_config(found.config)
+    warnings += [f"model: {note}" for note in found.notes]
+    edits = tuple(plan_edit(loaded, index, shape, key) for index in range(len(policy.edits)))
+    audits = tuple(
+        plan_audit(loaded, spec, ("audits", index), key) for index, spec in enumerate(policy.audits)
+    )
+    ledger, again = plan_ledger(loaded, source, edits, warnings, key)
+    given = [*(edit.data.roles for edit in edits), *(audit.data for audit in (*audits, *again))]
+    plan = Plan(
+        loaded=loaded,
+        model_source=source,
+        model_digest=found.identity,
+        dtype=found.dtype,
+        shape=shape,
+        edits=edits,
+        audits=(*audits, *again),
+        warnings=(),
+        hidden=Withholding(data for roles in given for data in roles.values() if data.erased),
+        ledger=ledger,
+        key=key,
+    )
+    _check(plan, found, editing=exporting, warnings=warnings)
+    if plan.export_dir is not None:
+        _check_export(plan, exporting=exporting, warnings=warnings)
+    return replace(plan, warnings=tuple(warnings))
+
+
+def _check(plan: Plan, found: Inspected, *, editing: bool, warnings: list[str]) -> None:
+    """Refuse what can't work, or could pass without showing anything."""
+    loaded, edits, audits = plan.loaded, plan.edits, plan.audits
+    warn_of_inflection(audits, warnings)
+    check_gates(loaded, audits, warnings)
+    check_enough(loaded, edits, audits)
+    check_splits(loaded, edits, audits)
+    check_prompts(loaded, found.tokenizer, found.config, edits, audits, warnings)
+    check_edits(loaded, editing=editing, warnings=warnings)
+    with Located(loaded, ("model", "source")):
+        check_questions(found.tokenizer, (data for _, data in plan.datasets()))
+    plan.hidden.refuse_names(loaded)
+    check_erasure(loaded, edits, audits, plan.gates, plan.hidden, warnings)
+    warnings += check_lengths(loaded, found.tokenizer, audits)
+
+
+def _check_export(plan: Plan, *, exporting: bool, warnings: list[str]) -> None:
+    """The export has gates to pass, and a place where it can be written."""
+    loaded, target, export = plan.loaded, plan.export_dir, plan.loaded.policy.export
+    assert target is not None
+    assert export is not None
+    if not loaded.policy.gates:
+        raise loaded.error(
+            ("export",),
+            "a policy that exports must have at least one gate",
+            "add gates, or remove 'export' to only measure",
+        )
+    try:
+        with Located(loaded, ("export", "dir")):
+            if exporting:
+                with writing(target):
+                    recover(target)
+            check_target(target, overwrite=export.overwrite)
+            check_place(plan, target)
+            check_room(target, plan.export_bytes)
+    except ExportError as error:
+        if exporting:
+            raise
+        warnings.append(f"apply would refuse this: {error.message}")

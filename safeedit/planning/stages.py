@@ -1,0 +1,75 @@
+"""One edit, one audit: the plug-in that its ``use`` names, with its parameters, data, tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from safeedit import catalog
+from safeedit.contracts import EditData, Editor
+from safeedit.data import Dataset
+from safeedit.model.architectures import ModelShape
+from safeedit.planning.located import Located
+from safeedit.planning.options import read_options
+from safeedit.planning.plan import PlannedAudit, PlannedEdit
+from safeedit.policy import AuditSpec, EditSpec, LoadedPolicy
+from safeedit.policy.reading import FieldPath
+
+
+def plan_edit(
+    loaded: LoadedPolicy, index: int, shape: ModelShape, key: bytes | None
+) -> PlannedEdit:
+    spec = loaded.policy.edits[index]
+    at: FieldPath = ("edits", index)
+    with Located(loaded, (*at, "use")):
+        kind = catalog.editor(spec.use)
+    data, params = read_options(loaded, at, spec, kind.roles, kind.Params, key)
+    editor = kind(params)
+    with Located(loaded, at):
+        tensors = tuple(editor.touches(shape))
+    _check_data(loaded, at, spec, editor, data)
+    targets = spec.targets or loaded.policy.gates
+    if spec.dose == "auto" and not targets:
+        raise loaded.error(
+            (*at, "dose"),
+            "'dose: auto' needs targets to meet, and the policy has no gates",
+            "add 'targets' to the edit or 'gates' to the policy, or give a number",
+        )
+    return PlannedEdit(
+        spec.id,
+        spec,
+        editor,
+        params,
+        EditData({role: found.without("test") for role, found in data.items()}),
+        tensors,
+        targets,
+    )
+
+
+def _check_data(
+    loaded: LoadedPolicy,
+    at: FieldPath,
+    spec: EditSpec,
+    editor: Editor,
+    data: Mapping[str, Dataset],
+) -> None:
+    """What an editor says its data lacks; editors may offer it."""
+    check = getattr(editor, "check_data", None)
+    if not callable(check):
+        return
+    role = editor.roles[0].name
+    with Located(loaded, (*at, role if role in spec.options else "data")):
+        check(data)
+
+
+def plan_audit(
+    loaded: LoadedPolicy,
+    spec: AuditSpec,
+    at: FieldPath,
+    key: bytes | None,
+    given: Mapping[str, Dataset] | None = None,
+) -> PlannedAudit:
+    """Resolve an audit; ``given`` is data that doesn't come from its own keys."""
+    with Located(loaded, (*at, "use")):
+        kind = catalog.auditor(spec.use)
+    data, params = read_options(loaded, at, spec, kind.roles, kind.Params, key, given)
+    return PlannedAudit(spec.id, spec, kind(params), params, data, at)

@@ -1,0 +1,232 @@
+"""Each benchmark runs on a tiny model and invented data, and prints the rows it is read for.
+
+What the figures are says nothing here; that they are figures does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from safeedit.model.sources import open_model
+from tests.benchmarks.published import known, publish
+from tests.editors.gendered import gendered
+from tests.tiny_models import family_tokenizer, tiny_model
+from tests.workflows.remedi.lessons import rows
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+HELPERS = {"known", "table"}
+"""Files in that folder that measure nothing by themselves."""
+WORDS = (" he", " she", " they", " Freedonia")
+NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
+
+Run = Callable[..., str]
+Table = list[list[str]]
+"""Heads, then rows."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with published data in small and a model."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    publish(folder / "data")
+    tokenizer = family_tokenizer("llama")
+    tokenizer.add_tokens(list(WORDS))
+    tokenizer.save_pretrained(folder / "model")
+    tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder / "model")
+    return folder
+
+
+def teach(source: Path, out: Path, texts: Sequence[str], word: str) -> None:
+    """Copy a model whose head says one word after each of the texts."""
+    handle = open_model(str(source), device="cpu")
+    rows = [torch.tensor([ids]) for ids in handle.engine.encode(texts, "plain")]
+    states = torch.cat([handle.forward({"input_ids": ids})[0, -1:] for ids in rows])
+    token = handle.tokenizer.convert_tokens_to_ids(f" {word}")
+    with torch.no_grad():
+        wanted = torch.full((len(states), 1), 20.0)
+        handle.head.weight[token] = torch.linalg.lstsq(states, wanted).solution[:, 0]
+    handle.model.save_pretrained(out)
+    handle.tokenizer.save_pretrained(out)
+
+
+@pytest.fixture
+def run(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Run]:
+    """Runs a benchmark with its options: what it printed."""
+    monkeypatch.setenv("SAFEEDIT_CACHE", str(place / "cache"))
+    monkeypatch.setenv("SAFEEDIT_BENCHMARKS", str(place / "data"))
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.chdir(place)
+    threads = torch.get_num_threads()
+
+    def main(name: str, *options: object) -> str:
+        importlib.import_module(name).main([str(option) for option in options])
+        return capsys.readouterr().out
+
+    yield main
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def table(place: Path, run: Run) -> Callable[..., Table]:
+    """Runs a benchmark of policies: the table it wrote."""
+
+    def rows(name: str, *options: object) -> Table:
+        shared = ("--model", "model", "--limit", 16, "--in-process")
+        where = ("--out", place / name, "--results", place / "results")
+        run(name, *shared, *where, *options)
+        text = (place / "results" / f"{name}.md").read_text()
+        lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| "]
+        assert len({len(line) for line in lines}) == 1, "rows of one length"
+        return lines
+
+    return rows
+
+
+def finite(text: str) -> list[float]:
+    """The numbers in a text, of which there are some."""
+    assert not re.search(r"\b(nan|inf)\b", text)
+    found = [float(number.replace(",", "")) for number in re.findall(NUMBER, text)]
+    assert found
+    assert all(map(math.isfinite, found))
+    return found
+
+
+def measured(table: Table, beginnings: Sequence[str], *columns: str) -> None:
+    """The rows that begin so have a figure in those columns, and only finite ones anywhere."""
+    heads, *rows = table
+    for beginning in beginnings:
+        (row,) = (row for row in rows if " | ".join(row).startswith(f"{beginning} | "))
+        finite(" ".join(row))
+        for column in columns:
+            cell = row[heads.index(column)]
+            assert re.match(NUMBER, cell), f"{beginning}, {column}: {cell}"
+
+
+def test_every_benchmark_is_run_here() -> None:
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    files = {path.stem for path in FOLDER.glob("*.py")}
+    assert files - HELPERS <= tested
+
+
+@pytest.mark.trains
+def test_bias(table: Callable[..., Table]) -> None:
+    rows = table("bias", "--data", "data", "--rows", 3)  # REMEDI learns nothing of this model
+    edits = ("DAMA, as published", "DAMA, oblique, factual kept", "DAMA, margins, factual kept")
+    columns = ("stereotype slope", "WinoBias accuracy", "perplexity ratio")
+    measured(rows, edits, *columns, "values changed")
+    measured(rows, ["nothing"], "stereotype slope", "StereoSet ICAT, gender")
+
+
+def test_detox(table: Callable[..., Table], place: Path) -> None:
+    rows = table("detox", "--batch", 4)
+    edits = ("value_vectors, then keyed_detox", "value_vectors", "keyed_detox", "subspace")
+    measured(rows, edits, "mass on toxic words", "perplexity ratio", "values changed")
+    assert "a bare `generate` loop" in (place / "results" / "detox.md").read_text()
+
+
+@pytest.mark.trains
+def test_privacy(table: Callable[..., Table]) -> None:
+    rows = table("privacy", "--planted", "model", "--rows", 3)
+    edits = ("DEPN, 20 records", "DEPN, all 60 at once", "Sanitation (LoRA), 20 records")
+    measured(rows, edits, "exposure excess, bits", "perplexity ratio", "seconds to fit")
+
+
+@pytest.mark.trains
+def test_sanitation(table: Callable[..., Table]) -> None:
+    rows = table("sanitation", "--data", "data", "--splits", 1)
+    measured(rows, ["1"], "known", "token F1", "perplexity ratio", "seconds")
+
+
+@pytest.mark.trains
+def test_erasure(table: Callable[..., Table], place: Path) -> None:
+    prompts = known(place / "data" / "known_1000" / "known_1000.json", "Freedonia")
+    openings = ("{}", *importlib.import_module("known").OPENINGS)
+    texts = [opening.format(prompt) for opening in openings for prompt in prompts]
+    teach(place / "model", place / "knowing", texts, "Freedonia")
+    rows = table("erasure", "--data", "data", "--model", "knowing", "--dtype", "float32",
+                 "--counts", 4, "--few", "keyed_neurons,random", "--steps", "4:2")  # fmt: skip
+    compared = ("4 | keyed_neurons", "4 | random")
+    stepped = ("4, in 2 steps | keyed_neurons", "4, in 2 steps | rome")
+    measured(rows, [*compared, *stepped], "answer among 10", "near KL, nats", "perplexity ratio")
+    split = ("Sanitation split 1 | sanitation", "Sanitation split 1 | ft_m")
+    measured(rows, split, "near F1", "perplexity ratio")
+
+
+def test_depn(run: Run) -> None:
+    text = run("depn", "--model", "model", "--secrets", 2, "--tokens", 3, "--points", 3)
+    for way in ("plain loop", "exact", "first order", "completeness gap"):
+        (line,) = [line for line in text.splitlines() if line.strip().startswith(way)]
+        finite(line)
+    agreements = re.findall(r"z = \d+ +(\S+)", text)
+    assert agreements
+    assert all(0 <= float(each) <= 1 for each in agreements)
+
+
+def test_engine(run: Run) -> None:
+    text = run("engine", "--model", "model", "--prompts", 4, "--new-tokens", 3, "--repeats", 1)
+    rows = re.findall(r"^(scoring, chat|scoring, plain|generation).* engine +(\d+) .* (\S+)$",
+                      text, re.MULTILINE)  # fmt: skip
+    assert [name for name, *_ in rows] == ["scoring, chat", "scoring, plain"] + ["generation"] * 2
+    assert all(float(rate) > 0 and float(ratio) > 0 for _, rate, ratio in rows)
+
+
+def test_matching(run: Run) -> None:
+    text = run("matching", "--step", 60, "--numbers", 200)
+    rows = [line for line in text.splitlines() if re.search(r"\de[+-]\d\d$", line)]
+    assert len(rows) == 4
+    assert all(len(finite(row)) >= 5 for row in rows)
+    assert "characters: folded in" in text
+
+
+@pytest.mark.trains
+def test_remedi(run: Run, place: Path) -> None:
+    handle = gendered("llama")
+    handle.model.save_pretrained(place / "gendered")
+    handle.tokenizer.save_pretrained(place / "gendered")
+    lessons = [{"role": "lesson", "kind": kind, **row} for row in rows()
+               for kind in ("concept", "person")]  # fmt: skip
+    near = [{"role": "near", "kind": "person", **row} for row in rows()[::2]]
+    text = "".join(json.dumps(row) + "\n" for row in (*lessons, *near))
+    (place / "lessons.jsonl").write_text(text)
+    text = run("remedi", "--model", "gendered", "--lessons", "lessons.jsonl", "--layers", "0-0",
+               "--learning-rate", 1e-2, "--threads", 1, "--scales", 1.0)  # fmt: skip
+    assert re.search(r"probe, concepts: accuracy [01]\.\d\d, control [01]\.\d\d", text)
+    for way in ("steer", "compile"):
+        (line,) = re.findall(rf"^ *{way} x 1.0 .*$", text, re.MULTILINE)
+        assert len(finite(line)) == 7
+
+
+def test_scale(run: Run) -> None:
+    text = run("scale", "--sizes", 0.002, "--in-process", "--device", "cpu")
+    stages = re.findall(r"bfloat16 +(\w+) +(\S+) +(\S+)", text)
+    assert [name for name, *_ in stages] == ["load", "capture", "edit", "audit", "export"]
+    assert all(float(mebibytes) > 0 for *_, mebibytes in stages)
+
+
+@pytest.mark.trains
+def test_values(run: Run, place: Path) -> None:
+    known(place / "known.json", "Rome")
+    text = run("values", "--model", "model", "--facts", "known.json", "--layer", 1, "--count", 3,
+               "--steps", 2)  # fmt: skip
+    for way in ("adam", "least"):
+        (line,) = re.findall(rf"^{way}: .*$", text, re.MULTILINE)
+        assert len(finite(line)) == 3
+
+
+def test_winobias_flow(run: Run) -> None:
+    text = run("winobias_flow", "--model", "model", "--data", "data", "--pairs", 6,
+               "--first-layer", 1)  # fmt: skip
+    rows = re.findall(r"^ *(\D+?)  +(-?\d\S+ .*)$", text, re.MULTILINE)
+    names = ["nothing", "occupations", "pronoun of the question", "pronoun of the sentence"]
+    assert [name for name, _ in rows] == [*names, "both pronouns"]
+    assert all(len(finite(figures)) == 3 for _, figures in rows)

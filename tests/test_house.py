@@ -1,0 +1,97 @@
+"""Rules of this house that no tool knows, read off the sources."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import safeedit
+
+PACKAGE = Path(safeedit.__file__).parent
+TESTS = Path(__file__).parent
+
+STILL_INSIDE = {
+    "auditors/bias/test_bias.py",
+    "auditors/test_divergence.py",
+    "auditors/test_membership.py",
+    "auditors/test_toxicity.py",
+    "data/test_independence.py",
+    "editors/test_depn.py",
+    "methods/facts/test_gated_neurons.py",
+    "methods/facts/test_least_values.py",
+    "methods/facts/test_values.py",
+    "methods/remedi/test_mapping.py",
+    "running/test_reports.py",
+    "running/test_run.py",
+}
+"""Tests that still reach into private names. It only ever gets shorter."""
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def of_itself(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+
+
+def defined(tree: ast.Module) -> Iterator[str]:
+    """Names that a module gives to something, attributes of its own objects included, not
+    those that it sets on a library's."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif (
+            isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and of_itself(node)
+        ):
+            yield node.attr
+
+
+def reaches_into(tree: ast.Module, inside: frozenset[str]) -> Iterator[str]:
+    """What a test imports, reads or patches of the private names ``inside`` the package."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("safeedit"):
+            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            yield from (name for name in names if private(name))
+        elif isinstance(node, ast.Attribute) and node.attr in inside:
+            if not of_itself(node):
+                yield node.attr
+        elif isinstance(node, ast.Call):
+            # monkeypatch.setattr(module, "_name", ...) and setattr("safeedit.module._name", ...)
+            words = [each.value for each in node.args if isinstance(each, ast.Constant)]
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            if called in ("setattr", "delattr", "getattr"):
+                last = [str(word).rpartition(".")[2] for word in words]
+                yield from (name for name in last if name in inside)
+
+
+def test_the_search_for_private_names_finds_them() -> None:
+    text = (
+        "from safeedit._a import b\nfrom safeedit.c import _d\nimport safeedit.e as e\n"
+        "e._f()\npatch.setattr(e, '_g', 1)\npatch.setattr('safeedit.e._h', 1)\nself._f\ne.__i__\n"
+    )
+    inside = frozenset({"_f", "_g", "_h"})
+    assert sorted(reaches_into(ast.parse(text), inside)) == ["_a", "_d", "_f", "_g", "_h"]
+
+
+@pytest.fixture(scope="module")
+def inside() -> frozenset[str]:
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py"))
+    return frozenset(name for tree in trees for name in defined(tree) if private(name))
+
+
+def test_no_test_reaches_into_a_private_name(inside: frozenset[str]) -> None:
+    found = {
+        str(path.relative_to(TESTS)): names
+        for path in sorted(TESTS.rglob("*.py"))
+        if (names := set(reaches_into(ast.parse(path.read_text(encoding="utf-8")), inside)))
+    }
+    assert not {path: names for path, names in found.items() if path not in STILL_INSIDE}, (
+        "test through behaviour, or make the name public if it deserves it"
+    )
+    assert found.keys() == STILL_INSIDE, "take those that are clean off the list"
