@@ -33,7 +33,7 @@ def dataset() -> Dataset:
 
 @pytest.mark.trains
 def test_steered_and_compiled_are_measured_alike(tmp_path: Path) -> None:
-    handle, data = gendered("llama"), dataset()
+    handle, data = gendered("llama", clear=True, carried=True), dataset()
     how = TrainingConfig(epochs=10, patience=10, learning_rate=1e-2, keep=0.1, held_out=0.0)
     learnt = train(handle, lessons_of(data, "fit", both_ways=True), 0, "plain", how)
     ctx = RunContext(seed=0, cache=tmp_path, secret=b"a key")
