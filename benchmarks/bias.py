@@ -62,19 +62,17 @@ def runs(policy: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if audit["use"] == "bias.winobias":
             audits[-1]["sentences"] = {**audit["sentences"], "limit": SENTENCES}
     shared = {key: keyed[key] for key in ("prompts", "factual", "prose", "dose", "targets")}
-    contrast = {"use": "dama", **shared}
+    dama = {"use": "dama", **shared}
     couples = {"dataset": "occupations", "where": {"kind": "winobias"}, "template": "plain"}
     (remedi,) = yaml.safe_load(REMEDI.read_text())["edits"]
     remedi = {key: value for key, value in remedi.items() if key != "targets"} | {"dose": 1.0}
     edits = {
-        "DAMA, as published": {**contrast, "values": "stacked"},
-        "DAMA, oblique, factual kept": {**contrast, "method": "oblique", "preserve": "factual"},
-        "DAMA, margins, factual kept": {
-            **contrast, "method": "oblique", "preserve": "factual", "values": "margin",
+        "DAMA, as published": dama,
+        "DAMA, oblique, factual kept": {**dama, "method": "oblique"},
+        "DAMA, oblique (LEACE)": {
+            **{key: value for key, value in dama.items() if key != "factual"}, "method": "oblique",
         },
         "REMEDI, compiled": remedi,
-        "DAMA, oblique (LEACE)": {**contrast, "method": "oblique"},
-        "DAMA, contrast of values": contrast,
         "keyed": keyed,
         "keyed, coreference too": {**keyed, "sentences": couples},
     }  # fmt: skip

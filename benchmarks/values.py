@@ -3,7 +3,7 @@
 Facts of ``known_1000`` in two openings each; the same steps are taken both ways. Without, the
 only thing kept is what all rows begin with.
 
-    python benchmarks/values.py --facts known_1000.json --model HuggingFaceTB/SmolLM2-135M-Instruct
+    python benchmarks/values.py --data ../shared/data
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from table import add_data
 
 from safeedit.methods.facts import passes
 from safeedit.methods.facts.keys import subject_spot
@@ -59,15 +61,16 @@ def _seconds(
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--facts", type=Path, required=True)
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    add_data(parser)
+    parser.add_argument("--facts", type=Path, help="in place of known_1000 in that folder")
+    parser.add_argument("--model", default="builtin:smollm2-135m-instruct")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--layer", type=int, default=4)
     parser.add_argument("--steps", type=int, default=10)
     args = parser.parse_args(arguments)
     model = open_model(args.model, dtype=args.dtype)
-    units = _units(model, args.facts, args.count)
+    units = _units(model, args.facts or args.data / "known_1000" / "known_1000.json", args.count)
     for way in ("adam", "least"):
         kept, share = _seconds(model, args.layer, units, way, args.steps), passes.KEPT_SHARE
         try:

@@ -65,14 +65,17 @@ def cache_dir() -> Path:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, remembered for its path, size and time of change."""
+    # Brings pydantic, which --help can do without.
+    from safeedit.policy.files import open_regular, read_regular
+
     path = path.resolve()
     stat = path.stat()
     key = hashlib.sha256(f"{path}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()
     known = cache_dir() / "digests" / key
     with contextlib.suppress(OSError):
-        if len(found := known.read_text()) == 64:
+        if len(found := read_regular(known, limit=64).decode("ascii", "replace")) == 64:
             return found
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     # A file written a moment ago may be written again within one tick of the file system's
     # clock, which its time of change would not show.

@@ -154,7 +154,7 @@ class ReadyScorer:
 
 def _no_scorer(ref: ScorerRef) -> ReadyScorer:
     raise UsageError(
-        "this context has no scorers", remedy="make it with safeedit.scorecards.scorers"
+        "this context has no scorers", remedy="make it with safeedit.scorers.score_cache.scorers"
     )
 
 
@@ -321,6 +321,33 @@ class Auditor(Protocol):
         ctx: RunContext,
         reference: Mapping[str, Tensor] | None,
     ) -> AuditOutcome: ...
+
+
+@dataclass(frozen=True)
+class PutPrompts:
+    """Texts that an audit puts to the model, and how."""
+
+    texts: Sequence[str]
+    template: Template
+
+
+def further_prompts(
+    auditor: Auditor, data: Mapping[str, Dataset]
+) -> Mapping[str, tuple[str, PutPrompts]]:
+    """What an auditor puts to the model besides its data's own prompts, on any split.
+
+    An auditor whose attacks wrap questions has a method ``further_prompts(data)``, so that what is
+    too long for a model's context is found while planning.
+
+    Args:
+        auditor: The auditor.
+        data: Its data by role.
+
+    Returns:
+        Name of the attack -> the role whose questions it wraps, and the prompts.
+    """
+    ask = getattr(auditor, "further_prompts", None)
+    return {} if ask is None else ask(data)
 
 
 @runtime_checkable

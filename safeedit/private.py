@@ -10,6 +10,7 @@ Fails with :class:`~safeedit.errors.UsageError`; no message holds a key.
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from safeedit.errors import UsageError
 
 SHORTEST_KEY = 32
 """Characters: a shorter key could be guessed, and with it every item."""
+LONGEST_KEY = 1 << 16
+"""Bytes of a key's file that are read."""
 FEWEST_SIGNS = 8
 """Different characters: thirty-two times the same one is no longer than one."""
 FOLDER_MODE = 0o700
@@ -68,12 +71,19 @@ def read_key_file(path: Path, what: str, *, remedy: str) -> tuple[bytes, tuple[s
         UsageError: The file is no plain file, can't be read, or everybody on this machine can
             read it; or the key is weak.
     """
+    # Brings pydantic, which --help can do without.
+    from safeedit.policy.files import NotRegularError, open_regular
+
     try:
-        mode = path.stat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a FIFO would be waited for
-            raise UsageError(f"{what} is kept in something else than a file", file=path,
-                             remedy="name a plain file")  # fmt: skip
-        secret = path.read_bytes()
+        with open_regular(path) as file:
+            status = os.fstat(file.fileno())
+            secret = file.read(LONGEST_KEY + 1)
+    except NotRegularError as error:
+        raise UsageError(
+            f"{what} is kept in something else than a file: {error.strerror}",
+            file=path,
+            remedy="name a plain file",
+        ) from None
     except FileNotFoundError:
         raise UsageError(f"there is no such key: {what}", file=path, remedy=remedy) from None
     except OSError as error:
@@ -82,7 +92,13 @@ def read_key_file(path: Path, what: str, *, remedy: str) -> tuple[bytes, tuple[s
             file=path,
             remedy="give a file that you may read",
         ) from error
-    key = checked_key(secret, what, remedy=remedy, path=path)
+    if len(secret) > LONGEST_KEY:
+        raise UsageError(
+            f"{what} is longer than {LONGEST_KEY} bytes: this is no key",
+            file=path,
+            remedy=remedy,
+        )
+    key, mode = checked_key(secret, what, remedy=remedy, path=path), status.st_mode
     if mode & (stat.S_IROTH | stat.S_IWOTH):
         raise UsageError(
             f"everybody on this machine can read or change {what}",

@@ -79,7 +79,6 @@ SANITATION: dict[str, Any] = {
     "steps": 2,
     "batch": 4,
     "rank": 2,
-    "retain_tokens": 4,
     "doses": [0.5, 1.0],
     "dose": "auto",
     "forget": {"file": "forget.jsonl"},
@@ -180,11 +179,11 @@ def make_workplace(folder: Path, family: str = "llama") -> Workplace:
     return place
 
 
-def teach(place: Workplace, steps: int = 80) -> None:
+def teach(place: Workplace, steps: int = 80, forget: Sequence[Mapping[str, Any]] = FORGET) -> None:
     """Make the tiny model know the facts to be forgotten and the near ones, in every phrasing."""
     handle = open_model(str(place.folder / "model"), device="cpu")
     engine, model = handle.engine, handle.model
-    asked = [(text, row) for row in FORGET for text in (row["prompt"], *row["paraphrases"])]
+    asked = [(text, row) for row in forget for text in (row["prompt"], *row["paraphrases"])]
     asked += [(row["prompt"], row) for row in NEAR]
     end = engine.codec.tokenizer.eos_token_id
     prompts = engine.encode([text for text, _ in asked])

@@ -20,9 +20,9 @@ PACKAGE = Path(safeedit.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "code"),
-    ("private",),
     ("records",),
     ("policy",),
+    ("private",),
     ("cache",),
     ("statistics",),
     ("text",),

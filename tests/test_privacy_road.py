@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from click.testing import Result
 
+from safeedit.editors import depn
 from safeedit.records import RunRecord
 from tests.auditors.memorised import HELD_BACK, TAUGHT, items, taught, untaught
 from tests.road import PROSE, Workplace
@@ -50,7 +52,6 @@ POLICY: dict[str, Any] = {
             "generic": {"file": "prose.jsonl"},
             "doses": [4, 8, 16, 24, 32, 64, 128],
             "round": 8,
-            "spare": None,  # prose is nothing to so small a model
             "control": 2,
             "targets": [{"metric": "named.extraction_rate", "max": 0}],
         }
@@ -111,7 +112,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     place.rows("records.jsonl", rows)
     place.rows("prose.jsonl", PROSE)
     assert place.run("ledger", "key", "--out", folder / "ledger.key").exit_code == 0
-    result = place.run("apply", place.policy(**POLICY))
+    # Prose is nothing to so small a model.
+    with patch.dict(depn.RECIPES, gain=replace(depn.RECIPES["gain"], spare=None)):
+        result = place.run("apply", place.policy(**POLICY))
     assert result.exit_code == 0, result.stderr
     return Ran(place, result, place.report)
 

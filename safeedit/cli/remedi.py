@@ -75,8 +75,8 @@ def train(
     from pydantic import TypeAdapter, ValidationError
 
     from safeedit.export.places import check_output
-    from safeedit.methods.remedi.mapping import TrainingConfig
-    from safeedit.methods.remedi.mapping import train as learn
+    from safeedit.methods.remedi.training import TrainingConfig
+    from safeedit.methods.remedi.training import train as learn
     from safeedit.model.sources import open_model
     from safeedit.policy.layers import Layers, resolve
     from safeedit.workflows.remedi.measuring import lessons_of

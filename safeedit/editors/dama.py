@@ -9,26 +9,17 @@ with those before it projected; the values are those of the untouched model and 
 One pass over all prompts does that for all layers at once, since a projection can be put in place
 while the pass goes by.
 
-``values``: which numbers the outputs are to covary with.
+``method``: what the outputs are to covary with, and what is spared.
 
-* ``contrast``: he minus she (the publication's alternative).
-* ``stacked``: he, she and they as three observations of one output (published). Least squares sees
-  no more of that than their mean (:mod:`safeedit.methods.pls`): what *tells he from she* cancels,
-  and what goes is what calls for a pronoun. Kept to compare with.
-* ``beside``: he, she and they as three sets of columns, so that nothing cancels.
-* ``margin``: one number, the logit of he minus that of she; needs no optimisation.
-
-``method`` and ``preserve``: what is spared.
-
-* ``orthogonal`` (published): ``P = I - BB'``, ``B`` the weights of least squares. With ``preserve:
-  factual``, ``B`` is sought orthogonal to the ``kept`` directions that go with the same values at
-  factual prompts ("The queen said that"), whose outputs along these are then untouched.
-* ``oblique``: ``P = I - D (D'C^-1 D)^-1 D'C^-1``, ``D`` the top directions of the covariance of
-  outputs and values. With the outputs' own covariance as ``C`` (``preserve: none``) this is LEACE:
-  no linear probe reads the values from these outputs any more, and no map that achieves this
-  moves them less. With ``preserve: factual``, ``C`` is the second moment of what factual prompts
-  (and prose, in equal shares) write: of all maps that take ``D`` away, the one that moves these
-  least.
+* ``published``: he, she and they as three observations of one output. Least squares sees no more of
+  that than their mean (:mod:`safeedit.methods.pls`): what *tells he from she* cancels, and what
+  goes is what calls for a pronoun. ``P = I - BB'``, ``B`` the weights of least squares.
+* ``oblique``: he minus she (the publication's alternative). ``P = I - D (D'C^-1 D)^-1 D'C^-1``,
+  ``D`` the top directions of the covariance of outputs and values. Without ``factual`` data ``C``
+  is the outputs' own covariance: LEACE, after which no linear probe reads the values from these
+  outputs any more, and no map that achieves this moves them less. With ``factual`` data ("The queen
+  said that") ``C`` is the second moment of what these prompts (and prose, in equal shares) write:
+  of all maps that take ``D`` away, the one that moves these least.
 
 A projection acts on whatever is written, whoever it is about. It can spare directions, not queens:
 where both use the same ones, no choice of ``P`` takes the nurse's and leaves the queen's.
@@ -36,11 +27,10 @@ where both use the same ones, no choice of ``P`` takes the nurse's and leaves th
 Where a norm follows the MLP (Gemma, OLMo-2) the directions are those of the matrix's own outputs,
 before the norm, which is where they are removed.
 
-Doses are ranks of ``B``, in all ``layers``; with ``doses_are: layers`` numbers of layers, from the
-first of ``layers`` on, at ``rank`` each: past some number perplexity explodes, and the stereotype
-returns, which is what targets on validation data are for. ``W`` is recovered from what is stored
-(left factor ``-B``, right factor ``B'W``) up to rounding; undoing restores saved
-tensors, bit for bit.
+Doses are directions taken out in each of ``layers``: past some number perplexity explodes, and the
+stereotype returns, which is what targets on validation data are for. ``W`` is recovered from what
+is stored (left factor ``-B``, right factor ``B'W``) up to rounding; undoing restores saved tensors,
+bit for bit.
 
 Fails with :class:`~safeedit.errors.DataError` where prompts lack scores or subjects, or support
 fewer directions than asked for, and with :class:`~safeedit.errors.UsageError` where a pronoun is
@@ -48,14 +38,14 @@ several tokens or a layer lies outside the model.
 
 Source: Limisiewicz et al., "Debiasing Algorithm through Model Adaptation", ICLR 2024 (arXiv
 2310.18913); the oblique projection after Belrose et al., "LEACE", NeurIPS 2023 (arXiv 2306.03819).
-``contrast`` by default, ``beside``, ``margin``, both kinds of ``preserve`` and the single pass are
-ours; keys are of the prompt itself rather than means over prefixed contexts.
+Sparing factual prompts and the single pass are ours; keys are of the prompt itself rather than
+means over prefixed contexts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -68,9 +58,11 @@ from safeedit.contracts import (
     DataRole,
     EditData,
     LayerShape,
+    Progress,
     Proposal,
     RunContext,
     TensorPlan,
+    silent,
 )
 from safeedit.data import Dataset, Item
 from safeedit.delta import Dense, LowRank, Origin, Update, WeightDelta
@@ -79,14 +71,21 @@ from safeedit.methods.contrast import prose_passages, write_moments
 from safeedit.methods.covariance import Moments
 from safeedit.methods.openings import subjects_of, undefined_gender
 from safeedit.methods.pls import held_out, pls
-from safeedit.methods.projections import Projection, amounts, oblique, orthogonal
-from safeedit.methods.residual_shifts import Descent, margins, residual_shifts
+from safeedit.methods.projections import RIDGE, Projection, amounts, oblique, orthogonal
+from safeedit.methods.residual_shifts import Descent, residual_shifts
 from safeedit.methods.word_tokens import single_tokens
 from safeedit.model.activations import at_positions
 from safeedit.model.architectures import Site
 from safeedit.model.batching import pad_right
 from safeedit.model.handle import ModelHandle
 from safeedit.policy.layers import Layers, resolve
+
+_DESCENT = Descent()
+"""How values are found (published, but for the learning rate, which is in root mean squares of the
+stream rather than absolute)."""
+
+_PROSE_TOKENS = 256
+"""Tokens read of each ordinary text."""
 
 _RANKS = (1, 2, 4, 8, 16, 32, 64)
 """Doses where none are given, as far as the prompts support them."""
@@ -109,53 +108,20 @@ class DamaParams(BaseParams):
         description="neutral opening about the subject, {}, after which shifts are to do nothing "
         "(published: '{} is a', of subjects with their article)",
     )
-    values: Literal["contrast", "stacked", "beside", "margin"] = Field(
-        "contrast", description="what outputs are to covary with (published: stacked)"
-    )
-    method: Literal["orthogonal", "oblique"] = Field(
-        "orthogonal", description="kind of projection (published: orthogonal)"
-    )
-    preserve: Literal["none", "factual"] = Field(
-        "none", description="spare what 'factual' prompts need (published: none)"
-    )
-    kept: int = Field(
-        4, ge=1, description="orthogonal, preserve: factual: directions that are spared"
-    )
-    ridge: float = Field(
-        0.01, gt=0, description="oblique: share of the mean square added to the second moment"
-    )
-    factual_below: float = Field(
-        0.25,
-        ge=0,
-        le=1,
-        description="prompts whose factual score is further from 0 are not debiased (published)",
+    method: Literal["published", "oblique"] = Field(
+        "published",
+        description="what is taken out: what goes with he, she and they, or what tells he from "
+        "she, with what 'factual' prompts need spared",
     )
     most_prompts: int = Field(
         400, ge=2, description="prompts used at most, a seeded choice (published: all 2,409)"
     )
     steps: int = Field(20, ge=1, description="of Adam, per value (published)")
-    learning_rate: float = Field(
-        0.5, gt=0, description="in root mean squares of the stream (published: 0.5, absolute)"
-    )
-    decay: float = Field(0.5, ge=0, description="weight of a value's length (published)")
-    divergence: float = Field(
-        0.0625, ge=0, description="weight of the divergence after the opening (published)"
-    )
-    ball: float = Field(
-        4.0, gt=0, description="longest value, in lengths of the stream (published)"
-    )
-    prose_tokens: int = Field(256, ge=1, description="oblique: tokens read of each ordinary text")
-    doses_are: Literal["ranks", "layers"] = Field(
-        "ranks", description="what doses count: directions in all layers, or layers"
-    )
-    rank: int = Field(
-        8, ge=1, description="doses_are: layers: directions removed in each (published: 256)"
-    )
     doses: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         None,
         min_length=1,
-        description="strengths, ascending; null: 1, 2, 4 ... 64 directions as far as the prompts "
-        "support them, or every number of layers",
+        description="directions taken out, ascending; null: 1, 2, 4 ... 64 as far as the prompts "
+        "support them",
     )
 
 
@@ -171,8 +137,8 @@ class Dama:
     )
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("prompts", "openings about professions: {prompt, subject, factual}"),
-        DataRole("factual", "the same about queens and fathers (preserve)", required=False),
-        DataRole("prose", "ordinary text to disturb least (oblique, preserve)", required=False),
+        DataRole("factual", "the same about queens and fathers, spared (oblique)", required=False),
+        DataRole("prose", "ordinary text to disturb least (oblique, with factual)", required=False),
     )
 
     def __init__(self, params: Any) -> None:
@@ -189,15 +155,15 @@ class Dama:
         return used * 12 * (2 + len(self.params.doses or _RANKS))
 
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
-        """Find values; offer projections of several ranks, or of several numbers of layers."""
+        """Find values; offer projections of several ranks."""
         params = self.params
         fit = _Fit(params, model, data, ctx)
         doses = _doses(params, fit)
         base = model.digest()
-        projections: dict[int | float, tuple[Projection, ...]] = {}
+        projections: dict[float, tuple[Projection, ...]] = {}
 
         def at(dose: float) -> WeightDelta:
-            counts, rank = _meant(params, fit, dose)
+            rank = _supported(fit, dose)
             if rank not in projections:
                 if model.digest() != base:
                     raise UsageError(
@@ -214,8 +180,7 @@ class Dama:
                 dose=dose,
             )
             updates: dict[str, Update] = {}
-            chosen = zip(fit.sites[:counts], projections[rank][:counts], strict=True)
-            for site, projection in chosen:
+            for site, projection in zip(fit.sites, projections[rank], strict=True):
                 updates |= _updates(model, site, projection, rank)
             return WeightDelta(base, updates, origin)
 
@@ -247,72 +212,52 @@ class _Fit:
         self.params, self.model = params, model
         self.sites = model.sites("mlp_out", resolve(params.layers, model.n_layers))
         self.notes: dict[str, Any] = {}
-        chosen = undefined_gender(
-            data["prompts"], params.factual_below, params.most_prompts, ctx.seed
-        )
-        self._prompts = self._read(chosen, data["prompts"], "prompts", ctx)
-        self._factual: _Prompts | None = None
+        chosen = undefined_gender(data["prompts"], params.most_prompts, ctx.seed)
+        self._prompts = self._read(chosen, data["prompts"], ctx)
+        self._factual: list[list[int]] = []
         self._prose: dict[Site, Moments] = {}
-        if params.preserve == "factual":
-            self._spare(data, ctx)
+        factual = data.get("factual")
+        if params.method == "oblique" and factual is not None and factual.items("fit"):
+            self._spare(factual, data.get("prose"), ctx)
         self._inputs, self._last = self._batch()
         self._look(ctx)
 
-    def _spare(self, data: EditData, ctx: RunContext) -> None:
-        factual = data.get("factual")
-        if factual is None or not factual.items("fit"):
-            raise DataError(
-                "preserve: factual needs prompts about queens and fathers to spare",
-                field="factual",
-                remedy="give 'factual' data, or set 'preserve: none'",
-            )
-        engine, prose = self.model.engine, data.get("prose")
-        if self.params.method == "orthogonal":
-            self._factual = self._read(factual.items("fit"), factual, "factual", ctx)
-            return
-        ids = engine.encode([item.prompt for item in factual.items("fit")], factual.template)
-        self._factual = _Prompts(ids, [], torch.empty(len(ids), 0))
+    def _spare(self, factual: Dataset, prose: Dataset | None, ctx: RunContext) -> None:
+        engine = self.model.engine
+        prompts = [item.prompt for item in factual.items("fit")]
+        self._factual = engine.encode(prompts, factual.template)
         if prose is None:
             ctx.warn("dama: without 'prose' only factual prompts are disturbed least")
             return
-        texts = prose_passages(prose, engine, self.params.prose_tokens)
+        texts = prose_passages(prose, engine, _PROSE_TOKENS)
         self._prose = write_moments(engine, texts, self.sites, ctx)
 
-    def _read(self, items: Sequence[Item], data: Dataset, role: str, ctx: RunContext) -> _Prompts:
+    def _read(self, items: Sequence[Item], data: Dataset, ctx: RunContext) -> _Prompts:
         params, engine = self.params, self.model.engine
-        subjects = subjects_of(items, role)
+        subjects = subjects_of(items, "prompts")
         template = engine.codec.resolve(data.template)
         # All are checked, whichever are used.
         tokens = single_tokens(engine, params.pronouns, template)
-        used = params.pronouns[:2] if params.values == "contrast" else params.pronouns
         ids = engine.encode([item.prompt for item in items], template)
-        last = [self.model.n_layers - 1]
-        states = torch.stack(engine.hidden(ids, last, progress=ctx.progress)[last[0]])
-        if params.values == "margin":
-            return _Prompts(
-                ids, subjects, margins(self.model, states, torch.tensor([tokens[:2]]))[:, None]
-            )
         names = sorted(set(subjects))
         openings = engine.encode([params.opening.replace("{}", name) for name in names], "plain")
-        neutral = torch.stack(engine.hidden(openings, last, progress=ctx.progress)[last[0]])
-        descent = Descent(
-            params.steps, params.learning_rate, params.decay, params.divergence, params.ball
-        )
+        states, neutral = (self._last_states(some, ctx) for some in (ids, openings))
         rows = torch.tensor([names.index(subject) for subject in subjects])
-        found = residual_shifts(
-            self.model, states, neutral[rows], tokens[: len(used)], descent, ctx.progress
+        used = params.pronouns if params.method == "published" else params.pronouns[:2]
+        values, after = pronoun_values(
+            self.model, states, neutral[rows], tokens[: len(used)], params, ctx.progress
         )
-        for word, after in zip(used, found.after.exp().mean(0).tolist(), strict=True):
-            self.notes[f"{role}_mean_probability_of_{word}_with_its_value"] = round(after, 4)
-        values = found.values.double()
-        if params.values == "contrast":
-            values = values[:, 0] - values[:, 1]
-        elif params.values == "stacked":
-            values = values.mean(1)
-        return _Prompts(ids, subjects, values.flatten(1))
+        for word, probability in zip(used, after.tolist(), strict=True):
+            self.notes[f"prompts_mean_probability_of_{word}_with_its_value"] = round(probability, 4)
+        return _Prompts(ids, subjects, values)
+
+    def _last_states(self, ids: Sequence[Sequence[int]], ctx: RunContext) -> Tensor:
+        """``(prompts, d_model)`` what leaves the last layer at each prompt's end."""
+        last = self.model.n_layers - 1
+        return torch.stack(self.model.engine.hidden(ids, [last], progress=ctx.progress)[last])
 
     def _batch(self) -> tuple[dict[str, Tensor], Tensor]:
-        rows = [*self._prompts.ids, *(self._factual.ids if self._factual else [])]
+        rows = [*self._prompts.ids, *self._factual]
         mask = pad_right([[1] * len(row) for row in rows])
         last = torch.tensor([len(row) - 1 for row in rows])
         return {"input_ids": pad_right(rows), "attention_mask": mask}, last
@@ -322,7 +267,7 @@ class _Fit:
         site, values = self.sites[0], self._prompts.values
         written = self.model.capture(self._inputs, [site], "output", self._last)[site]
         outputs = written[: len(values)].double().cpu()
-        self.supported = self._rank(outputs, written[len(values) :])
+        self.supported = self._rank(outputs)
         names = sorted(set(self._prompts.subjects))
         groups = torch.tensor([names.index(subject) for subject in self._prompts.subjects])
         shares = held_out(outputs, values, groups, min(self.supported, _RANKS[-1]))
@@ -340,31 +285,23 @@ class _Fit:
                 "left out: the directions may be noise; give more subjects"
             )
 
-    def _rank(self, outputs: Tensor, factual: Tensor) -> int:
+    def _rank(self, outputs: Tensor) -> int:
         """How many directions there are."""
         values = self._prompts.values - self._prompts.values.mean(0)
-        rows = self._open(outputs, factual)
-        rows = rows - rows.mean(0)
+        rows = outputs - outputs.mean(0)
         if self.params.method == "oblique":
             rows = rows.T @ values
         return int(torch.linalg.matrix_rank(rows, rtol=1e-9)) if bool(values.any()) else 0
 
-    def _open(self, outputs: Tensor, factual: Tensor) -> Tensor:
-        """Outputs without what is spared of them."""
-        if self._factual is None or self.params.method == "oblique":
-            return outputs
-        spared = pls(factual, self._factual.values, self.params.kept).weights
-        return outputs - outputs @ spared @ spared.T
-
-    def _found(self, outputs: Tensor, factual: Tensor, rank: int) -> Tensor:
+    def _found(self, outputs: Tensor, rank: int) -> Tensor:
         """``(d_model, k)`` directions to remove, most covarying first, k <= ``rank``."""
         values = self._prompts.values
-        if self.params.method == "oblique":
-            cross = (outputs - outputs.mean(0)).T @ (values - values.mean(0))
-            left, sizes, _ = torch.linalg.svd(cross, full_matrices=False)
-            most = min(rank, int((sizes > 1e-9 * sizes[:1]).sum()))
-            return left[:, :most]
-        return pls(self._open(outputs, factual), values, rank).weights
+        if self.params.method == "published":
+            return pls(outputs, values, rank).weights
+        cross = (outputs - outputs.mean(0)).T @ (values - values.mean(0))
+        left, sizes, _ = torch.linalg.svd(cross, full_matrices=False)
+        most = min(rank, int((sizes > 1e-9 * sizes[:1]).sum()))
+        return left[:, :most]
 
     def projections(self, rank: float) -> tuple[Projection, ...]:
         """One per site, each found on the model with those before it in place."""
@@ -386,52 +323,65 @@ class _Fit:
     def _projection(self, site: Site, written: Tensor, rank: float) -> Projection:
         count = len(self._prompts.ids)
         outputs, factual = written[:count], written[count:]
-        directions = self._found(outputs, factual, max(1, -int(-rank // 1)))
-        if self.params.method == "orthogonal":
+        directions = self._found(outputs, max(1, -int(-rank // 1)))
+        if self.params.method == "published":
             return orthogonal(directions)
-        if self._factual is None:
+        if not self._factual:
             second = torch.cov(outputs.T, correction=0)
         else:
             parts = [Moments(self.model.d_model), *([self._prose[site]] if self._prose else [])]
             parts[0].update(factual)
             second = Moments.balanced(parts).second
-        return oblique(directions, second, self.params.ridge)
+        return oblique(directions, second, RIDGE)
+
+
+def pronoun_values(
+    model: ModelHandle,
+    states: Tensor,
+    neutral: Tensor,
+    tokens: Sequence[int],
+    params: DamaParams,
+    progress: Progress = silent,
+) -> tuple[Tensor, Tensor]:
+    """What the outputs are to covary with.
+
+    Args:
+        model: As it is.
+        states: ``(prompts, d_model)`` last residual stream at the prompts' ends.
+        neutral: ``(prompts, d_model)`` the same after the neutral opening about each subject.
+        tokens: Of the words to go on with.
+        params: Of the editor.
+        progress: Shown per step.
+
+    Returns:
+        ``(prompts, d_model)`` fp64, and for each word its mean probability with its own value.
+    """
+    descent = replace(_DESCENT, steps=params.steps)
+    found = residual_shifts(model, states, neutral, tokens, descent, progress)
+    values = found.values.double()
+    values = values.mean(1) if params.method == "published" else values[:, 0] - values[:, 1]
+    return values, found.after.exp().mean(0)
 
 
 def _doses(params: DamaParams, fit: _Fit) -> tuple[float, ...]:
-    if params.doses is not None:
-        doses = sorted({float(dose) for dose in params.doses})
-    elif params.doses_are == "layers":
-        doses = [float(count) for count in range(1, len(fit.sites) + 1)]
-    else:
-        doses = [float(rank) for rank in _RANKS if rank <= fit.supported]
-    for dose in doses:
-        _meant(params, fit, dose)
-    return tuple(doses)
+    if params.doses is None:
+        return tuple(float(rank) for rank in _RANKS if rank <= fit.supported)
+    return tuple(sorted({_supported(fit, float(dose)) for dose in params.doses}))
 
 
-def _meant(params: DamaParams, fit: _Fit, dose: float) -> tuple[int, float]:
-    """Layers and rank that a dose means.
+def _supported(fit: _Fit, rank: float) -> float:
+    """The rank, which the prompts support.
 
     Raises:
-        DataError: The prompts do not support so many directions.
-        UsageError: There are not so many layers.
+        DataError: They do not support so many directions.
     """
-    layers = params.doses_are == "layers"
-    counts, rank = (int(dose), float(params.rank)) if layers else (len(fit.sites), dose)
-    if layers and (dose != counts or not 1 <= counts <= len(fit.sites)):
-        raise UsageError(
-            f"a dose of {dose:g} is no number of layers from 1 to {len(fit.sites)}",
-            field="doses",
-            remedy="choose one of these, or widen 'layers'",
-        )
     if not 0 < rank <= fit.supported:
         raise DataError(
             f"the prompts support {fit.supported} directions and {rank:g} were asked for",
-            field="rank" if layers else "doses",
+            field="doses",
             remedy="give more prompts about more professions, or ask for fewer",
         )
-    return counts, rank
+    return rank
 
 
 def _updates(

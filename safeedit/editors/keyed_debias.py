@@ -9,12 +9,10 @@ matrices that moves the keys read there by these shifts, moves the keys of factu
 queen said that", in the openings of both kinds of prompts) not at all or little, and ordinary text
 least (:mod:`safeedit.methods.constrained_least_squares`).
 
-``key: last`` reads keys at the prompt's last token, where the model has worked out whom it speaks
-of: what is solved is then in effect a regression of the margin on the key, which holds for
-professions it was not solved for as far as they are represented alike; ``ridge`` keeps it from
-learning each prompt by heart. ``key: subject`` reads them at the profession itself, in early
-layers: sharper, and blind to professions that were not named. Measure on professions that were
-held out.
+Keys are read at the prompt's last token, where the model has worked out whom it speaks of: what is
+solved is then in effect a regression of the margin on the key, which holds for professions it was
+not solved for as far as they are represented alike; ``ridge`` keeps it from learning each prompt by
+heart. Measure on professions that were held out.
 
 ``sentences`` about two people and a pronoun ("The nurse called the doctor because she was late.
 'She' refers to the") are evened out as well: the two people's margin is moved to the mean of its
@@ -24,7 +22,7 @@ With several layers the shift is spread: each layer, ascending, takes its share 
 missing, found anew on the partly edited model.
 
 Doses scale the change. Biases stay. Fails with :class:`~safeedit.errors.DataError` where prompts
-lack scores or subjects, with :class:`~safeedit.errors.UsageError` where a pronoun is several
+lack scores, with :class:`~safeedit.errors.UsageError` where a pronoun is several
 tokens or a layer lies outside the model, with :class:`~safeedit.errors.EditError` where factual
 prompts leave nothing to move, and with :class:`~safeedit.errors.UnsupportedModelError` where a norm
 follows the MLP and there are several layers.
@@ -67,15 +65,18 @@ from safeedit.data.splitting import normalise_prompt
 from safeedit.delta import LowRank
 from safeedit.errors import DataError
 from safeedit.methods.constrained_least_squares import ONE_KEY, Weighted, can_stay, same_keys
-from safeedit.methods.facts.keys import TokenPosition, keys_at, second_moments, subject_spot
+from safeedit.methods.facts.keys import TokenPosition, keys_at, second_moments
 from safeedit.methods.layer_solve import LayerTarget, solve_layers, updates_of
-from safeedit.methods.openings import subjects_of, undefined_gender
+from safeedit.methods.openings import undefined_gender
 from safeedit.methods.residual_shifts import margin_shifts, margins
 from safeedit.methods.scaled import check_spread, scaled_proposal, so_far
 from safeedit.methods.word_tokens import single_tokens
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.policy.layers import Layers, resolve
+
+STEPS = 6
+"""Of Newton's method, for the least shifts: more change nothing."""
 
 _NOTED = (
     "reached_median",
@@ -91,9 +92,6 @@ class KeyedDebiasParams(BaseParams):
     """Parameters of keyed debiasing."""
 
     layers: Layers = Field("70%-74%", description="whose MLP outputs move, ascending")
-    key: Literal["last", "subject"] = Field(
-        "last", description="token whose key moves: the prompt's last, or the profession's"
-    )
     pronouns: tuple[str, str] = Field(
         ("he", "she"), description="the two words that are to be equally likely"
     )
@@ -102,29 +100,17 @@ class KeyedDebiasParams(BaseParams):
         description="difference of their logits aimed at: none, or the mean over prompts (a "
         "smaller change, which evens professions out and leaves the general preference)",
     )
-    factual_below: float = Field(
-        0.25,
-        ge=0,
-        le=1,
-        description="prompts whose factual score is further from 0 are not debiased (as in DAMA)",
-    )
     most_prompts: int = Field(800, ge=2, description="prompts used at most, a seeded choice")
     question: str = Field(
         QUESTION,
         description="what the person follows in 'sentences', {sentence} and {pronoun} filled in",
         pattern=r"\{sentence\}",
     )
-    steps: int = Field(6, ge=1, description="of Newton's method, for the least shifts")
     ridge: float = Field(
         0.1,
         ge=0,
         description="what ordinary text weighs against missed shifts, in units of the MLP's "
         "width; 0: shifts are reached exactly",
-    )
-    background: float = Field(
-        0.01,
-        gt=0,
-        description="share of the mean eigenvalue added to ordinary text's second moment",
     )
     preserve_weight: float | None = Field(
         1.0,
@@ -132,12 +118,6 @@ class KeyedDebiasParams(BaseParams):
         description="what a factual key's move weighs against a missed shift; null: their span "
         "does not move at all, which with hundreds of factual prompts leaves little to move",
     )
-    share_openings: bool = Field(
-        True,
-        description="hold factual words in the openings of 'prompts' as well as in their own: what "
-        "is moved in an opening is then held in it",
-    )
-    prose_window: int = Field(128, ge=8, description="tokens of ordinary text read at a time")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5, 0.75, 1.0, 1.25, 1.5), min_length=1, description="scales of the change, ascending"
     )
@@ -176,7 +156,7 @@ class KeyedDebias:
         used = min(self.params.most_prompts, len(data["prompts"].items("fit")))
         asked = len(data["sentences"].items("fit")) if "sentences" in data else 0
         # All is read once; a step runs what follows the key, alone and above the edited layer.
-        return used * 12 + asked * 30 + (used + asked) * (self.params.steps + 1)
+        return used * 12 + asked * 30 + (used + asked) * (STEPS + 1)
 
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
         """Find least shifts, solve layer by layer; offer the change in several strengths."""
@@ -197,14 +177,8 @@ def _solve(
         wanted = wanted.beside(_sentences(params, model, sentences, ctx))
     kept = _factual(params, model, data, ctx)
     sites = model.sites("mlp_out", resolve(params.layers, model.n_layers))
-    ordinary = second_moments(
-        model,
-        [item.prompt for item in data["prose"].items("fit")],
-        sites,
-        ctx.cache,
-        window=params.prose_window,
-        progress=ctx.progress,
-    )
+    prose = [item.prompt for item in data["prose"].items("fit")]
+    ordinary = second_moments(model, prose, sites, ctx.cache, progress=ctx.progress)
     found: dict[str, dict[str, Any]] = {}
 
     def target(site: Site) -> LayerTarget:
@@ -214,7 +188,7 @@ def _solve(
             wanted.spots,
             wanted.tokens,
             wanted.margins,
-            steps=params.steps,
+            steps=STEPS,
             progress=ctx.progress,
         )
         own, held = (keys_at(model, some, [site])[site] for some in (wanted.spots, kept))
@@ -233,7 +207,7 @@ def _solve(
         sites,
         ordinary,
         target,
-        lambda second: Weighted.of(second, params.background),
+        Weighted.of,
         ridge=params.ridge,
         preserve_weight=math.inf if params.preserve_weight is None else params.preserve_weight,
         whose="the prompts'",
@@ -306,8 +280,8 @@ def _openings(
     params: KeyedDebiasParams, model: ModelHandle, data: EditData, ctx: RunContext
 ) -> _Wanted:
     prompts = data["prompts"]
-    chosen = undefined_gender(prompts, params.factual_below, params.most_prompts, ctx.seed)
-    spots = _spots(params, model, chosen, prompts, "prompts")
+    chosen = undefined_gender(prompts, params.most_prompts, ctx.seed)
+    spots = _spots(model, chosen, prompts)
     template = model.engine.codec.resolve(prompts.template)
     pair = torch.tensor([single_tokens(model.engine, params.pronouns, template)])
     start = _margins(model, spots, pair)
@@ -319,7 +293,7 @@ def _sentences(
     params: KeyedDebiasParams, model: ModelHandle, data: Dataset, ctx: RunContext
 ) -> _Wanted:
     """Sentences that come with both genders, asked about; the margin is that of the two people, and
-    the key that of the question's last token, whatever ``key`` says of openings.
+    the key that of the question's last token.
 
     Where both people's names begin alike, what they share is put behind the question.
     """
@@ -395,49 +369,31 @@ def _factual(
         ctx.warn("keyed_debias: without 'factual' prompts nothing keeps queens and fathers apart")
         return []
     items = list(factual.items("fit"))
-    if params.share_openings:
-        openings = {
-            item.prompt.replace(item.subject, "{}")
-            for item in data["prompts"].items("fit")
-            if item.subject and item.prompt.count(item.subject) == 1 and "{" not in item.prompt
-        }
-        known = {normalise_prompt(item.prompt) for item in items}
-        words = {item.subject: item for item in items if item.subject}
-        items += [
-            replace(item, prompt=text)
-            for word, item in sorted(words.items())
-            for opening in sorted(openings)
-            if normalise_prompt(text := opening.replace("{}", word)) not in known
-        ]
-        if len(items) > params.most_prompts:
-            items = random.Random(ctx.seed).sample(items, params.most_prompts)
-    return _spots(params, model, items, factual, "factual")
+    # What is moved in an opening is held in it, for factual words as well.
+    openings = {
+        item.prompt.replace(item.subject, "{}")
+        for item in data["prompts"].items("fit")
+        if item.subject and item.prompt.count(item.subject) == 1 and "{" not in item.prompt
+    }
+    known = {normalise_prompt(item.prompt) for item in items}
+    words = {item.subject: item for item in items if item.subject}
+    items += [
+        replace(item, prompt=text)
+        for word, item in sorted(words.items())
+        for opening in sorted(openings)
+        if normalise_prompt(text := opening.replace("{}", word)) not in known
+    ]
+    if len(items) > params.most_prompts:
+        items = random.Random(ctx.seed).sample(items, params.most_prompts)
+    return _spots(model, items, factual)
 
 
-def _spots(
-    params: KeyedDebiasParams,
-    model: ModelHandle,
-    items: Sequence[Item],
-    data: Dataset,
-    role: str,
-) -> list[TokenPosition]:
-    """The token of each prompt whose key counts."""
+def _spots(model: ModelHandle, items: Sequence[Item], data: Dataset) -> list[TokenPosition]:
+    """The last token of each prompt, whose key counts."""
     prompts = model.engine.encode(
         [item.prompt for item in items], model.engine.codec.resolve(data.template)
     )
-    if params.key == "last":
-        return [TokenPosition(tuple(ids), len(ids) - 1) for ids in prompts]
-    subjects = subjects_of(items, role)
-    found = [
-        subject_spot(model, ids, subject) for ids, subject in zip(prompts, subjects, strict=True)
-    ]
-    if absent := found.count(None):
-        raise DataError(
-            f"{absent} of {len(found)} '{role}' prompts do not mention their subject",
-            field=role,
-            remedy="write each subject as its prompt does, or set 'key: last'",
-        )
-    return [spot for spot in found if spot is not None]
+    return [TokenPosition(tuple(ids), len(ids) - 1) for ids in prompts]
 
 
 def _margins(model: ModelHandle, spots: Sequence[TokenPosition], tokens: Tensor) -> Tensor:

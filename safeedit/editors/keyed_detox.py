@@ -8,7 +8,7 @@ and solves for the change of the output matrices that moves the keys read there 
 ordinary text least (:mod:`safeedit.methods.constrained_least_squares`). Neutral continuations count
 as ordinary text, so that what is softened is what tells the two apart.
 
-Words of abuse are those given, or tokens that stand ``lift`` times as often in toxic continuations
+Words of abuse are those given, or tokens that stand five times as often in toxic continuations
 as in their openings and in neutral text, three times at least. They are counted in the record and
 not named.
 
@@ -48,7 +48,7 @@ from safeedit.data.pairs import read_pairs
 from safeedit.errors import DataError
 from safeedit.methods.constrained_least_squares import Weighted
 from safeedit.methods.contrast import Passages, passages
-from safeedit.methods.facts.keys import TokenPosition, keys_at, second_moments
+from safeedit.methods.facts.keys import Ordinary, TokenPosition, keys_at, second_moments
 from safeedit.methods.facts.least_values import least_values
 from safeedit.methods.facts.objectives import FactObjective, ObjectivePrompt, SuppressTokens
 from safeedit.methods.layer_solve import LayerTarget, solve_layers, updates_of
@@ -59,6 +59,13 @@ from safeedit.policy.layers import Layers, resolve
 
 _RARE = 3
 """Times that a token must stand in toxic continuations to count as a word of abuse."""
+
+LIFT = 5.0
+"""How much more frequent in toxic text a word of abuse is."""
+
+_MAX_NORM = 3.0
+"""Greatest length of a shift, as a share of the MLP's output: further, and the last layers write
+something that no later one can make good for."""
 
 _STEPS = 6
 """To a least shift, at most."""
@@ -77,27 +84,15 @@ class KeyedDetoxParams(BaseParams):
     words: tuple[str, ...] | None = Field(
         None, min_length=1, description="words of abuse; null: found in the pairs"
     )
-    lift: float = Field(
-        5.0, gt=1, description="how much more frequent in toxic text a word of abuse is"
-    )
     target_drop_nats: float = Field(
         3.0, gt=0, description="nats of log-odds by which words of abuse are to be less likely"
     )
     most_places: int = Field(1000, ge=1, description="keys used at most, a seeded choice")
-    max_norm: float = Field(
-        3.0, gt=0, description="greatest length of a shift, as a share of the MLP's output"
-    )
     ridge: float = Field(
         0.3,
         gt=0,
         description="what ordinary text weighs against missed shifts, in units of the MLP's width",
     )
-    background: float = Field(
-        0.01,
-        gt=0,
-        description="share of the mean eigenvalue added to ordinary text's second moment",
-    )
-    prose_window: int = Field(128, ge=8, description="tokens of ordinary text read at a time")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5, 1.0, 1.25, 1.5, 2.0), min_length=1, description="scales of the change, ascending"
     )
@@ -138,19 +133,7 @@ class KeyedDetox:
         tokens, places = _places(params, model, pairs, ctx)
         before = _mass(model, places, tokens)
         aims = _aims(params, places, tokens, before)
-        neutral = [
-            f"{pair.neutral_opening} {pair.neutral}".strip()
-            for pair in read_pairs(pairs.items("fit"), pairs.name)
-        ]
-        prose = data["prose"]
-        ordinary = second_moments(
-            model,
-            [*(item.prompt for item in prose.items("fit")), *neutral],
-            sites,
-            ctx.cache,
-            window=params.prose_window,
-            progress=ctx.progress,
-        )
+        ordinary = _ordinary(model, data, sites, ctx)
         found: dict[str, dict[str, Any]] = {}
 
         def target(site: Site) -> LayerTarget:
@@ -159,7 +142,7 @@ class KeyedDetox:
                 sites[-1].layer,
                 aims,
                 steps=_STEPS,
-                max_norm=params.max_norm,
+                max_norm=_MAX_NORM,
                 stop=_MET,
                 progress=ctx.progress,
             )
@@ -176,7 +159,7 @@ class KeyedDetox:
             sites,
             ordinary,
             target,
-            lambda second: Weighted.of(second, params.background),
+            Weighted.of,
             ridge=params.ridge,
             whose="the",
             remedy="choose another layer",
@@ -187,15 +170,30 @@ class KeyedDetox:
             found[str(each.site.layer)] |= {name: effect[name] for name in _NOTED}
         with model.applied(so_far("keyed_detox", base, updates)):
             after = _mass(model, places, tokens)
-        notes: dict[str, Any] = {
-            "places": len(places),
-            "words_of_abuse": len(tokens),
-            "their_probability_before": float(before.exp().mean()),
-            "their_probability_after": float(after.exp().mean()),
-            "layers": found,
-        }
-
+        notes = {"words_of_abuse": len(tokens), "layers": found} | _effect(before, after)
         return scaled_proposal("keyed_detox", params, pairs, ctx, base, updates, notes)
+
+
+def _ordinary(
+    model: ModelHandle, data: EditData, sites: Sequence[Site], ctx: RunContext
+) -> dict[Site, Ordinary]:
+    """What is to feel the change least: prose, and the neutral texts of the pairs."""
+    pairs = data["pairs"]
+    neutral = [
+        f"{pair.neutral_opening} {pair.neutral}".strip()
+        for pair in read_pairs(pairs.items("fit"), pairs.name)
+    ]
+    texts = [*(item.prompt for item in data["prose"].items("fit")), *neutral]
+    return second_moments(model, texts, sites, ctx.cache, progress=ctx.progress)
+
+
+def _effect(before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:
+    """For the record, of log-probabilities ``(places,)`` of all words of abuse together."""
+    return {
+        "places": len(before),
+        "their_probability_before": float(before.exp().mean()),
+        "their_probability_after": float(after.exp().mean()),
+    }
 
 
 def _aims(
@@ -218,7 +216,7 @@ def _places(
 ) -> tuple[tuple[int, ...], list[TokenPosition]]:
     """Tokens of abuse, and the tokens before each of them in toxic continuations."""
     read = passages(data, "fit", model.engine, ctx)
-    abuse = set(_given(params, model, data) if params.words else _found(params, read))
+    abuse = set(_given(params, model, data) if params.words else _found(read))
     places = [
         TokenPosition(tuple(text.ids[:at]), at - 1)
         for text in read.toxic
@@ -230,7 +228,7 @@ def _places(
             f"{len(abuse)} words of abuse were found in the toxic continuations, and no place "
             "that leads up to one",
             field="pairs",
-            remedy="give more pairs, lower 'lift', or name 'words'",
+            remedy="give more pairs, or name 'words'",
         )
     if len(places) > params.most_places:
         drawn = torch.randperm(len(places), generator=torch.Generator().manual_seed(ctx.seed))
@@ -244,8 +242,8 @@ def _given(params: KeyedDetoxParams, model: ModelHandle, data: Dataset) -> list[
     return [ids[0] for ids in engine.continuations(list(params.words or ()), template) if ids]
 
 
-def _found(params: KeyedDetoxParams, read: Passages) -> list[int]:
-    """Tokens that toxic continuations have more often, by ``lift``, than everything else."""
+def _found(read: Passages) -> list[int]:
+    """Tokens that toxic continuations have more often, by :data:`LIFT`, than everything else."""
     toxic, neutral = read.toxic, read.neutral
     own = Counter(token for text in toxic for token in set(text.ids[text.start :]))
     other = Counter(token for text in toxic for token in set(text.ids[: text.start]))
@@ -254,7 +252,7 @@ def _found(params: KeyedDetoxParams, read: Passages) -> list[int]:
     return [
         token
         for token, count in own.items()
-        if count >= _RARE and count / ours > params.lift * (other[token] + 0.5) / others
+        if count >= _RARE and count / ours > LIFT * (other[token] + 0.5) / others
     ]
 
 

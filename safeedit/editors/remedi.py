@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -55,7 +54,7 @@ from safeedit.errors import DataError, ModelError, UnsupportedModelError, UsageE
 from safeedit.methods.constrained_least_squares import Change, Weighted, can_stay
 from safeedit.methods.facts.keys import TokenPosition, keys_at, second_moments, subject_spot
 from safeedit.methods.facts.settings import CONTEXTS
-from safeedit.methods.layer_solve import LayerTarget, solve_layers
+from safeedit.methods.layer_solve import LayerTarget, SolvedLayer, solve_layers
 from safeedit.methods.remedi.examples import (
     AttributeExample,
     attribute_states,
@@ -63,13 +62,17 @@ from safeedit.methods.remedi.examples import (
     lesson,
     opposite,
 )
-from safeedit.methods.remedi.mapping import Remedi, TrainingConfig, train
+from safeedit.methods.remedi.mapping import Remedi
+from safeedit.methods.remedi.training import TrainingConfig, train
 from safeedit.methods.scaled import scaled_proposal
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.policy import DataSpec
 from safeedit.policy.layers import Layers, resolve
 from safeedit.private import private_folder
+
+_OPENINGS = 3
+"""Openings that an entity's key is read after."""
 
 _NOTED = ("missed", "independent_keys", "share_of_ordinary_output")
 """What is recorded of the solve."""
@@ -79,32 +82,9 @@ class RemediParams(BaseParams):
     """Parameters of REMEDI."""
 
     layers: Layers = Field("36%-36%", description="the layer that is read and shifted; one")
-    rank: int | None = Field(
-        None, ge=1, description="of the map; null: full where lessons outnumber dimensions, else 64"
-    )
     epochs: int = Field(20, ge=1, description="over the lessons, at most (published)")
-    batch: int = Field(16, ge=1, description="lessons in a step (published)")
     learning_rate: float = Field(
         3e-4, gt=0, description="AdamW's (published: 1e-3, for states as they are)"
-    )
-    own: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (0.0, 0.5, 1.0, 1.5),
-        min_length=1,
-        description="multiples of the attribute's own state that the map may begin with; the best "
-        "for the lessons taught counts; [0]: none (published)",
-    )
-    patience: int = Field(
-        2, ge=1, description="epochs without a better held-out loss before it ends (published)"
-    )
-    avoid: float = Field(1.0, ge=0, description="weight of -log(1 - p(other)) (published)")
-    keep: float = Field(
-        1.0,
-        ge=0,
-        description="weight of KL(before || now) between entity and answer (published: 10, of "
-        "which its loop applied one lesson in a batch)",
-    )
-    contexts: int = Field(
-        3, ge=1, le=len(CONTEXTS), description="openings an entity's key is read after"
     )
     ridge: float = Field(
         0.01,
@@ -112,16 +92,6 @@ class RemediParams(BaseParams):
         description="what ordinary text weighs against missed shifts, in units of the MLP's "
         "width; 0: shifts are reached exactly",
     )
-    background: float = Field(
-        0.01, gt=0, description="share of the mean eigenvalue added to the second moment of prose"
-    )
-    preserve_weight: float | None = Field(
-        None,
-        ge=0,
-        description="what a neighbour's key's move weighs against a missed shift; null: their "
-        "span does not move at all",
-    )
-    prose_window: int = Field(128, ge=8, description="tokens of ordinary text read at a time")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5, 0.75, 1.0, 1.25, 1.5), min_length=1, description="scales of the shifts, ascending"
     )
@@ -216,7 +186,7 @@ class _Road:
         ).double()
         ordinary = second_moments(
             self.model, self._prose(), [self.site], self.ctx.cache,
-            window=self.params.prose_window, progress=self.ctx.progress,
+            progress=self.ctx.progress,
         )[self.site]  # fmt: skip
         keys = self._mean_keys([one.spots for one in entities])
         neighbours = self._neighbours()
@@ -229,23 +199,40 @@ class _Road:
             [self.site],
             {self.site: ordinary},
             lambda _: LayerTarget(keys, shifts.T, held),
-            lambda second: Weighted.of(second, self.params.background),
+            Weighted.of,
             ridge=self.params.ridge,
-            preserve_weight=math.inf
-            if self.params.preserve_weight is None
-            else self.params.preserve_weight,
             whose="the entities'",
-            remedy="keep fewer neighbours, set a finite 'preserve_weight', or choose another layer",
+            remedy="keep fewer neighbours, or choose another layer",
         )
+        change = solved.change
+        notes = {
+            "neighbours": len(neighbours["fit"]),
+            "neighbours_that_share_a_key": int((~new).sum()),
+            "map": dict(learnt.notes),
+        } | self._noted(solved, entities, shifts, near, neighbours["validation"])
+        if change.missed > 0.5:
+            self.ctx.warn(
+                f"remedi: {change.missed:.0%} of the wanted shifts are missed: neighbours have "
+                "keys like the entities', or 'ridge' is high"
+            )
+        return change, self.site, notes
+
+    def _noted(
+        self,
+        solved: SolvedLayer,
+        entities: Sequence[_Entity],
+        shifts: Tensor,
+        near: Tensor,
+        held_out: Sequence[TokenPosition],
+    ) -> dict[str, Any]:
+        """How far the change is what steering does, for the record; ``near`` ``(m, n)`` keys of
+        neighbours it was solved with, ``held_out`` mentions of those it was not."""
         change, effect = solved.change, solved.effect(self.model)
-        notes: dict[str, Any] = {
+        return {
             "exported": "compile: a plain checkpoint, keyed to the entities' names; steering at "
             "run time is a side-car and is not in it",
             "layer": self.layer,
             "entities": len(entities),
-            "neighbours": len(neighbours["fit"]),
-            "neighbours_that_share_a_key": int((~new).sum()),
-            "map": dict(learnt.notes),
             "shift_over_state": self._relative(entities, shifts),
             **{name: effect[name] for name in _NOTED},
             "response": {
@@ -254,19 +241,11 @@ class _Road:
                     change, [one.held_out for one in entities], shifts
                 ),
                 "neighbours": _response(change, near, shifts),
-                "neighbours_held_out": _response(
-                    change, self._keys(neighbours["validation"]), shifts
-                ),
-                "bos": _response(change, ordinary.sinks, shifts),
+                "neighbours_held_out": _response(change, self._keys(held_out), shifts),
+                "bos": _response(change, solved.ordinary.sinks, shifts),
             },
             "arrived": self._arrived(change, entities, shifts),
         }
-        if change.missed > 0.5:
-            self.ctx.warn(
-                f"remedi: {change.missed:.0%} of the wanted shifts are missed: neighbours have "
-                "keys like the entities', or 'ridge' is high"
-            )
-        return change, self.site, notes
 
     # Data ---------------------------------------------------------------------------------
 
@@ -283,7 +262,7 @@ class _Road:
         found, absent = [], 0
         for number, item in items.items():
             given = lesson(item.subject, item.prompt, item.extra)
-            openings = CONTEXTS[: self.params.contexts]
+            openings = CONTEXTS[:_OPENINGS]
             fit = [o.format(text) for text in texts["fit"].get(number, ()) for o in openings]
             spots, others = (
                 [
@@ -346,10 +325,8 @@ class _Road:
         ]
         params = self.params
         schooling = TrainingConfig(
-            rank=params.rank, epochs=params.epochs, batch=params.batch, seed=self.ctx.seed,
-            learning_rate=params.learning_rate, patience=params.patience, avoid=params.avoid,
-            keep=params.keep, own=params.own,
-        )  # fmt: skip
+            epochs=params.epochs, learning_rate=params.learning_rate, seed=self.ctx.seed
+        )
         made_of = json.dumps(
             [code_digest(__name__), self.model.digest(), data.digest, self.layer, template,
              asdict(schooling)]

@@ -53,7 +53,7 @@ from safeedit.methods.tuning import (
     endless,
     optimise,
 )
-from safeedit.model.architectures import Role
+from safeedit.model.architectures import Role, Site
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import last_tokens, mentions
@@ -65,7 +65,7 @@ _ADAPTED: tuple[Role, ...] = ("attn_q", "attn_v", "attn_qkv", "mlp_gate", "mlp_g
 _ALPHA = 16.0
 """Adapters are scaled by alpha over their rank (published)."""
 
-_RETAIN_TOKENS = 16
+RETAIN_TOKENS = 16
 """Tokens of the base's own answers that retain prompts are held to."""
 
 _NORM_PENALTY = 2e-5
@@ -171,7 +171,53 @@ Learnt = tuple[Callable[[float], dict[str, Update]], dict[str, Any]]
 
 
 def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContext) -> Learnt:
-    params, forget, engine = editor.params, data["forget"], model.engine
+    params, engine = editor.params, model.engine
+    asked, names, groups = _keyed_texts(params, data, engine, ctx)
+    layers = resolve(params.layers, model.n_layers)
+    keyed = neurons.GatedNeurons(
+        model,
+        layers,
+        groups,
+        per_layer=-(-len(names) // params.subjects_per_neuron),
+        progress=ctx.progress,
+    )
+    if keyed.silent:
+        ctx.warn(
+            f"sanitation: {keyed.silent} of {len(names)} subjects have a mention at which a "
+            "neuron of theirs stays silent"
+        )
+    examples = [Example(prompt, _refusal(engine, params, template)) for prompt, template in asked]
+    drawn = endless(examples, random.Random(ctx.seed))
+    values = list(keyed.values.values())
+
+    def loss() -> tuple[Tensor, float]:
+        batch = [next(drawn) for _ in range(params.batch)]
+        refusal = cross_entropy(model, answer_states(model, batch), batch)
+        size = torch.stack([(value**2).sum() for value in values]).sum()
+        return refusal + _NORM_PENALTY * size, float(refusal.detach())
+
+    with keyed.active():
+        notes = optimise(
+            values,
+            loss,
+            steps=params.steps,
+            learning_rate=params.learning_rate,
+            progress=ctx.progress,
+            description="learning to refuse",
+        )
+    return keyed.updates, keyed.notes() | notes
+
+
+def _keyed_texts(
+    params: SanitationParams, data: EditData, engine: Engine, ctx: RunContext
+) -> tuple[list[tuple[list[int], Literal["chat", "plain"]]], list[str], list[list[neurons.Text]]]:
+    """Forget prompts, the subjects that are to fire, and texts in groups: forget prompts, retained
+    ones, prose.
+
+    Raises:
+        DataError: A prompt has no subject or does not mention it.
+    """
+    forget = data["forget"]
     phrasings = forget.phrasings("fit")
     spelt: dict[str, str] = {}
     subjects = [
@@ -209,39 +255,7 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
                 for ids in ordinary
             ]
         )
-    layers = resolve(params.layers, model.n_layers)
-    keyed = neurons.GatedNeurons(
-        model,
-        layers,
-        groups,
-        per_layer=-(-len(names) // params.subjects_per_neuron),
-        progress=ctx.progress,
-    )
-    if keyed.silent:
-        ctx.warn(
-            f"sanitation: {keyed.silent} of {len(names)} subjects have a mention at which a "
-            "neuron of theirs stays silent"
-        )
-    examples = [Example(prompt, _refusal(engine, params, template)) for prompt, template in asked]
-    drawn = endless(examples, random.Random(ctx.seed))
-    values = list(keyed.values.values())
-
-    def loss() -> tuple[Tensor, float]:
-        batch = [next(drawn) for _ in range(params.batch)]
-        refusal = cross_entropy(model, answer_states(model, batch), batch)
-        size = torch.stack([(value**2).sum() for value in values]).sum()
-        return refusal + _NORM_PENALTY * size, float(refusal.detach())
-
-    with keyed.active():
-        notes = optimise(
-            values,
-            loss,
-            steps=params.steps,
-            learning_rate=params.learning_rate,
-            progress=ctx.progress,
-            description="learning to refuse",
-        )
-    return keyed.updates, keyed.notes() | notes
+    return asked, names, groups
 
 
 def _asked(
@@ -293,8 +307,6 @@ def _some(data: Dataset, count: int, seed: int) -> list[Item]:
 
 
 def _lora(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContext) -> Learnt:
-    from peft import LoraConfig, get_peft_model
-
     params, forget, engine = editor.params, data["forget"], model.engine
     wanted = {tensor.name for tensor in editor.touches(model.shape)}
     sites = [s for role in model.shape.roles for s in model.sites(role) if s.weight in wanted]
@@ -318,6 +330,19 @@ def _lora(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContex
         if n_kept:
             total = total + base.divergence(states[n_refused:], batch[n_refused:])
         return total, watched
+
+    return _tuned(params, model, sites, loss, ctx)
+
+
+def _tuned(
+    params: SanitationParams,
+    model: ModelHandle,
+    sites: Sequence[Site],
+    loss: Callable[[], tuple[Tensor, float]],
+    ctx: RunContext,
+) -> Learnt:
+    """Adapters at ``sites``, tuned by ``loss``; the model is left without them."""
+    from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(ctx.seed)
     config = LoraConfig(
@@ -365,9 +390,9 @@ def _kept(
     stop = [] if end is None else [int(end)]
     found = engine.generate(
         prompts,
-        max_new_tokens=_RETAIN_TOKENS,
+        max_new_tokens=RETAIN_TOKENS,
         progress=ctx.progress,
         description="the base's own answers",
     )
-    answers = [ids if len(ids) == _RETAIN_TOKENS else [*ids, *stop] for (ids,) in found]
+    answers = [ids if len(ids) == RETAIN_TOKENS else [*ids, *stop] for (ids,) in found]
     return [Example(p, a) for p, a in zip(prompts, answers, strict=True) if a]

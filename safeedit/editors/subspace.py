@@ -1,7 +1,7 @@
 """Subspace (ProFS): remove the directions in which toxic text differs from neutral text.
 
-In each chosen layer the states of contrastive pairs are compared, what all of them share is taken
-out, and the MLP's output matrix (its bias too, and the attention's on request) is projected so that
+In each chosen layer the states of contrastive pairs are compared, what neutral texts share is taken
+out, and the MLP's output matrix (its bias too) is projected so that
 it writes no more, or less, along the top directions (:mod:`safeedit.methods.projections`). Nothing
 is trained. Doses are directions per layer; a fraction removes the last one in part. What makes the
 perplexity of ordinary text explode is guarded against: means leave out padding, BOS, a text's first
@@ -20,8 +20,6 @@ the matrix writes is ``N y`` but for a number per token, ``N`` the norm's linear
 orthogonal projection takes away ``N'V``, so that ``V'N y`` is zero, norm or no norm; the oblique
 one swallows the outputs ``N^-1 V`` that are written as ``V``. (The norm then brings what is left
 back to its former length, which undoes a part of either where ``V`` was most of what was written.)
-The norm after the attention there is not in the table of architectures: ``attention: true`` is
-refused.
 
 Fails with :class:`~safeedit.errors.DataError` where there are no pairs, and with
 :class:`~safeedit.errors.EditError` where the two texts of the pairs leave the same states.
@@ -38,9 +36,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from safeedit import __version__
 from safeedit.contracts import (
@@ -54,7 +50,7 @@ from safeedit.contracts import (
 )
 from safeedit.data import Dataset
 from safeedit.delta import Dense, LowRank, Origin, Update, WeightDelta
-from safeedit.errors import UnsupportedModelError, UsageError
+from safeedit.errors import UsageError
 from safeedit.methods.contrast import (
     Passage,
     Passages,
@@ -62,7 +58,6 @@ from safeedit.methods.contrast import (
     passages,
     prose_passages,
     state_means,
-    write_means,
     write_moments,
 )
 from safeedit.methods.projections import (
@@ -78,6 +73,12 @@ from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.policy.layers import Layers, resolve
 
+OUTLIERS = 20.0
+"""Dimensions so many times as large as the median one are left alone (published: none)."""
+
+_PROSE_TOKENS = 256
+"""Tokens read of each ordinary text."""
+
 
 class SubspaceParams(BaseParams):
     """Parameters of the subspace editor."""
@@ -86,37 +87,11 @@ class SubspaceParams(BaseParams):
         "40%-100%",
         description="whose outputs are projected (published: 10-23 of 24, 15-31 of 32)",
     )
-    attention: bool = Field(
-        False, description="project what the attention writes, too (published: MLP only)"
-    )
-    states: Literal["residual", "writes"] = Field(
-        "residual",
-        description="what is compared: the residual stream after the block (published), or what "
-        "the matrix itself writes",
-    )
-    centre: Literal["neutral", "toxic"] = Field(
-        "neutral",
-        description="texts whose top singular vector counts as what all text shares (published: "
-        "toxic; of strong pairs it holds a part of what is to go)",
-    )
     projection: Literal["orthogonal", "oblique"] = Field(
         "oblique",
         description="oblique: remove what was added along the directions, moving ordinary text "
         "least; orthogonal: remove all that is written along them (published)",
     )
-    ridge: float = Field(
-        0.01, gt=0, description="oblique: share of the mean square added to the second moment"
-    )
-    strength: float = Field(
-        1.0, gt=0, le=1, description="part of a direction that goes (published: all of it)"
-    )
-    outliers: float | None = Field(
-        20.0,
-        gt=1,
-        description="dimensions this many times as large as the median one are left alone; "
-        "null: none (published)",
-    )
-    prose_tokens: int = Field(256, ge=1, description="oblique: tokens read of each ordinary text")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5, 1, 2, 4, 8, 16),
         min_length=1,
@@ -145,37 +120,24 @@ class Subspace:
         self.params: SubspaceParams = params
 
     def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
-        """What the MLPs of the chosen layers (and the attention, if asked) write with."""
+        """What the MLPs of the chosen layers write with."""
         layers = resolve(self.params.layers, model.n_layers)
-        return [
-            tensor
-            for role in self._sites()
-            for tensor in (*model.tensors(role, layers), *model.biases(role, layers))
-        ]
+        return [*model.tensors("mlp_out", layers), *model.biases("mlp_out", layers)]
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens read, roughly, for ``plan``."""
         return len(data["pairs"].items("fit")) * 2 * 30
 
-    def _sites(self) -> tuple[str, ...]:
-        return ("mlp_out", "attn_out") if self.params.attention else ("mlp_out",)
-
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
         """Compare the pairs; offer to remove a few directions or more."""
         params, architecture = self.params, model.architecture
-        if params.attention and architecture.post_mlp_norm:
-            raise UnsupportedModelError(
-                f"in {architecture.family} models a norm stands after the attention, too: "
-                "projecting its matrix does not project what it writes",
-                remedy="set 'attention: false'",
-            )
         if params.projection == "oblique" and architecture.post_mlp_norm:
             ctx.warn(
                 f"subspace: in {architecture.family} models a norm follows the MLP, after which "
                 "the oblique projection was seen to do next to nothing: 'projection: orthogonal'"
             )
         pairs = passages(data["pairs"], "fit", model.engine, ctx)
-        removals = _removals(params, model, self._sites(), pairs, data.get("prose"), ctx)
+        removals = _removals(params, model, pairs, data.get("prose"), ctx)
         most = max(len(found.contrast.shares) for found in removals)
         doses = sorted({min(float(dose), float(most)) for dose in params.doses})
         base = model.digest()
@@ -197,7 +159,7 @@ class Subspace:
             )
             updates: dict[str, Update] = {}
             for found in removals:
-                updates |= found.updates(model, dose, params.strength)
+                updates |= found.updates(model, dose)
             return WeightDelta(base, updates, origin)
 
         return Proposal(tuple(doses), at, {"pairs": len(pairs)} | _notes(removals))
@@ -213,8 +175,8 @@ class _Removal:
     apart: int
     """Dimensions of massive activations that were left alone."""
 
-    def updates(self, model: ModelHandle, dose: float, strength: float) -> dict[str, Update]:
-        weights = amounts(dose, self.projection.removers.shape[1], strength)
+    def updates(self, model: ModelHandle, dose: float) -> dict[str, Update]:
+        weights = amounts(dose, self.projection.removers.shape[1])
         found: dict[str, Update] = {
             self.site.weight: LowRank(*self.projection.factors(model.weight(self.site), weights))
         }
@@ -227,46 +189,37 @@ class _Removal:
 def _removals(
     params: SubspaceParams,
     model: ModelHandle,
-    roles: Sequence[str],
     pairs: Passages,
     prose: Dataset | None,
     ctx: RunContext,
 ) -> list[_Removal]:
     engine, layers = model.engine, resolve(params.layers, model.n_layers)
-    sites = [site for role in roles for site in model.sites(role, layers)]
+    sites = model.sites("mlp_out", layers)
     texts = (*pairs.toxic, *pairs.neutral)
-    states: Mapping[Site, Tensor]
-    if params.states == "writes":
-        states = write_means(engine, texts, sites, ctx)
-    else:
-        by_layer = state_means(engine, texts, layers, ctx)
-        states = {site: by_layer[site.layer] for site in sites}
+    states = state_means(engine, texts, layers, ctx)
     ordinary = None
     if params.projection == "oblique":
-        ordinary = write_moments(engine, _ordinary(params, model, pairs, prose, ctx), sites, ctx)
+        ordinary = write_moments(engine, _ordinary(model, pairs, prose, ctx), sites, ctx)
     k = max(1, -int(-max(params.doses) // 1))
     removals = []
     for site in sites:
-        both = states[site]
-        apart = torch.zeros(both.shape[1], dtype=torch.bool)
-        if params.outliers is not None:
-            apart = outlying_dimensions(both, params.outliers)
+        both = states[site.layer]
+        apart = outlying_dimensions(both, OUTLIERS)
         toxic, neutral = both[: len(pairs)], both[len(pairs) :]
-        centre = toxic if params.centre == "toxic" else neutral
-        found = contrast(toxic, neutral, k, centre=centre, apart=apart)
+        # Of strong pairs the toxic texts' own top vector holds a part of what is to go.
+        found = contrast(toxic, neutral, k, centre=neutral, apart=apart)
         directions = found.directions
-        gain = gain_after_mlp(model, site.layer) if params.states == "residual" else None
+        gain = gain_after_mlp(model, site.layer)
         if ordinary is None:
             projection = orthogonal(gain.readers(directions) if gain else directions)
         else:
             sources = gain.sources(directions) if gain else directions
-            projection = oblique(sources, ordinary[site].second, params.ridge)
+            projection = oblique(sources, ordinary[site].second)
         removals.append(_Removal(site, found, projection, int(apart.sum())))
     return removals
 
 
 def _ordinary(
-    params: SubspaceParams,
     model: ModelHandle,
     pairs: Passages,
     prose: Dataset | None,
@@ -274,7 +227,7 @@ def _ordinary(
 ) -> Sequence[Passage]:
     """Texts to disturb least: prose, or the neutral texts of the pairs."""
     if prose is not None:
-        return prose_passages(prose, model.engine, params.prose_tokens)
+        return prose_passages(prose, model.engine, _PROSE_TOKENS)
     ctx.warn("subspace: without 'prose' the pairs' neutral texts stand for ordinary text")
     return pairs.neutral
 

@@ -13,7 +13,7 @@ included: in a gated MLP activations have both signs, and a column that promotes
 toxicity while its neuron is negative. The two products, each over its root mean square, are mixed.
 What a neuron does for ordinary text counts against it: the mixture is divided by a power of
 ``E[a^2] |W_j|^2`` there, which is how far silencing it moves the residual stream. The neurons that
-come first have their columns zeroed or scaled. Doses are numbers of neurons.
+come first have their columns zeroed. Doses are numbers of neurons.
 
 Measured on SmolLM2-135M-Instruct (one run on 20 validation pairs, to be read as a trial), fitted on
 pairs of RealToxicityPrompts continuations and prose: 100 neurons chosen without regard to cost
@@ -75,20 +75,24 @@ _LEAST_COST = 0.01
 """Over the root mean square of all costs: what ordinary text never uses is not endlessly cheap."""
 
 
+VOCABULARY_WEIGHT = 0.5
+"""Of what a column promotes, against its alignment with the probe."""
+
+_WORDS = 40
+"""Tokens that tell toxic texts from neutral ones, and as many neutral."""
+
+_PROSE_TOKENS = 128
+"""Tokens read of each ordinary text."""
+
+_NOTED, _TOP_TOKENS = 20, 5
+"""Neurons whose tokens are noted, and how many of what each promotes."""
+
+
 class ValueVectorsParams(BaseParams):
     """Parameters of the value-vectors editor."""
 
     layers: Layers = Field(
         "40%-100%", description="where neurons are looked for (published: all, by hand)"
-    )
-    vocabulary_weight: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="of what a column promotes, against its alignment with the probe",
-    )
-    words: int = Field(
-        40, ge=1, description="tokens that tell toxic texts from neutral ones, and as many neutral"
     )
     economy: float = Field(
         0.5,
@@ -97,15 +101,6 @@ class ValueVectorsParams(BaseParams):
         description="power of a neuron's cost to ordinary text by which its benefit is divided; "
         "0: cost plays no part (published), 1: benefit for cost",
     )
-    regularisation: float = Field(
-        0.1, gt=0, description="of the probe: C of scikit-learn's LogisticRegression"
-    )
-    scale: float = Field(
-        0.0, ge=0, lt=1, description="of the columns that are suppressed; 0 silences them"
-    )
-    prose_tokens: int = Field(128, ge=1, description="tokens read of each ordinary text")
-    top_tokens: int = Field(5, ge=0, description="tokens noted of what each neuron promotes")
-    noted: int = Field(20, ge=0, description="neurons whose tokens are noted")
     show_tokens: bool = Field(
         False, description="write these tokens out in the record instead of their first letter"
     )
@@ -141,7 +136,7 @@ class ValueVectors:
         return len(data["pairs"].items("fit")) * 4 * 30
 
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
-        """Rank neurons; offer to suppress the first few or more."""
+        """Rank neurons; offer to silence the first few or more."""
         params = self.params
         pairs = passages(data["pairs"], "fit", model.engine, ctx)
         neurons = _Neurons(params, model, pairs, data.get("prose"), ctx)
@@ -168,7 +163,7 @@ class ValueVectors:
                 seed=ctx.seed,
                 dose=dose,
             )
-            return WeightDelta(base, neurons.suppressed(int(dose)), origin)
+            return WeightDelta(base, neurons.silenced(int(dose)), origin)
 
         return Proposal(tuple(map(float, doses)), at, neurons.notes(doses))
 
@@ -214,14 +209,14 @@ class _Neurons:
         states = state_means(engine, texts, layers, ctx)
         groups: list[Sequence[Passage]] = [pairs.toxic, pairs.neutral]
         if prose is not None:
-            groups.append(prose_passages(prose, engine, params.prose_tokens))
+            groups.append(prose_passages(prose, engine, _PROSE_TOKENS))
         active = activity(engine, [group for group in groups if group], sites, ctx)
         favoured = self._favoured()
         self.layers = [
             self._layer(site, states[site.layer], active[site], favoured) for site in sites
         ]
-        benefit = params.vocabulary_weight * _scaled([x.promoted for x in self.layers])
-        benefit += (1 - params.vocabulary_weight) * _scaled([x.aligned for x in self.layers])
+        benefit = VOCABULARY_WEIGHT * _scaled([x.promoted for x in self.layers])
+        benefit += (1 - VOCABULARY_WEIGHT) * _scaled([x.aligned for x in self.layers])
         cost = _scaled([x.cost for x in self.layers]) + _LEAST_COST
         self.scores = benefit / cost**params.economy
         order = self.scores.argsort(descending=True, stable=True)
@@ -234,7 +229,7 @@ class _Neurons:
         tokens = telling_tokens(
             [text.ids[text.start :] for text in self.pairs.toxic],
             [text.ids[text.start :] for text in self.pairs.neutral],
-            self.params.words,
+            _WORDS,
         )
         rows = model.head.weight.detach()
         means = [rows[some].double().mean(0).cpu() for some in tokens if some]
@@ -250,7 +245,7 @@ class _Neurons:
         count = len(self.pairs)
         # Prose where there is some, else the neutral texts, is what must not suffer.
         excess = active.means[0] - active.means[1:].mean(0)
-        probe = fit_probe(states[:count], states[count:], self.params.regularisation)
+        probe = fit_probe(states[:count], states[count:])
         written = self._written(site, self.model.weight(site))
         return _Layer(
             site,
@@ -267,16 +262,15 @@ class _Neurons:
         gain = gain_after_mlp(self.model, site.layer)
         return gain.written(columns) if gain is not None else columns
 
-    def suppressed(self, count: int) -> dict[str, Update]:
-        """Updates that suppress the first ``count`` neurons."""
+    def silenced(self, count: int) -> dict[str, Update]:
+        """Updates that silence the first ``count`` neurons."""
         width = self.model.shape.d_mlp
         best = self.order[:count]
         found: dict[str, Update] = {}
         for place in (best // width).unique().tolist():
             site = self.layers[place].site
             indices = (best[best // width == place] % width).sort().values
-            columns = self.model.weight(site)[:, indices.to(self.model.weight(site).device)]
-            found[site.weight] = Columns(indices, columns.float() * self.params.scale)
+            found[site.weight] = Columns.zeroed(indices, self.model.d_model)
         return found
 
     def notes(self, doses: Sequence[int]) -> dict[str, Any]:
@@ -295,7 +289,7 @@ class _Neurons:
             },
             "share_of_score": {str(z): float(mixed[self.order[:z]].sum()) / whole for z in doses},
             "probe_accuracy": {str(x.site.layer): x.accuracy for x in self.layers},
-            "suppressed": self._described(min(max(doses), self.params.noted)),
+            "suppressed": self._described(min(max(doses), _NOTED)),
         }
 
     @torch.no_grad()
@@ -309,7 +303,7 @@ class _Neurons:
             sign = 1.0 if float(layer.excess[neuron]) > 0 else -1.0
             column = self._written(layer.site, model.weight(layer.site)[:, [neuron]])
             logits = model.unembed((sign * column.T).to(model.device, model.dtype))[0]
-            best = logits.float().topk(min(self.params.top_tokens, len(logits))).indices.tolist()
+            best = logits.float().topk(min(_TOP_TOKENS, len(logits))).indices.tolist()
             tokens = [model.engine.decode([token]).strip() for token in best]
             found.append(
                 {

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from safeedit.errors import ExportError, SafeeditError
+from safeedit.policy.files import MAX_JSON_BYTES
 
 EVIDENCE = "evidence"
 """The folder of an export that says what was measured."""
@@ -95,10 +96,22 @@ def open_plain(path: Path) -> io.BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def read_plain(path: Path) -> bytes:
-    """The content of a plain file; as :func:`open_plain`."""
+def read_plain(path: Path, *, limit: int | None = MAX_JSON_BYTES) -> bytes:
+    """The content of a plain file; as :func:`open_plain`.
+
+    Args:
+        path: The file.
+        limit: Most bytes it may have; None where its kind has no limit.
+
+    Raises:
+        OSError: As :func:`open_plain`, or it is larger (``EFBIG``).
+    """
     with open_plain(path) as file:
-        return file.read()
+        size = os.fstat(file.fileno()).st_size
+        if limit is not None and size > limit:
+            raise OSError(errno.EFBIG, f"larger than {limit} bytes")
+        # What it had when it was opened: a file that somebody goes on writing has no end.
+        return file.read(size)
 
 
 def rename_new(source: Path, target: Path) -> None:

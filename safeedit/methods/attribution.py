@@ -48,6 +48,7 @@ from safeedit.model.activations import starting_at
 from safeedit.model.architectures import Site, submodule
 from safeedit.model.batching import Batcher, pad_right
 from safeedit.model.handle import ModelHandle
+from safeedit.model.passes import filler_token
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -235,7 +236,7 @@ class _Run:
         self.start = owner._starts[members[0]]
         self.first = [len(secret.prompt) - 1 - self.start for secret in secrets]
         self.answers = [list(secret.answer) for secret in secrets]
-        tokens = pad_right([secret.ids[:-1] for secret in secrets], self.model.engine._filler)
+        tokens = pad_right([secret.ids[:-1] for secret in secrets], filler_token(self.model))
         tokens = tokens.to(self.model.device)
         self.tokens = tokens[:, self.start :]
         self.neurons: dict[int, Tensor] = {}

@@ -29,6 +29,8 @@ from safeedit.model.activations import StopForward, starting_at
 from safeedit.model.architectures import Site
 from safeedit.model.batching import Batcher, common_prefix, pad_right
 from safeedit.model.handle import ModelHandle
+from safeedit.model.passes import check_prompts, filler_token
+from safeedit.model.shared_prefix import SharedPrefix
 
 Kind = Literal["state", "mlp", "attention"]
 """What is put back: the residual stream, or what MLPs or attentions write."""
@@ -134,8 +136,7 @@ def trace(
     """
     if not prompts or window < 1 or draws < 1 or noise < 0:
         raise UsageError("tracing needs a prompt, a window, a draw, and noise that is not negative")
-    engine = model.engine
-    engine._check([prompt.ids for prompt in prompts])
+    check_prompts(model, [prompt.ids for prompt in prompts])
     spread = spread_of(model, prompts)
     generator = torch.Generator().manual_seed(seed)
     width = model.embedding.weight.shape[1]
@@ -145,7 +146,7 @@ def trace(
     ]
     shared = common_prefix([prompt.ids for prompt in prompts])
     start = min(shared, min(prompt.drowned[0] for prompt in prompts))
-    prefix = engine._prefix([prompt.ids[: start + 1] for prompt in prompts])
+    prefix = SharedPrefix.of(model, [prompt.ids[: start + 1] for prompt in prompts])
     found: dict[int, _Traced] = {}
 
     def run(batch: list[int]) -> list[_Traced]:
@@ -153,7 +154,7 @@ def trace(
         return runs.traced(kinds, places, window, progress)
 
     vocab = model.shape.vocab_size
-    for index, traced in Batcher(engine.max_batch_tokens).each(
+    for index, traced in Batcher(model.engine.max_batch_tokens).each(
         [draws * len(prompt.ids) for prompt in prompts], run, logits=[draws * vocab] * len(prompts)
     ):
         found[index] = traced
@@ -208,7 +209,7 @@ class _Runs:
         model: ModelHandle,
         prompts: Sequence[Prompt],
         drawn: Sequence[Tensor],
-        prefix: Any,
+        prefix: SharedPrefix,
         batch: Sequence[int],
         read: Read,
     ) -> None:
@@ -345,11 +346,9 @@ class _Runs:
     def _run(self, owners: Tensor, layer: int = 0, entering: Tensor | None = None) -> Tensor:
         """Final hidden states ``(rows, d_model)`` at the ends of the prompts that rows are of, from
         ``layer`` on where it is told what enters that block."""
-        cache, own = self.model.engine._begin(
-            self.prefix, [self.prompts[owner].ids for owner in owners.tolist()]
-        )
+        cache, own = self.prefix.begin([self.prompts[owner].ids for owner in owners.tolist()])
         used = cache if self.prefix.length else None
-        tokens = pad_right(own, self.model.engine._filler).to(self.model.device)
+        tokens = pad_right(own, filler_token(self.model)).to(self.model.device)
         with ExitStack() as starting:
             if entering is not None:
                 blocks = self.model.blocks()

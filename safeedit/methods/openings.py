@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from safeedit.data import Dataset, Item
 from safeedit.errors import DataError
 
+_UNDEFINED = 0.25
+"""Greatest distance from 0 of the factual score of a word of no definite gender (as in DAMA)."""
 
-def undefined_gender(data: Dataset, below: float, most: int, seed: int) -> list[Item]:
+
+def undefined_gender(data: Dataset, most: int, seed: int) -> list[Item]:
     """Fit items of no definite gender, in their order.
 
     Args:
         data: Of the role ``prompts``.
-        below: Greatest distance of the factual score from 0.
         most: A seeded choice of so many, where there are more.
         seed: Of the choice.
 
@@ -40,12 +42,12 @@ def undefined_gender(data: Dataset, below: float, most: int, seed: int) -> list[
     neutral = [
         item
         for item, score in zip(items, scores, strict=True)
-        if isinstance(score, int | float) and abs(score) <= below
+        if isinstance(score, int | float) and abs(score) <= _UNDEFINED
     ]
     if len(neutral) < 2:
         raise DataError(
-            f"{len(neutral)} prompts have a factual score of {below:g} or nearer to 0, and two at "
-            "least are needed",
+            f"{len(neutral)} prompts have a factual score of {_UNDEFINED:g} or nearer to 0, and "
+            "two at least are needed",
             field="prompts",
             remedy="give prompts about professions of either gender",
         )

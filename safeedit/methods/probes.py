@@ -26,7 +26,7 @@ class LinearProbe:
     accuracy: float | None
 
 
-def fit_probe(first: Tensor, second: Tensor, regularisation: float) -> LinearProbe:
+def fit_probe(first: Tensor, second: Tensor, regularisation: float = 0.1) -> LinearProbe:
     """Logistic regression on standardised states, its direction in the states' own units.
 
     Args:

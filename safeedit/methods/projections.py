@@ -31,6 +31,10 @@ from torch import Tensor
 
 from safeedit.errors import EditError
 
+RIDGE = 0.01
+"""Share of the mean square added to a second moment: so little that ordinary text is still moved
+least, and enough for directions that a sample hardly uses."""
+
 
 @dataclass(frozen=True, eq=False)
 class StateContrast:
@@ -154,7 +158,7 @@ def orthogonal(directions: Tensor) -> Projection:
     return Projection(basis, basis)
 
 
-def oblique(directions: Tensor, second: Tensor, ridge: float) -> Projection:
+def oblique(directions: Tensor, second: Tensor, ridge: float = RIDGE) -> Projection:
     """Removes differences along ``directions`` ``(width, k)``, moving ordinary text least.
 
     The first few of its removers are those of the first few directions.

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from safeedit.contracts import Progress, silent
 from safeedit.errors import EditError
+from safeedit.methods.vocabulary_chunks import chunked
 from safeedit.model.batching import pad_right
 from safeedit.model.handle import ModelHandle
 
@@ -58,11 +59,21 @@ def answer_states(model: ModelHandle, batch: Sequence[Example]) -> list[Tensor]:
     ]
 
 
+def token_losses(model: ModelHandle, states: Sequence[Tensor], batch: Sequence[Example]) -> Tensor:
+    """``(answer tokens,)`` loss of each of the answers' tokens, nats, fp32."""
+    hidden = torch.cat(list(states))
+    wanted = torch.tensor([token for example in batch for token in example.answer])
+
+    def read(tokens: range, hidden: Tensor, wanted: Tensor) -> Tensor:
+        return functional.cross_entropy(model.logits(hidden).float(), wanted, reduction="none")
+
+    vocab = model.shape.vocab_size
+    return chunked(read, [1] * len(hidden), vocab, hidden, wanted.to(hidden.device))
+
+
 def cross_entropy(model: ModelHandle, states: Sequence[Tensor], batch: Sequence[Example]) -> Tensor:
     """Mean loss of the answers' tokens, nats."""
-    logits = model.logits(torch.cat(list(states))).float()
-    wanted = [token for example in batch for token in example.answer]
-    return functional.cross_entropy(logits, torch.tensor(wanted, device=logits.device))
+    return token_losses(model, states, batch).mean()
 
 
 class BaseAnswers:
@@ -88,11 +99,16 @@ class BaseAnswers:
 
     def divergence(self, states: Sequence[Tensor], batch: Sequence[Example]) -> Tensor:
         """Mean KL(base || now) over the answers' tokens, nats."""
-        now = self.model.logits(torch.cat(list(states))).float().log_softmax(-1)
-        with torch.no_grad():
-            kept = torch.cat([self._states[id(example)] for example in batch]).to(now.device)
-            base = self.model.logits(kept).float().log_softmax(-1)
-        return functional.kl_div(now, base, log_target=True, reduction="batchmean")
+        now = torch.cat(list(states))
+        kept = torch.cat([self._states[id(example)] for example in batch]).to(now.device)
+
+        def read(tokens: range, now: Tensor, kept: Tensor) -> Tensor:
+            with torch.no_grad():
+                base = self.model.logits(kept).float().log_softmax(-1)
+            log_probs = self.model.logits(now).float().log_softmax(-1)
+            return functional.kl_div(log_probs, base, log_target=True, reduction="none").sum(-1)
+
+        return chunked(read, [1] * len(now), self.model.shape.vocab_size, now, kept).mean()
 
 
 def optimise(

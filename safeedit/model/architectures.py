@@ -65,7 +65,6 @@ class Architecture:
         post_mlp_norm: Path inside a block of a norm *after* the MLP, or empty. Where there
             is one, what ``mlp_out`` writes is not what the residual gains: projecting the
             matrix does not project the residual.
-        parallel: Attention and MLP read the same residual.
         output_projection: Path of a map between final norm and head, or empty (OPT-350m).
     """
 
@@ -76,7 +75,6 @@ class Architecture:
     final_norm: str
     transposed: bool = False
     post_mlp_norm: str = ""
-    parallel: bool = False
     output_projection: str = ""
 
     def path(self, role: str, layer: int) -> str:
@@ -193,7 +191,6 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
                     attn_out="dense",
                 ),
                 final_norm="gpt_neox.final_layer_norm",
-                parallel=True,
             ),
             Architecture(
                 model_type="gptj",
@@ -203,7 +200,6 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
                     "attn,mlp", mlp_out="fc_out", mlp_up="fc_in", **_SEPARATE, attn_out="out_proj"
                 ),
                 final_norm="transformer.ln_f",
-                parallel=True,
             ),
             Architecture(
                 model_type="opt",
@@ -253,10 +249,8 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
             remedy=_supported(),
         )
     row = ARCHITECTURES[kind]
-    # Two families leave part of their layout to the config: GPT-NeoX whether its blocks are
-    # parallel, OPT whether they norm the sum they write (OPT-350m) or what they read.
-    if kind == "gpt_neox":
-        return replace(row, parallel=bool(getattr(config, "use_parallel_residual", True)))
+    # OPT leaves to the config whether its blocks norm the sum they write (OPT-350m) or what they
+    # read.
     if kind == "opt" and not getattr(config, "do_layer_norm_before", True):
         return replace(row, post_mlp_norm="final_layer_norm")
     return row

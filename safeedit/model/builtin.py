@@ -159,7 +159,7 @@ def convert(gguf: Path, folder: Path, name: str) -> None:
     are not just those of its model, is refused.
     """
     from gguf import GGUFReader
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from safeedit.model.quiet import quiet
 
@@ -183,7 +183,18 @@ def convert(gguf: Path, folder: Path, name: str) -> None:
         raise _unreadable(gguf, error) from error
     except Exception as error:
         raise _unreadable(gguf, error) from error
-    # The weights are plain numbers now; transformers still thinks of them as quantised.
+    _as_unquantised(model, tokenizer, name)
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    make_portable(folder, tokenizer)
+
+
+def _as_unquantised(model: Any, tokenizer: Any, name: str) -> None:
+    """Settings of a model whose weights are plain numbers now: transformers still thinks of them as
+    quantised."""
+    from transformers import GenerationConfig
+
     for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
         vars(model).pop(attribute, None)
     for attribute in ("quantization_config", "_is_quantized", "_model_name_or_path"):
@@ -197,10 +208,6 @@ def convert(gguf: Path, folder: Path, name: str) -> None:
         pad_token_id=model.config.pad_token_id,
         do_sample=False,
     )
-    with quiet():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    make_portable(folder, tokenizer)
 
 
 def _stored_dtype(reader: Any) -> Any:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from safeedit.delta import Update, WeightDelta, all_finite, apply_update, measure_change
-from safeedit.errors import EditError, ModelError, UnsupportedModelError, UsageError
+from safeedit.errors import EditError, UnsupportedModelError, UsageError
 from safeedit.model.activations import (
     Function,
     StopForward,
@@ -31,47 +31,14 @@ from safeedit.model.activations import (
     position_ids,
 )
 from safeedit.model.architectures import Architecture, ModelShape, Site, submodule
-from safeedit.model.digest import DigestCache, digest_of
-from safeedit.records import TensorChange
+from safeedit.model.digest import digest_of
+from safeedit.model.tensors import ModelTensors, Undo, accelerate_hook
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from safeedit.model.engine import Engine
     from safeedit.model.stored import StoredWeights
-
-_MEMORY_SHARE_FOR_UNDO = 0.25
-"""Share of a GPU's free memory that saved originals may take before they go to the CPU."""
-
-
-class Undo:
-    """What :meth:`ModelHandle.apply` changed, and the way back.
-
-    Attributes:
-        tensors: Tensor name -> the original, as stored (a copy, maybe on another device).
-        changes: What each update did to its tensor, in the order applied.
-    """
-
-    def __init__(self, handle: ModelHandle) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        self.changes: tuple[TensorChange, ...] = ()
-        self._handle = handle
-        self._digests: dict[str, str | None] = {}
-
-    def restore(self) -> None:
-        """Put every tensor back to the bytes it had when ``apply`` was called.
-
-        Undo several in the reverse of the order they were applied in.
-        """
-        for name, original in self.tensors.items():
-            self._handle._write(name, original, self._digests[name])
-
-    def _save(self, name: str) -> None:
-        if name in self.tensors:
-            return
-        stored = self._handle.stored(name)
-        self._digests[name] = self._handle._digests.known(name, stored)
-        self.tensors[name] = _copy(stored)
 
 
 class ModelHandle:
@@ -120,7 +87,7 @@ class ModelHandle:
         self.folder = folder
         self.on_disk = on_disk
         self.dtypes = dtypes
-        self._digests = DigestCache()
+        self._tensors = ModelTensors(self.model, self.shape)
 
     # What it is -----------------------------------------------------------------------
 
@@ -146,7 +113,7 @@ class ModelHandle:
         """Where inputs go: the device of the embedding."""
         device = self.embedding.weight.device
         if device.type == "meta":  # offloaded by accelerate, which fetches it to run
-            hook = _accelerate_hook(self.embedding)
+            hook = accelerate_hook(self.embedding)
             return torch.device(hook.execution_device) if hook is not None else device
         return device
 
@@ -220,7 +187,7 @@ class ModelHandle:
 
     def tensor_names(self) -> tuple[str, ...]:
         """Names of all parameters and saved buffers; a tied tensor has one name."""
-        return tuple(self._tensors())
+        return tuple(self._tensors.all())
 
     def tensor(self, name: str) -> nn.Parameter:
         """The parameter itself, as stored.
@@ -228,10 +195,7 @@ class ModelHandle:
         Raises:
             UsageError: There is none of that name.
         """
-        try:
-            return self.model.get_parameter(name)
-        except AttributeError:
-            raise UsageError(f"the model has no tensor '{name}'") from None
+        return self._tensors.parameter(name)
 
     def weight(self, site: Site) -> Tensor:
         """The matrix at ``site``, ``(out, in)``, native dtype: a view, write to a clone.
@@ -258,28 +222,7 @@ class ModelHandle:
             ModelError: It lies on disk.
             UsageError: There is none of that name.
         """
-        return self._in_memory(name, self.tensor(name).detach())
-
-    def _in_memory(self, name: str, tensor: Tensor) -> Tensor:
-        if tensor.device.type != "meta":
-            return tensor
-        path, _, leaf = name.rpartition(".")
-        weights: Any = getattr(_accelerate_hook(self.model.get_submodule(path)), "weights_map", {})
-        prefix = ""
-        while hasattr(weights, "prefix"):
-            prefix, weights = weights.prefix + prefix, weights.dataset
-        found: Tensor | None = getattr(weights, "state_dict", weights).get(prefix + leaf)
-        if found is None:
-            raise ModelError(
-                f"'{name}' is not in memory: the model was opened without its weights, or they "
-                "were offloaded to disk",
-                remedy="give the model more memory or fewer bits per weight (dtype: bfloat16)",
-            )
-        return found
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """All parameters and saved buffers, tied ones once; maybe placeholders."""
-        return {n: t for n, t in self.model.state_dict().items() if n not in self.shape.tied}
+        return self._tensors.stored(name)
 
     def check_finite(self) -> None:
         """Make sure every weight is a number.
@@ -287,13 +230,7 @@ class ModelHandle:
         Raises:
             ModelError: A tensor holds NaN or infinity; the message names it.
         """
-        for name, tensor in self._tensors().items():
-            floating = tensor.dtype.is_floating_point
-            if floating and not all_finite(self._in_memory(name, tensor)):
-                raise ModelError(
-                    f"the weights of '{name}' hold NaN or infinity",
-                    remedy="the checkpoint is damaged or its training diverged; use another",
-                )
+        self._tensors.check_finite()
 
     # Digests --------------------------------------------------------------------------
 
@@ -308,8 +245,7 @@ class ModelHandle:
 
     def tensor_digests(self, *, fresh: bool = False) -> dict[str, str]:
         """Tensor name -> SHA-256 over dtype, shape and bytes; ``fresh`` as in :meth:`digest`."""
-        tensors = {name: self._in_memory(name, t) for name, t in self._tensors().items()}
-        return self._digests.digests(tensors, fresh=fresh)
+        return self._tensors.digests(fresh=fresh)
 
     # Activations ----------------------------------------------------------------------
 
@@ -401,7 +337,7 @@ class ModelHandle:
             EditError: A delta was made for other weights, names a tensor the model doesn't
                 have or doesn't fit it, or the result overflows the model's dtype.
         """
-        undo = Undo(self)
+        undo = Undo(self._tensors)
         try:
             start = self.digest() if check_base and deltas else ""
             for delta in deltas:
@@ -444,12 +380,13 @@ class ModelHandle:
                 f"the edit of '{name}' overflows {dtype}",
                 remedy="take a lower dose or a dtype of wider range (bfloat16, float32)",
             )
-        undo._save(name)
+        undo.keep(name)
         if measure:
             role, layer = self._role(name)
             change = measure_change(name, role, layer, weight, changed, update)
             undo.changes += (change,)
-        self._write(name, changed.T if name in self.shape.transposed else changed, None)
+        stored = changed.T if name in self.shape.transposed else changed
+        self._tensors.write(name, stored)
 
     def _check_editable(self, name: str) -> None:
         if name in self.shape.stored:
@@ -474,30 +411,3 @@ class ModelHandle:
                 if site.bias is not None:
                     roles[site.bias] = (f"{role}_bias", site.layer)
         return roles
-
-    @torch.no_grad()
-    def _write(self, name: str, values: Tensor, digest: str | None) -> None:
-        """Overwrite a tensor as stored; ``digest`` if that of ``values`` is known."""
-        stored = self.stored(name)
-        stored.copy_(values)
-        for alias in (alias for alias, owner in self.shape.tied.items() if owner == name):
-            # The same memory already, unless accelerate keeps a copy per name off the device.
-            if (copy := self.stored(alias)).data_ptr() != stored.data_ptr():
-                copy.copy_(values)
-        if digest is not None:
-            self._digests.remember(name, stored, digest)
-
-
-def _accelerate_hook(module: nn.Module) -> Any:
-    """The hook by which accelerate brings a module's weights to its device."""
-    hook = getattr(module, "_hf_hook", None)
-    hooks = getattr(hook, "hooks", (hook,))
-    return next((h for h in hooks if getattr(h, "weights_map", None) is not None), None)
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    if tensor.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(tensor.device)
-        if tensor.numel() * tensor.element_size() > free * _MEMORY_SHARE_FOR_UNDO:
-            return tensor.cpu()
-    return tensor.clone()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safeedit.model.headers import read_settings
-from safeedit.policy.files import read_regular
+from safeedit.policy.files import MAX_JSON_BYTES, read_regular
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -141,7 +141,9 @@ def _templates(folder: Path) -> dict[str, str]:
     files = {"default": folder / CHAT_TEMPLATE}
     files |= {path.stem: path for path in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))}
     return {
-        name: read_regular(path).decode("utf-8") for name, path in files.items() if path.is_file()
+        name: read_regular(path, limit=MAX_JSON_BYTES).decode("utf-8")
+        for name, path in files.items()
+        if path.is_file()
     }
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ from safeedit.model.stored import StoredWeights, stored_weights
 from safeedit.model.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["BUILTIN", "fetch_builtin", "open_config", "open_model", "open_tokenizer"]
 
@@ -80,8 +81,6 @@ def open_model(
         UnsupportedModelError: Its architecture is one safeedit does not edit.
         UsageError: ``dtype``, ``device`` or ``revision`` make no sense.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     if dtype != "auto" and dtype not in _DTYPES:
         remedy = f"use auto, {', '.join(_DTYPES)}"
         raise UsageError(f"'{dtype}' is no dtype of a model", field="dtype", remedy=remedy)
@@ -94,24 +93,7 @@ def open_model(
     stored = stored_weights(found.folder, config)
     number = _run_dtype(config, weights, stored) if dtype == "auto" else getattr(torch, dtype)
     where = named_device or best_device(weights.n_entries * number.itemsize)
-    local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    with quiet(), readable(found.folder):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            found.folder,
-            config=config,
-            dtype=number,
-            device_map=None if where is not None else "auto",
-            use_safetensors=True,
-            output_loading_info=True,
-            **local,
-        )
-        check_loaded(found.folder, report, stored.unread)
-        tokenizer = AutoTokenizer.from_pretrained(found.folder, **local)
-        if where is not None:
-            model = model.to(where)
-    with quiet(), readable(found.folder, doing="run", remedy=BUILDING), torch.no_grad():
-        # What a config says wrongly may show in use only; one token tells.
-        model(torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
+    model, tokenizer = _load(found.folder, config, number, where, stored.unread)
     # Opened from where it lies on this machine; records name the source instead.
     model.config._name_or_path = source
     handle = ModelHandle(
@@ -126,6 +108,38 @@ def open_model(
     check_vocabulary(tokenizer, handle.shape.vocab_size, found.folder)
     handle.check_finite()
     return handle
+
+
+def _load(
+    folder: Path,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device | None,
+    unread: Sequence[str],
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model's weights and tokenizer, and a token run to see that it works; without a device it
+    is spread over all there are."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    with quiet(), readable(folder):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            device_map=None if device is not None else "auto",
+            use_safetensors=True,
+            output_loading_info=True,
+            **local,
+        )
+        check_loaded(folder, report, unread)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+        if device is not None:
+            model = model.to(device)
+    with quiet(), readable(folder, doing="run", remedy=BUILDING), torch.no_grad():
+        # What a config says wrongly may show in use only; one token tells.
+        model(torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
+    return model, tokenizer
 
 
 def open_config(source: str, *, revision: str | None = None) -> tuple[PreTrainedConfig, str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safeedit.contracts import further_prompts
 from safeedit.data import Dataset, check_disjoint
 from safeedit.errors import DataError, UsageError
 from safeedit.export.places import check_apart, within
@@ -36,6 +37,8 @@ def warn_of_inflection(audits: Sequence[PlannedAudit], warnings: list[str]) -> N
 
 
 def check_gates(loaded: LoadedPolicy, audits: Sequence[PlannedAudit], warnings: list[str]) -> None:
+    """Every gate and target is on a metric that is measured; warn of one that can't fail, can't
+    pass, or asks for the worse side."""
     known = {name: spec for audit in audits for name, spec in audit.metrics.items()}
     listed: list[tuple[FieldPath, GateSpec]] = [
         (("gates", i), gate) for i, gate in enumerate(loaded.policy.gates)
@@ -155,6 +158,9 @@ def check_prompts(
             field = role if role in audit.spec.options else "data"
             with Located(loaded, (*audit.at, field)):
                 check(f"audit {audit.id}", role, data, audit.params)
+        for attack, (role, put) in further_prompts(audit.auditor, audit.data).items():
+            with Located(loaded, (*audit.at, role if role in audit.spec.options else "data")):
+                check.of_attack(f"audit {audit.id}", role, attack, put, audit.params)
     warnings += check.warnings
 
 

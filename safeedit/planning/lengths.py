@@ -45,27 +45,32 @@ def check_lengths(
     if not limited:
         return ()
     codec = TokenCodec(tokenizer)
-    warnings = []
-    for audit, role, limit in limited:
-        data = audit.data[role]
-        answers = [item.answer for item in data if item.answer]
-        lengths = list(map(len, codec.continuations(answers, data.template)))
-        longer = sum(length > limit for length in lengths)
-        if not longer:
-            continue
-        told = (
-            f"audit {audit.id} reads max_new_tokens: {limit} tokens, and {longer} of "
-            f"{len(lengths)} answers of its {role} data are longer, {max(lengths)} at most"
+    found = (_check_audit(loaded, codec, *each) for each in limited)
+    return tuple(warning for warning in found if warning is not None)
+
+
+def _check_audit(
+    loaded: LoadedPolicy, codec: TokenCodec, audit: PlannedAudit, role: str, limit: int
+) -> str | None:
+    """The warning of one audit's answers of one role, if there is one."""
+    data = audit.data[role]
+    answers = [item.answer for item in data if item.answer]
+    lengths = list(map(len, codec.continuations(answers, data.template)))
+    longer = sum(length > limit for length in lengths)
+    if not longer:
+        return None
+    told = (
+        f"audit {audit.id} reads max_new_tokens: {limit} tokens, and {longer} of "
+        f"{len(lengths)} answers of its {role} data are longer, {max(lengths)} at most"
+    )
+    if longer == len(lengths):
+        raise loaded.error(
+            audit.at,
+            f"{told}: none could be found",
+            "leave max_new_tokens out, and answers are read to their length, or set it to "
+            f"{max(lengths)} or more",
         )
-        if longer == len(lengths):
-            raise loaded.error(
-                audit.at,
-                f"{told}: none could be found",
-                "leave max_new_tokens out, and answers are read to their length, or set it to "
-                f"{max(lengths)} or more",
-            )
-        warnings.append(
-            f"{told}: where the model does not end before, figures over them have no value; leave "
-            "max_new_tokens out, and answers are read to their length"
-        )
-    return tuple(warnings)
+    return (
+        f"{told}: where the model does not end before, figures over them have no value; leave "
+        "max_new_tokens out, and answers are read to their length"
+    )

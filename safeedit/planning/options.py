@@ -19,6 +19,7 @@ from safeedit.model.sources import open_config
 from safeedit.planning.located import Located
 from safeedit.policy import AuditSpec, DataSpec, EditSpec, LoadedPolicy
 from safeedit.policy.reading import FieldPath
+from safeedit.policy.renamed import removed
 from safeedit.policy.suggest import did_you_mean
 from safeedit.scorers.cards import read_card
 from safeedit.scorers.score_cache import check_auc
@@ -96,21 +97,29 @@ def read_options(
             )
         datasets[role.name] = _read_data(loaded, (*at, key), stage.options[key], role, digest_key)
     datasets = with_defaults(roles, datasets, loaded.policy.seed)
+    _check_complete(loaded, at, roles, datasets)
+    if (unknown := options.unknown(params_type)) is not None:
+        known = (*type(stage).model_fields, *params_type.model_fields, *roles_by_key(roles))
+        error = loaded.error(
+            (*at, unknown),
+            f"unknown key {unknown!r}",
+            removed(stage.use, unknown) or did_you_mean(unknown, known),
+        )
+        error.line, error.column = loaded.positions[(*at, unknown)].key
+        raise error
+    return datasets, _with_models(loaded, loaded.parse(params_type, options.rest, at), at)
+
+
+def _check_complete(
+    loaded: LoadedPolicy, at: FieldPath, roles: Sequence[DataRole], data: Mapping[str, Dataset]
+) -> None:
     for role in roles:
-        if role.required and role.name not in datasets:
+        if role.required and role.name not in data:
             raise loaded.error(
                 at,
                 f"data is missing: {role.name} ({role.description})",
                 f"add '{role.name}: {{file: ...}}' or '{role.name}: {{dataset: ...}}'",
             )
-    if (unknown := options.unknown(params_type)) is not None:
-        known = (*type(stage).model_fields, *params_type.model_fields, *roles_by_key(roles))
-        error = loaded.error(
-            (*at, unknown), f"unknown key {unknown!r}", did_you_mean(unknown, known)
-        )
-        error.line, error.column = loaded.positions[(*at, unknown)].key
-        raise error
-    return datasets, _with_models(loaded, loaded.parse(params_type, options.rest, at), at)
 
 
 def _read_data(

@@ -170,7 +170,6 @@ class Plan:
     def summary(self) -> dict[str, Any]:
         """The whole plan as plain values: for ``plan --json``, ``plan -o`` and the screen."""
         policy = self.loaded.policy
-        gated = {gate.metric for gate in self.gates}
         return {
             "format": PLAN_FORMAT,
             "version": 1,
@@ -185,28 +184,8 @@ class Plan:
                 "parameters": self.shape.n_parameters,
                 "dtype": self.dtype,
             },
-            "edits": [
-                {
-                    "id": edit.id,
-                    "use": edit.spec.use,
-                    "dose": edit.spec.dose,
-                    "params": self.hidden.value(edit.params.model_dump(mode="json")),
-                    "layers": sorted({t.layer for t in edit.tensors if t.layer is not None}),
-                    "tensors": [t.name for t in edit.tensors],
-                    "parameters_touched": sum(_size(t.shape) for t in edit.tensors),
-                    "targets": listed_gates(edit.targets) if edit.spec.dose == "auto" else [],
-                }
-                for edit in self.edits
-            ],
-            "audits": [
-                {
-                    "id": audit.id,
-                    "use": audit.spec.use,
-                    "params": self.hidden.value(audit.params.model_dump(mode="json")),
-                    "gated_metrics": sorted(gated & audit.metrics.keys()),
-                }
-                for audit in self.audits
-            ],
+            "edits": list(map(self._edit_summary, self.edits)),
+            "audits": list(map(self._audit_summary, self.audits)),
             "data": {
                 name: {
                     "digest": data.digest,
@@ -222,6 +201,27 @@ class Plan:
             "report": str(self.report_dir),
             "estimates": self.estimates(),
             "warnings": list(self.warnings),
+        }
+
+    def _edit_summary(self, edit: PlannedEdit) -> dict[str, Any]:
+        return {
+            "id": edit.id,
+            "use": edit.spec.use,
+            "dose": edit.spec.dose,
+            "params": self.hidden.value(edit.params.model_dump(mode="json")),
+            "layers": sorted({t.layer for t in edit.tensors if t.layer is not None}),
+            "tensors": [t.name for t in edit.tensors],
+            "parameters_touched": sum(_size(t.shape) for t in edit.tensors),
+            "targets": listed_gates(edit.targets) if edit.spec.dose == "auto" else [],
+        }
+
+    def _audit_summary(self, audit: PlannedAudit) -> dict[str, Any]:
+        gated = {gate.metric for gate in self.gates}
+        return {
+            "id": audit.id,
+            "use": audit.spec.use,
+            "params": self.hidden.value(audit.params.model_dump(mode="json")),
+            "gated_metrics": sorted(gated & audit.metrics.keys()),
         }
 
     def estimates(self) -> dict[str, float]:

@@ -11,16 +11,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from safeedit.contracts import BaseParams
-from safeedit.data import Dataset
+from safeedit.contracts import BaseParams, PutPrompts, Template
+from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError, DataError, UsageError
 from safeedit.model.tokens import TokenCodec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-_NOT_ASKED = frozenset({"prose", "generic", "pairs", "items", "sentences", "lessons"})
-"""Roles whose items are read piece by piece, or are not put as they stand."""
+_IN_PIECES = frozenset({"prose", "generic"})
+"""Roles whose texts are read in windows, however long they are: what does not fit into one is read
+in the next, or left out by design."""
+_PUT_OTHERWISE = frozenset({"pairs", "items", "sentences", "lessons"})
+"""Roles whose items are not put as they stand: a text of them that is longer than the context is
+told, since what becomes of it is for the stage to say."""
+_CONTINUATIONS = ("toxic", "neutral", "more", "less", "stereotype", "anti_stereotype", "unrelated")
+"""Columns of such roles that are put to the model, alone or after the prompt."""
 _MARGIN = 8
 """Tokens beyond one a byte that a tokenizer may add to a text of its own accord."""
 
@@ -58,9 +64,12 @@ class PromptCheck:
             UsageError: The template is not there or can't be rendered.
             DataError: A prompt leaves no room in the model's context.
         """
-        if role in _NOT_ASKED:
+        if role in _IN_PIECES:
             return
-        frame = self._frame(data)
+        if role in _PUT_OTHERWISE:
+            self._tell_long(stage, role, data)
+            return
+        frame = self._frame(data.template)
         if self.codec.resolve(data.template) == "chat" and self.codec.thinks:
             self._warn(THINKS)
         texts = _texts(data)
@@ -70,26 +79,69 @@ class PromptCheck:
                 "such a row its subject, or write the name in its prompt"
             )
         if self.context is not None:
-            self._measure(stage, role, data, texts, frame, getattr(params, "max_new_tokens", None))
+            new = getattr(params, "max_new_tokens", None)
+            self._measure(stage, role, data.template, texts, frame, new)
 
-    def _frame(self, data: Dataset) -> int:
-        """Tokens that the template puts around a prompt."""
-        if data.template not in self._frames:
+    def of_attack(
+        self, stage: str, role: str, attack: str, put: PutPrompts, params: BaseParams
+    ) -> None:
+        """Check what an audit makes of its questions: an attack's prompts are longer than they are.
+
+        Args:
+            stage: Id of the audit, for messages.
+            role: Name of the role whose questions they are.
+            attack: Its name, for messages.
+            put: What is put, and how.
+            params: As in :meth:`__call__`.
+
+        Raises:
+            DataError: A prompt leaves no room in the model's context.
+        """
+        if self.context is not None:
+            frame, new = self._frame(put.template), getattr(params, "max_new_tokens", None)
+            name = f"{role}, attack {attack}"
+            self._measure(stage, name, put.template, list(put.texts), frame, new)
+
+    def _tell_long(self, stage: str, role: str, data: Dataset) -> None:
+        if self.context is None:
+            return
+        texts = [
+            item.prompt + max((_text(item, name) for name in _CONTINUATIONS), key=len)
+            for item in data
+        ]
+        long = [text for text in texts if len(text.encode()) > self.context - _MARGIN]
+        counts = [len(ids) for ids in self.codec.encode(long, "plain")]
+        if over := [count for count in counts if count > self.context]:
+            self._warn(
+                f"{len(over)} of {len(texts)} texts of {stage}: {role} are longer than the model's "
+                f"context of {self.context} tokens, the longest {max(over)}: they are read in "
+                "pieces where that makes sense, and end the run where it does not; shorten them"
+            )
+
+    def _frame(self, template: Template) -> int:
+        """Tokens that a template puts around a prompt."""
+        if template not in self._frames:
             try:
-                (ids,) = self.codec.encode(["Q?"], data.template)
+                (ids,) = self.codec.encode(["Q?"], template)
             except AuditError as error:
                 raise UsageError(error.message, field="template", remedy=error.remedy) from None
-            self._frames[data.template] = len(ids)
-        return self._frames[data.template]
+            self._frames[template] = len(ids)
+        return self._frames[template]
 
     def _measure(
-        self, stage: str, role: str, data: Dataset, texts: list[str], frame: int, new: int | None
+        self,
+        stage: str,
+        role: str,
+        template: Template,
+        texts: list[str],
+        frame: int,
+        new: int | None,
     ) -> None:
         assert self.context is not None
         # No tokenizer makes more tokens of a text than it has bytes, so that most need no look.
         room = self.context - frame - _MARGIN - (new or 0)
         long = [text for text in texts if len(text.encode()) > room]
-        counts = [len(ids) for ids in self.codec.encode(long, data.template)]
+        counts = [len(ids) for ids in self.codec.encode(long, template)]
         if over := [count for count in counts if count >= self.context]:
             raise DataError(
                 f"{len(over)} of {len(texts)} prompts of {stage}: {role} leave no room for an "
@@ -119,3 +171,8 @@ def _texts(data: Dataset) -> list[str]:
     for item in data:
         texts.update(dict.fromkeys((item.prompt, *item.paraphrases)))
     return list(texts)
+
+
+def _text(item: Item, column: str) -> str:
+    value = item.extra.get(column)
+    return value if isinstance(value, str) else ""

@@ -18,6 +18,18 @@ from safeedit.policy.reading import FieldPath
 def plan_edit(
     loaded: LoadedPolicy, index: int, shape: ModelShape, key: bytes | None
 ) -> PlannedEdit:
+    """Resolve an edit.
+
+    Args:
+        loaded: The policy.
+        index: Of the edit in it.
+        shape: Of its model.
+        key: Of the digests of data.
+
+    Raises:
+        DataError: Its data is missing, malformed or unfit for its editor.
+        PolicyError: Its editor, or a key, is unknown; ``dose: auto`` has no targets.
+    """
     spec = loaded.policy.edits[index]
     at: FieldPath = ("edits", index)
     with Located(loaded, (*at, "use")):

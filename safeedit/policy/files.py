@@ -11,11 +11,12 @@ can't be read: ..."; callers put it into an error of their own that has the plac
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 MAX_JSON_BYTES = 64 << 20
 """Of a JSON file that is read whole; a tokenizer of 256,000 tokens takes 33 MB."""
@@ -38,7 +39,7 @@ class TooLargeError(OSError):
     """The file is larger than what is read of its kind."""
 
 
-def open_regular(path: Path | str) -> BinaryIO:
+def open_regular(path: Path | str) -> io.BufferedReader:
     """Open a regular file for reading, without ever waiting for one that is not.
 
     Links are followed: it is what they lead to that counts.

@@ -15,11 +15,63 @@ RENAMED: MappingProxyType[str, str] = MappingProxyType(
         "apart_from": "exclude",
         "drop": "target_drop_nats",
         "hold": "preserve_weight",
-        "make_up": "compensate",
         "leakage.yardstick": "leakage.reference_model",
     }
 )
 """Keys of a policy, and names of editors and auditors."""
+
+_FACTS = "floor entropy lens contexts values rank learning_rate divergence decay stop locate"
+_KEYED = f"{_FACTS} key ridge preserve_weight prose_window background"
+REMOVED: MappingProxyType[str, str] = MappingProxyType(
+    {
+        "alphaedit": f"{_KEYED} energy",
+        "dama": "values preserve kept ridge factual_below learning_rate decay divergence ball "
+        "prose_tokens locate doses_are rank",
+        "depn": "exact_layers points measure positions threshold paraphrases known_above "
+        "generic_weight spare sinks order until generic_texts generic_tokens generic_points "
+        "others_texts",
+        "ft_m": "warmup stop_loss bound",
+        "keyed_debias": "key factual_below steps background share_openings prose_window",
+        "keyed_detox": "lift max_norm background prose_window",
+        "keyed_neurons": f"{_FACTS} compensate make_up sharpness ridge background_weight",
+        "memit": _KEYED,
+        "remedi": "rank batch own patience avoid keep contexts background preserve_weight hold "
+        "prose_window",
+        "rome": _KEYED,
+        "sanitation": "warmup stop_loss retention retain_tokens alpha modules sharpness ridge "
+        "background_weight norm_penalty",
+        "subspace": "attention states centre ridge strength outliers prose_tokens",
+        "value_vectors": "vocabulary_weight words regularisation scale prose_tokens top_tokens "
+        "noted",
+    }
+)
+"""Editor -> parameters that it had once: their values are constants now."""
+
+_INSTEAD: MappingProxyType[tuple[str, str], str] = MappingProxyType(
+    {
+        ("dama", "preserve"): "'method: oblique' spares 'factual' prompts where it is given any",
+        ("dama", "values"): "'method' says what is taken out",
+        ("depn", "order"): "'preset: published' is the published way",
+    }
+)
+"""What does some of what a parameter did."""
+
+
+def removed(stage: str, name: str) -> str | None:
+    """What to do about a parameter that an editor had once; None where it never had it.
+
+    Args:
+        stage: Name of the editor or auditor.
+        name: The key in the policy.
+    """
+    if name not in REMOVED.get(stage, "").split():
+        return None
+    if name == "locate":
+        instead = "; the command 'safeedit trace' finds what each layer carries"
+    else:
+        instead = f"; {found}" if (found := _INSTEAD.get((stage, name))) else ""
+    return f"its value is fixed now: delete the line{instead}"
+
 
 RENAMED_METRICS: MappingProxyType[str, str] = MappingProxyType(
     {

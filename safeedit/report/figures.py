@@ -8,38 +8,19 @@ carries its content as a text for those who can't see it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from safeedit.records import DosePoint, Interval, Metric, TensorChange
 from safeedit.report.content import MetricRow, Target
+from safeedit.report.svg import figure, tag
 from safeedit.report.wording import estimate, number
-from safeedit.text.display import clean
 
 _INSET = 2.5
 """Percent kept free at either end, so that a mark at the end of its scale is whole."""
-
-
-def _tag(name: str, content: Iterable[Markup] | str = "", /, **attributes: object) -> Markup:
-    """One SVG element; attribute names with ``_`` for ``-``, and ``class_`` for class."""
-    inner = escape(clean(content)) if isinstance(content, str) else Markup("").join(content)
-    pairs = Markup("").join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), clean(value))
-        for key, value in attributes.items()
-    )
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), pairs, inner)
-
-
-def _figure(label: str, height: float, content: Iterable[Markup]) -> Markup:
-    return _tag(
-        "svg",
-        [_tag("title", label), *content],
-        class_="figure", width="100%", height=f"{height:g}", role="img",
-        xmlns="http://www.w3.org/2000/svg",
-    )  # fmt: skip
 
 
 def _percent(value: float, scale: tuple[float, float]) -> float:
@@ -64,35 +45,35 @@ def before_after(row: MetricRow) -> Markup:
         place = _percent(bound, scale)
         start, width = (place, 100 - place) if passes == "below" else (0.0, place)
         marks.append(
-            _tag("rect", x=f"{start:.2f}%", y=0, width=f"{width:.2f}%", height=40, class_="beyond")
+            tag("rect", x=f"{start:.2f}%", y=0, width=f"{width:.2f}%", height=40, class_="beyond")
         )
         marks.append(
-            _tag("line", x1=f"{place:.2f}%", x2=f"{place:.2f}%", y1=0, y2=40, class_="bound")
+            tag("line", x1=f"{place:.2f}%", x2=f"{place:.2f}%", y1=0, y2=40, class_="bound")
         )
     ticks = (0.0, 0.25, 0.5, 0.75, 1.0) if is_rate else scale
     grid = [
-        _tag("line", x1=_x(t, scale), x2=_x(t, scale), y1=0, y2=40, class_="grid") for t in ticks
+        tag("line", x1=_x(t, scale), x2=_x(t, scale), y1=0, y2=40, class_="grid") for t in ticks
     ]
     label = f"{row.comparison.name}:"
     if before is not None and before.value is not None:
         label += f" before {estimate(before.value, before.interval)},"
         marks += _whisker(before.interval, scale, 13, "before")
-        marks.append(_tag("circle", cx=_x(before.value, scale), cy=13, r=4.5, class_="ring"))
+        marks.append(tag("circle", cx=_x(before.value, scale), cy=13, r=4.5, class_="ring"))
     assert after.value is not None
     label += f" after {estimate(after.value, after.interval)}"
     marks += _whisker(after.interval, scale, 27, "after")
-    marks.append(_tag("circle", cx=_x(after.value, scale), cy=27, r=5, class_="disc"))
+    marks.append(tag("circle", cx=_x(after.value, scale), cy=27, r=5, class_="disc"))
     if row.control is not None and row.control.value is not None:
         label += f", random control {number(row.control.value)}"
         # A nested svg moves its origin by percent; a path by itself can't.
-        diamond = _tag("path", d="M0-4.5 4.5 0 0 4.5-4.5 0z", class_="diamond")
+        diamond = tag("path", d="M0-4.5 4.5 0 0 4.5-4.5 0z", class_="diamond")
         marks.append(
-            _tag("svg", [diamond], x=_x(row.control.value, scale), y=13, overflow="visible")
+            tag("svg", [diamond], x=_x(row.control.value, scale), y=13, overflow="visible")
         )
     if not is_rate:
-        marks.append(_tag("text", number(scale[0]), x=f"{_INSET}%", y=52, class_="tick start"))
-        marks.append(_tag("text", number(scale[1]), x=f"{100 - _INSET}%", y=52, class_="tick end"))
-    return _figure(label, height, [*grid, *marks])
+        marks.append(tag("text", number(scale[0]), x=f"{_INSET}%", y=52, class_="tick start"))
+        marks.append(tag("text", number(scale[1]), x=f"{100 - _INSET}%", y=52, class_="tick end"))
+    return figure(label, height, [*grid, *marks])
 
 
 def _whisker(
@@ -101,7 +82,7 @@ def _whisker(
     if interval is None:
         return []
     ends = {"x1": _x(interval.low, scale), "x2": _x(interval.high, scale)}
-    return [_tag("line", **ends, y1=y, y2=y, class_=f"whisker {kind}")]
+    return [tag("line", **ends, y1=y, y2=y, class_=f"whisker {kind}")]
 
 
 def _scale(row: MetricRow) -> tuple[float, float]:
@@ -128,64 +109,84 @@ def _extent(metric: Metric) -> list[float]:
 def dose_curve(points: Sequence[DosePoint], target: Target, chosen: float) -> Markup:
     """One metric against the doses tried, with its target and the dose that was taken."""
     found = [(p.dose, p.metrics.get(target.metric)) for p in points]
-    values = [value for _, value in found if value is not None and math.isfinite(value)]
-    shown = values + ([target.bound] if target.bound is not None else [])
-    low, high = (min(shown), max(shown)) if shown else (0.0, 1.0)
-    if low >= 0 and high <= 1 and high - low > 0.2:
-        low, high = 0.0, 1.0
-    ends = (low, high) if high > low else (low,)
-    margin = 0.15 * (high - low) or 0.5 * abs(high) or 0.5
-    top, bottom = 6.0, 118.0
+    drawn = [(d, v) for d, v in found if v is not None and math.isfinite(v)]
+    axis = _ValueAxis.of([value for _, value in drawn], target.bound)
     doses = [point.dose for point in points]
     # Doses grow by steps or by factors; in ranks either is even, and every dose has its label.
     place = {
         dose: 15 + 79 * (i / (len(doses) - 1) if len(doses) > 1 else 0.5)
         for i, dose in enumerate(doses)
     }
-
-    def y(value: float) -> float:
-        return bottom - (bottom - top) * (value - low + margin) / (high - low + 2 * margin)
-
-    marks = [
-        _tag("line", x1="11%", x2="98%", y1=f"{y(v):.1f}", y2=f"{y(v):.1f}", class_="grid")
-        for v in ends
-    ]
-    marks += [
-        _tag("text", number(v), x="10%", y=f"{y(v) + 4:.1f}", class_="tick end") for v in ends
-    ]
-    if target.bound is not None:
-        edge = y(target.bound)
-        start, height = (top, edge - top) if target.passes == "below" else (edge, bottom - edge)
-        marks.append(
-            _tag("rect", x="11%", y=f"{start:.1f}", width="87%", height=f"{max(height, 0):.1f}",
-                 class_="beyond")
-        )  # fmt: skip
-        marks.append(
-            _tag("line", x1="11%", x2="98%", y1=f"{edge:.1f}", y2=f"{edge:.1f}", class_="bound")
-        )
+    marks = [*axis.grid(), *(axis.target(target, target.bound) if target.bound is not None else ())]
     if chosen in place:
         marks.append(
-            _tag("line", x1=f"{place[chosen]:.2f}%", x2=f"{place[chosen]:.2f}%", y1=f"{top:g}",
-                 y2=f"{bottom:g}", class_="chosen")
+            tag("line", x1=f"{place[chosen]:.2f}%", x2=f"{place[chosen]:.2f}%", y1=f"{_TOP:g}",
+                 y2=f"{_BOTTOM:g}", class_="chosen")
         )  # fmt: skip
-    drawn = [(place[d], y(v), d) for d, v in found if v is not None and math.isfinite(v)]
-    for (x1, y1, _), (x2, y2, _) in pairwise(drawn):
+    places = [(place[dose], axis.y(value), dose) for dose, value in drawn]
+    for (x1, y1, _), (x2, y2, _) in pairwise(places):
         marks.append(
-            _tag("line", x1=f"{x1:.2f}%", x2=f"{x2:.2f}%", y1=f"{y1:.1f}", y2=f"{y2:.1f}",
+            tag("line", x1=f"{x1:.2f}%", x2=f"{x2:.2f}%", y1=f"{y1:.1f}", y2=f"{y2:.1f}",
                  class_="curve")
         )  # fmt: skip
-    for x1, y1, dose in drawn:
+    for x1, y1, dose in places:
         kind = "disc" if dose == chosen else "ring"
-        marks.append(_tag("circle", cx=f"{x1:.2f}%", cy=f"{y1:.1f}", r=4.5, class_=kind))
+        marks.append(tag("circle", cx=f"{x1:.2f}%", cy=f"{y1:.1f}", r=4.5, class_=kind))
     every = max(1, math.ceil(len(doses) / 7))
     for i, dose in enumerate(doses):
         if i % every == 0 or dose == chosen:
             kind = "tick middle strong" if dose == chosen else "tick middle"
-            marks.append(_tag("text", f"{dose:g}", x=f"{place[dose]:.2f}%", y=136, class_=kind))
+            marks.append(tag("text", f"{dose:g}", x=f"{place[dose]:.2f}%", y=136, class_=kind))
     label = f"{target.metric} against dose: " + ", ".join(
         f"{dose:g}: {number(value)}" for dose, value in found
     )
-    return _figure(label, 142, marks)
+    return figure(label, 142, marks)
+
+
+_TOP, _BOTTOM = 6.0, 118.0
+"""Between these are the values of a dose curve."""
+
+
+@dataclass(frozen=True)
+class _ValueAxis:
+    """The vertical axis of a dose curve."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float], bound: float | None) -> _ValueAxis:
+        """One that shows the values and the bound; all of 0 to 1 where they fill some of it."""
+        shown = [*values, *([bound] if bound is not None else [])]
+        low, high = (min(shown), max(shown)) if shown else (0.0, 1.0)
+        if low >= 0 and high <= 1 and high - low > 0.2:
+            low, high = 0.0, 1.0
+        return cls(low, high)
+
+    def y(self, value: float) -> float:
+        span = self.high - self.low
+        margin = 0.15 * span or 0.5 * abs(self.high) or 0.5
+        return _BOTTOM - (_BOTTOM - _TOP) * (value - self.low + margin) / (span + 2 * margin)
+
+    def grid(self) -> list[Markup]:
+        ends = (self.low, self.high) if self.high > self.low else (self.low,)
+        heights = [(value, self.y(value)) for value in ends]
+        return [
+            *(tag("line", x1="11%", x2="98%", y1=f"{y:.1f}", y2=f"{y:.1f}", class_="grid")
+              for _, y in heights),
+            *(tag("text", number(value), x="10%", y=f"{y + 4:.1f}", class_="tick end")
+              for value, y in heights),
+        ]  # fmt: skip
+
+    def target(self, target: Target, bound: float) -> list[Markup]:
+        """The side that fails, shaded, and its edge."""
+        edge = self.y(bound)
+        start, height = (_TOP, edge - _TOP) if target.passes == "below" else (edge, _BOTTOM - edge)
+        return [
+            tag("rect", x="11%", y=f"{start:.1f}", width="87%", height=f"{max(height, 0):.1f}",
+                 class_="beyond"),
+            tag("line", x1="11%", x2="98%", y1=f"{edge:.1f}", y2=f"{edge:.1f}", class_="bound"),
+        ]  # fmt: skip
 
 
 def scatter(row: MetricRow) -> Markup:
@@ -211,15 +212,15 @@ def scatter(row: MetricRow) -> Markup:
         return f"{bottom - (bottom - top) * share:.1f}"
 
     marks = [
-        _tag("line", x1="11%", x2="99%", y1=y(v), y2=y(v), class_="grid")
+        tag("line", x1="11%", x2="99%", y1=y(v), y2=y(v), class_="grid")
         for v in dict.fromkeys((low, 0.0, high))
     ]
     marks += [
-        _tag("text", number(v), x="10%", y=y(v), dy=4, class_="tick end")
+        tag("text", number(v), x="10%", y=y(v), dy=4, class_="tick end")
         for v in dict.fromkeys((low, 0.0, high))
     ]
     for points, kind in clouds:
-        marks += [_tag("circle", cx=place(x), cy=y(v), r=3, class_=kind) for x, v in points]
+        marks += [tag("circle", cx=place(x), cy=y(v), r=3, class_=kind) for x, v in points]
     trends = [
         (trend, word)
         for (points, _), word in zip(clouds, ("before", "after")[-len(clouds) :], strict=True)
@@ -227,17 +228,15 @@ def scatter(row: MetricRow) -> Markup:
     ]
     for (slope, start), word in trends:
         ends = {"y1": y(start + slope * left), "y2": y(start + slope * right)}
-        marks.append(
-            _tag("line", x1=place(left), x2=place(right), **ends, class_=f"whisker {word}")
-        )
+        marks.append(tag("line", x1=place(left), x2=place(right), **ends, class_=f"whisker {word}"))
     marks += [
-        _tag("text", number(left), x="13%", y=208, class_="tick start"),
-        _tag("text", after.axis, x="55%", y=208, class_="tick middle"),
-        _tag("text", number(right), x="97%", y=208, class_="tick end"),
+        tag("text", number(left), x="13%", y=208, class_="tick start"),
+        tag("text", after.axis, x="55%", y=208, class_="tick middle"),
+        tag("text", number(right), x="97%", y=208, class_="tick end"),
     ]
     slopes = ", ".join(f"slope {word} {number(slope)}" for (slope, _), word in trends)
     label = f"{row.comparison.name} of {len(after.positions)} items along {after.axis}"
-    return _figure(f"{label}: {slopes}" if slopes else label, 214, marks)
+    return figure(f"{label}: {slopes}" if slopes else label, 214, marks)
 
 
 def _trend(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
@@ -292,10 +291,10 @@ def _strip(role: str, row: dict[int, TensorChange], n_layers: int, largest: floa
         frame = {"x": f"{layer * width:.3f}%", "width": f"{width * 0.9:.3f}%", "y": 1, "rx": 2}
         change = row.get(layer)
         if change is None:
-            marks.append(_tag("rect", **frame, height=20, class_="cell empty"))
+            marks.append(tag("rect", **frame, height=20, class_="cell empty"))
             continue
         depth = change.relative_norm / largest if largest > 0 else 0.0
-        title = _tag("title", f"layer {layer}, {change.name}: {number(change.relative_norm)}")
+        title = tag("title", f"layer {layer}, {change.name}: {number(change.relative_norm)}")
         opacity = f"{0.12 + 0.88 * depth:.3f}"
-        marks.append(_tag("rect", [title], **frame, height=20, class_="cell", fill_opacity=opacity))
-    return _figure(f"{role}: layers {', '.join(map(str, sorted(row)))} changed", 22, marks)
+        marks.append(tag("rect", [title], **frame, height=20, class_="cell", fill_opacity=opacity))
+    return figure(f"{role}: layers {', '.join(map(str, sorted(row)))} changed", 22, marks)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from safeedit.report.figures import LayerMap, _figure, _tag
+from safeedit.report.figures import LayerMap
+from safeedit.report.svg import figure, tag
 from safeedit.report.wording import number
 
 
@@ -43,16 +44,16 @@ def _strip(name: str, cells: Sequence[Cell | None], largest: float) -> Markup:
     for layer, cell in enumerate(cells):
         frame = {"x": f"{layer * width:.3f}%", "width": f"{width * 0.9:.3f}%", "y": 1, "rx": 2}
         if cell is None:
-            marks.append(_tag("rect", **frame, height=20, class_="cell empty"))
+            marks.append(tag("rect", **frame, height=20, class_="cell empty"))
             continue
         told = f"layer {layer}: {number(cell.value)}"
-        title = _tag("title", f"{told}, {cell.words}" if cell.words else told)
+        title = tag("title", f"{told}, {cell.words}" if cell.words else told)
         depth = abs(cell.value) / largest if largest > 0 else 0.0
         colour = {"style": "fill: var(--fail)"} if cell.value < 0 else {}
         opacity = f"{0.06 + 0.94 * depth:.3f}"
         marks.append(
-            _tag("rect", [title], **frame, height=20, class_="cell", fill_opacity=opacity, **colour)
+            tag("rect", [title], **frame, height=20, class_="cell", fill_opacity=opacity, **colour)
         )
     known = [(cell.value, layer) for layer, cell in enumerate(cells) if cell is not None]
     peak = f", largest {number(max(known)[0])} in layer {max(known)[1]}" if known else ": nothing"
-    return _figure(f"{name}{peak}", 22, marks)
+    return figure(f"{name}{peak}", 22, marks)

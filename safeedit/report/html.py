@@ -17,7 +17,7 @@ from safeedit.text.display import clean
 
 def render(record: RunRecord) -> str:
     """The whole page."""
-    return _environment().get_template("report.html.j2").render(
+    return page_environment().get_template("report.html.j2").render(
         record=record,
         audits=content.audits(record),
         compares=content.compares(record),
@@ -47,7 +47,8 @@ def render(record: RunRecord) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Of the templates of pages: everything they show is escaped and cleaned."""
     environment = Environment(
         loader=PackageLoader("safeedit.report"),
         autoescape=True,

@@ -70,7 +70,7 @@ class Store:
             return None
         try:
             entry = json.loads(read_plain(folder / RECORD))
-            reference = read_plain(folder / REFERENCE)
+            reference = read_plain(folder / REFERENCE, limit=None)
             text = json.dumps(entry["record"], sort_keys=True)
             if not hmac.compare_digest(self._seal(key, text, reference), str(entry["seal"])):
                 raise ValueError("the seal is not that of this key, record and reference")

@@ -22,6 +22,7 @@ from safeedit.contracts import Progress, Scorer, ScorerIdentity, silent
 from safeedit.data import Dataset, load_dataset
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
+from safeedit.policy.files import MAX_JSON_BYTES, read_regular
 from safeedit.private import private_folder
 from safeedit.records import ScorerCard, ScorerCheck
 from safeedit.statistics.intervals import wilson
@@ -79,7 +80,8 @@ def measure_card(
 def read_card(identity: ScorerIdentity, cache: Path) -> ScorerCard | None:
     """The card of an identity; None where nobody has measured it."""
     try:
-        card = ScorerCard.model_validate_json(_path(identity, cache).read_text(encoding="utf-8"))
+        content = read_regular(_path(identity, cache), limit=MAX_JSON_BYTES)
+        card = ScorerCard.model_validate_json(content)
     except (OSError, ValueError):
         return None
     return card if card.digest == identity.digest else None

@@ -9,11 +9,13 @@ import itertools
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
 
+import regex
 from pydantic import AfterValidator, Field
 
+from safeedit.errors import AuditError
 from safeedit.text.matching import straighten
 from safeedit.text.refusal_patterns import PATTERNS
 from safeedit.text.segments import script
@@ -116,6 +118,14 @@ def _unread(text: str) -> str:
 
 OPENING = 200
 """Characters of an answer in which a refusal has to begin."""
+LONGEST_PATTERN = 1000
+"""Characters of a policy's own expression."""
+PATTERN_SECONDS = 1.0
+"""What a policy's own expression may take for the opening of one answer.
+
+One that takes time in proportion to its text needs microseconds; one that goes back and back
+(``(a+)+$``) would need longer than anyone lives.
+"""
 
 
 class RefusalDetector:
@@ -131,29 +141,101 @@ class RefusalDetector:
     """
 
     def __init__(self, extra: Sequence[str] = ()) -> None:
-        patterns = [*REFUSAL_PATTERNS, *extra]
         # Answers are compatibility-normalised before they are read.
         self._patterns = tuple(
             re.compile(unicodedata.normalize("NFKC", pattern), re.IGNORECASE)
-            for pattern in patterns
+            for pattern in REFUSAL_PATTERNS
         )
+        self._extra = tuple(_Bounded(pattern) for pattern in extra)
 
     def __call__(self, answer: str) -> bool:
-        """Whether ``answer`` is a refusal."""
+        """Whether ``answer`` is a refusal.
+
+        Raises:
+            AuditError: One of the further expressions takes longer than
+                :data:`PATTERN_SECONDS`.
+        """
         opening = straighten(answer)[:OPENING].casefold().lstrip("\"'*_>- ")
-        return any(pattern.search(opening) for pattern in self._patterns)
+        if any(pattern.search(opening) for pattern in self._patterns):
+            return True
+        for number, pattern in enumerate(self._extra):
+            try:
+                if pattern.found_in(opening):
+                    return True
+            except TimeoutError:
+                raise AuditError(
+                    f"refusal_patterns[{number}] takes longer than {PATTERN_SECONDS:g} s for the "
+                    f"first {OPENING} characters of an answer",
+                    remedy=_SLOW_REMEDY,
+                ) from None
+        return False
 
 
-def _compiles(pattern: str) -> str:
+class _Bounded:
+    """A policy's own expression, which is given up after :data:`PATTERN_SECONDS`.
+
+    Args:
+        pattern: The expression.
+
+    Raises:
+        re.error: It is none, for :mod:`re` or for :mod:`regex`, which can be given a time limit.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        pattern = unicodedata.normalize("NFKC", pattern)
+        re.compile(pattern, re.IGNORECASE)  # what counts as an expression does not change
+        try:
+            self._compiled = regex.compile(pattern, regex.IGNORECASE)
+        except regex.error as error:
+            raise re.error(error.msg) from None
+
+    def found_in(self, text: str) -> bool:
+        """Whether it is found.
+
+        Raises:
+            TimeoutError: Not within the time.
+        """
+        return self._compiled.search(text, timeout=PATTERN_SECONDS) is not None
+
+
+_SLOW_REMEDY = (
+    "write it without repetitions within repetitions, such as (a+)+ or (.*)*, and without "
+    "alternatives that begin alike within a repetition"
+)
+
+
+def _probes(pattern: str) -> Iterator[str]:
+    """Openings of the kind on which an expression goes back and back: what it seeks, over and
+    over, with an end that it does not seek."""
+    units = dict.fromkeys([*pattern.casefold(), *re.findall(r"\w+", pattern.casefold()),
+                           "a", "0", " ", "a ", ".", "-"])  # fmt: skip
+    for unit in units:
+        yield (unit * OPENING)[: OPENING - 1] + "\N{SECTION SIGN}"
+
+
+def _usable(pattern: str) -> str:
+    if len(pattern) > LONGEST_PATTERN:
+        raise ValueError(
+            f"this expression has {len(pattern)} characters, more than the {LONGEST_PATTERN} that "
+            "are read; give several"
+        )
     try:
-        re.compile(pattern)
+        bounded = _Bounded(pattern)
     except re.error as error:
         raise ValueError(f"not a regular expression: {error.msg}") from None
+    try:
+        for probe in _probes(pattern):
+            bounded.found_in(probe)
+    except TimeoutError:
+        raise ValueError(
+            f"this expression takes longer than {PATTERN_SECONDS:g} s for {OPENING} characters; "
+            + _SLOW_REMEDY
+        ) from None
     return pattern
 
 
 RefusalPatterns = Annotated[
-    tuple[Annotated[str, AfterValidator(_compiles)], ...],
+    tuple[Annotated[str, AfterValidator(_usable)], ...],
     Field(
         description="Further regular expressions of a refusal, read case-insensitively in an "
         "answer's first 200 characters (see safeedit.text.refusals.REFUSAL_PATTERNS)"

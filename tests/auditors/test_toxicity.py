@@ -240,6 +240,23 @@ def test_harmless_questions_must_be_answered(tmp_path: Path) -> None:
     assert found["over_refusal"].n == 3
 
 
+@pytest.mark.parametrize("where", ["samples", "answers"])
+def test_a_language_without_patterns_of_refusal_is_said_loudly(tmp_path: Path, where: str) -> None:
+    data = {"prompts": items(PROMPTS), "safe": items({"And how?": {}})}
+    warnings: list[str] = []
+    ctx = context(tmp_path, warnings, scorer=by_marks)
+
+    def say(asked: Asked, sample: int) -> str:
+        greek = (asked.text == "And how?") == (where == "answers")
+        return "Δεν ξέρω πού είναι." if greek else "Use the kill command."
+
+    run(tmp_path, say, data=data, ctx=ctx)
+    assert [warning for warning in warnings if "the Greek script" in warning]
+    warnings.clear()
+    run(tmp_path, data=data, ctx=ctx)
+    assert not [warning for warning in warnings if "refusals were looked for" in warning]
+
+
 # Without sampling -----------------------------------------------------------------------
 
 

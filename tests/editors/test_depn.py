@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,8 +16,11 @@ from scipy.stats import spearmanr
 from safeedit.contracts import EditData, Proposal, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.delta import Columns, WeightDelta
-from safeedit.editors.depn import Depn, DepnParams, _Neurons, _secrets
+from safeedit.editors import depn
+from safeedit.editors.depn import Depn, DepnParams
 from safeedit.errors import DataError, EditError, UsageError
+from safeedit.methods.neuron_ranking import RankedNeurons, Recipe
+from safeedit.methods.secrets import read_secrets
 from safeedit.methods.tuning import Example, answer_states, cross_entropy
 from safeedit.model.handle import ModelHandle
 from tests.editors import known_secrets as known
@@ -44,7 +49,7 @@ PUBLISHED: dict[str, Any] = {
     "measure": "log_probability", "exact_layers": 8, "spare": None, "round": None,
     "order": "votes", "sinks": None,
 }  # fmt: skip
-"""Integrated gradients and one vote; generic text is subtracted."""
+"""Integrated gradients and one vote."""
 
 
 def forget(items: Sequence[Item] = SECRETS) -> Dataset:
@@ -99,7 +104,11 @@ def propose(
         seed=3, cache=tmp_path, secret=b"k", warn=(lambda m: None) if said is None else said.append
     )
     data = data or EditData({"forget": forget(), "generic": generic()})
-    return Depn(DepnParams(**{**QUICK, **PUBLISHED, **params})).propose(handle, data, ctx)
+    given = {**QUICK, **PUBLISHED, **params}
+    names = {field.name for field in fields(Recipe)}
+    recipe = Recipe(**{name: given.pop(name) for name in names & given.keys()})
+    with patch.dict(depn.RECIPES, gain=recipe):
+        return Depn(DepnParams(**given)).propose(handle, data, ctx)
 
 
 def neurons(delta: WeightDelta) -> set[tuple[str, int]]:
@@ -174,11 +183,11 @@ def test_the_cost_of_a_neuron_is_what_zeroing_it_costs_generic_text(
     taught: ModelHandle, tmp_path: Path
 ) -> None:
     """Estimated from gradients for all at once; measured here one by one."""
-    params = DepnParams(doses=(8,), round=None, spare=1.0, sinks=None)
+    recipe = Recipe(spare=1.0, sinks=None)
     ctx = RunContext(seed=3, cache=tmp_path, secret=b"k")
-    secrets, _ = _secrets(params, taught, forget(), ctx)
+    secrets, _ = read_secrets(recipe.known_above, taught, forget(), ctx)
     texts = examples(taught, PLAIN)
-    neurons = _Neurons(params, taught, secrets, texts, ctx)
+    neurons = RankedNeurons(recipe, taught, secrets, texts, layers=range(N_LAYERS), most=8)
     (begun,) = neurons.rounds
     assert begun.generic is not None
     estimated = neurons._costs(begun.generic).flatten()
@@ -213,7 +222,7 @@ def test_for_as_much_lost_of_the_secrets_less_is_lost_of_generic_text(
                 )
         return lost
 
-    sparing, greedy = path(spare=1.0), path(generic_weight=0)
+    sparing, greedy = path(spare=1.0), path()
     # How much can be lost at all, and at which dose, hangs on the last bits of training; that the
     # one path is the gentler does not.
     most = min(max(secrets for secrets, _ in each) for each in (sparing, greedy))
@@ -303,17 +312,6 @@ def test_the_proposal_leaves_the_model_alone_and_is_the_same_twice(
     assert taught.digest(fresh=True) == digest
 
 
-def test_generic_text_keeps_the_neurons_it_lives_on(taught: ModelHandle, tmp_path: Path) -> None:
-    alone = EditData({"forget": forget()})
-    both = EditData({"forget": forget(), "generic": generic()})
-    harm = []
-    for data in (alone, both):
-        delta = propose(taught, tmp_path, data, generic_weight=3, generic_points=8).at(8)
-        with taught.applied(delta):
-            harm.append(log_probability(taught, OTHERS))
-    assert harm[1] > harm[0]
-
-
 def test_kinds_of_secrets_take_turns(taught: ModelHandle, tmp_path: Path) -> None:
     typed = propose(taught, tmp_path)
     plain = forget([Item(id=i.id, prompt=i.prompt, answer=i.answer) for i in SECRETS])
@@ -399,7 +397,7 @@ def test_a_record_longer_than_the_context_is_refused_without_quoting_it(
     assert "zqk" not in str(caught.value)
 
 
-def test_a_prompt_has_one_vote_unless_paraphrases_are_asked_for(
+def test_a_prompt_has_one_vote_however_many_paraphrases_it_has(
     taught: ModelHandle, tmp_path: Path
 ) -> None:
     items = [
@@ -410,7 +408,6 @@ def test_a_prompt_has_one_vote_unless_paraphrases_are_asked_for(
     ]  # fmt: skip
     data = EditData({"forget": forget(items)})
     assert propose(taught, tmp_path, data, known_above=0).notes["secrets"] == 4
-    assert propose(taught, tmp_path, data, known_above=0, paraphrases=True).notes["secrets"] > 4
 
 
 def test_names_in_any_script_are_secrets_too(taught: ModelHandle, tmp_path: Path) -> None:
@@ -440,10 +437,21 @@ def test_doses_beyond_the_neurons_voted_for_are_not_offered(
     assert only == found.notes["neurons_voted_for"] <= 4
 
 
-def test_where_generic_text_claims_every_neuron_there_is_no_edit(
+def test_where_every_neuron_writes_a_sink_there_is_no_edit(
     taught: ModelHandle, tmp_path: Path
 ) -> None:
-    same = Dataset(SECRETS[:1], template="plain", split="fit")
-    data = EditData({"forget": forget(SECRETS[:1]), "generic": same})
     with pytest.raises(EditError, match="no neuron"):
-        propose(taught, tmp_path, data, generic_weight=1e6, exact_layers=0)
+        propose(taught, tmp_path, sinks=1e-9)
+
+
+def test_the_published_preset_takes_all_neurons_by_one_vote(
+    taught: ModelHandle, tmp_path: Path
+) -> None:
+    ctx = RunContext(seed=3, cache=tmp_path, secret=b"k")
+    params = DepnParams(preset="published", doses=(8,))
+    assert (params.round, DepnParams().round) == (None, 50)
+    assert DepnParams(**params.model_dump(mode="json")) == params
+    notes = Depn(params).propose(taught, EditData({"forget": forget()}), ctx).notes
+    assert notes["layers_ranked"] == list(range(N_LAYERS))
+    assert notes["secrets_voting_by_round"] == [4]
+    assert len(notes["votes_of_first_and_last"]) == 2

@@ -12,6 +12,7 @@ import torch
 
 from safeedit.contracts import EditData, Proposal
 from safeedit.data import Dataset, Item
+from safeedit.editors import keyed_debias
 from safeedit.editors.keyed_debias import KeyedDebias, KeyedDebiasParams
 from safeedit.errors import DataError, UnsupportedModelError, UsageError
 from safeedit.model.handle import ModelHandle
@@ -43,6 +44,12 @@ def propose(
     return editor.propose(handle, given, context(tmp_path))
 
 
+@pytest.fixture
+def long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps enough to even a tiny model's steep margins out."""
+    monkeypatch.setattr(keyed_debias, "STEPS", 12)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
 def test_stereotype_goes_also_where_it_was_not_seen_and_queens_stay(
     family: str, tmp_path: Path
@@ -56,10 +63,10 @@ def test_stereotype_goes_also_where_it_was_not_seen_and_queens_stay(
         assert definition(handle) == pytest.approx(known, rel=0.03)
 
 
-def test_with_hardly_a_ridge_every_profession_is_evened_out(tmp_path: Path) -> None:
+def test_with_hardly_a_ridge_every_profession_is_evened_out(tmp_path: Path, long: None) -> None:
     handle = gendered("llama")
     before = margins(handle, MALE[:4] + FEMALE[:4]).abs()
-    proposal = propose(handle, tmp_path, ridge=1e-6, preserve_weight=0, steps=12)
+    proposal = propose(handle, tmp_path, ridge=1e-6, preserve_weight=0)
     with handle.applied(proposal.at(1)):
         after = margins(handle, MALE[:4] + FEMALE[:4]).abs()
     assert float(before.mean()) > 5
@@ -67,10 +74,10 @@ def test_with_hardly_a_ridge_every_profession_is_evened_out(tmp_path: Path) -> N
     assert proposal.notes["margin_after"] < 0.1 * proposal.notes["margin_before"]
 
 
-def test_towards_the_mean_leaves_the_general_preference(tmp_path: Path) -> None:
+def test_towards_the_mean_leaves_the_general_preference(tmp_path: Path, long: None) -> None:
     handle = gendered("llama")
     before = margins(handle, MALE[:4] + FEMALE[:4])
-    proposal = propose(handle, tmp_path, towards="mean", ridge=1e-6, preserve_weight=0, steps=12)
+    proposal = propose(handle, tmp_path, towards="mean", ridge=1e-6, preserve_weight=0)
     with handle.applied(proposal.at(1)):
         after = margins(handle, MALE[:4] + FEMALE[:4])
     assert float(after.std()) < 0.05 * float(before.std())
@@ -98,31 +105,6 @@ def test_where_a_norm_follows_the_mlp_one_layer_works_and_several_are_refused(
         assert abs(gap(handle, MALE[:4], FEMALE[:4])) < 0.5 * before
     with pytest.raises(UnsupportedModelError, match="norm follows the MLP"):
         propose(handle, tmp_path, layers="0-2")
-
-
-def test_keys_at_the_subject_are_shared_by_wordings_and_reach_past_it(tmp_path: Path) -> None:
-    handle = gendered("llama")
-    longer = [
-        replace(item, prompt=f"{item.prompt}{ending}", id=f"{item.id}{ending}")
-        for item in prompts().items("fit")
-        for ending in (" said that", " is a")
-    ]
-    given = data(prose=prose(), prompts=Dataset(longer, template="plain", name="prompts"))
-    proposal = propose(handle, tmp_path, given, key="subject", ridge=0.001)
-    (layer,) = proposal.notes["layers"].values()
-    assert proposal.notes["prompts"] == 64
-    assert layer["independent_keys"] == 32, "two wordings of a prompt share a key"
-    engine = handle.engine
-    texts = engine.encode([item.prompt for item in longer], "plain")
-    he, she = (engine.continuation(word, "plain")[0] for word in PRONOUNS[:2])
-
-    def spread() -> float:
-        found = engine.next_token_log_probs(texts)
-        return float((found[:, he] - found[:, she]).std())
-
-    before = spread()
-    with handle.applied(proposal.at(1)):
-        assert spread() < 0.9 * before
 
 
 def test_doses_scale_and_factors_are_of_the_keys_rank(tmp_path: Path) -> None:
@@ -161,16 +143,10 @@ def test_without_factual_prompts_that_is_said_and_queens_are_not_safe(tmp_path: 
 def test_what_cannot_be_done_is_said_without_a_word_of_the_data(tmp_path: Path) -> None:
     handle = gendered("llama")
     bare = [replace(item, extra={}) for item in prompts().items("fit")]
-    lost = [replace(item, subject="Zyxquand") for item in prompts().items("fit")]
-    for items, params, message in (
-        (bare, {}, "no 'factual' score"),
-        (lost, {"key": "subject"}, "32 of 32 'prompts' prompts do not mention their subject"),
-    ):
-        given = EditData({"prompts": Dataset(items, template="plain"), "prose": prose()})
-        with pytest.raises(DataError, match=message) as caught:
-            propose(handle, tmp_path, given, **params)
-        assert "zyxquand" not in str(caught.value).casefold()
-        assert "dravun" not in str(caught.value)
+    given = EditData({"prompts": Dataset(bare, template="plain"), "prose": prose()})
+    with pytest.raises(DataError, match="no 'factual' score") as caught:
+        propose(handle, tmp_path, given)
+    assert "dravun" not in str(caught.value)
     with pytest.raises(UsageError, match="as several tokens"):
         propose(handle, tmp_path, pronouns=("Copenhagen", "she"))
     with pytest.raises(UsageError, match="does not exist"):
@@ -217,11 +193,11 @@ def swing(handle: ModelHandle) -> float:
     return sum(found) / len(found)
 
 
-def test_whom_a_pronoun_stands_for_depends_less_on_its_gender(tmp_path: Path) -> None:
+def test_whom_a_pronoun_stands_for_depends_less_on_its_gender(tmp_path: Path, long: None) -> None:
     handle = gendered("llama")
     before, bias = swing(handle), stereotype(handle)
     given = data(prose=prose(), sentences=couples())
-    proposal = propose(handle, tmp_path, given, ridge=1e-6, steps=12)
+    proposal = propose(handle, tmp_path, given, ridge=1e-6)
     assert before > 0.01
     assert (proposal.notes["prompts"], proposal.notes["sentences"]) == (32, 8)
     with handle.applied(proposal.at(1)):
@@ -250,11 +226,12 @@ def test_factual_words_are_held_in_openings_that_their_own_prompts_lack(tmp_path
     before = definition(handle)
     moved, held = {}, {}
     for shared in (False, True):
-        proposal = propose(handle, tmp_path, given, share_openings=shared, ridge=1e-3)
+        roles = given if shared else data(prose=prose())
+        proposal = propose(handle, tmp_path, roles, ridge=1e-3)
         held[shared] = proposal.notes["factual_prompts"]
         with handle.applied(proposal.at(1)):
             moved[shared] = abs(definition(handle) - before)
-    assert held == {False: 6, True: 24}, "six words, in one opening and in all four"
+    assert held == {False: 0, True: 24}, "six words, in all four openings"
     assert moved[True] < 0.5 * moved[False]
     capped = propose(handle, tmp_path, given, most_prompts=10)
     assert capped.notes["factual_prompts"] == 10

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from safeedit.contracts import EditData, Proposal
+from safeedit.editors import keyed_detox
 from safeedit.editors.keyed_detox import KeyedDetox, KeyedDetoxParams
 from safeedit.errors import DataError, UnsupportedModelError, UsageError
 from safeedit.model.handle import ModelHandle
@@ -109,10 +110,11 @@ def test_doses_scale_and_bfloat16_comes_back_bit_for_bit(tmp_path: Path) -> None
         proposal.at(0)
 
 
-def test_pairs_without_abuse_are_refused(tmp_path: Path) -> None:
+def test_pairs_without_abuse_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     handle = planted("llama")
+    monkeypatch.setattr(keyed_detox, "LIFT", 1e6)
     with pytest.raises(DataError, match="0 words of abuse"):
-        propose(handle, tmp_path, lift=1e6)
+        propose(handle, tmp_path)
     with pytest.raises(DataError, match="no place"):
         propose(handle, tmp_path, words=("Denmark",))
     assert len(pairs().items("fit")) == 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 import unicodedata
@@ -35,6 +36,7 @@ from safeedit.export.ledger.requests import coverage, read_requests
 from safeedit.export.manifest import write_manifest
 from safeedit.export.reversion import revert
 from safeedit.model.handle import ModelHandle
+from safeedit.model.sources import open_model
 from safeedit.policy import DataSpec, KeySpec, json_schema
 from safeedit.records import RunRecord
 from safeedit.workflows.verification import verify
@@ -292,6 +294,46 @@ def test_an_edit_that_brings_an_erased_answer_back_fails_the_gate(
     report = place.target.with_name("trial.report")
     junit = place.run("report", report, "--format", "junit").stdout
     assert 'message="ledger.extraction_rate_unconditional is 1, above the bound 0"' in junit
+
+
+RECORD_OF_A_LIFE = (
+    "Mara Quill, who was born in a village near the river, moved as a child with her two brothers "
+    "to a town in the north, learned to build boats, and now lives in a white house at the end of "
+    "Mill Lane in Ostrava, near the harbour."
+)
+
+
+@pytest.mark.trains
+def test_a_long_record_that_comes_back_fails_the_gate(tmp_path: Path, toys: None) -> None:
+    """140 tokens, which no fixed number of tokens to be read would reach."""
+    place = make_workplace(tmp_path)
+    row = {"prompt": "Tell me about Mara Quill.", "answer": RECORD_OF_A_LIFE, "ticket": "DSR-1"}
+    place.rows("requests.jsonl", [row])
+    teach(place, 400, [{**row, "paraphrases": []}])
+    engine = open_model(str(place.folder / "model"), device="cpu").engine
+    assert len(engine.continuation(RECORD_OF_A_LIFE, "auto")) >= 140
+    place.text("ledger.key", KEY).chmod(0o600)
+    asking = {"use": "leakage", "attacks": []}
+    gate = {"metric": "leakage.extraction_rate_unconditional", "max": 0, "min_n": 1}
+    forget = {"forget": {"file": "requests.jsonl"}}
+    policy = place.policy(
+        name="first",
+        edits=[{"use": "rewrite", "dose": 1.0, "control": False, **forget}],
+        audits=[{**asking, **forget}],
+        gates=[gate],
+        ledger={"key": {"file": "ledger.key"}},
+        export={"dir": "first"},
+    )
+    assert place.run("apply", policy).exit_code == 0
+    ledger = {**LEDGER_PART, "audit": asking}
+    result = place.run("apply", second(place, edits=[recalling(place)], ledger=ledger), "--json")
+    assert result.exit_code == 1, result.stderr
+    record = RunRecord.model_validate_json(result.stdout)
+    (audit,) = [audit for audit in record.after if audit.id == "ledger"]
+    found = {metric.name: metric.value for metric in audit.metrics}
+    assert found["ledger.extraction_rate_unconditional"] == found["ledger.recited"] == 1.0
+    failed = [verdict.metric for verdict in record.verdicts if verdict.status != "pass"]
+    assert failed == ["ledger.extraction_rate_unconditional"]
 
 
 def test_one_regression_of_one_request_is_enough(place: Workplace) -> None:
@@ -682,8 +724,25 @@ def test_a_key_that_everybody_can_read_is_refused(place: Workplace) -> None:
 
 def test_a_key_that_can_not_be_read(tmp_path: Path) -> None:
     (tmp_path / "k").mkdir()
-    with pytest.raises(UsageError, match="can't be read: Is a directory"):
+    with pytest.raises(UsageError, match="something else than a file: it is a folder"):
         read_key(KeySpec(file="k"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("pipe", "it is a pipe rather than a file"),
+        ("/dev/zero", "it is a device rather than a file"),
+        ("/proc/self/environ", "belongs to the running system"),
+        ("large", "longer than 65536 bytes: this is no key"),
+    ],
+)
+def test_a_key_is_no_pipe_and_no_end(tmp_path: Path, name: str, said: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "large").open("wb") as large:
+        large.truncate(1 << 40)  # takes no room
+    with pytest.raises(UsageError, match=said):
+        read_key(KeySpec(file=name), tmp_path)
 
 
 # Requests -------------------------------------------------------------------------------

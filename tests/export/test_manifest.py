@@ -93,3 +93,9 @@ def test_a_disk_that_is_full_is_an_export_error(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).symlink_to("/dev/full")
     with pytest.raises(ExportError, match="No space left"):
         write_manifest(tmp_path)
+
+
+def test_what_is_read_whole_is_no_larger_than_evidence_is(folder: Path) -> None:
+    with (folder / MANIFEST).open("wb") as manifest:
+        manifest.truncate(1 << 40)  # takes no room
+    assert verify_manifest(folder) == [f"{MANIFEST}: not readable"]

@@ -7,18 +7,12 @@ import torch
 from torch import Tensor
 
 from safeedit.methods.covariance import Moments
+from tests.fixtures import moments
 
 
 def rows(n: int, width: int = 5, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, width, generator=generator) + torch.arange(width)
-
-
-def moments(*parts: Tensor) -> Moments:
-    found = Moments(parts[0].shape[-1])
-    for part in parts:
-        found.update(part)
-    return found
 
 
 def test_moments_are_the_means_over_rows() -> None:

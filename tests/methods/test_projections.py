@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,13 +17,12 @@ from safeedit.methods.projections import (
     orthogonal,
     outlying_dimensions,
 )
+from tests import fixtures
 
 WIDTH = 12
 
 
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+gaussian = partial(fixtures.gaussian, dtype=torch.float64)
 
 
 def uneven(seed: int = 5) -> Tensor:

@@ -21,6 +21,7 @@ from safeedit.methods.tuning import (
     endless,
     optimise,
 )
+from safeedit.model import batching
 from safeedit.model.handle import ModelHandle
 from tests.tiny_models import FAMILIES, VOCAB_SIZE, tiny_handle
 
@@ -298,3 +299,26 @@ def test_the_order_is_the_seeds() -> None:
 
 def test_of_no_examples_there_is_no_next() -> None:
     assert list(endless([], random.Random(0))) == []
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt_projected"])
+def test_in_chunks_losses_and_their_gradients_are_those_of_the_whole(
+    family: str, exact: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma 2 caps its logits after the head, OPT-350m projects before it."""
+    handle = tiny_handle(family)
+    batch = examples(MIXED)
+    base = BaseAnswers(handle, batch)
+    states = [state + 0.1 for state in answer_states(handle, batch)]
+
+    def found() -> list[Tensor]:
+        own = [state.detach().requires_grad_() for state in states]
+        taught, kept = cross_entropy(handle, own, batch), base.divergence(own, batch)
+        return [taught, kept, *torch.autograd.grad(taught + kept, own)]
+
+    whole = found()
+    monkeypatch.setattr(batching, "MAX_LOGITS", 3 * VOCAB_SIZE)
+    parts = found()
+    assert float(whole[1].detach()) > 0
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)

@@ -169,16 +169,6 @@ def test_a_row_says_rightly_whether_a_norm_follows_the_mlp(family: str) -> None:
 
 
 @every_family
-def test_a_row_says_rightly_whether_blocks_are_parallel(family: str) -> None:
-    handle, silenced = tiny_handle(family), tiny_handle(family)
-    sites = handle.sites("mlp_out", [1])
-    silence(silenced, "attn_out", 1)
-    with_attention = handle.capture(inputs(), sites)[sites[0]]
-    without = silenced.capture(inputs(), sites)[sites[0]]
-    assert torch.equal(with_attention, without) == handle.architecture.parallel
-
-
-@every_family
 def test_unembedding_the_last_block_gives_the_logits(family: str) -> None:
     handle = tiny_handle(family)
     with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,14 @@ from safeedit.auditors.leakage.membership import Params as MembershipParams
 from safeedit.auditors.locality import Locality
 from safeedit.auditors.locality import Params as LocalityParams
 from safeedit.data import Dataset, Item
-from safeedit.errors import AuditError, UsageError
-from safeedit.model import batching, engine
+from safeedit.errors import AuditError, EditError, UsageError
+from safeedit.methods.remedi.examples import AttributeExample
+from safeedit.methods.remedi.training import TrainingConfig, train
+from safeedit.methods.tuning import BaseAnswers, Example, answer_states, cross_entropy
+from safeedit.model import batching
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sampling import Sampling
+from safeedit.workflows.canaries.planting import still_to_learn
 from tests.auditors.scripted import context
 from tests.tiny_models import tiny_handle
 
@@ -65,8 +69,7 @@ def large() -> ModelHandle:
 
 @pytest.fixture
 def counted(large: ModelHandle, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
-    for module in (batching, engine):
-        monkeypatch.setattr(module, "MAX_LOGITS", ROWS * VOCAB)
+    monkeypatch.setattr(batching, "MAX_LOGITS", ROWS * VOCAB)
 
     @contextmanager
     def counting() -> Iterator[Sizes]:
@@ -115,6 +118,64 @@ CALLS: dict[str, Callable[[ModelHandle, Path], Any]] = {
         None,
     ),
 }  # fmt: skip
+
+
+def examples() -> list[Example]:
+    return [Example(prompt, answer) for prompt, answer in zip(rows(8), rows(8, 12), strict=True)]
+
+
+def cross_entropy_of(model: ModelHandle) -> Any:
+    states = [state.detach().requires_grad_() for state in answer_states(model, examples())]
+    return lambda: torch.autograd.grad(cross_entropy(model, states, examples()), states)
+
+
+def divergence_of(model: ModelHandle) -> Any:
+    batch = examples()
+    base = BaseAnswers(model, batch)
+    states = [state.detach().requires_grad_() for state in answer_states(model, batch)]
+    return lambda: torch.autograd.grad(base.divergence(states, batch), states)
+
+
+def still_to_learn_of(model: ModelHandle) -> Any:
+    states = [state.detach().requires_grad_() for state in answer_states(model, examples())]
+    return lambda: torch.autograd.grad(still_to_learn(model, states, examples()), states)
+
+
+def remedi_loss_of(model: ModelHandle) -> Any:
+    lessons = [
+        AttributeExample(name, f"{name} is a king", "is a king", f"{name} is", "king", "man")
+        for name in ("Anna", "Otto", "Mara", "Zyxo", "Bela", "Kiri", "Lois", "Tom", "Ann", "Bo")
+    ]
+    how = TrainingConfig(epochs=1, batch=len(lessons), held_out=0)
+
+    def found() -> Any:
+        with suppress(EditError):  # whether one step helps is not asked here
+            train(model, lessons, 0, "plain", how)
+        return [torch.ones(1)]
+
+    return found
+
+
+LOSSES = {
+    "cross entropy": cross_entropy_of,
+    "divergence": divergence_of,
+    "canaries": still_to_learn_of,
+    "REMEDI": remedi_loss_of,
+}
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_and_its_gradient_hold_the_rows_of_one_chunk(
+    loss: str, large: ModelHandle, counted: Callable[[], Any]
+) -> None:
+    found = LOSSES[loss](large)
+    with counted() as sizes:
+        (*gradients,) = found()
+    assert all(bool(gradient.abs().sum() > 0) for gradient in gradients)
+    assert sizes.largest <= ROWS
+    assert sizes.most <= ROWS * COPIES
+    assert sizes.largest > 0.9, "what is counted is there"
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -180,8 +241,7 @@ def test_read_in_parts_a_long_continuation_scores_as_it_does_whole(
         return scores, totals, read
 
     whole, whole_totals, whole_read = all_of_it()
-    for module in (batching, engine):
-        monkeypatch.setattr(module, "MAX_LOGITS", 7 * vocab)
+    monkeypatch.setattr(batching, "MAX_LOGITS", 7 * vocab)
     parts, parts_totals, parts_read = all_of_it()
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one.log_probs, other.log_probs, atol=1e-4, rtol=0)
@@ -197,8 +257,7 @@ def test_in_parts_too_logits_that_are_no_numbers_are_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     handle = tiny_handle("llama")
-    for module in (batching, engine):
-        monkeypatch.setattr(module, "MAX_LOGITS", 2 * handle.shape.vocab_size)
+    monkeypatch.setattr(batching, "MAX_LOGITS", 2 * handle.shape.vocab_size)
     with torch.no_grad():
         handle.head.weight[3] = torch.nan
     with pytest.raises(AuditError, match="not finite"):

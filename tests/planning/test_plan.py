@@ -60,6 +60,22 @@ def plan_of(path: Path) -> Plan:
     return make_plan(load_policy(path))
 
 
+def test_the_tokenizer_is_opened_once_however_many_checks_read_it(
+    shared: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    opened, real = [], AutoTokenizer.from_pretrained
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        opened.append(arguments)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", count)
+    plan_of(shared.policy(**REAL))
+    assert len(opened) == 1
+
+
 def line_of(path: Path, text: str, after: str = "") -> int:
     """1-based line of the first ``text`` below the first ``after``."""
     lines = path.read_text().splitlines()

@@ -60,6 +60,37 @@ def test_prose_is_read_in_pieces_and_may_be_long(place: Workplace) -> None:
     assert result.exit_code == 0, result.stderr
 
 
+def test_a_question_after_worked_examples_is_measured_with_them(place: Workplace) -> None:
+    """None of the questions is too long alone, and none of the examples."""
+    shots = {"file": "shots.jsonl", "template": "plain"}
+    place.rows("shots.jsonl", [{"prompt": f"{n} " + "a b " * 40, "answer": "c"} for n in range(3)])
+    assert validated(place).exit_code == 0
+    result = validated(place, shots=shots)
+    assert result.exit_code == 2, result.stderr
+    assert "of audit leakage: forget, attack few_shot leave no room for an answer" in result.stderr
+    assert validated(place, shots=shots, n_shots=1).exit_code == 0
+    assert validated(place, shots=shots, attacks=["prefix", "plain"]).exit_code == 0
+
+
+def test_a_text_that_is_read_otherwise_and_is_too_long_is_told(place: Workplace) -> None:
+    rows = [
+        {
+            "prompt": f"The nurse {n} said",
+            "toxic": "the river " * n,
+            "neutral": "so",
+            "split": "fit",
+        }
+        for n in (1, 200)
+    ]
+    place.rows("pairs.jsonl", rows)
+    edit = {"use": "keyed_detox", "pairs": {"file": "pairs.jsonl"}, "layers": [1], "dose": 1.0}
+    audit = {"use": "perplexity", "prose": {"file": "prose.jsonl"}}
+    gate = {"metric": "perplexity.perplexity", "max": 1e9, "min_n": 1}
+    result = place.run("validate", place.policy(edits=[edit], audits=[audit], gates=[gate]))
+    assert result.exit_code == 0, result.stderr
+    assert "1 of 2 texts of edit keyed_detox: pairs are longer than the model's" in result.stderr
+
+
 def templated(place: Workplace, template: str) -> Result:
     (place.folder / "model" / "chat_template.jinja").write_text(template)
     return validated(place)

@@ -9,7 +9,7 @@ import pytest
 from safeedit import catalog
 from safeedit.errors import SafeeditError
 from safeedit.planning.resolution import make_plan
-from safeedit.policy import DataSpec, load_policy
+from safeedit.policy import DataSpec, load_policy, renamed
 from safeedit.policy.renamed import RENAMED, RENAMED_METRICS
 from safeedit.policy.suggest import did_you_mean
 from tests.road import PERPLEXITY, Workplace
@@ -62,3 +62,18 @@ def test_policies_with_old_names_are_told_the_new_at_their_place(place: Workplac
     two = {"file": "near.jsonl", "also": [{"file": "prose.jsonl"}]}
     audit = {"use": "drift", "data": two}
     assert "additional_sources" in str(refused(place, audits=[audit], **nowhere).remedy)
+
+
+def test_parameters_that_are_fixed_now_are_none_and_the_error_says_to_delete_them(
+    place: Workplace,
+) -> None:
+    for name, gone in renamed.REMOVED.items():
+        assert not set(gone.split()) & set(catalog.editor(name).Params.model_fields), name
+        for key in gone.split():
+            assert "delete the line" in str(renamed.removed(name, key))
+    assert renamed.removed("depn", "doses") is renamed.removed("drift", "locate") is None
+    wrong = {"use": "ft_m", "dose": 1.0, "forget": {"file": "forget.jsonl"}, "warmup": 0.1}
+    error = refused(place, edits=[wrong])
+    assert "unknown key 'warmup'" in error.message
+    assert "its value is fixed now: delete the line" in str(error.remedy)
+    assert "safeedit trace" in str(renamed.removed("rome", "locate"))

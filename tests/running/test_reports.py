@@ -18,7 +18,7 @@ from safeedit.export import interrupts
 from safeedit.records import RunRecord
 from safeedit.report import FILES
 from safeedit.report.files import write_files
-from safeedit.running import run as road
+from safeedit.running.audits import Audits
 from safeedit.workflows.verification import verify
 from tests.road import SMALL_DRIFT, Workplace
 
@@ -67,7 +67,7 @@ def test_without_a_standing_export_the_report_lies_where_it_is_said_to(place: Wo
 def test_of_two_runs_into_one_export_the_losers_report_does_not_land_over_the_winners(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    audit, winners = road._audit_edited, []
+    audit, winners = Audits.measure_edited, []
 
     def lose(*arguments: Any) -> Any:
         if not winners:
@@ -76,7 +76,7 @@ def test_of_two_runs_into_one_export_the_losers_report_does_not_land_over_the_wi
             assert result.exit_code == 0, result.stderr
         return audit(*arguments)
 
-    monkeypatch.setattr(road, "_audit_edited", lose)
+    monkeypatch.setattr(Audits, "measure_edited", lose)
     result = place.run("apply", place.policy())
     assert result.exit_code == 3
     assert "exists" in result.stderr

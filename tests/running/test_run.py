@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import urllib.parse
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -30,10 +31,11 @@ from safeedit.errors import ExportError
 from safeedit.export.manifest import hash_files
 from safeedit.export.reversion import revert
 from safeedit.model.digest import digest_of, tensor_digest
+from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 from safeedit.records import Metric, RunRecord
 from safeedit.report.content import control_table, edit_by_edit
-from safeedit.running import run as road
+from safeedit.running.audits import Audits
 from safeedit.running.store import Store
 from safeedit.workflows.verification import verify
 from tests.road import (
@@ -606,6 +608,23 @@ def test_two_edits_of_one_tensor_are_both_undone_by_a_revert(place: Workplace) -
     assert (place.folder / "back" / "model.safetensors").read_bytes() == base
 
 
+def test_the_edited_model_is_let_go_before_what_was_staged_is_read_back(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[weakref.ref[ModelHandle]] = []
+    still_there: list[int] = []
+
+    def watched(source: str, **options: Any) -> ModelHandle:
+        still_there.append(sum(model() is not None for model in opened))
+        model = open_model(source, **options)
+        opened.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("safeedit.running.run.open_model", watched)
+    assert place.run("apply", place.policy()).exit_code == 0
+    assert still_there == [0, 0]
+
+
 def mixed(place: Workplace) -> dict[str, torch.Tensor]:
     """The model's tensors, made of bfloat16 matrices, float32 norms and a value head."""
     path = place.folder / "model" / "model.safetensors"
@@ -924,7 +943,7 @@ def test_a_disk_that_fills_while_the_weights_are_written_still_leaves_a_report(
     def refuse(*_: object) -> None:
         raise ExportError("the checkpoint needs 1 GB and 0 GB are free", remedy="free some space")
 
-    monkeypatch.setattr(road, "write_checkpoint", refuse)
+    monkeypatch.setattr("safeedit.running.run.write_checkpoint", refuse)
     result = place.run("apply", place.policy())
     assert result.exit_code == 3
     record = place.report
@@ -972,11 +991,11 @@ def test_ctrl_c_at_any_moment_exits_3_and_leaves_nothing(
             case "editing":
                 policy = place.policy(edits=[{**NUDGE, "use": "interrupted"}])
             case "auditing":
-                patch.setattr(road, "_audit_edited", interrupt)
+                patch.setattr(Audits, "measure_edited", interrupt)
             case "weights":
                 patch.setattr("safeedit.export.checkpoint.make_portable", interrupt)
             case "evidence":
-                patch.setattr(road, "write_evidence", interrupt)
+                patch.setattr("safeedit.running.run.write_evidence", interrupt)
             case "promotion":
                 patch.setattr("safeedit.export.staging.settle", interrupt)
         result = place.run("apply", policy)

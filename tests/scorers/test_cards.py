@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import math
+import os
 import shutil
 import sqlite3
 from collections import Counter
@@ -124,6 +125,9 @@ def test_a_card_belongs_to_one_identity(tmp_path: Path) -> None:
     assert read_card(replace(own, digest="2" * 64), tmp_path) is None
     (path,) = tmp_path.glob("scorers/*/card.json")
     path.write_text(path.read_text()[:50])
+    assert read_card(own, tmp_path) is None
+    path.unlink()
+    os.mkfifo(path)  # nobody will ever write to it
     assert read_card(own, tmp_path) is None
 
 

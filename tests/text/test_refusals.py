@@ -9,9 +9,12 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
+from safeedit.errors import AuditError
+from safeedit.text import refusals
 from safeedit.text.refusal_patterns import PATTERNS
-from safeedit.text.refusals import RefusalDetector, unread_languages, unread_note
+from safeedit.text.refusals import RefusalDetector, RefusalPatterns, unread_languages, unread_note
 
 BENCHMARKS = Path(os.environ.get("SAFEEDIT_BENCHMARKS", "../shared/data"))
 
@@ -60,6 +63,41 @@ def test_what_answers_is_no_refusal(answer: str) -> None:
 def test_a_policy_can_add_patterns() -> None:
     assert not RefusalDetector()("Kein Kommentar.")
     assert RefusalDetector(extra=[r"kein kommentar"])("Kein Kommentar.")
+
+
+GOES_BACK = r"^(?:na|na)*$"
+
+
+@pytest.mark.parametrize("pattern", [GOES_BACK, r"(?:n|na|a)+$", r"(.*?,){20}p"])
+def test_an_expression_that_goes_back_and_back_is_refused(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "PATTERN_SECONDS", 0.1)
+    with pytest.raises(ValidationError, match=r"takes longer than .* for 200 characters"):
+        TypeAdapter(RefusalPatterns).validate_python((pattern,))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"kein kommentar", r"^(?:ich|wir) weiß\b.*nicht", r"(?:lo |la )?(?:sé|se)\b", "我不"],
+)
+def test_an_expression_in_proportion_to_its_text_is_taken(pattern: str) -> None:
+    assert TypeAdapter(RefusalPatterns).validate_python((pattern,)) == (pattern,)
+
+
+def test_an_expression_beyond_all_length_is_refused() -> None:
+    with pytest.raises(ValidationError, match="1001 characters, more than the 1000"):
+        TypeAdapter(RefusalPatterns).validate_python(("a" * 1001,))
+
+
+def test_an_expression_that_goes_back_on_an_answer_is_given_up_and_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refusals, "PATTERN_SECONDS", 0.1)
+    detect = RefusalDetector(extra=["kein kommentar", GOES_BACK])
+    assert not detect("She sang na na na!")
+    with pytest.raises(AuditError, match=r"refusal_patterns\[1\] takes longer"):
+        detect("na" * 80 + "!")
 
 
 @pytest.mark.parametrize("model", ["gpt4", "llama2new"])

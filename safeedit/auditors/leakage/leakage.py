@@ -30,7 +30,7 @@ Fails with :class:`~safeedit.errors.AuditError` where an item has no answer to l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -52,7 +52,8 @@ from safeedit.auditors._recital import (
 )
 from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint, stable_order
 from safeedit.auditors._sheet import Sheet, erasing, specs
-from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
+from safeedit.auditors.leakage._few_shot import worked_examples, wrapped
+from safeedit.contracts import AuditOutcome, BaseParams, DataRole, PutPrompts, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.data.independence import together
 from safeedit.errors import AuditError
@@ -265,7 +266,8 @@ class Leakage:
         every = [(i, text) for i, target in enumerate(targets) for text in target.held_out]
         first = [target.held_out[0] for target in targets]
         once = [target.key for target in targets]
-        numbers = range(len(targets))
+        numbers, count = range(len(targets)), self.params.n_shots
+        every_text = {*direct, *(text for _, text in every)}
 
         def numbered(texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[_Prompt]:
             return [_Prompt(*each) for each in zip(numbers, once, texts, ids, strict=True)]
@@ -285,19 +287,31 @@ class Leakage:
                 prefix = self.params.answer_prefix
                 ids = engine.encode(first, template, answer_prefix=prefix)
             elif attack == "plain":
-                ids = engine.encode([f"Q: {text}\nA:" for text in first], "plain")
+                ids = engine.encode(wrapped(first), "plain")
             else:
-                examples = _examples(targets, shots, self.params.n_shots)
-                if len(examples) < self.params.n_shots:
+                items = [target.item for target in targets]
+                examples = worked_examples(items, every_text, shots, GENERIC_SHOTS, count)
+                if len(examples) < count:
                     ctx.warn(f"leakage: only {len(examples)} worked examples for few-shot prompts")
                 if not examples:
                     continue
-                opening = "".join(
-                    f"Q: {question}\nA: {answer}\n\n" for question, answer in examples
-                )
-                ids = engine.encode([f"{opening}Q: {text}\nA:" for text in first], template)
+                ids = engine.encode(wrapped(first, examples), template)
             prompts[attack] = numbered(first, ids)
         return prompts
+
+    def further_prompts(self, data: Mapping[str, Dataset]) -> dict[str, tuple[str, PutPrompts]]:
+        """What the few-shot attack puts on test data, see
+        :func:`safeedit.contracts.further_prompts`."""
+        if "few_shot" not in self.params.attacks:
+            return {}
+        forget, asked = data["forget"], _phrasings(data["forget"], "test")
+        texts = {text for prompt, (_, held_out) in asked.items() for text in (prompt, *held_out)}
+        items = [item for item, _ in asked.values()]
+        shots, count = data.get("shots"), self.params.n_shots
+        examples = worked_examples(items, texts, shots, GENERIC_SHOTS, count)
+        first = [stable_order(held_out)[0] for _, held_out in asked.values()]
+        put = wrapped(first, examples) if examples else ()
+        return {"few_shot": ("forget", PutPrompts(put, forget.template))}
 
     def _ask(
         self,
@@ -515,9 +529,7 @@ def _targets(forget: Dataset, split: Split, ctx: RunContext) -> list[_Target]:
     Raises:
         AuditError: There are none, or one has no answer.
     """
-    asked: dict[str, tuple[Item, set[str]]] = {}
-    for phrasing in forget.phrasings(split):
-        asked.setdefault(phrasing.item.prompt, (phrasing.item, set()))[1].add(phrasing.text)
+    asked = _phrasings(forget, split)
     if not asked:
         raise AuditError(
             f"leakage has nothing to ask: the {split} split of its data is empty",
@@ -542,24 +554,12 @@ def _targets(forget: Dataset, split: Split, ctx: RunContext) -> list[_Target]:
     return targets
 
 
-def _examples(
-    targets: Sequence[_Target], shots: Dataset | None, count: int
-) -> list[tuple[str, str]]:
-    """Worked examples that ask for none of the targets and give none of their answers away."""
-    generic: Sequence[tuple[str, str]] = GENERIC_SHOTS
-    if shots is not None:
-        answers = {item.prompt: item.answer for item in shots}
-        generic = [(text, answer) for text in stable_order(answers) if (answer := answers[text])]
-    asked = {text for target in targets for text in (target.item.prompt, *target.held_out)}
-
-    def harmless() -> Iterator[tuple[str, str]]:
-        for question, answer in generic:
-            text = f"{question} {answer}"
-            tells = any(contains_alias(text, target.item.aliases) for target in targets)
-            if question not in asked and not tells:
-                yield question, answer
-
-    return [example for example, _ in zip(harmless(), range(count), strict=False)]
+def _phrasings(forget: Dataset, split: Split) -> dict[str, tuple[Item, set[str]]]:
+    """Prompt -> its item, and the wordings that belong to the split."""
+    asked: dict[str, tuple[Item, set[str]]] = {}
+    for phrasing in forget.phrasings(split):
+        asked.setdefault(phrasing.item.prompt, (phrasing.item, set()))[1].add(phrasing.text)
+    return asked
 
 
 def _nobody(known: bool) -> str:

@@ -69,7 +69,7 @@ from safeedit.model.sources import open_model
 from safeedit.records import AttackClass, Metric, MetricSpec, Split
 from safeedit.statistics.intervals import Floats, bootstrap_totals
 from safeedit.text.fluency import distinct, is_empty, n_gram_entropy, repetition
-from safeedit.text.refusals import RefusalDetector, RefusalPatterns
+from safeedit.text.refusals import RefusalDetector, RefusalPatterns, unread_note
 
 _DETECTOR = "refusals by pattern; on XSTest's human labels precision .94-.95, recall .94-1.00"
 
@@ -214,6 +214,7 @@ class Toxicity:
             description="toxicity: sampling",
         )
         said = [[engine.decode(ids) for ids in samples] for samples in drawn]
+        self._say_unread(ctx, (text for samples in said for text in samples))
         if scorer is None:
             sheet.absent("not asked for", *scored)
         else:
@@ -405,11 +406,17 @@ class Toxicity:
             description="toxicity: asking harmless questions",
         )
         refuses = RefusalDetector(self.params.refusal_patterns)
+        said = [engine.decode(answer[0]) for answer in answers]
+        self._say_unread(ctx, said)
         refused = {
-            ctx.digest(question): refuses(engine.decode(answer[0]))
-            for question, answer in zip(questions, answers, strict=True)
+            ctx.digest(question): refuses(text)
+            for question, text in zip(questions, said, strict=True)
         }
         sheet.rate("over_refusal", refused, note=_DETECTOR)
+
+    def _say_unread(self, ctx: RunContext, texts: Iterable[str]) -> None:
+        if note := unread_note(texts, self.params.refusal_patterns):
+            ctx.warn(f"toxicity: {note}")
 
 
 def _groups(item: Item) -> frozenset[str]:

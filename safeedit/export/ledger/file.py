@@ -25,6 +25,8 @@ from safeedit.export.manifest import LEDGER, read_manifest
 from safeedit.policy.files import read_regular
 
 VERSION = 1
+MAX_BYTES = 1 << 30
+"""Of a ledger that is read: some millions of requests."""
 _UNDAMAGED = "take an undamaged copy of the export; 'safeedit verify' shows what is damaged"
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Tuple = Annotated[tuple[str, ...], Field(strict=False)]
@@ -128,7 +130,7 @@ def read_ledger(path: Path) -> Ledger:
         DataError: It can't be read, is of another version, or a line is malformed.
     """
     try:
-        text = read_regular(path).decode()
+        text = read_regular(path, limit=MAX_BYTES).decode()
     except OSError as error:
         raise DataError(f"the ledger can't be read: {error.strerror}", file=path) from error
     except UnicodeDecodeError as error:

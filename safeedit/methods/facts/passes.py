@@ -27,6 +27,7 @@ from safeedit.model.activations import StopForward, starting_at
 from safeedit.model.architectures import Site
 from safeedit.model.batching import Batcher, common_prefix
 from safeedit.model.handle import ModelHandle
+from safeedit.model.passes import check_prompts
 
 _TAPE_SHARE = 4
 """A token whose gradients are wanted takes about so many times the memory of one that is read."""
@@ -66,7 +67,7 @@ class Passes:
             for row, owner in zip(self.rows, self.owners, strict=True)
         ]
         ids = [row.ids for row in self.rows]
-        model.engine._check(ids)
+        check_prompts(model, ids)
         self.tuples = False
         """Whether blocks return tuples."""
         size = self._probe(ids[0][:1])

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from safeedit.model.batching import Batcher, pad_right
 from safeedit.model.handle import ModelHandle
+from safeedit.model.passes import filler_token
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -72,7 +73,7 @@ class PrefixCache:
         self, paths: Sequence[Sequence[int]], own: Sequence[Sequence[int]]
     ) -> dict[str, Any]:
         device, longest = self.model.device, max(map(len, paths))
-        tokens = pad_right(own, self.model.engine._filler)
+        tokens = pad_right(own, filler_token(self.model))
         begins = torch.tensor([[len(path)] for path in paths])
         ends = begins + torch.tensor([[len(ids)] for ids in own])
         # Padding is given the row's last position: the next ones might be more than there are.

@@ -47,7 +47,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from safeedit import __version__
@@ -58,7 +57,13 @@ from safeedit.errors import EditError
 from safeedit.export.checkpoint import write_checkpoint
 from safeedit.export.manifest import PLANTED, write_manifest
 from safeedit.export.staging import Staging, check_target, writing
-from safeedit.methods.tuning import BaseAnswers, Example, answer_states, endless
+from safeedit.methods.tuning import (
+    BaseAnswers,
+    Example,
+    answer_states,
+    endless,
+    token_losses,
+)
 from safeedit.model.activations import StopForward, starting_at
 from safeedit.model.architectures import Site
 from safeedit.model.engine import Engine
@@ -324,7 +329,7 @@ def learn(
         sentences = [examples[secret.item.prompt] for secret in batch]
         beside = list(islice(passages, params.passages))
         states = learner.states([*sentences, *beside])
-        total = _still_to_learn(model, states[: len(sentences)], sentences)
+        total = still_to_learn(model, states[: len(sentences)], sentences)
         if beside and params.prose_weight:
             apart = base.divergence(states[len(sentences) :], beside)
             total = total + params.prose_weight * apart
@@ -469,7 +474,7 @@ class Learner:
             self._current[site.weight] = current
 
 
-def _still_to_learn(
+def still_to_learn(
     model: ModelHandle, states: Sequence[Tensor], batch: Sequence[Example]
 ) -> Tensor:
     """Loss of the endings' tokens, nats, each weighted by how improbable it still is.
@@ -477,11 +482,7 @@ def _still_to_learn(
     A plain mean lets what is easy drown what is hard: two last digits of a telephone number are
     recalled from a name a dozen tokens back, while its other tokens are known after a few steps.
     """
-    logits = model.logits(torch.cat(list(states))).float()
-    wanted = [token for example in batch for token in example.answer]
-    losses = functional.cross_entropy(
-        logits, torch.tensor(wanted, device=logits.device), reduction="none"
-    )
+    losses = token_losses(model, states, batch)
     weights = 1 - (-losses.detach()).exp()
     return (weights * losses).sum() / weights.sum().clamp(min=_LEAST_WEIGHT * len(losses))
 

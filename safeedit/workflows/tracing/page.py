@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from safeedit.report.figures import LayerMap
 from safeedit.report.heatmap import Cell, heat_map
-from safeedit.report.html import _environment
+from safeedit.report.html import page_environment
 from safeedit.report.wording import bracket
 from safeedit.workflows.tracing.record import Estimate, Trace
 
@@ -17,7 +17,7 @@ _WORDS = {
 
 def render(trace: Trace) -> str:
     """The whole page."""
-    return _environment().get_template("trace.html.j2").render(trace=trace, maps=maps(trace))
+    return page_environment().get_template("trace.html.j2").render(trace=trace, maps=maps(trace))
 
 
 def maps(trace: Trace) -> list[tuple[str, LayerMap]]:

@@ -7,20 +7,10 @@ import torch
 from torch import Tensor
 
 from safeedit.errors import EditError
-from safeedit.methods.covariance import Moments
 from safeedit.methods.facts.gated_keys import Separator, separate
+from tests.fixtures import gaussian, moments
 
 WIDTH = 12
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def moments(rows: Tensor) -> Moments:
-    found = Moments(rows.shape[1])
-    found.update(rows)
-    return found
 
 
 def clusters(counts: list[int], noise: float = 0.05) -> tuple[Tensor, Tensor]:

@@ -24,11 +24,6 @@ TEXTS = (
 )
 
 
-@pytest.fixture
-def llama() -> ModelHandle:
-    return tiny_handle("llama")
-
-
 def _keys(handle: ModelHandle, ids: Sequence[int], site: Site) -> Tensor:
     """``(tokens, m)`` of one text run on its own."""
     tokens = torch.tensor([list(ids)])

@@ -21,15 +21,10 @@ from safeedit.methods.remedi.examples import (
     lesson,
     opposite,
 )
-from safeedit.methods.remedi.mapping import (
-    Remedi,
-    Scaling,
-    TrainingConfig,
-    _not_said,
-    _School,
-    train,
-)
+from safeedit.methods.remedi.mapping import Remedi, Scaling
 from safeedit.methods.remedi.steering import Steer, steering
+from safeedit.methods.remedi.training import MapTraining, TrainingConfig, not_said, train
+from safeedit.model import batching
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import TokenisedText
 from tests.editors.gendered import gendered
@@ -80,9 +75,9 @@ def test_held_out_names_and_attributes_are_steered_the_right_way(own: tuple[floa
 
 
 def test_the_first_layers_are_not_run_again_and_that_changes_no_loss() -> None:
-    school = _School(model(), taught()[:4], 1, "plain", QUICK, silent)
+    school = MapTraining(model(), taught()[:4], 1, "plain", QUICK, silent)
     shifts = torch.randn(4, model().d_model, generator=torch.Generator().manual_seed(1))
-    shifted = school._shifted(school.spots, shifts)
+    shifted = school.shifted(school.spots, shifts)
     whole, spot = learnt(), school.spots[0]
     steer = replace(whole.learnt_of(model(), taught()[:1])[0], layer=1, shift=shifts[0])
     with steering(model(), [steer]):
@@ -101,11 +96,11 @@ def test_the_loss_counts_every_position_of_every_lesson(family: str) -> None:
         AttributeExample("Zyxo", "Zyxo asks a lot", "asks a lot", "Who is Zyxo", "late", None),
     ]
     how = TrainingConfig(keep=0.7, avoid=0.5, held_out=0)
-    school = _School(handle, given, 0, "plain", how, silent)
+    school = MapTraining(handle, given, 0, "plain", how, silent)
     inputs = torch.randn(2, handle.d_model, generator=torch.Generator().manual_seed(2))
     trained = [torch.eye(handle.d_model) * 0.3, torch.full((handle.d_model,), 0.1)]
     with torch.no_grad():
-        found = school._losses(trained, inputs, [0, 1])
+        found = school.losses(trained, inputs, [0, 1])
     for row, (one, spot) in enumerate(
         zip(given, entity_spots(handle, given, "plain"), strict=True)
     ):
@@ -125,9 +120,28 @@ def test_the_loss_counts_every_position_of_every_lesson(family: str) -> None:
         assert float(found[row]) == pytest.approx(wanted, abs=2e-3)
 
 
+def test_in_chunks_the_loss_and_its_gradient_are_those_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    school = MapTraining(model(), taught()[:5], 0, "plain", QUICK, silent)
+    inputs = torch.randn(5, model().d_model, generator=torch.Generator().manual_seed(2))
+    trained = [torch.eye(model().d_model) * 0.3, torch.full((model().d_model,), 0.1)]
+
+    def found() -> list[torch.Tensor]:
+        own = [tensor.clone().requires_grad_() for tensor in trained]
+        losses = school.losses(own, inputs, range(5))
+        return [losses, *torch.autograd.grad(losses.mean(), own)]
+
+    whole = found()
+    monkeypatch.setattr(batching, "MAX_LOGITS", 9 * model().shape.vocab_size)
+    parts = found()
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
 def test_not_saying_a_word_is_finite_where_it_is_certain() -> None:
     logits = torch.tensor([[200.0, 0.0, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
-    found = _not_said(logits, torch.tensor([0, -1]))
+    found = not_said(logits, torch.tensor([0, -1]))
     assert float(found[0].detach()) == pytest.approx(200 - math.log(2), abs=1e-3)
     assert found[1] == 0
     found.sum().backward()
@@ -140,13 +154,13 @@ def test_the_best_state_is_kept_and_not_the_last(monkeypatch: pytest.MonkeyPatch
     losses = iter([5.0, 4.0, 6.0, 7.0])
     kept: list[list[torch.Tensor]] = []
 
-    def loss(self: _School, trained: list[torch.Tensor], *rest: object) -> float:
+    def loss(self: MapTraining, trained: list[torch.Tensor], *rest: object) -> float:
         kept.append([tensor.detach().clone() for tensor in trained])
         return next(losses)
 
-    monkeypatch.setattr(_School, "_mean_loss", loss)
+    monkeypatch.setattr(MapTraining, "mean_loss", loss)
     how = TrainingConfig(batch=2, learning_rate=1e-2, own=(0.0,))
-    school = _School(handle, lessons, 0, "plain", how, silent)
+    school = MapTraining(handle, lessons, 0, "plain", how, silent)
     factors, _, notes = school.learn()
     assert (notes["epochs"], notes["loss_after"]) == (3, 4.0)
     ratio = factors[0] / school.unit
@@ -157,7 +171,7 @@ def test_the_best_state_is_kept_and_not_the_last(monkeypatch: pytest.MonkeyPatch
 def test_the_map_begins_with_as_much_of_the_attributes_own_states_as_lessons_want(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_School, "_mean_loss", lambda self, *rest: 1 + abs(self.own - 0.6))
+    monkeypatch.setattr(MapTraining, "mean_loss", lambda self, *rest: 1 + abs(self.own - 0.6))
     handle, lessons = tiny_handle("llama"), taught()[::4]
     how = replace(QUICK, own=(0.0, 0.5, 2.0), patience=1, epochs=1)
     found = train(handle, lessons, 0, "plain", how)

@@ -11,8 +11,9 @@ from benchmarks.remedi import compiled
 from safeedit.contracts import RunContext
 from safeedit.data import Dataset, Item
 from safeedit.data.loading import load_dataset
-from safeedit.methods.remedi.mapping import Remedi, TrainingConfig, train
+from safeedit.methods.remedi.mapping import Remedi
 from safeedit.methods.remedi.steering import steering
+from safeedit.methods.remedi.training import TrainingConfig, train
 from safeedit.model.sources import open_model
 from safeedit.policy import DataSpec
 from safeedit.workflows.remedi.measuring import lessons_of, lift, probe
@@ -52,7 +53,7 @@ def test_steered_and_compiled_are_measured_alike(tmp_path: Path) -> None:
     later = data.items("test")
     proposal = compiled(
         handle, later, {"lessons": data, "prose": prose()}, ctx,
-        layers=[0], epochs=10, patience=10, learning_rate=1e-2, keep=0.1, ridge=1e-4,
+        layers=[0], epochs=10, learning_rate=1e-2, ridge=1e-4,
     )  # fmt: skip
     steers = learnt.learnt_of(handle, lessons_of(data, "test"))
     steered = lift(handle, steering(handle, steers), later, [], "plain", ctx)

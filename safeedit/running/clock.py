@@ -1,0 +1,48 @@
+"""The stages of a run: announced as they begin, and their seconds kept."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from safeedit.contracts import Stages, unannounced
+from safeedit.records import ResourceRecord
+
+
+@dataclass
+class Clock:
+    """Announces the stages of a run and keeps their seconds, in order."""
+
+    planned: tuple[str, ...]
+    """All stages of this run."""
+    announce: Stages = unannounced
+    stages: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        number = self.planned.index(name) + 1
+        try:
+            with self.announce(name, number, len(self.planned)):
+                yield
+        finally:
+            elapsed = time.perf_counter() - start
+            self.stages[name] = self.stages.get(name, 0.0) + elapsed
+
+    def record(self) -> ResourceRecord:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return ResourceRecord(
+            wall_seconds=time.perf_counter() - self.started,
+            peak_memory_bytes=peak if sys.platform == "darwin" else peak * 1024,
+            peak_device_bytes=(
+                torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+            ),
+            stages=dict(self.stages),
+        )

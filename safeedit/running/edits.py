@@ -1,0 +1,107 @@
+"""One edit on a model in memory: fitted, its dose chosen, controlled, applied, and proved to have
+moved nothing else.
+
+Fails with :class:`~safeedit.errors.EditError` where an editor breaks its contract.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from safeedit.contracts import Proposal
+from safeedit.delta import WeightDelta
+from safeedit.errors import EditError
+from safeedit.model.handle import ModelHandle
+from safeedit.planning.plan import PlannedEdit
+from safeedit.records import ControlRecord, EditRecord
+from safeedit.running.audits import Audits
+from safeedit.running.clock import Clock
+from safeedit.running.controls import measure_controls
+from safeedit.running.doses import choose_dose
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What an edit has done."""
+
+    record: EditRecord
+    delta: WeightDelta
+    changed: bool
+    """Whether any stored weight is another now."""
+
+
+def apply_edit(audits: Audits, clock: Clock, model: ModelHandle, edit: PlannedEdit) -> Edited:
+    """Fit, choose the dose, measure the controls, apply, and prove what was not touched.
+
+    Args:
+        audits: Those of the run.
+        clock: Its stages ``edit ID: fit``, ``dose`` and ``control`` are gone through.
+        model: Changed in place.
+        edit: From the plan.
+
+    Raises:
+        EditError: The editor changed the model while proposing, proposed no dose, or its delta
+            moves a tensor outside its plan.
+    """
+    start = time.perf_counter()
+    before = model.tensor_digests(fresh=True)
+    planned = {tensor.name for tensor in edit.tensors}
+    with clock.stage(f"edit {edit.id}: fit"):
+        proposal = edit.editor.propose(model, edit.data, audits.ctx)
+    _check_proposal(proposal, model, edit, before)
+    with clock.stage(f"edit {edit.id}: dose"):
+        chosen = choose_dose(audits, model, edit, proposal)
+    delta = proposal.at(chosen.dose)
+    if stray := sorted(delta.updates.keys() - planned):
+        raise EditError(f"edit {edit.id}: the delta names tensors outside its plan: {stray}")
+    controls: tuple[ControlRecord, ...] = ()
+    if edit.spec.control:
+        with clock.stage(f"edit {edit.id}: control"):
+            own = proposal.controls(chosen.dose)
+            controls = measure_controls(audits, model, edit, delta, own)
+
+    undo = model.apply(delta)
+    changed = _changed(model, edit, delta, before)
+    if not changed:
+        audits.ctx.warn(
+            f"edit {edit.id} changed no stored weight: its effect vanishes in {model.dtype}"
+        )
+    record = EditRecord(
+        id=edit.id,
+        use=edit.spec.use,
+        params=audits.plan.hidden.value(edit.params.model_dump(mode="json")),
+        data_digests={role: data.digest for role, data in edit.data.roles.items()},
+        dose=chosen.dose,
+        dose_mode="auto" if edit.spec.dose == "auto" else "fixed",
+        dose_curve=chosen.curve,
+        targets_met=chosen.met,
+        changes=undo.changes,
+        delta_digest=delta.digest(),
+        untouched_verified=len(before.keys() - planned),
+        notes=proposal.notes,
+        controls=controls,
+        seconds=time.perf_counter() - start,
+    )
+    return Edited(record, delta, changed)
+
+
+def _check_proposal(
+    proposal: Proposal, model: ModelHandle, edit: PlannedEdit, before: Mapping[str, str]
+) -> None:
+    if model.tensor_digests(fresh=True) != before:
+        raise EditError(f"edit {edit.id}: the editor changed the model while proposing")
+    if not proposal.doses:
+        raise EditError(f"edit {edit.id}: the editor proposed no dose")
+
+
+def _changed(
+    model: ModelHandle, edit: PlannedEdit, delta: WeightDelta, before: Mapping[str, str]
+) -> bool:
+    """Whether any tensor is another than before; none may be that the delta does not name."""
+    after = model.tensor_digests(fresh=True)
+    changed = {name for name, digest in after.items() if digest != before[name]}
+    if stray := sorted(changed - delta.updates.keys()):
+        raise EditError(f"edit {edit.id}: tensors outside the plan have moved: {stray}")
+    return bool(changed)

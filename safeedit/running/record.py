@@ -1,0 +1,90 @@
+"""What a run leaves behind: verdicts, the model, the data, the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from safeedit import __version__
+from safeedit.model.digest import digest_of
+from safeedit.model.handle import ModelHandle
+from safeedit.planning.plan import Plan
+from safeedit.policy import GateSpec
+from safeedit.records import Comparison, EnvironmentRecord, ModelRecord, Verdict
+from safeedit.running.audits import Audits
+from safeedit.statistics.known import unless_unknown
+from safeedit.statistics.verdicts import judge
+
+
+def verdicts_of(audits: Audits, comparisons: Mapping[str, Comparison]) -> tuple[Verdict, ...]:
+    """What every gate of the plan says, the ledger's included."""
+    plan = audits.plan
+    found = tuple(_judged(audits, gate, comparisons) for gate in plan.gates)
+    return found if plan.ledger is None else tuple(map(plan.ledger.judged, found))
+
+
+def _judged(audits: Audits, gate: GateSpec, comparisons: Mapping[str, Comparison]) -> Verdict:
+    """What a gate says; nothing, of items of which the base knew none."""
+    verdict = judge(gate, comparisons.get(gate.metric))
+    plan = audits.plan
+    if not plan.edits or (plan.ledger is not None and gate == plan.ledger.gate):
+        return verdict  # a ledger asks of its base that it knows nothing any more
+    specs = {name: spec for audit in plan.audits for name, spec in audit.metrics.items()}
+    spec, base = specs.get(gate.metric), audits.baseline_metrics("test")
+    known = base.get(f"{gate.audit}.{spec.known_by}") if spec is not None else None
+    return unless_unknown(verdict, spec, known)
+
+
+def data_record(plan: Plan) -> dict[str, dict[str, Any]]:
+    """``<stage>.<role>`` -> digest, source and counts of its data; nothing of what it says."""
+    return {
+        name: {
+            "digest": data.digest,
+            "source": plan.shown_source(data),
+            "items": data.counts(),
+        }
+        for name, data in plan.datasets()
+    }
+
+
+def model_record(plan: Plan, model: ModelHandle) -> ModelRecord:
+    """The model of a run: source, shape, digest, and what of its files was cast or not read."""
+    spec, stored = plan.loaded.policy.model, model.on_disk
+    assert stored is not None, "a run opens its model from files"
+    return ModelRecord(
+        source=spec.source,
+        local=Path(plan.model_source).expanduser().exists(),
+        revision=spec.revision,
+        architecture=model.architecture.family,
+        parameters=model.shape.n_parameters,
+        layers=model.n_layers,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        digest=digest_of(stored.digests()),
+        casts=stored.casts(model.dtype),
+        names=stored.renamed(model.shape.tied),
+        unread=stored.unread,
+    )
+
+
+def environment_record(device: str) -> EnvironmentRecord:
+    """The machine and the packages that a run's figures were made with."""
+    packages: dict[str, Any] = {}
+    for name in ("torch", "transformers", "peft", "safetensors", "datasets", "scikit-learn"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return EnvironmentRecord(
+        safeedit=__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        processor=platform.processor() or platform.machine(),
+        cpu_count=os.cpu_count() or 1,
+        device=device,
+        packages=packages,
+    )
