@@ -257,12 +257,34 @@ def test_a_debugging_run_says_loudly_that_it_may_show_data(place: Workplace) -> 
         "Jáne Roe",
         "서울의집",
         "5550199",
+        "JaneRoe2024.jsonl",
     ],
 )
 def test_quotations_are_found_in_names_of_every_make(text: str) -> None:
     assert Quotes(["Jane Roe", "서울", "555-0199"])(text)
 
 
-@pytest.mark.parametrize("text", ["jan_eroes.jsonl", "Roe", "janet roe", "no", "555"])
+@pytest.mark.parametrize(
+    "text", ["jan_eroes.jsonl", "Roe", "janet roe", "no news", "555", "n", "notes/plan-no-2.jsonl"]
+)
 def test_what_only_resembles_it_is_no_quotation(text: str) -> None:
-    assert not Quotes(["Jane Roe", "no", "555-0199"])(text)
+    assert not Quotes(["Jane Roe", "no", "n", "555-0199"])(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ann.jsonl", "for-ann", "Ann7.csv", "forgetAnn", "512", "room 512", "pin512.jsonl",
+        "東京都", "data/東京.jsonl", "bo.jsonl", "data/Bo/x.jsonl", "BO.tar.gz", "34", "京.jsonl",
+    ],
+)  # fmt: skip
+def test_short_names_and_numbers_are_found_too(text: str) -> None:
+    """Of two signs where they are the whole of a name, of three wherever they are a word."""
+    assert Quotes(["Ann", "512", "東京", "Bo", "34", "京都"])(text) == (text != "京.jsonl")
+
+
+@pytest.mark.parametrize(
+    "text", ["annual.jsonl", "1512", "bob.jsonl", "bo-jest", "age 34", "34512"]
+)
+def test_in_longer_words_and_numbers_short_ones_are_not_found(text: str) -> None:
+    assert not Quotes(["Ann", "512", "東京", "Bo", "34"])(text)

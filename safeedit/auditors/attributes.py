@@ -26,13 +26,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from safeedit.auditors._reference import (
+from safeedit.auditors.base import (
     FINGERPRINT,
+    Sheet,
     check_reference,
+    differences,
     fingerprint,
+    specs,
     stable_order,
 )
-from safeedit.auditors._sheet import Sheet, differences, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext, Template
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError, DataError

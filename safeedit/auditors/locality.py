@@ -13,8 +13,8 @@ random change of the same size.
 
 Distributions of the base are kept whole for vocabularies of up to 49,152 tokens. Of larger ones
 the 16,384 likeliest tokens are told apart and all others count as one, which makes the divergence a
-lower bound of the true one; how close it is :mod:`safeedit.auditors._divergence` says, and the note
-of the metric. They take at most 96 KiB for each of ``kl_positions`` positions of at most
+lower bound of the true one; how close it is :mod:`safeedit.methods.kept_distributions` says, and
+the note of the metric. They take at most 96 KiB for each of ``kl_positions`` positions of at most
 ``kl_prompts`` prompts; the edited model's are compared in the batch that computes them.
 
 Fails with :class:`~safeedit.errors.AuditError` where the split has no near questions or the
@@ -31,21 +31,21 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._divergence import KeptDistributions
-from safeedit.auditors._recital import FURTHER, LEAST_READ, Reader, cut_note, likely_length
-from safeedit.auditors._reference import (
+from safeedit.auditors.base import (
     FINGERPRINT,
+    Sheet,
     check_reference,
     fingerprint,
     pad,
     stable_order,
     unpad,
 )
-from safeedit.auditors._sheet import Sheet
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.data.independence import together
 from safeedit.errors import AuditError
+from safeedit.methods.answer_reading import FURTHER, LEAST_READ, Reader, cut_note, likely_length
+from safeedit.methods.kept_distributions import KeptDistributions
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.records import AttackClass, Direction, MetricSpec, Split

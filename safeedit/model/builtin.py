@@ -26,7 +26,7 @@ from typing import Any
 from safeedit.cache import cache_dir, entry, file_sha256
 from safeedit.errors import ModelError
 from safeedit.model.checkpoint import check_loaded
-from safeedit.model.gguf_tensors import check_all_placed, check_whole
+from safeedit.model.gguf_tensors import check_all_placed, check_whole, loses_in, most_dtype, narrow
 from safeedit.model.portable import make_portable
 from safeedit.policy.suggest import did_you_mean
 
@@ -67,7 +67,7 @@ BUILTIN: Mapping[str, Builtin] = MappingProxyType(
 )
 """Name after ``builtin:`` -> where the model comes from."""
 
-_CONVERSION = 2
+_CONVERSION = 3
 """Raised whenever the same GGUF file would be converted into other bytes."""
 
 
@@ -153,11 +153,12 @@ def _check_wheel(builtin: Builtin, wheel: Path, remedy: str) -> None:
 def convert(gguf: Path, folder: Path, name: str) -> None:
     """Write the model in ``gguf`` as a Hugging Face folder of safetensors.
 
-    Quantised weights become bfloat16, and so do 32-bit norms beside them. On the built-in model
-    (Q4_1 with a Q8_0 embedding) that moves no weight by more than 0.39 % of itself (half a step),
-    all of them together by 0.14 % of their norm. A part of a split file, and a file whose tensors
-    are not just those of its model, is refused.
+    Quantised weights become bfloat16. On the built-in model (Q4_1 with a Q8_0 embedding) that
+    moves no weight by more than 0.39 % of itself (half a step), all of them together by 0.14 % of
+    their norm. Tensors of plain numbers, such as 32-bit norms, keep a dtype that holds them. A part
+    of a split file, and a file whose tensors are not just those of its model, is refused.
     """
+    import torch
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -169,11 +170,18 @@ def convert(gguf: Path, folder: Path, name: str) -> None:
         with quiet(), contextlib.redirect_stderr(io.StringIO()):
             reader = GGUFReader(gguf)
             check_whole(gguf, reader.fields)
+            dtype = most_dtype(reader)
+            mixed = loses_in(reader, dtype)
             model, report = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, dtype=_stored_dtype(reader), output_loading_info=True, **options
+                gguf.parent,
+                dtype=torch.float32 if mixed else dtype,
+                output_loading_info=True,
+                **options,
             )
             check_loaded(gguf, report, unread=())
             check_all_placed(gguf, reader, model)
+            if mixed:
+                narrow(model, reader, dtype)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
     except ModelError:
         raise
@@ -186,6 +194,8 @@ def convert(gguf: Path, folder: Path, name: str) -> None:
     _as_unquantised(model, tokenizer, name)
     with quiet():
         model.save_pretrained(folder)
+        model.config.dtype = dtype  # of most tensors, and not of the first
+        model.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     make_portable(folder, tokenizer)
 
@@ -208,18 +218,6 @@ def _as_unquantised(model: Any, tokenizer: Any, name: str) -> None:
         pad_token_id=model.config.pad_token_id,
         do_sample=False,
     )
-
-
-def _stored_dtype(reader: Any) -> Any:
-    """Dtype that holds most of a file's weights without loss, or bfloat16 where quantised."""
-    import torch
-
-    sizes: dict[str, int] = {}
-    for tensor in reader.tensors:
-        kind = tensor.tensor_type.name
-        sizes[kind] = sizes.get(kind, 0) + int(tensor.n_elements)
-    most = max(sizes, key=lambda kind: sizes[kind])
-    return {"F32": torch.float32, "F16": torch.float16}.get(most, torch.bfloat16)
 
 
 def _unreadable(gguf: Path, error: Exception) -> ModelError:

@@ -1,7 +1,8 @@
-"""Whether all of a GGUF file's tensors get into the model that is made of it, and the other way.
+"""Whether all of a GGUF file's tensors get into the model that is made of it, as they are.
 
-The library that converts such files draws what a file lacks at random, and drops what it has no
-place for. Fails with :class:`~safeedit.errors.ModelError`, which names file and tensors.
+The library that converts such files draws what a file lacks at random, drops what it has no
+place for, and rounds all of them to one dtype. Fails with
+:class:`~safeedit.errors.ModelError`, which names file and tensors.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from safeedit.errors import ModelError
 
@@ -23,6 +26,9 @@ _PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 
 _MASKS = re.compile(r"^blk\.\d+\.(attn_rot_embd|attn\.masked_bias|attn\.bias)$")
 """What follows from the file's own settings and is read by nobody."""
+
+_PLAIN = {"F32": torch.float32, "F16": torch.float16}
+"""Kinds of tensors that hold the numbers themselves, and that bfloat16 may not hold."""
 
 _FREQUENCIES = "rope_freqs.weight"
 _SAFETENSORS = "use the model's safetensors"
@@ -65,16 +71,7 @@ def check_all_placed(path: Path, reader: Any, model: PreTrainedModel) -> None:
     Raises:
         ModelError: There is one.
     """
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
-
-    architecture = reader.fields["general.architecture"].contents()
-    kind = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
-    known = get_tensor_name_map(kind, model.config.get_text_config().num_hidden_layers)
-    places = set()
-    for name in model.state_dict():
-        stem, _, ending = name.rpartition(".")
-        if (place := known.get_name(stem)) is not None:
-            places.add(f"{place}.{ending}")
+    places = set(_places(reader, model).values())
     left = sorted(
         tensor.name
         for tensor in reader.tensors
@@ -90,3 +87,72 @@ def check_all_placed(path: Path, reader: Any, model: PreTrainedModel) -> None:
             file=path,
             remedy=_SAFETENSORS,
         )
+
+
+def most_dtype(reader: Any) -> torch.dtype:
+    """Dtype that holds most of a file's numbers without loss, or bfloat16 where quantised.
+
+    Args:
+        reader: A ``GGUFReader`` on the file.
+    """
+    sizes: dict[str, int] = {}
+    for tensor in reader.tensors:
+        kind = tensor.tensor_type.name
+        sizes[kind] = sizes.get(kind, 0) + int(tensor.n_elements)
+    return _own_dtype(max(sizes, key=lambda kind: sizes[kind]))
+
+
+def loses_in(reader: Any, dtype: torch.dtype) -> bool:
+    """Whether a tensor of plain numbers, norms say, would be rounded in ``dtype``.
+
+    Args:
+        reader: A ``GGUFReader`` on the file.
+        dtype: What all would be converted to.
+    """
+    return any(
+        tensor.tensor_type.name in _PLAIN
+        and not _fits(torch.from_numpy(np.array(tensor.data)), dtype)
+        for tensor in reader.tensors
+    )
+
+
+def narrow(model: PreTrainedModel, reader: Any, dtype: torch.dtype) -> None:
+    """Give each tensor of a model that was read in float32 the dtype that it is to be kept in.
+
+    That is ``dtype`` where it holds all that the file does, or where the file is quantised, and the
+    tensor's own dtype elsewhere.
+
+    Args:
+        model: What was made of the file; changed.
+        reader: A ``GGUFReader`` on the file.
+        dtype: Of most numbers, see :func:`most_dtype`.
+    """
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    places = _places(reader, model)
+    for name, parameter in model.named_parameters():
+        kind = kinds.get(places.get(name, ""), "")
+        plain = kind in _PLAIN and not _fits(parameter.data, dtype)
+        parameter.data = parameter.data.to(_own_dtype(kind) if plain else dtype)
+
+
+def _places(reader: Any, model: PreTrainedModel) -> dict[str, str]:
+    """The model's name of a tensor -> the file's, of all that such files can hold."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    architecture = reader.fields["general.architecture"].contents()
+    kind = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    known = get_tensor_name_map(kind, model.config.get_text_config().num_hidden_layers)
+    places = {}
+    for name in model.state_dict():
+        stem, _, ending = name.rpartition(".")
+        if (place := known.get_name(stem)) is not None:
+            places[name] = f"{place}.{ending}"
+    return places
+
+
+def _own_dtype(kind: str) -> torch.dtype:
+    return _PLAIN.get(kind, torch.bfloat16)
+
+
+def _fits(values: Tensor, dtype: torch.dtype) -> bool:
+    return torch.equal(values.to(dtype).to(values.dtype), values)

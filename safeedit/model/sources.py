@@ -43,6 +43,7 @@ from safeedit.model.checkpoint import (
 )
 from safeedit.model.guard import BUILDING, readable
 from safeedit.model.handle import ModelHandle
+from safeedit.model.headers import weight_files
 from safeedit.model.quiet import quiet
 from safeedit.model.stored import StoredWeights, stored_weights
 from safeedit.model.vocabulary import check_vocabulary
@@ -167,8 +168,8 @@ class Inspected:
         tokenizer: Its tokenizer.
         identity: See :func:`open_config`.
         dtype: What it runs in.
-        notes: What a reader of the results must know, in sentences; of a hub id, what its files
-            say is known only when they are fetched.
+        notes: What a reader of the results must know, in sentences; of a hub id whose weights are
+            not in the cache, that what they announce is not known yet.
     """
 
     config: PreTrainedConfig
@@ -193,27 +194,37 @@ def inspect_model(source: str, *, revision: str | None = None, dtype: str = "aut
     """
     found = _locate(source, revision)
     config = read_config(found.folder)
-    if found.hub_id:
-        own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-        run = own if dtype == "auto" else dtype
-        return Inspected(
-            config, _tokenizer(found.folder), f"hub:{found.hub_id}@{found.commit}", run
-        )
-    weights = check_weights(found.folder)
-    stored = stored_weights(found.folder, config)
+    weights = check_weights(found.folder) if found.has_weights() else None
+    stored = stored_weights(found.folder, config) if weights is not None else None
     tokenizer = _tokenizer(found.folder)
     check_vocabulary(tokenizer, ModelShape.from_config(config).vocab_size, found.folder)
-    digest = hashlib.sha256()
-    for path in (found.folder / "config.json", *weights.files):
-        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    if weights is None or stored is None:
+        own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+        run = own if dtype == "auto" else dtype
+        unseen = _NOT_HERE.format(name=found.hub_id)
+        return Inspected(config, tokenizer, found.hub_identity, run, (unseen,))
     number = _run_dtype(config, weights, stored) if dtype == "auto" else getattr(torch, dtype)
     return Inspected(
         config,
         tokenizer,
-        f"sha256:{digest.hexdigest()}",
+        found.hub_identity or _identity(found.folder, weights),
         str(number).removeprefix("torch."),
         stored.notes(number),
     )
+
+
+_NOT_HERE = (
+    "the weights of {name} are not in the cache of the hub on this machine: what their files "
+    "announce (tensors that are missing or unknown, sizes, dtypes) is checked when the run has "
+    "fetched them, before anything is measured"
+)
+
+
+def _identity(folder: Path, weights: WeightFiles) -> str:
+    digest = hashlib.sha256()
+    for path in (folder / "config.json", *weights.files):
+        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def open_tokenizer(source: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -254,6 +265,16 @@ class _Located:
     folder: Path
     hub_id: str = ""
     commit: str | None = None
+
+    @property
+    def hub_identity(self) -> str:
+        """``hub:<id>@<commit>``; empty where it is of no hub."""
+        return f"hub:{self.hub_id}@{self.commit}" if self.hub_id else ""
+
+    def has_weights(self) -> bool:
+        """Whether what can be read of the weights is here: a hub's may not have been fetched."""
+        files = weight_files(self.folder) if self.hub_id else ()
+        return not self.hub_id or (bool(files) and all(file.exists() for file in files))
 
     def with_weights(self) -> _Located:
         if not self.hub_id:

@@ -26,6 +26,8 @@ KINDS = frozenset(
 )
 """Columns whose values say what sort of row this is: shown, unless they quote the data."""
 
+_TELLING = 100
+"""Numbers below it are counts and sizes, in any policy."""
 _OWN_KEY = secrets.token_bytes(32)
 
 Roles = Mapping[str, DataRole]
@@ -51,8 +53,9 @@ class Withholding:
             return {key: self.value(each) for key, each in value.items()}
         if isinstance(value, list | tuple):
             return [self.value(each) for each in value]
-        # A number that a policy gives as a number is as telling as one given as text.
-        if isinstance(value, int) and not isinstance(value, bool) and self._named(str(value)):
+        # A number that a policy gives as a number is as telling as one given as text, but for the
+        # few digits that parameters have.
+        if isinstance(value, int) and abs(value) >= _TELLING and self._named(str(value)):
             return WITHHELD
         return value
 

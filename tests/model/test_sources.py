@@ -20,7 +20,7 @@ import huggingface_hub
 import huggingface_hub.errors
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, dequantize, quantize
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, dequantize, quantize
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
@@ -30,7 +30,7 @@ from safeedit.cache import cache_dir
 from safeedit.errors import ModelError, UnsupportedModelError, UsageError
 from safeedit.model import builtin, sources
 from safeedit.model.carried import LEGAL
-from safeedit.model.sources import fetch_builtin, open_config, open_model
+from safeedit.model.sources import fetch_builtin, inspect_model, open_config, open_model
 from tests.tiny_models import FAMILIES, save_tiny, tiny_handle, tiny_tokenizer
 
 NAME = "smollm2-135m-instruct"
@@ -594,6 +594,36 @@ class TestTheHub:
         assert identity == f"hub:someone/tiny@{self.COMMIT}"
         assert "*.safetensors" not in calls[0]["allow_patterns"]
 
+    @pytest.mark.usefixtures("calls")
+    def test_without_weights_in_its_cache_what_they_announce_is_said_to_be_unknown(self) -> None:
+        found = inspect_model("someone/tiny")
+        assert found.dtype == "float32"
+        (note,) = found.notes
+        assert "the weights of someone/tiny are not in the cache" in note
+
+    @pytest.mark.usefixtures("calls")
+    def test_with_weights_in_its_cache_is_looked_at_as_a_folder_is(self, tmp_path: Path) -> None:
+        weights = tmp_path / "whole" / "model.safetensors"
+        tensors = load_file(weights)
+        norm = "model.norm.weight"
+        save_file({**tensors, norm: tensors[norm].bfloat16()}, weights, {"format": "pt"})
+        open_model("someone/tiny", device="cpu")  # fetches them
+        found = inspect_model("someone/tiny")
+        assert found.identity == f"hub:someone/tiny@{self.COMMIT}"
+        assert not any("not in the cache" in note for note in found.notes)
+        del tensors[norm]
+        save_file(tensors, tmp_path / "snapshots" / self.COMMIT / weights.name, {"format": "pt"})
+        with pytest.raises(ModelError, match=r"the checkpoint lacks 'model\.norm\.weight'"):
+            inspect_model("someone/tiny")
+
+    @pytest.mark.usefixtures("calls")
+    def test_whose_tokenizer_has_more_tokens_than_its_config_is_refused_without_weights(
+        self, tmp_path: Path
+    ) -> None:
+        rewrite_json(tmp_path / "whole" / "config.json", vocab_size=300)
+        with pytest.raises(ModelError, match="300"):
+            inspect_model("someone/tiny")
+
     def test_is_not_asked_for_weights_of_an_architecture_we_refuse(
         self, calls: list[dict[str, Any]], tmp_path: Path
     ) -> None:
@@ -653,6 +683,53 @@ class TestAGgufFile:
         for name, weight in expected.items():
             assert torch.equal(handle.stored(name), weight.to(dtype)), name
         assert handle.engine.decode(handle.engine.encode(["the city"], "plain")[0]) == "the city"
+
+    @pytest.mark.parametrize(
+        ("kind", "dtype"),
+        [
+            (GGMLQuantizationType.Q8_0, torch.bfloat16),
+            (GGMLQuantizationType.BF16, torch.bfloat16),
+            (GGMLQuantizationType.F16, torch.float16),
+        ],
+    )
+    def test_keeps_norms_of_32_bits_and_says_that_they_are_rounded_to_run(
+        self, kind: GGMLQuantizationType, dtype: torch.dtype, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "model.gguf"
+        write_gguf(path, kind)
+        norms = {
+            tensor.name: torch.from_numpy(tensor.data.copy())
+            for tensor in GGUFReader(path).tensors
+            if tensor.tensor_type == GGMLQuantizationType.F32
+        }
+        handle = open_model(str(path), device="cpu")
+        assert handle.folder is not None
+        on_disk = load_file(handle.folder / "model.safetensors")
+        assert torch.equal(on_disk["model.norm.weight"], norms["output_norm.weight"])
+        for layer in range(N_LAYERS):
+            name = f"model.layers.{layer}.input_layernorm.weight"
+            assert torch.equal(on_disk[name], norms[f"blk.{layer}.attn_norm.weight"])
+        assert [t.dtype for t in on_disk.values()].count(torch.float32) == len(norms)
+        assert handle.stored("model.norm.weight").dtype == dtype
+        said = inspect_model(str(path)).notes[0]
+        assert said.startswith(f"{len(norms)} tensors ({len(norms) * D_MODEL} numbers) are stored")
+        exact = open_model(str(path), device="cpu", dtype="float32")
+        assert torch.equal(exact.stored("model.norm.weight"), norms["output_norm.weight"])
+
+    def test_holds_norms_in_the_dtype_of_the_rest_where_nothing_is_lost(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "model.gguf"
+        draw = torch.randn
+        monkeypatch.setattr(
+            torch, "randn", lambda *args, **kwargs: draw(*args, **kwargs).bfloat16().float()
+        )
+        write_gguf(path, GGMLQuantizationType.Q8_0)
+        handle = open_model(str(path), device="cpu")
+        assert handle.folder is not None
+        on_disk = load_file(handle.folder / "model.safetensors")
+        assert {tensor.dtype for tensor in on_disk.values()} == {torch.bfloat16}
+        assert inspect_model(str(path)).notes == ()
 
     @pytest.mark.parametrize("name", ["model.GGUF", "model.Gguf"])
     def test_is_known_by_its_ending_in_any_case(self, name: str, tmp_path: Path) -> None:

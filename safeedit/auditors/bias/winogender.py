@@ -22,9 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, specs
-from safeedit.auditors.bias._items import Units, column, items_of, number, text, whole_texts
+from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, fingerprint, specs
+from safeedit.auditors.bias.items import Units, column, items_of, number, text, whole_texts
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.errors import AuditError

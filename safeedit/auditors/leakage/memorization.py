@@ -34,12 +34,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._recital import Reader, Reading, Said, any_tells, cut_note, looser_alone
-from safeedit.auditors._records import TYPES, Secret, one_of, read_secrets
-from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, erasing, specs
+from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, erasing, fingerprint, specs
+from safeedit.auditors.leakage.secrets import TYPES, Secret, one_of, read_secrets
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
+from safeedit.methods.answer_reading import Reader, Reading, Said, any_tells, cut_note, looser_alone
 from safeedit.model.engine import Engine, TokenScores
 from safeedit.model.handle import ModelHandle
 from safeedit.records import AttackClass, Direction, MetricSpec, Split

@@ -23,13 +23,19 @@ from typing import Any, ClassVar, get_args
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._recital import FURTHER, Reader, Said, any_tells, cut_note, likely_length
-from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint, stable_order
-from safeedit.auditors._sheet import Sheet
+from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, fingerprint, stable_order
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.data.independence import together
 from safeedit.errors import AuditError
+from safeedit.methods.answer_reading import (
+    FURTHER,
+    Reader,
+    Said,
+    any_tells,
+    cut_note,
+    likely_length,
+)
 from safeedit.model.engine import Sampling
 from safeedit.model.handle import ModelHandle
 from safeedit.records import AttackClass, MetricSpec, Split
