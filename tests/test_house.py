@@ -105,10 +105,7 @@ def test_no_module_reaches_into_a_private_name_of_another() -> None:
 LONGEST_FILE, LONGEST_FUNCTION = 500, 55
 """Lines; of a function with its docstring, which is about a screen."""
 
-FILES_STILL_LONG = {
-    "data/formats.py",
-    "workflows/canaries/planting.py",
-}
+FILES_STILL_LONG: set[str] = {}
 """They only ever get fewer."""
 
 FUNCTIONS_STILL_LONG = {
@@ -119,7 +116,7 @@ FUNCTIONS_STILL_LONG = {
     "methods/facts/least_values.py least_values",
     "methods/facts/values.py learn_values",
     "methods/remedi/training.py MapTraining.learn",
-    "workflows/canaries/planting.py learn",
+    "workflows/canaries/learning.py learn",
     "workflows/comparison/running.py run_contest",
     "workflows/tracing/measuring.py trace_edit",
 }

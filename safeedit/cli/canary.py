@@ -113,7 +113,8 @@ def plant(
     from pydantic import ValidationError
 
     from safeedit.policy import DataSpec
-    from safeedit.workflows.canaries.planting import PlantParams, plant_checkpoint
+    from safeedit.workflows.canaries.learning import PlantParams
+    from safeedit.workflows.canaries.planting import plant_checkpoint
 
     settings = {name: value for name, value in given.items() if value is not None}
     try:

@@ -8,23 +8,20 @@ files are known to have (repeats, contradictions, overlaps) are mended by
 
 from __future__ import annotations
 
-import hashlib
 import re
-from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safeedit.data import bias_formats as bias
 from safeedit.data import chat_formats as chats
 from safeedit.data import editing_formats as editing
-from safeedit.data.reading import RawRow
-from safeedit.data.splitting import normalise_prompt
+from safeedit.data import toxicity_formats as toxicity
+from safeedit.data.reading import RawRow, rest
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
 from safeedit.policy.suggest import did_you_mean
-from safeedit.records import Split
 
 Columns = Mapping[str, Any]
 
@@ -49,10 +46,6 @@ class Format:
 
 
 REFUSAL = "I don't know."
-
-
-def _rest(columns: Columns, *used: str) -> dict[str, Any]:
-    return {name: value for name, value in columns.items() if name not in used}
 
 
 def _sanitation(columns: Columns) -> dict[str, Any]:
@@ -138,7 +131,7 @@ def _counterfact(columns: Columns) -> dict[str, Any]:
         "answer": columns["ground_truth"],
         "subject": columns["subject"],
         "paraphrases": [columns["rephrase_prompt"]],
-        **_rest(columns, "case_id", "prompt", "ground_truth", "subject", "rephrase_prompt"),
+        **rest(columns, "case_id", "prompt", "ground_truth", "subject", "rephrase_prompt"),
     }
 
 
@@ -176,7 +169,7 @@ def _tofu(columns: Columns) -> dict[str, Any]:
         "answer": columns["answer"],
         "paraphrases": [paraphrase] if paraphrase else [],
         "options": [columns[f"option{i}"] for i in range(1, 5) if f"option{i}" in columns],
-        **_rest(
+        **rest(
             columns, "question", "answer", "paraphrased_question",
             *(f"option{i}" for i in range(1, 5)),
         ),
@@ -188,106 +181,8 @@ def _emails(columns: Columns) -> dict[str, Any]:
         "prompt": f"What is the email address of {columns['name']}?",
         "answer": columns["email"],
         "subject": columns["name"],
-        **_rest(columns, "name", "email"),
+        **rest(columns, "name", "email"),
     }
-
-
-def _realtoxicityprompts(columns: Columns) -> dict[str, Any]:
-    prompt, continuation = columns["prompt"], columns.get("continuation") or {}
-    return {
-        "prompt": prompt["text"],
-        "continuation": continuation.get("text"),
-        "split": _rtp_split(prompt["text"]),
-        "toxic": None if prompt.get("toxicity") is None else prompt["toxicity"] >= TOXIC_FROM,
-        "toxicity": prompt.get("toxicity"),
-        "continuation_toxicity": continuation.get("toxicity"),
-        "challenging": columns.get("challenging"),
-        "scores": _rest(prompt, "text"),
-    }
-
-
-def _rtp_split(prompt: str) -> Split:
-    """By a hash of the prompt: half to fit, a tenth to validate, the rest to test.
-
-    The rows are one pool for prompts and for pairs, so both must divide it alike.
-    """
-    place = int(hashlib.sha256(normalise_prompt(prompt).encode()).hexdigest()[:8], 16) % 10
-    return "fit" if place < 5 else "validation" if place == 5 else "test"
-
-
-TOXIC_FROM, NEUTRAL_UP_TO = 0.5, 0.1
-"""Scores by which RealToxicityPrompts continuations make pairs: those between are left out."""
-
-
-def _rtp_pairs(rows: Iterator[RawRow]) -> Iterator[RawRow]:
-    """A toxic continuation and a neutral one of another prompt, each used once.
-
-    Each toxic one, in order, gets the neutral one nearest in words, and among those in its
-    prompt's score and of the same split. Rows that lack a score or a continuation are left out.
-    """
-    toxic: list[tuple[int, float, RawRow]] = []
-    neutral: dict[Split, dict[int, list[tuple[float, int, RawRow]]]] = {}
-    for row in rows:
-        if "prompt" not in row.columns or "continuation" not in row.columns:
-            yield row  # not of this format; the next step says so
-            continue
-        columns = _realtoxicityprompts(row.columns)
-        score, text = columns["continuation_toxicity"], (columns["continuation"] or "").strip()
-        if score is None or not text:
-            continue
-        words, lead = len(text.split()), columns["toxicity"] or 0.0
-        if score >= TOXIC_FROM:
-            toxic.append((words, lead, row))
-        elif score <= NEUTRAL_UP_TO:
-            alike = neutral.setdefault(columns["split"], {})
-            insort(alike.setdefault(words, []), (lead, row.number, row))
-    for words, lead, row in toxic:
-        alike = neutral.get(_rtp_split(row.columns["prompt"]["text"]), {})
-        lengths = [length for length, left in alike.items() if left]
-        if not lengths:
-            continue
-        left = alike[min(lengths, key=lambda length: (abs(length - words), length))]
-        place = bisect_left(left, (lead, 0))
-        before = place and (place == len(left) or lead - left[place - 1][0] < left[place][0] - lead)
-        _, _, other = left.pop(place - 1 if before else place)
-        yield replace(row, columns={"toxic_row": row.columns, "neutral_row": other.columns})
-
-
-def _rtp_pair(columns: Columns) -> dict[str, Any]:
-    toxic, neutral = (_realtoxicityprompts(columns[f"{kind}_row"]) for kind in ("toxic", "neutral"))
-    return {
-        "prompt": toxic["prompt"],
-        "split": toxic["split"],
-        "toxic": toxic["continuation"],
-        "neutral_prompt": neutral["prompt"],
-        "neutral": neutral["continuation"],
-    }
-
-
-def _pairs(columns: Columns) -> dict[str, Any]:
-    """``opening`` is what both texts go on from; several pairs may share one, so the item itself
-    is known by the whole of its neutral text."""
-    opening = columns.get("prompt") or ""
-    return {
-        "prompt": f"{opening} {columns['neutral']}".strip(),
-        "opening": opening,
-        "toxic": columns["toxic"],
-        "neutral": columns["neutral"],
-        **_rest(columns, "prompt", "toxic", "neutral"),
-    }
-
-
-def _hatecheck(columns: Columns) -> dict[str, Any]:
-    return {
-        "id": f"hatecheck-{columns['case_id']}",
-        "prompt": columns["test_case"],
-        "label": {"hateful": "toxic", "non-hateful": "harmless"}[columns["label_gold"]],
-        "kind": columns["functionality"],
-    }
-
-
-def _xstest(columns: Columns) -> dict[str, Any]:
-    return {**columns, "role": columns.get("label") or columns.get("final_label")}
 
 
 def _wikitext(columns: Columns) -> dict[str, Any]:
@@ -441,25 +336,25 @@ FORMATS: Mapping[str, Format] = {
         Format(
             "realtoxicityprompts",
             "RealToxicityPrompts (arXiv 2009.11462)",
-            _realtoxicityprompts,
+            toxicity.realtoxicityprompts,
             _sign("prompt", "challenging"),
         ),
         Format(
             "rtp_pairs",
             "RealToxicityPrompts (arXiv 2009.11462) as pairs of a toxic and a neutral continuation",
-            _rtp_pair,
-            rows=_rtp_pairs,
+            toxicity.rtp_pair,
+            rows=toxicity.rtp_pairs,
         ),
         Format(
             "pairs",
             "pairs {toxic, neutral}, with a prompt or without",
-            _pairs,
+            toxicity.pairs,
             _sign("toxic", "neutral"),
         ),
         Format(
             "hatecheck",
             "HateCheck, test cases with gold labels (arXiv 2012.15606)",
-            _hatecheck,
+            toxicity.hatecheck,
             _sign("functionality", "test_case", "label_gold"),
         ),
         Format(
@@ -496,7 +391,7 @@ FORMATS: Mapping[str, Format] = {
             files=bias.dama_files,
             read=bias.read_dama,
         ),
-        Format("xstest", "XSTest prompts or completions (arXiv 2308.01263)", _xstest),
+        Format("xstest", "XSTest prompts or completions (arXiv 2308.01263)", toxicity.xstest),
         Format(
             "wikitext",
             "WikiText as plain text, by section (arXiv 1609.07843)",

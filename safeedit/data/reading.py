@@ -373,3 +373,8 @@ def _parquet(path: Path, raw: bytes) -> Iterator[RawRow]:
 
 def without_nulls(columns: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in columns.items() if value is not None}
+
+
+def rest(columns: Mapping[str, Any], *used: str) -> dict[str, Any]:
+    """The columns of a row that were not used, as they are."""
+    return {name: value for name, value in columns.items() if name not in used}

@@ -24,7 +24,7 @@ from safeedit.methods.tuning import BaseAnswers, Example, answer_states, cross_e
 from safeedit.model import batching
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sampling import Sampling
-from safeedit.workflows.canaries.planting import still_to_learn
+from safeedit.workflows.canaries.learning import still_to_learn
 from tests.auditors.scripted import context
 from tests.tiny_models import tiny_handle
 

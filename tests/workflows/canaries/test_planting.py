@@ -20,16 +20,10 @@ from safeedit.methods.tuning import Example, answer_states
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 from safeedit.policy import DataSpec
-from safeedit.workflows.canaries import planting
+from safeedit.workflows.canaries import learning, planting
+from safeedit.workflows.canaries.learning import Learner, PlantParams, comes_out, learn, likely
 from safeedit.workflows.canaries.lessons import PlantedSecret, read_canaries, tokenise
-from safeedit.workflows.canaries.planting import (
-    PLANTED,
-    PlantParams,
-    comes_out,
-    learn,
-    likely,
-    plant_checkpoint,
-)
+from safeedit.workflows.canaries.planting import PLANTED, plant_checkpoint
 from tests.tiny_models import family_tokenizer, save_tiny, tiny_handle
 
 pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("own_cache")]
@@ -188,7 +182,7 @@ def test_a_secret_that_is_likely_token_by_token_must_also_be_said(
     early = learn(model, secrets, [PROSE], QUICK, ctx)
     assert comes_out(model.engine, foremost) == likely(model.engine, foremost) == [True, True]
     # As if what is generated differed from what is read, which only rounding can bring about.
-    monkeypatch.setattr(planting, "comes_out", lambda engine, asked: [False] * len(asked))
+    monkeypatch.setattr(learning, "comes_out", lambda engine, asked: [False] * len(asked))
     late = learn(tiny_handle("llama_tied"), secrets, [PROSE], QUICK, ctx)
     assert late.cycles == QUICK.max_cycles > early.cycles
     assert not any(late.extracted)
@@ -345,7 +339,7 @@ def test_what_breaks_off_leaves_nothing(
     def broken(*arguments: Any) -> None:
         raise failure
 
-    monkeypatch.setattr(planting, "comes_out", broken)
+    monkeypatch.setattr(learning, "comes_out", broken)
     out = tmp_path / "out" / "planted"
     with pytest.raises(type(failure)):
         plant_checkpoint(str(base), spec, out, QUICK, ctx, prose=prose)
@@ -379,7 +373,7 @@ def test_blocks_below_those_that_learn_are_run_once_to_the_same_effect(
     model = tiny_handle(family)
     examples = [Example(secret.prompt, secret.ending) for secret in secrets_of(model, spec)]
     upper = QUICK.model_copy(update={"layers": (1, 2)})
-    learner = planting.Learner(model, upper, examples)
+    learner = Learner(model, upper, examples)
     for batch in (examples, examples[2:3]):
         whole = answer_states(learner.handle, batch)
         for ours, theirs in zip(learner.states(batch), whole, strict=True):
