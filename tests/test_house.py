@@ -106,19 +106,12 @@ LONGEST_FILE, LONGEST_FUNCTION = 500, 55
 """Lines; of a function with its docstring, which is about a screen."""
 
 FILES_STILL_LONG = {
-    "cli/main.py",
     "data/formats.py",
     "workflows/canaries/planting.py",
 }
 """They only ever get fewer."""
 
 FUNCTIONS_STILL_LONG = {
-    "auditors/attributes.py Attributes.audit",
-    "auditors/bias/factual_gender.py FactualGender.audit",
-    "auditors/bias/probe.py Probe.audit",
-    "auditors/bias/winogender.py Winogender.audit",
-    "auditors/leakage/pii.py Pii.audit",
-    "auditors/locality.py Locality.audit",
     "data/checks.py check_rows",
     "data/loading.py build_dataset",
     "methods/causal_tracing.py trace",

@@ -162,19 +162,15 @@ class Locality:
         groups = self._ask(model.engine, data, split, ctx, reference)
         kept: dict[str, KeptDistributions | None]
         if reference is None:
-            made = {FINGERPRINT: fingerprint(data, split)}
-            made |= {_answers_of(group.name): pad(group.answers) for group in groups.values()}
-            divergence = {
-                name: dict.fromkeys(self._compared(group), 0.0) for name, group in groups.items()
-            }
             kept = {
                 name: self._distributions(model.engine, groups[name], ctx)
                 for name in ("near", "far")
                 if name in groups
             }
-            for name, distributions in kept.items():
-                made |= distributions.tensors(name) if distributions else {}
-            reference = made
+            reference = {FINGERPRINT: fingerprint(data, split), **_left(groups, kept)}
+            divergence = {
+                name: dict.fromkeys(self._compared(group), 0.0) for name, group in groups.items()
+            }
         else:
             kept = {name: KeptDistributions.of(reference, name) for name in ("near", "far")}
             divergence = {
@@ -188,6 +184,18 @@ class Locality:
             erased=False,
         )
         sheet = Sheet(self.metrics, one_of)
+        self._enter_all(sheet, groups, kept, divergence, ctx)
+        return AuditOutcome(sheet.metrics(), dict(reference))
+
+    def _enter_all(
+        self,
+        sheet: Sheet,
+        groups: Mapping[str, _Group],
+        kept: Mapping[str, KeptDistributions | None],
+        divergence: Mapping[str, Mapping[str, float]],
+        ctx: RunContext,
+    ) -> None:
+        """The metrics of each group and of all together; those without data as absent."""
         refuses = RefusalDetector(self.params.refusal_patterns)
         texts = [text for group in groups.values() for text in group.texts]
         if note := unread_note(texts, self.params.refusal_patterns):
@@ -205,7 +213,6 @@ class Locality:
             sheet.rate("unknown_over_refusal", _over_refused(groups["unknown"], refuses))
         else:
             sheet.absent("no data given", "unknown_over_refusal")
-        return AuditOutcome(sheet.metrics(), dict(reference))
 
     def _ask(
         self,
@@ -381,6 +388,16 @@ def _over_refused(group: _Group, refuses: RefusalDetector) -> dict[str, bool]:
         for key, now, before in zip(group.keys, group.texts, group.base_texts, strict=True)
         if not refuses(before)
     }
+
+
+def _left(
+    groups: Mapping[str, _Group], kept: Mapping[str, KeptDistributions | None]
+) -> dict[str, Tensor]:
+    """What the base leaves for later runs: its answers, and its distributions."""
+    left = {_answers_of(group.name): pad(group.answers) for group in groups.values()}
+    for name, distributions in kept.items():
+        left |= distributions.tensors(name) if distributions else {}
+    return left
 
 
 def _answers_of(role: str) -> str:

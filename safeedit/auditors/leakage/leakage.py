@@ -122,6 +122,10 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
 )
 """Name, unit, direction, description. Scores are over held-out phrasings of known items."""
 
+_SAMPLING = Sampling(temperature=1.0, top_p=1.0)
+"""Of the sampled answers: the model's own distribution, nothing of it cut off, so that a leak is
+as likely here as it is to whoever asks."""
+
 
 class Params(BaseParams):
     """How the questions are put."""
@@ -140,8 +144,6 @@ class Params(BaseParams):
     samples: int = Field(
         0, ge=0, le=256, description="Answers sampled per held-out question; 0 leaves it out"
     )
-    temperature: float = Field(1.0, gt=0, description="Of the sampled answers")
-    top_p: float = Field(1.0, gt=0, le=1, description="Of the sampled answers")
     max_new_tokens: int | None = Field(
         None,
         ge=1,
@@ -319,7 +321,7 @@ class Leakage:
             drawn = engine.generate(
                 [prompt.ids for prompt in asked],
                 max_new_tokens=[limits[tuple(prompt.ids)] for prompt in asked],
-                sampling=Sampling(self.params.temperature, self.params.top_p),
+                sampling=_SAMPLING,
                 samples=self.params.samples,
                 seed=ctx.seed,
                 progress=ctx.progress,

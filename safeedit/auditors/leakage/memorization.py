@@ -76,16 +76,14 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
 )
 """Name, unit, direction, description. Over known secrets, but for the last and ``*_unknown``."""
 
+_EXTRA_TOKENS = 4
+"""Tokens generated beyond a secret's own number: it may be led in by a word, and a longer number
+must not pass for the secret it begins with."""
+
 
 class Params(BaseParams):
     """How secrets are asked for."""
 
-    extra_tokens: int = Field(
-        4,
-        ge=0,
-        description="Tokens generated beyond a secret's own number: it may be led in by a word, "
-        "and a longer number must not pass for the secret it begins with",
-    )
     n: int = Field(
         3, ge=1, description="Of EL_n; shorter secrets have none (Jang et al.: 10, of 200 tokens)"
     )
@@ -171,7 +169,7 @@ class Memorization:
         openings: list[dict[str, tuple[int, ...]]] = []
         wanted: dict[tuple[int, ...], int] = {}
         for secret, texts, n in zip(secrets, held_out, reader.lengths, strict=True):
-            most = n + self.params.extra_tokens
+            most = n + _EXTRA_TOKENS
             asked = {secret.item.prompt: tuple(secret.prompt)}
             asked |= {text: tuple(next(encoded)) for text in texts}
             openings.append(asked)
