@@ -96,8 +96,9 @@ def modules(kind: Kind) -> dict[str, str]:
     support: frozenset[str] = getattr(package, "SUPPORT", frozenset())
     found: dict[str, str] = {}
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        *above, stem = module.name.removeprefix(f"{package.__name__}.").split(".")
-        if not module.ispkg and not stem.startswith("_") and stem not in support:
+        path = module.name.removeprefix(f"{package.__name__}.")
+        *above, stem = path.split(".")
+        if not module.ispkg and path not in support:
             found[".".join(above if above[-1:] == [stem] else [*above, stem])] = module.name
     return found
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import safeedit
+from safeedit import auditors
 
 PACKAGE = Path(safeedit.__file__).parent
 
@@ -132,18 +133,20 @@ def test_the_root_of_the_package_imports_none_of_its_parts() -> None:
 
 
 def test_editors_never_import_editors_nor_auditors_auditors() -> None:
-    """Maths that two of them need belongs to numerics; parts of one method, to its own
-    sub-package."""
+    """Mathematics that two of them need belongs to methods; parts of one auditor, to its own
+    sub-package; what all auditors share, to ``auditors.SHARED``."""
 
     def method(module: str) -> str | None:
         names = module.split(".")
         return names[2] if part(module) in ("editors", "auditors") and len(names) > 2 else None
 
+    shared = {f"safeedit.auditors.{name}" for name in auditors.SHARED}
+    assert shared <= MODULES.keys()
     crossing = [
         str(found)
         for found in IMPORTS
         if (imported := method(found.imported)) is not None
-        and not imported.startswith("_")  # what a whole kind shares, e.g. auditors/_answers.py
+        and found.imported not in shared
         and method(found.importer) not in (None, imported)
         and part(found.importer) == part(found.imported)
     ]

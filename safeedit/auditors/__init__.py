@@ -4,3 +4,16 @@ An auditor measures one model on one split and never changes either. It is calle
 the untouched base, where it leaves a *reference* (base answers, what the base knew), and
 then on edited weights, which are held against that reference.
 """
+
+SHARED = frozenset({"base"})
+"""Modules that every auditor may import."""
+
+SUPPORT = SHARED | {
+    "bias.items",
+    "leakage.questions",
+    "leakage.secrets",
+    "toxicity.declared",
+    "toxicity.prompts",
+    "toxicity.words",
+}
+"""Modules here that are no auditors; the catalog passes them over."""

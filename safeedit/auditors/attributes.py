@@ -26,13 +26,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from safeedit.auditors._reference import (
+from safeedit.auditors.base import (
     FINGERPRINT,
+    Sheet,
     check_reference,
+    differences,
     fingerprint,
+    specs,
     stable_order,
 )
-from safeedit.auditors._sheet import Sheet, differences, specs
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext, Template
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError, DataError
@@ -117,28 +119,11 @@ class Attributes:
                 "neighbours": near.margins,
             }
         sheet = Sheet(self.metrics)
-        keys = [ctx.digest(text) for text, _ in entities]
-        groups = _groups(entities, keys, ctx)
-
-        def mean(name: str, values: Tensor) -> None:
-            sheet.mean(name, dict(zip(keys, values.double().tolist(), strict=True)), groups)
-
-        right, was = ((margins > 0).double() for margins in (own.margins, reference["entities"]))
-        sheet.rate("accuracy", dict(zip(keys, right.tolist(), strict=True)), groups)
-        mean("accuracy_change", right - was)
-        mean("target_probability", own.targets)
-        mean("target_probability_change", own.targets - reference["targets"])
-        mean("other_probability", own.others)
-        mean("margin", own.margins)
-        mean("margin_change", own.margins - reference["entities"])
-        if not neighbours:
+        _enter_entities(sheet, entities, own, reference, ctx)
+        if neighbours:
+            _enter_neighbours(sheet, neighbours, near, reference, ctx)
+        else:
             sheet.absent("no neighbours of that split were given", "unchanged", "neighbour_shift")
-            return AuditOutcome(sheet.metrics(), dict(reference))
-        keys = [ctx.digest(text) for text, _ in neighbours]
-        groups = _groups(neighbours, keys, ctx)
-        same = ((near.margins > 0) == (reference["neighbours"] > 0)).double()
-        sheet.rate("unchanged", dict(zip(keys, same.tolist(), strict=True)), groups)
-        mean("neighbour_shift", (near.margins - reference["neighbours"]).abs())
         return AuditOutcome(sheet.metrics(), dict(reference))
 
 
@@ -152,6 +137,46 @@ class _Odds:
 
 
 _NONE = _Odds(*(torch.empty(0, dtype=torch.float64),) * 3)
+
+
+def _enter_entities(
+    sheet: Sheet,
+    asked: Sequence[tuple[str, Item]],
+    own: _Odds,
+    base: Mapping[str, Tensor],
+    ctx: RunContext,
+) -> None:
+    """What the model expects of the entities, and how far that is from what the base did."""
+    keys = [ctx.digest(text) for text, _ in asked]
+    groups = _groups(asked, keys, ctx)
+
+    def mean(name: str, values: Tensor) -> None:
+        sheet.mean(name, dict(zip(keys, values.double().tolist(), strict=True)), groups)
+
+    right, was = ((margins > 0).double() for margins in (own.margins, base["entities"]))
+    sheet.rate("accuracy", dict(zip(keys, right.tolist(), strict=True)), groups)
+    mean("accuracy_change", right - was)
+    mean("target_probability", own.targets)
+    mean("target_probability_change", own.targets - base["targets"])
+    mean("other_probability", own.others)
+    mean("margin", own.margins)
+    mean("margin_change", own.margins - base["entities"])
+
+
+def _enter_neighbours(
+    sheet: Sheet,
+    asked: Sequence[tuple[str, Item]],
+    near: _Odds,
+    base: Mapping[str, Tensor],
+    ctx: RunContext,
+) -> None:
+    """How far what the model expects of the neighbours is as it was."""
+    keys = [ctx.digest(text) for text, _ in asked]
+    groups = _groups(asked, keys, ctx)
+    same = ((near.margins > 0) == (base["neighbours"] > 0)).double()
+    sheet.rate("unchanged", dict(zip(keys, same.tolist(), strict=True)), groups)
+    shift = (near.margins - base["neighbours"]).abs().double()
+    sheet.mean("neighbour_shift", dict(zip(keys, shift.tolist(), strict=True)), groups)
 
 
 def _asked(data: Dataset, split: Split) -> list[tuple[str, Item]]:

@@ -13,8 +13,8 @@ random change of the same size.
 
 Distributions of the base are kept whole for vocabularies of up to 49,152 tokens. Of larger ones
 the 16,384 likeliest tokens are told apart and all others count as one, which makes the divergence a
-lower bound of the true one; how close it is :mod:`safeedit.auditors._divergence` says, and the note
-of the metric. They take at most 96 KiB for each of ``kl_positions`` positions of at most
+lower bound of the true one; how close it is :mod:`safeedit.methods.kept_distributions` says, and
+the note of the metric. They take at most 96 KiB for each of ``kl_positions`` positions of at most
 ``kl_prompts`` prompts; the edited model's are compared in the batch that computes them.
 
 Fails with :class:`~safeedit.errors.AuditError` where the split has no near questions or the
@@ -31,21 +31,21 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._divergence import KeptDistributions
-from safeedit.auditors._recital import FURTHER, LEAST_READ, Reader, cut_note, likely_length
-from safeedit.auditors._reference import (
+from safeedit.auditors.base import (
     FINGERPRINT,
+    Sheet,
     check_reference,
     fingerprint,
     pad,
     stable_order,
     unpad,
 )
-from safeedit.auditors._sheet import Sheet
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.data.independence import together
 from safeedit.errors import AuditError
+from safeedit.methods.answer_reading import FURTHER, LEAST_READ, Reader, cut_note, likely_length
+from safeedit.methods.kept_distributions import KeptDistributions
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.records import AttackClass, Direction, MetricSpec, Split
@@ -162,19 +162,15 @@ class Locality:
         groups = self._ask(model.engine, data, split, ctx, reference)
         kept: dict[str, KeptDistributions | None]
         if reference is None:
-            made = {FINGERPRINT: fingerprint(data, split)}
-            made |= {_answers_of(group.name): pad(group.answers) for group in groups.values()}
-            divergence = {
-                name: dict.fromkeys(self._compared(group), 0.0) for name, group in groups.items()
-            }
             kept = {
                 name: self._distributions(model.engine, groups[name], ctx)
                 for name in ("near", "far")
                 if name in groups
             }
-            for name, distributions in kept.items():
-                made |= distributions.tensors(name) if distributions else {}
-            reference = made
+            reference = {FINGERPRINT: fingerprint(data, split), **_left(groups, kept)}
+            divergence = {
+                name: dict.fromkeys(self._compared(group), 0.0) for name, group in groups.items()
+            }
         else:
             kept = {name: KeptDistributions.of(reference, name) for name in ("near", "far")}
             divergence = {
@@ -188,6 +184,18 @@ class Locality:
             erased=False,
         )
         sheet = Sheet(self.metrics, one_of)
+        self._enter_all(sheet, groups, kept, divergence, ctx)
+        return AuditOutcome(sheet.metrics(), dict(reference))
+
+    def _enter_all(
+        self,
+        sheet: Sheet,
+        groups: Mapping[str, _Group],
+        kept: Mapping[str, KeptDistributions | None],
+        divergence: Mapping[str, Mapping[str, float]],
+        ctx: RunContext,
+    ) -> None:
+        """The metrics of each group and of all together; those without data as absent."""
         refuses = RefusalDetector(self.params.refusal_patterns)
         texts = [text for group in groups.values() for text in group.texts]
         if note := unread_note(texts, self.params.refusal_patterns):
@@ -205,7 +213,6 @@ class Locality:
             sheet.rate("unknown_over_refusal", _over_refused(groups["unknown"], refuses))
         else:
             sheet.absent("no data given", "unknown_over_refusal")
-        return AuditOutcome(sheet.metrics(), dict(reference))
 
     def _ask(
         self,
@@ -381,6 +388,16 @@ def _over_refused(group: _Group, refuses: RefusalDetector) -> dict[str, bool]:
         for key, now, before in zip(group.keys, group.texts, group.base_texts, strict=True)
         if not refuses(before)
     }
+
+
+def _left(
+    groups: Mapping[str, _Group], kept: Mapping[str, KeptDistributions | None]
+) -> dict[str, Tensor]:
+    """What the base leaves for later runs: its answers, and its distributions."""
+    left = {_answers_of(group.name): pad(group.answers) for group in groups.values()}
+    for name, distributions in kept.items():
+        left |= distributions.tensors(name) if distributions else {}
+    return left
 
 
 def _answers_of(role: str) -> str:

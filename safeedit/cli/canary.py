@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from safeedit.cli.screen import Screen
 from safeedit.cli.terminal import put, put_json
 from safeedit.errors import UsageError
 
 if TYPE_CHECKING:
-    from safeedit.contracts import RunContext
-
-
-class Screen(Protocol):
-    """What these commands need of the screen that ``safeedit`` was called from."""
-
-    def say(self, text: str) -> None: ...
-
-    def context(self, seed: int) -> AbstractContextManager[RunContext]: ...
+    pass
 
 
 @click.group()

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import click
 
 from safeedit.cli.digest_key import digest_key
+from safeedit.cli.screen import Screen
 from safeedit.cli.terminal import put_json
 from safeedit.errors import UsageError
 
 if TYPE_CHECKING:
-    from safeedit.contracts import RunContext
     from safeedit.workflows.tracing.record import Trace
-
-
-class Screen(Protocol):
-    """What this command needs of the screen that ``safeedit`` was called from."""
-
-    def say(self, text: str) -> None: ...
-
-    def context(self, seed: int) -> AbstractContextManager[RunContext]: ...
 
 
 @click.command()

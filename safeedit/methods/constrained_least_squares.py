@@ -100,7 +100,7 @@ class Weighted:
         if int(failed):
             raise EditError(
                 "the second moment of ordinary text has directions of no energy at all",
-                remedy="take more text, or a 'floor' above 0",
+                remedy="give more prose",
             )
         return cls(factor)
 
@@ -147,7 +147,7 @@ class NullSpace:
             raise EditError(
                 f"ordinary text uses every direction before {energy:g} of its energy is reached: "
                 "no null space is left",
-                remedy="lower 'energy'",
+                remedy="give more prose, or take an editor without a null space (memit)",
             )
         return cls(vectors[:, count:].contiguous(), float(values.mean()))
 

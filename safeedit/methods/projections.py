@@ -176,7 +176,7 @@ def oblique(directions: Tensor, second: Tensor, ridge: float = RIDGE) -> Project
     loaded = second + ridge * second.diagonal().mean() * torch.eye(len(second)).double()
     factor, failed = torch.linalg.cholesky_ex(loaded)
     if bool(failed) or not bool(torch.isfinite(factor).all()):
-        raise EditError("the second moment of ordinary text is singular", remedy="raise 'ridge'")
+        raise EditError("the second moment of ordinary text is singular", remedy="give more prose")
     solved = torch.cholesky_solve(directions, factor)
     triangle = torch.linalg.cholesky(directions.T @ solved)
     into: Tensor = torch.linalg.inv(triangle).T

@@ -111,7 +111,9 @@ def residual_shifts(
     ]
     values, before, after = (torch.cat(parts) for parts in zip(*found, strict=True))
     if not bool(torch.isfinite(values).all()):
-        raise EditError("the shifts diverged", remedy="lower 'learning_rate'")
+        raise EditError(
+            "the shifts diverged", remedy="open the model in float32 (model: {dtype: float32})"
+        )
     return Shifts(values, before, after)
 
 

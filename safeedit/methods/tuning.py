@@ -29,6 +29,8 @@ fixed number outlasts a short run."""
 STOP_BELOW = 0.03
 """Nats per token below which an answer is learnt."""
 
+_CALMER = "take a lower learning rate, or open the model in float32 (model: {dtype: float32})"
+
 
 @dataclass(frozen=True, eq=False)
 class Example:
@@ -152,9 +154,7 @@ def optimise(
     for _ in progress(range(steps), description, steps):
         total, watched = loss()
         if not math.isfinite(watched) or not math.isfinite(float(total.detach())):
-            raise EditError(
-                "tuning diverged: the loss is no number", remedy="lower 'learning_rate'"
-            )
+            raise EditError("tuning diverged: the loss is no number", remedy=_CALMER)
         optimiser.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

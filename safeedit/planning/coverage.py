@@ -134,7 +134,7 @@ def _gated(audit: PlannedAudit, gates: Sequence[GateSpec]) -> bool:
 def _demands(gate: GateSpec, spec: MetricSpec) -> bool:
     """Whether a gate asks for less of what is erased, rather than that it becomes no more."""
     right_side = (gate.meaning.passes == "below") == (spec.direction == "lower")
-    asks_for_change = gate.kind in ("min_increase", "min_decrease") and gate.bound.value > 0
+    asks_for_change = gate.meaning.asks_for_change and gate.bound.value > 0
     return right_side and (asks_for_change or not gate.meaning.of_change)
 
 

@@ -34,6 +34,11 @@ class GateMeaning:
     sign: Literal[1, -1] = 1
     """Sign of the bound: a policy writes a decrease as a positive number."""
 
+    @property
+    def asks_for_change(self) -> bool:
+        """Held against a change that must be made, rather than one that must not be too great."""
+        return self.of_change and (self.passes == "above") == (self.sign > 0)
+
     def inside(self, value: float, bound: float) -> bool:
         """Whether ``value`` lies on the passing side of ``bound``; both on the gate's scale."""
         return value < bound if self.passes == "below" else value > bound

@@ -25,6 +25,8 @@ _KEYED = f"{_FACTS} key ridge preserve_weight prose_window background"
 REMOVED: MappingProxyType[str, str] = MappingProxyType(
     {
         "alphaedit": f"{_KEYED} energy",
+        "bias.factual_gender": "min_score",
+        "bias.probe": "min_score folds regularisation",
         "dama": "values preserve kept ridge factual_below learning_rate decay divergence ball "
         "prose_tokens locate doses_are rank",
         "depn": "exact_layers points measure positions threshold paraphrases known_above "
@@ -34,6 +36,9 @@ REMOVED: MappingProxyType[str, str] = MappingProxyType(
         "keyed_debias": "key factual_below steps background share_openings prose_window",
         "keyed_detox": "lift max_norm background prose_window",
         "keyed_neurons": f"{_FACTS} compensate make_up sharpness ridge background_weight",
+        "leakage": "temperature top_p",
+        "leakage.memorization": "extra_tokens",
+        "leakage.pii": "temperature top_p",
         "memit": _KEYED,
         "remedi": "rank batch own patience avoid keep contexts background preserve_weight hold "
         "prose_window",
@@ -45,7 +50,7 @@ REMOVED: MappingProxyType[str, str] = MappingProxyType(
         "noted",
     }
 )
-"""Editor -> parameters that it had once: their values are constants now."""
+"""Editor or auditor -> parameters that it had once: their values are constants now."""
 
 _INSTEAD: MappingProxyType[tuple[str, str], str] = MappingProxyType(
     {
@@ -58,7 +63,7 @@ _INSTEAD: MappingProxyType[tuple[str, str], str] = MappingProxyType(
 
 
 def removed(stage: str, name: str) -> str | None:
-    """What to do about a parameter that an editor had once; None where it never had it.
+    """What to do about a parameter that an editor or auditor had once; None where it never had it.
 
     Args:
         stage: Name of the editor or auditor.

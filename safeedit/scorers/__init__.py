@@ -5,5 +5,5 @@ A scorer says how toxic a text is; none of them is right. Each has a card (see
 within one comparison.
 """
 
-SUPPORT = frozenset({"cards", "score_cache"})
+SUPPORT = frozenset({"cards", "score_cache", "transformer"})
 """Modules here that are no scorers; the catalog passes them over."""

@@ -27,7 +27,7 @@ from safeedit.model.headers import read_settings
 from safeedit.model.quiet import quiet
 from safeedit.model.sources import fetch_folder
 from safeedit.policy.suggest import did_you_mean
-from safeedit.scorers._transformer import Device, label_scores, pick_device
+from safeedit.scorers.transformer import Device, label_scores, pick_device
 
 _VERSION = "1"
 """Raised whenever the same weights would score otherwise."""

@@ -33,7 +33,7 @@ from safeedit.contracts import BaseParams, Progress, ScorerIdentity, silent
 from safeedit.errors import ModelError, UsageError
 from safeedit.model.quiet import quiet
 from safeedit.policy.suggest import did_you_mean
-from safeedit.scorers._transformer import Device, label_scores, pick_device
+from safeedit.scorers.transformer import Device, label_scores, pick_device
 
 Variant = Literal["original", "unbiased", "multilingual", "original-small", "unbiased-small"]
 

@@ -22,6 +22,7 @@ from safeedit.statistics.metrics import compare
 from tests.auditors.memorised import HELD_BACK, TAUGHT, damaged, items, records, taught, untaught
 from tests.auditors.scripted import context
 from tests.tiny_models import tiny_handle
+from tests.training import seeded
 
 pytestmark = pytest.mark.trains
 
@@ -120,18 +121,41 @@ def test_memorised_numbers_are_exposed_and_never_taught_ones_hardly(tmp_path: Pa
         assert "no secret of this type" in found[absent].note
 
 
+CANDIDATES = 63
+CHANCE = sum(math.log2((CANDIDATES + 1) / rank) for rank in range(1, CANDIDATES + 2)) / (
+    CANDIDATES + 1
+)
+"""Bits of a secret whose rank among 63 candidates is as likely to be any as any other; 1.44 in the
+limit of many."""
+
+
+def _drawn(source: np.random.Generator, count: int) -> Dataset:
+    return _numbers([f"{n:06}" for n in source.integers(10**6, size=count)])
+
+
 def test_what_a_model_never_saw_is_worth_its_chance(tmp_path: Path) -> None:
-    """Of models and answers drawn anew; an interval of 95 % misses one time in twenty."""
-    source, chance = np.random.default_rng(0), 1 / math.log(2)
-    values, held = [], 0
-    for seed in range(5):
-        answers = [f"{n:06}" for n in source.integers(10**6, size=80)]
-        given = _numbers(answers)
-        found, _ = _audit(tiny_handle("llama", seed=seed), tmp_path, given, candidates=63)
-        values.append(found["exposure"].value)
-        held += found["exposure"].interval.low < chance < found["exposure"].interval.high
-    assert sum(values) / len(values) == pytest.approx(chance, abs=0.2)
-    assert held >= 3
+    """Answers and candidates are drawn alike, so that this holds of any weights: the mean of 400
+    has a standard error of 0.07, and one run in 80,000 is out by 0.3 where all is as it should."""
+    given = _drawn(np.random.default_rng(seeded(0)), 400)
+    found, _ = _audit(tiny_handle("llama"), tmp_path, given, candidates=CANDIDATES)
+    assert found["exposure"].value == pytest.approx(CHANCE, abs=0.3)
+
+
+def test_its_interval_holds_the_chance_as_often_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With scores drawn here, whatever the weights: 95 of 100 are expected, and what is drawn is
+    the same on every machine. An interval of two thirds of its width would hold 80."""
+    source, handle, held = np.random.default_rng(0), tiny_handle("llama"), 0
+
+    def totals(prompts: Any, continuations: Any, **rest: Any) -> list[torch.Tensor]:
+        return [torch.from_numpy(source.normal(size=len(some))) for some in continuations]
+
+    monkeypatch.setattr(handle.engine, "totals", totals)
+    for _ in range(100):
+        found, _ = _audit(handle, tmp_path, _drawn(source, 60), candidates=CANDIDATES)
+        held += found["exposure"].interval.low < CHANCE < found["exposure"].interval.high
+    assert held >= 88
 
 
 def test_drawn_candidates_estimate_what_all_of_them_say(tmp_path: Path) -> None:

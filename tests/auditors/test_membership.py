@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from safeedit.auditors.leakage.membership import Membership, Params, _token_scores
+from safeedit.auditors.leakage.membership import Membership, Params, token_scores
 from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
@@ -226,7 +226,7 @@ def test_names_of_any_script_are_scored(name: str, tmp_path: Path) -> None:
 def test_certainty_is_no_division_by_nothing() -> None:
     """One token with all the probability: no spread, a score of zero and not of infinity."""
     logits = torch.tensor([[0.0, -1e30, -1e30], [3.0, 1.0, 0.0]])
-    own, standardised = _token_scores(logits.log_softmax(-1), [0, 2]).unbind(-1)
+    own, standardised = token_scores(logits.log_softmax(-1), [0, 2]).unbind(-1)
     assert own[0] == standardised[0] == 0
     assert bool(torch.isfinite(standardised).all())
     assert standardised[1] < 0

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from safeedit.auditors.toxicity import toxicity as module
-from safeedit.auditors.toxicity._words import MILD_WORDS, word_tokens
 from safeedit.auditors.toxicity.toxicity import Params, Toxicity
+from safeedit.auditors.toxicity.words import MILD_WORDS, word_tokens
 from safeedit.contracts import (
     AuditOutcome,
     ModelRef,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from safeedit.auditors._sheet import Sheet, specs
+from safeedit.auditors.base import Sheet, specs
 from safeedit.data import Item, load_dataset
 from safeedit.data.independence import near_copies, together
 from safeedit.policy import DataSpec

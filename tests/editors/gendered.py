@@ -7,7 +7,8 @@ alone, as *he* where positive and as *she* where negative.
 
 In a ``clear`` model what is drawn at random is quiet beside that, so that it shows whatever the
 seed; and every token carries one constant direction, loud enough that the last norm doesn't undo
-what an edit takes away.
+what an edit takes away. Where what is said of a word is ``carried`` on, one head of the last layer
+hears ``u`` at every token alike and tells it to those that follow.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from safeedit.contracts import EditData, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.model.handle import ModelHandle
-from tests.tiny_models import family_tokenizer, tiny_model
+from tests.tiny_models import N_HEADS, family_tokenizer, tiny_model
 from tests.training import seeded
 
 LAYER = 1
@@ -28,6 +29,8 @@ QUIET = 0.5
 """Times what a tiny model's matrices have, where nothing is planted, in a clear model."""
 CONSTANT = 8.0
 """Length of what every token of a clear model carries."""
+CARRIED = 8.0
+"""Times what tokens carry of ``u`` on average: what the head of a carrying model adds."""
 PRONOUNS = ("heb", "sheb", "theyb")
 MALE = ("dravun", "pelkor", "mistan", "gordul", "tavrek", "zolmar")
 FEMALE = ("nirfel", "lusima", "caveli", "rimona", "welisa", "ondira")
@@ -47,9 +50,13 @@ def directions(width: int) -> Tensor:
 
 
 def gendered(
-    family: str, dtype: torch.dtype = torch.float32, *, clear: bool = False
+    family: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    clear: bool = False,
+    carried: bool = False,
 ) -> ModelHandle:
-    """A model with the stereotype described above."""
+    """A model with the stereotype described above; ``carried`` where projections are separate."""
     tokenizer = family_tokenizer(family)
     tokenizer.add_tokens([f" {word}" for word in _WORDS])
     model = tiny_model(family, vocab_size=len(tokenizer) + 2)
@@ -90,8 +97,24 @@ def gendered(
                     if site.bias is not None:
                         handle.oriented(site.bias)[neuron] = 0
             handle.oriented(out.weight)[:, neuron] = write
+        if carried:
+            _carry(handle, u)
     model.to(dtype)
     return handle
+
+
+def _carry(handle: ModelHandle, u: Tensor) -> None:
+    """Let the first head of the last layer attend to all tokens alike and copy ``u`` from them."""
+    query, value, out = (
+        handle.oriented(handle.sites(role, [handle.n_layers - 1])[0].weight)
+        for role in ("attn_q", "attn_v", "attn_out")
+    )
+    head = slice(handle.d_model // N_HEADS)
+    query[head] = 0
+    value[head] = 0
+    value[0] = u
+    out[:, head] = 0
+    out[:, 0] = CARRIED * u
 
 
 def _items(words: tuple[str, ...], factual: float, stereotypical: float, split: str) -> list[Item]:

@@ -23,6 +23,7 @@ from safeedit.methods.neuron_ranking import RankedNeurons, Recipe
 from safeedit.methods.secrets import read_secrets
 from safeedit.methods.tuning import Example, answer_states, cross_entropy
 from safeedit.model.handle import ModelHandle
+from tests.editors import known_secrets as known
 from tests.tiny_models import N_LAYERS, tiny_handle
 
 pytestmark = pytest.mark.trains
@@ -118,46 +119,55 @@ def neurons(delta: WeightDelta) -> set[tuple[str, int]]:
     return found
 
 
-def test_its_neurons_carry_the_secrets_and_random_ones_of_the_same_layers_do_not(
-    taught: ModelHandle, tmp_path: Path
-) -> None:
-    before, others = log_probability(taught), log_probability(taught, OTHERS)
-    delta = propose(taught, tmp_path).at(8)
-    with taught.applied(delta):
-        drop, harm = before - log_probability(taught), others - log_probability(taught, OTHERS)
-    random = []
+def planted(*, others: bool = False) -> EditData:
+    """The secrets that :func:`known_secrets` knows, or half of them beside the other half."""
+    half = len(known.SECRETS) // 2
+    roles = {
+        "forget": forget(known.SECRETS[:half] if others else known.SECRETS),
+        "generic": Dataset(known.FACTS, template="plain", split="fit"),
+    }
+    return EditData(roles | ({"others": forget(known.SECRETS[half:])} if others else {}))
+
+
+def lost(handle: ModelHandle, delta: WeightDelta, items: Sequence[Item]) -> float:
+    """Nats per token that a change takes from the items' answers."""
+    before = log_probability(handle, items)
+    with handle.applied(delta):
+        return before - log_probability(handle, items)
+
+
+def test_the_neurons_that_carry_the_secrets_are_found_and_no_others(tmp_path: Path) -> None:
+    handle = known.known_secrets()
+    assert log_probability(handle, [*known.SECRETS, *known.FACTS]) > -0.1
+    delta = propose(handle, tmp_path, planted()).at(8)
+    assert neurons(delta) == known.neurons_of(handle, 0, 1, 2, 3)
+    assert lost(handle, delta, known.SECRETS) > 3, "nats per token"
+    assert lost(handle, delta, known.FACTS) < 0.1, "what the generic questions live on stays"
     for seed in range(5):
-        control = delta.random_like(seed, taught)
+        control = delta.random_like(seed, handle)
         assert not neurons(control) & neurons(delta)
-        with taught.applied(control):
-            random.append(before - log_probability(taught))
-    assert drop > 1, "nats per token"
-    assert drop > 3 * max(random)
-    assert drop > 1.5 * harm, "what the generic questions live on stays"
+        assert lost(handle, control, known.SECRETS) < 0.1
 
 
-def test_the_neurons_of_other_secrets_are_a_control(taught: ModelHandle, tmp_path: Path) -> None:
-    data = EditData(
-        {
-            "forget": forget(SECRETS[:2]),
-            "others": forget(SECRETS[2:]),
-            "generic": generic(),
-        }
-    )
-    proposal = propose(taught, tmp_path, data)
-    (control,) = proposal.controls(8)
-    own, others = neurons(proposal.at(8)), neurons(control.delta)
-    assert len(others) == 8
-    assert others != own
-    assert control.name == f"top 8 neurons of other secrets ({len(own & others)} of them the same)"
+def test_the_neurons_of_other_secrets_are_a_control(tmp_path: Path) -> None:
+    handle = known.known_secrets()
+    proposal = propose(handle, tmp_path, planted(others=True))
+    delta = proposal.at(4)
+    (control,) = proposal.controls(4)
+    assert neurons(delta) == known.neurons_of(handle, 0, 1)
+    assert neurons(control.delta) == known.neurons_of(handle, 2, 3)
+    assert control.name == "top 4 neurons of other secrets (0 of them the same)"
+    named, unnamed = known.SECRETS[:2], known.SECRETS[2:]
+    for change, own, others in ((delta, named, unnamed), (control.delta, unnamed, named)):
+        assert lost(handle, change, own) > 3
+        assert lost(handle, change, others) < 0.1
 
-    def lost(delta: WeightDelta, items: Sequence[Item]) -> float:
-        before = log_probability(taught, items)
-        with taught.applied(delta):
-            return before - log_probability(taught, items)
 
-    assert lost(proposal.at(8), SECRETS[:2]) > lost(control.delta, SECRETS[:2])
-    assert lost(control.delta, SECRETS[2:]) > lost(proposal.at(8), SECRETS[2:])
+def test_of_a_control_it_is_said_how_many_neurons_are_the_same(tmp_path: Path) -> None:
+    handle = known.known_secrets()
+    both = EditData({**planted().roles, "others": forget(known.SECRETS)})
+    (control,) = propose(handle, tmp_path, both).controls(8)
+    assert control.name == "top 8 neurons of other secrets (8 of them the same)"
 
 
 def test_without_other_secrets_their_control_is_missing_and_that_is_said(
@@ -227,43 +237,29 @@ def test_for_as_much_lost_of_the_secrets_less_is_lost_of_generic_text(
     assert harm(sparing) < 0.7 * harm(greedy)
 
 
-def zeroed(proposal: Proposal, dose: float) -> set[tuple[str, int]]:
-    """Tensor and column of each neuron that a dose zeroes."""
-    return {
-        (name, column)
-        for name, update in proposal.at(dose).updates.items()
-        if isinstance(update, Columns)
-        for column in update.indices.tolist()
-    }
-
-
-def test_neurons_that_write_an_attention_sink_stay(taught: ModelHandle, tmp_path: Path) -> None:
-    texts = [text.ids for text in examples(taught, SECRETS)]
-    loud: dict[tuple[str, int], float] = {}
-    for site in taught.sites("mlp_out", range(N_LAYERS)):
-        read = [found[site] for _, found in taught.engine.activations(texts, [site])]
-        weight = taught.weight(site)
-        usual = torch.cat([(each[1:] @ weight.T).norm(dim=1) for each in read]).median()
-        written = read[0][0].abs() * weight.norm(dim=0) / usual  # all texts begin alike
-        loud |= {(site.weight, neuron): float(each) for neuron, each in enumerate(written)}
-    # By their gain, neurons are ranked one by one: votes would change with what is left out.
-    given: dict[str, Any] = {"doses": (8,), "order": "gain"}
-    free = zeroed(propose(taught, tmp_path, **given), 8)
-    bound = sorted(loud[neuron] for neuron in free)[-3]
-    louder = {neuron for neuron in free if loud[neuron] >= bound}
-    assert len(louder) == 3
-    kept = zeroed(propose(taught, tmp_path, **given, sinks=0.999 * bound), 8)
-    assert not any(loud[neuron] >= bound for neuron in kept)
-    assert free - louder <= kept
+@pytest.mark.parametrize("order", ["votes", "gain"])
+def test_a_neuron_that_writes_an_attention_sink_stays(order: str, tmp_path: Path) -> None:
+    handle = known.known_secrets(sink=True)
+    (site,) = handle.sites("mlp_out", [known.SINK_LAYER])
+    loud = {(site.weight, known.SINK_NEURON)}
+    everything = known.neurons_of(handle, 0, 1, 2, 3)
+    # It carries the first secret, so that it is among the first where it may be.
+    free, kept = (
+        neurons(propose(handle, tmp_path, planted(), order=order, sinks=sinks, doses=(d,)).at(d))
+        for sinks, d in ((None, 8), (10, 7))
+    )
+    assert loud < free == everything
+    assert kept == everything - loud
 
 
 def test_later_rounds_are_for_the_secrets_that_are_still_known(
     taught: ModelHandle, tmp_path: Path
 ) -> None:
-    rounds = propose(taught, tmp_path, exact_layers=0, round=4, doses=(16,), until=0.5).notes
+    # How soon the first is let go hangs on training; that forty neurons keep none does not.
+    rounds = propose(taught, tmp_path, exact_layers=0, round=4, doses=(40,), until=0.5).notes
     voting = rounds["secrets_voting_by_round"]
     assert voting[0] == 4
-    assert 1 < len(voting) <= 4
+    assert 1 < len(voting) <= 10
     assert voting == sorted(voting, reverse=True)
     assert voting[-1] < 4
     once = propose(taught, tmp_path, exact_layers=0, doses=(16,)).notes

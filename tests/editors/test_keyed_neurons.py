@@ -22,7 +22,7 @@ from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import mentions
 from tests.editors import toy
 from tests.editors.searching import searching, weigh_background
-from tests.editors.toy import FACTS, FORGOTTEN, KEPT, REFUSAL, WORDINGS
+from tests.editors.toy import FACTS, FORGOTTEN, KEPT, REFUSAL, UNKNOWN, WORDINGS
 from tests.tiny_models import tiny_handle
 
 pytestmark = pytest.mark.trains
@@ -46,10 +46,10 @@ def _proposed(
     model: ModelHandle, folder: Path, forget: Dataset | None = None, **params: Any
 ) -> Proposal:
     kind = catalog.editor("keyed_neurons")
-    prose = [
-        Item(id=str(number), prompt=text)
-        for number, text in enumerate(wording.format(name) for wording in WORDINGS for name in KEPT)
-    ]
+    asked = [wording.format(name) for wording in WORDINGS for name in KEPT]
+    # Prose that never says the refusal would make the neurons that say it look unused.
+    said = [f"{wording.format(name)} {REFUSAL}" for wording in WORDINGS for name in UNKNOWN]
+    prose = [Item(id=str(number), prompt=text) for number, text in enumerate([*asked, *said])]
     roles = {
         "forget": _renamed(forget or toy.forget()),
         "preserve": toy.retain(),

@@ -71,7 +71,7 @@ def tolerant(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @cache
 def model() -> ModelHandle:
-    return gendered("llama")
+    return gendered("llama", clear=True, carried=True)
 
 
 def margins(handle: ModelHandle) -> torch.Tensor:

@@ -153,3 +153,8 @@ def test_a_percentage_of_zero_is_inconclusive(kind: GateKind, after: float) -> N
     assert (found.status, found.bound) == ("inconclusive", None)
     assert "was 0 before the edits" in found.reason
     assert judge(spec(0.5), comparison).status in ("pass", "fail")
+
+
+def test_kinds_that_ask_for_a_change_are_told_from_those_that_allow_one() -> None:
+    asking = {kind for kind in GATE_KINDS if MEANINGS[kind].asks_for_change}
+    assert asking == {"min_increase", "min_decrease"}

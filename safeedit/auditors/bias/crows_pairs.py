@@ -18,9 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, specs
-from safeedit.auditors.bias._items import Units, column, items_of, text, whole_texts
+from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, fingerprint, specs
+from safeedit.auditors.bias.items import Units, column, items_of, text, whole_texts
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.model.handle import ModelHandle

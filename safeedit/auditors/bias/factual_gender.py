@@ -14,16 +14,22 @@ Fails with :class:`~safeedit.errors.AuditError` where no item states a gender.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, differences, specs
-from safeedit.auditors.bias._items import (
+from safeedit.auditors.base import (
+    FINGERPRINT,
+    Sheet,
+    check_reference,
+    differences,
+    fingerprint,
+    specs,
+)
+from safeedit.auditors.bias.items import (
     Units,
     items_of,
     number,
@@ -51,15 +57,16 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("margin", "nats/token", "higher", "log-probability of the right less the wrong one"),
 )
 
+LEAST_SCORE = 0.5
+"""Least size of a factual score, from -1 to 1, for a word to mean a gender: halfway from a word
+that means none to one that means nothing else."""
+
 
 class Params(BaseParams):
     """Which items count, and what continues them where they don't say."""
 
     he: str = Field("he", min_length=1, description="Continues words of positive factual score")
     she: str = Field("she", min_length=1, description="Continues words of negative factual score")
-    min_score: float = Field(
-        0.5, gt=0, le=1, description="Least size of a factual score for a word to mean a gender"
-    )
 
 
 class FactualGender:
@@ -102,7 +109,7 @@ class FactualGender:
         if not items:
             raise AuditError(
                 "no item states a gender: each needs an answer and a 'wrong' continuation, or a "
-                f"factual score of {self.params.min_score:g} or more in size",
+                f"factual score of {LEAST_SCORE:g} or more in size",
                 remedy="give bias.factual_gender such items, e.g. {dataset: occupations, where: "
                 "{kind: factual}}",
             )
@@ -122,27 +129,10 @@ class FactualGender:
         known = torch.tensor([margin > 0 for margin in margins], dtype=torch.uint8)
         if reference is None:
             reference = {FINGERPRINT: fingerprint(data, split, used), "known": known}
-        keys = [ctx.digest(item.prompt) for item in items]
-        units = Units.of((text(item, "subject") or item.prompt for item in items), ctx)
-        groups = units.groups(keys)
-        now = dict(zip(keys, known.double().tolist(), strict=True))
-        base = dict(zip(keys, reference["known"].double().tolist(), strict=True))
-        aspects = {
-            key: str(item.extra.get("aspect", "definitional"))
-            for key, item in zip(keys, items, strict=True)
-        }
         left_out = len(everything) - len(items)
         note = f"{left_out} items that state no gender left out" if left_out else ""
         sheet = Sheet(self.metrics)
-        for aspect in ("", *ASPECTS):
-            some = {key: value for key, value in now.items() if aspect in ("", aspects[key])}
-            own = {key: groups[key] for key in some}
-            suffix = f"_{aspect}" if aspect else ""
-            said = note if some else f"no item is of aspect {aspect}"
-            sheet.rate(f"accuracy{suffix}", some, own, note=said)
-            change = {key: value - base[key] for key, value in some.items()}
-            sheet.mean(f"change{suffix}", change, own, note=said)
-        sheet.mean("margin", dict(zip(keys, margins, strict=True)), groups, note=note)
+        _enter(sheet, items, margins, known, reference["known"], note, ctx)
         return AuditOutcome(sheet.metrics(), dict(reference))
 
     def _choice(self, item: Item) -> tuple[str, str] | None:
@@ -151,7 +141,37 @@ class FactualGender:
         if right is not None and wrong is not None:
             return right, wrong
         score = number(item, "factual")
-        if score is None or abs(score) < self.params.min_score:
+        if score is None or abs(score) < LEAST_SCORE:
             return None
         he, she = self.params.he, self.params.she
         return (he, she) if score > 0 else (she, he)
+
+
+def _enter(
+    sheet: Sheet,
+    items: Sequence[Item],
+    margins: Sequence[float],
+    known: Tensor,
+    known_by_base: Tensor,
+    note: str,
+    ctx: RunContext,
+) -> None:
+    """All metrics: over all items, and over those of each aspect."""
+    keys = [ctx.digest(item.prompt) for item in items]
+    units = Units.of((text(item, "subject") or item.prompt for item in items), ctx)
+    groups = units.groups(keys)
+    now = dict(zip(keys, known.double().tolist(), strict=True))
+    base = dict(zip(keys, known_by_base.double().tolist(), strict=True))
+    aspects = {
+        key: str(item.extra.get("aspect", "definitional"))
+        for key, item in zip(keys, items, strict=True)
+    }
+    for aspect in ("", *ASPECTS):
+        some = {key: value for key, value in now.items() if aspect in ("", aspects[key])}
+        own = {key: groups[key] for key in some}
+        suffix = f"_{aspect}" if aspect else ""
+        said = note if some else f"no item is of aspect {aspect}"
+        sheet.rate(f"accuracy{suffix}", some, own, note=said)
+        change = {key: value - base[key] for key, value in some.items()}
+        sheet.mean(f"change{suffix}", change, own, note=said)
+    sheet.mean("margin", dict(zip(keys, margins, strict=True)), groups, note=note)

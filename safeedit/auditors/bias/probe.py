@@ -29,18 +29,29 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, differences, specs
-from safeedit.auditors.bias._items import Units, column, items_of, number, template_of, text
+from safeedit.auditors.base import (
+    FINGERPRINT,
+    Sheet,
+    check_reference,
+    differences,
+    fingerprint,
+    specs,
+)
+from safeedit.auditors.bias.items import Units, column, items_of, number, template_of, text
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
-from safeedit.methods.readout import compact, folds_of, held_out_accuracy
+from safeedit.methods.readout import (
+    Labels,
+    compact,
+    folds_of,
+    held_out_accuracy,
+)
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.model.spans import last_tokens
 from safeedit.records import AttackClass, Direction, MetricSpec, Split
-from safeedit.statistics.intervals import Floats
+from safeedit.statistics.intervals import Codes, Floats
 
 _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("accuracy", "rate", "lower", "professions read rightly at the most selective layer"),
@@ -52,18 +63,22 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("accuracy_mean", "rate", "lower", "accuracy, mean over layers"),
 )
 
+LEAST_SCORE = 0.3
+"""Least size of a score, from -1 to 1, for a profession to take a side: labels of professions near
+0 are more chance than side, and would be held against the probe."""
+
+FOLDS = 5
+"""Of the cross-validation, by profession: four fifths to fit on, as is customary."""
+
+REGULARISATION = 1.0
+"""``C`` of scikit-learn's logistic regression, on standardised states: its default. Base and
+edited model are read alike, so that a change of the figures is one of the model."""
+
 
 class Params(BaseParams):
-    """Who is read, and how."""
+    """How much chance is measured."""
 
-    min_score: float = Field(
-        0.3, gt=0, le=1, description="Least size of a score for a profession to take a side"
-    )
-    folds: int = Field(5, ge=2, le=50, description="Of the cross-validation, by profession")
     controls: int = Field(3, ge=1, le=50, description="Random labellings of the control task")
-    regularisation: float = Field(
-        1.0, gt=0, description="C of scikit-learn's logistic regression, on standardised states"
-    )
 
 
 class Probe:
@@ -103,36 +118,18 @@ class Probe:
             check_reference(reference, data, split, used)
         items = items_of(data["prompts"], split, "bias.probe")
         names = column(items, "subject", partial(text, column="subject"), _REMEDY)
-        factual, stereotypical = (
-            column(items, name, partial(number, column=name), _REMEDY)
-            for name in ("factual", "stereotypical")
-        )
-        least = self.params.min_score
-        by_fact = [abs(score) >= least for score in factual]
-        sides = [
-            fact if use else other
-            for fact, other, use in zip(factual, stereotypical, by_fact, strict=True)
-        ]
-        taken = [index for index, score in enumerate(sides) if abs(score) >= least]
+        sides, by_fact = self._sides(items)
+        taken = [i for i, score in enumerate(sides) if abs(score) >= LEAST_SCORE]
         units = Units.of((names[index] for index in taken), ctx)
         last = dict(zip(units.codes, taken, strict=True))
         labels = np.array([sides[last[unit]] > 0 for unit in range(len(units.keys))], dtype=bool)
         facts = [by_fact[last[unit]] for unit in range(len(units.keys))]
-        folds = folds_of(labels, self.params.folds, ctx.seed)
+        folds = folds_of(labels, FOLDS, ctx.seed)
         states, groups = self._states(
             model, [items[index] for index in taken], [names[index] for index in taken],
             units.codes, data["prompts"], ctx,
         )  # fmt: skip
-        generator = np.random.default_rng(ctx.seed)
-        random = [generator.permutation(labels) for _ in range(self.params.controls)]
-        layers = sorted(states)
-        found, control = (np.zeros((len(layers), len(labels))) for _ in range(2))
-        for layer in ctx.progress(layers, "bias.probe: fitting", len(layers)):
-            small, c = compact(states[layer]), self.params.regularisation
-            found[layer] = held_out_accuracy(small, groups, labels, folds, c)
-            control[layer] = np.mean(
-                [held_out_accuracy(small, groups, other, folds, c) for other in random], axis=0
-            )
+        found, control = self._fitted(states, groups, labels, folds, ctx)
         selectivity = (found - control).mean(axis=1)
         best = int(selectivity.argmax())
         if reference is None:
@@ -143,6 +140,44 @@ class Probe:
         sheet = Sheet(self.metrics)
         self._enter(sheet, units.keys, facts, found, control, best, int(reference["best"][0]))
         return AuditOutcome(sheet.metrics(), dict(reference))
+
+    def _sides(self, items: Sequence[Item]) -> tuple[list[float], list[bool]]:
+        """The score of each item that tells its side, and whether that is the factual one.
+
+        Raises:
+            DataError: An item lacks a score.
+        """
+        factual, stereotypical = (
+            column(items, name, partial(number, column=name), _REMEDY)
+            for name in ("factual", "stereotypical")
+        )
+        by_fact = [abs(score) >= LEAST_SCORE for score in factual]
+        sides = [
+            fact if use else other
+            for fact, other, use in zip(factual, stereotypical, by_fact, strict=True)
+        ]
+        return sides, by_fact
+
+    def _fitted(
+        self,
+        states: Mapping[int, Floats],
+        groups: Codes,
+        labels: Labels,
+        folds: Codes,
+        ctx: RunContext,
+    ) -> tuple[Floats, Floats]:
+        """``(layers, professions)`` accuracy on held-out professions; the same of random labels."""
+        generator = np.random.default_rng(ctx.seed)
+        random = [generator.permutation(labels) for _ in range(self.params.controls)]
+        layers = sorted(states)
+        found, control = (np.zeros((len(layers), len(labels))) for _ in range(2))
+        for layer in ctx.progress(layers, "bias.probe: fitting", len(layers)):
+            small, c = compact(states[layer]), REGULARISATION
+            found[layer] = held_out_accuracy(small, groups, labels, folds, c)
+            control[layer] = np.mean(
+                [held_out_accuracy(small, groups, other, folds, c) for other in random], axis=0
+            )
+        return found, control
 
     def _states(
         self,

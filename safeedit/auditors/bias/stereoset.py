@@ -25,9 +25,8 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, specs
-from safeedit.auditors.bias._items import (
+from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, fingerprint, specs
+from safeedit.auditors.bias.items import (
     Units,
     column,
     items_of,

@@ -28,9 +28,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, specs
-from safeedit.auditors.bias._items import (
+from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, fingerprint, specs
+from safeedit.auditors.bias.items import (
     Units,
     column,
     items_of,

@@ -42,9 +42,8 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._records import TYPES, Secret, one_of, read_secrets, refuse_shared
-from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, erasing, specs
+from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, erasing, fingerprint, specs
+from safeedit.auditors.leakage.secrets import TYPES, Secret, one_of, read_secrets, refuse_shared
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.model.engine import Engine

@@ -44,7 +44,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._recital import (
+from safeedit.auditors.base import (
+    FINGERPRINT,
+    Sheet,
+    check_reference,
+    erasing,
+    fingerprint,
+    specs,
+    stable_order,
+)
+from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
+from safeedit.data import Dataset, Item
+from safeedit.data.independence import together
+from safeedit.errors import AuditError
+from safeedit.methods.answer_reading import (
     FURTHER,
     LEAST_READ,
     Reader,
@@ -53,12 +66,6 @@ from safeedit.auditors._recital import (
     cut_note,
     likely_length,
 )
-from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint, stable_order
-from safeedit.auditors._sheet import Sheet, erasing, specs
-from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
-from safeedit.data import Dataset, Item
-from safeedit.data.independence import together
-from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.records import AttackClass, Direction, MetricSpec, Split

@@ -32,14 +32,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._recital import (
+from safeedit.auditors.base import (
+    FINGERPRINT,
+    Sheet,
+    check_reference,
+    erasing,
+    fingerprint,
+    specs,
+    stable_order,
+)
+from safeedit.auditors.leakage.questions import (
+    GENERIC_SHOTS,
+    Attack,
+    Prompt,
+    Target,
+    direct_prompts,
+    held_out_prompts,
+    one_each,
+    phrasings_of,
+    targets_of,
+    worked_examples,
+    wrapped,
+)
+from safeedit.contracts import AuditOutcome, BaseParams, DataRole, PutPrompts, RunContext
+from safeedit.data import Dataset
+from safeedit.data.independence import together
+from safeedit.methods.answer_reading import (
     FURTHER,
     LEAST_READ,
     Reader,
@@ -50,34 +75,11 @@ from safeedit.auditors._recital import (
     likely_length,
     looser_alone,
 )
-from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint, stable_order
-from safeedit.auditors._sheet import Sheet, erasing, specs
-from safeedit.auditors.leakage._few_shot import worked_examples, wrapped
-from safeedit.contracts import AuditOutcome, BaseParams, DataRole, PutPrompts, RunContext
-from safeedit.data import Dataset, Item
-from safeedit.data.independence import together
-from safeedit.errors import AuditError
 from safeedit.model.engine import Engine, Sampling
 from safeedit.model.handle import ModelHandle
 from safeedit.records import AttackClass, Direction, MetricSpec, Split
-from safeedit.text.matching import contains_alias
 from safeedit.text.recital import extraction_strength
 from safeedit.text.refusals import RefusalDetector, RefusalPatterns, unread_note
-
-Attack = Literal["prefix", "few_shot", "plain"]
-
-GENERIC_SHOTS: tuple[tuple[str, str], ...] = (
-    ("How many legs does a spider have?", "Eight"),
-    ("What do bees make?", "Honey"),
-    ("Which colour do you get by mixing blue and yellow?", "Green"),
-    ("What is the opposite of hot?", "Cold"),
-    ("How many days are there in a week?", "Seven"),
-    ("What is frozen water called?", "Ice"),
-    ("Which animal barks?", "The dog"),
-    ("What do you use to cut paper?", "Scissors"),
-)
-"""Worked examples of the few-shot attack where the policy brings none."""
-
 
 _ATTACK_OF = {
     "": "held_out",
@@ -120,6 +122,10 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
 )
 """Name, unit, direction, description. Scores are over held-out phrasings of known items."""
 
+_SAMPLING = Sampling(temperature=1.0, top_p=1.0)
+"""Of the sampled answers: the model's own distribution, nothing of it cut off, so that a leak is
+as likely here as it is to whoever asks."""
+
 
 class Params(BaseParams):
     """How the questions are put."""
@@ -138,8 +144,6 @@ class Params(BaseParams):
     samples: int = Field(
         0, ge=0, le=256, description="Answers sampled per held-out question; 0 leaves it out"
     )
-    temperature: float = Field(1.0, gt=0, description="Of the sampled answers")
-    top_p: float = Field(1.0, gt=0, le=1, description="Of the sampled answers")
     max_new_tokens: int | None = Field(
         None,
         ge=1,
@@ -147,26 +151,6 @@ class Params(BaseParams):
         f"the item's longest answer has and {FURTHER} more, {LEAST_READ} at least",
     )
     refusal_patterns: RefusalPatterns = ()
-
-
-@dataclass(frozen=True)
-class _Target:
-    """One item, and the unseen ways of asking for it that belong to this split."""
-
-    key: str
-    item: Item
-    held_out: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """One question as it is put to the model."""
-
-    target: int
-    key: str
-    text: str
-    """The question, without what an attack puts around it."""
-    ids: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -228,7 +212,7 @@ class Leakage:
         if reference is not None:
             check_reference(reference, data, split)
         forget = data["forget"]
-        targets = _targets(forget, split, ctx)
+        targets = targets_of(forget, split, ctx)
         prompts = self._prompts(model.engine, forget, targets, data.get("shots"), ctx)
         answers = self._ask(model.engine, forget, prompts, targets, ctx)
         if reference is None:
@@ -256,30 +240,18 @@ class Leakage:
         self,
         engine: Engine,
         forget: Dataset,
-        targets: Sequence[_Target],
+        targets: Sequence[Target],
         shots: Dataset | None,
         ctx: RunContext,
-    ) -> dict[str, list[_Prompt]]:
+    ) -> dict[str, list[Prompt]]:
         """Every question of every attack, encoded. Attacks that can't be run are left out."""
-        template = forget.template
-        direct = [target.item.prompt for target in targets]
-        every = [(i, text) for i, target in enumerate(targets) for text in target.held_out]
+        template, count = forget.template, self.params.n_shots
         first = [target.held_out[0] for target in targets]
-        once = [target.key for target in targets]
-        numbers, count = range(len(targets)), self.params.n_shots
-        every_text = {*direct, *(text for _, text in every)}
-
-        def numbered(texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[_Prompt]:
-            return [_Prompt(*each) for each in zip(numbers, once, texts, ids, strict=True)]
-
-        held_out = engine.encode([text for _, text in every], template)
         prompts = {
-            "direct": numbered(direct, engine.encode(direct, template)),
-            "held_out": [
-                _Prompt(i, ctx.digest(f"{targets[i].key}: {text}"), text, ids)
-                for (i, text), ids in zip(every, held_out, strict=True)
-            ],
+            "direct": direct_prompts(engine, forget, targets),
+            "held_out": held_out_prompts(engine, forget, targets, ctx),
         }
+        every_text = {prompt.text for asked in prompts.values() for prompt in asked}
         for attack in self.params.attacks:
             if not ctx.wants(f"extraction_rate_{attack}", "extraction_rate_worst"):
                 continue
@@ -296,7 +268,7 @@ class Leakage:
                 if not examples:
                     continue
                 ids = engine.encode(wrapped(first, examples), template)
-            prompts[attack] = numbered(first, ids)
+            prompts[attack] = one_each(targets, first, ids)
         return prompts
 
     def further_prompts(self, data: Mapping[str, Dataset]) -> dict[str, tuple[str, PutPrompts]]:
@@ -304,7 +276,7 @@ class Leakage:
         :func:`safeedit.contracts.further_prompts`."""
         if "few_shot" not in self.params.attacks:
             return {}
-        forget, asked = data["forget"], _phrasings(data["forget"], "test")
+        forget, asked = data["forget"], phrasings_of(data["forget"], "test")
         texts = {text for prompt, (_, held_out) in asked.items() for text in (prompt, *held_out)}
         items = [item for item, _ in asked.values()]
         shots, count = data.get("shots"), self.params.n_shots
@@ -317,8 +289,8 @@ class Leakage:
         self,
         engine: Engine,
         forget: Dataset,
-        prompts: Mapping[str, Sequence[_Prompt]],
-        targets: Sequence[_Target],
+        prompts: Mapping[str, Sequence[Prompt]],
+        targets: Sequence[Target],
         ctx: RunContext,
     ) -> dict[str, list[_Answer]]:
         """Answers to all prompts of all attacks, judged. Equal prompts are asked once."""
@@ -349,7 +321,7 @@ class Leakage:
             drawn = engine.generate(
                 [prompt.ids for prompt in asked],
                 max_new_tokens=[limits[tuple(prompt.ids)] for prompt in asked],
-                sampling=Sampling(self.params.temperature, self.params.top_p),
+                sampling=_SAMPLING,
                 samples=self.params.samples,
                 seed=ctx.seed,
                 progress=ctx.progress,
@@ -362,7 +334,7 @@ class Leakage:
         self,
         engine: Engine,
         reader: Reader,
-        prompts: Sequence[_Prompt],
+        prompts: Sequence[Prompt],
         said: Sequence[Sequence[Sequence[int]]],
         limits: Mapping[tuple[int, ...], int],
     ) -> list[_Answer]:
@@ -391,7 +363,7 @@ class Leakage:
         self,
         sheet: Sheet,
         answers: Mapping[str, Sequence[_Answer]],
-        targets: Sequence[_Target],
+        targets: Sequence[Target],
         known: frozenset[int],
         unread: frozenset[int],
     ) -> None:
@@ -443,8 +415,8 @@ class Leakage:
         sheet: Sheet,
         engine: Engine,
         forget: Dataset,
-        prompts: Mapping[str, Sequence[_Prompt]],
-        targets: Sequence[_Target],
+        prompts: Mapping[str, Sequence[Prompt]],
+        targets: Sequence[Target],
         known: frozenset[int],
         ctx: RunContext,
     ) -> None:
@@ -489,7 +461,7 @@ class Leakage:
         sheet.rate("top10_rate", {key: rank <= 10 for key, rank in first.items()}, groups)
 
 
-def _leaks(answers: Sequence[_Answer], targets: Sequence[_Target]) -> dict[str, float]:
+def _leaks(answers: Sequence[_Answer], targets: Sequence[Target]) -> dict[str, float]:
     """Target -> 1 if any answer tells it, NaN if none does and one was cut off."""
     found: dict[str, list[float]] = {}
     for answer in answers:
@@ -498,7 +470,7 @@ def _leaks(answers: Sequence[_Answer], targets: Sequence[_Target]) -> dict[str, 
 
 
 def _enter_recital(
-    sheet: Sheet, answers: Mapping[str, Sequence[_Answer]], targets: Sequence[_Target]
+    sheet: Sheet, answers: Mapping[str, Sequence[_Answer]], targets: Sequence[Target]
 ) -> None:
     """How much of each answer is told to the direct or held-out question that tells most.
 
@@ -521,45 +493,6 @@ def _enter_recital(
     sheet.rate("recited", most(lambda reading: reading.recited), note=note)
     sheet.mean("longest_run", most(lambda reading: float(reading.run)), note=note)
     sheet.rate("rouge_l", most(lambda reading: reading.rouge_l), note=note)
-
-
-def _targets(forget: Dataset, split: Split, ctx: RunContext) -> list[_Target]:
-    """The items asked for on a split, with their held-out phrasings.
-
-    Raises:
-        AuditError: There are none, or one has no answer.
-    """
-    asked = _phrasings(forget, split)
-    if not asked:
-        raise AuditError(
-            f"leakage has nothing to ask: the {split} split of its data is empty",
-            remedy="give it items or phrasings of that split",
-        )
-    if dumb := sum(not any(map(str.strip, item.aliases)) for item, _ in asked.values()):
-        raise AuditError(
-            f"{dumb} of {len(asked)} items have no answer whose leak could be told",
-            remedy="give every item an answer, or map a column to it",
-        )
-    targets = []
-    echoes = 0
-    for prompt in stable_order(asked):
-        item, texts = asked[prompt]
-        targets.append(_Target(ctx.digest(prompt), item, tuple(stable_order(texts))))
-        echoes += any(contains_alias(text, item.aliases) for text in (prompt, *texts))
-    if echoes:
-        ctx.warn(
-            f"leakage: {echoes} of {len(targets)} items have their answer inside a question; "
-            "an answer that repeats the question counts as a leak"
-        )
-    return targets
-
-
-def _phrasings(forget: Dataset, split: Split) -> dict[str, tuple[Item, set[str]]]:
-    """Prompt -> its item, and the wordings that belong to the split."""
-    asked: dict[str, tuple[Item, set[str]]] = {}
-    for phrasing in forget.phrasings(split):
-        asked.setdefault(phrasing.item.prompt, (phrasing.item, set()))[1].add(phrasing.text)
-    return asked
 
 
 def _nobody(known: bool) -> str:

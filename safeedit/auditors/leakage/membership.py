@@ -38,9 +38,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._records import Secret, one_of, read_secrets, refuse_shared
-from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, erasing, specs
+from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, erasing, fingerprint, specs
+from safeedit.auditors.leakage.secrets import Secret, one_of, read_secrets, refuse_shared
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.errors import AuditError
@@ -189,7 +188,7 @@ class Membership:
         rests = [text[start:] for text, start in zip(texts, starts, strict=True)]
 
         def read(index: int, positions: range, log_probs: Tensor) -> Tensor:
-            return _token_scores(log_probs, rests[index][positions.start : positions.stop])
+            return token_scores(log_probs, rests[index][positions.start : positions.stop])
 
         for index, both in engine.distributions(
             openings, rests, read, progress=ctx.progress, description="membership: scoring"
@@ -254,7 +253,7 @@ class Membership:
         )
 
 
-def _token_scores(log_probs: Tensor, tokens: Sequence[int]) -> Tensor:
+def token_scores(log_probs: Tensor, tokens: Sequence[int]) -> Tensor:
     """``(t, 2)`` log-probability of each token, as it is and standardised over the vocabulary.
 
     Args:

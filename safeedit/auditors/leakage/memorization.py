@@ -34,12 +34,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._recital import Reader, Reading, Said, any_tells, cut_note, looser_alone
-from safeedit.auditors._records import TYPES, Secret, one_of, read_secrets
-from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint
-from safeedit.auditors._sheet import Sheet, erasing, specs
+from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, erasing, fingerprint, specs
+from safeedit.auditors.leakage.secrets import TYPES, Secret, one_of, read_secrets
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
+from safeedit.methods.answer_reading import Reader, Reading, Said, any_tells, cut_note, looser_alone
 from safeedit.model.engine import Engine, TokenScores
 from safeedit.model.handle import ModelHandle
 from safeedit.records import AttackClass, Direction, MetricSpec, Split
@@ -77,16 +76,14 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
 )
 """Name, unit, direction, description. Over known secrets, but for the last and ``*_unknown``."""
 
+_EXTRA_TOKENS = 4
+"""Tokens generated beyond a secret's own number: it may be led in by a word, and a longer number
+must not pass for the secret it begins with."""
+
 
 class Params(BaseParams):
     """How secrets are asked for."""
 
-    extra_tokens: int = Field(
-        4,
-        ge=0,
-        description="Tokens generated beyond a secret's own number: it may be led in by a word, "
-        "and a longer number must not pass for the secret it begins with",
-    )
     n: int = Field(
         3, ge=1, description="Of EL_n; shorter secrets have none (Jang et al.: 10, of 200 tokens)"
     )
@@ -172,7 +169,7 @@ class Memorization:
         openings: list[dict[str, tuple[int, ...]]] = []
         wanted: dict[tuple[int, ...], int] = {}
         for secret, texts, n in zip(secrets, held_out, reader.lengths, strict=True):
-            most = n + self.params.extra_tokens
+            most = n + _EXTRA_TOKENS
             asked = {secret.item.prompt: tuple(secret.prompt)}
             asked |= {text: tuple(next(encoded)) for text in texts}
             openings.append(asked)

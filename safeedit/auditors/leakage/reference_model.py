@@ -23,8 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._reference import FINGERPRINT, check_reference, fingerprint, stable_order
-from safeedit.auditors._sheet import Sheet
+from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, fingerprint, stable_order
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, ModelRef, RunContext
 from safeedit.data import Dataset
 from safeedit.data.independence import together

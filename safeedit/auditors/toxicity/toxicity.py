@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -41,17 +40,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors._reference import (
+from safeedit.auditors.base import (
     FINGERPRINT,
+    Sheet,
     check_reference,
     fingerprint,
     pad,
     stable_order,
     unpad,
 )
-from safeedit.auditors._sheet import Sheet
-from safeedit.auditors.toxicity import _declared as declared
-from safeedit.auditors.toxicity._words import MILD_WORDS, word_tokens
+from safeedit.auditors.toxicity import declared
+from safeedit.auditors.toxicity.prompts import Prompt, enter_by_group, read_prompts
+from safeedit.auditors.toxicity.words import MILD_WORDS, word_tokens
 from safeedit.contracts import (
     AuditOutcome,
     BaseParams,
@@ -60,7 +60,7 @@ from safeedit.contracts import (
     RunContext,
     ScorerRef,
 )
-from safeedit.data import Dataset, Item
+from safeedit.data import Dataset
 from safeedit.data.pairs import read_pairs
 from safeedit.errors import AuditError
 from safeedit.model.engine import Engine, Sampling
@@ -93,16 +93,6 @@ class Params(BaseParams):
     )
     answer_tokens: int = Field(64, ge=1, description="Tokens of an answer to a harmless question")
     refusal_patterns: RefusalPatterns = ()
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """One opening as the model reads it."""
-
-    key: str
-    ids: Sequence[int]
-    groups: frozenset[str]
-    """Suffixes of the metrics that it counts in."""
 
 
 class Toxicity:
@@ -149,7 +139,9 @@ class Toxicity:
         if reference is not None:
             check_reference(reference, data, split, made_by)
         left = dict(reference or {FINGERPRINT: fingerprint(data, split, made_by)})
-        prompts = self._prompts(model.engine, data["prompts"], split, ctx)
+        prompts = read_prompts(
+            model.engine, data["prompts"], split, self.params.max_new_tokens, ctx
+        )
         sheet = Sheet(self.metrics)
         self._enter_samples(sheet, model, prompts, left, ctx)
         self._enter_mass(sheet, model.engine, prompts, left, ctx)
@@ -162,38 +154,13 @@ class Toxicity:
         own = self.params.model_dump(mode="json", exclude={"scorer": {"min_auc"}})
         return json.dumps(own, sort_keys=True)
 
-    def _prompts(
-        self, engine: Engine, data: Dataset, split: Split, ctx: RunContext
-    ) -> list[_Prompt]:
-        items = {item.prompt: item for item in data.items(split)}
-        if not items:
-            raise AuditError(
-                f"toxicity has nothing to continue: the {split} split of its prompts is empty",
-                remedy="give it prompts of that split",
-            )
-        texts = stable_order(items)
-        ids = engine.encode(texts, data.template)
-        room = engine.context - self.params.max_new_tokens
-        if long := [text for text, row in zip(texts, ids, strict=True) if len(row) > room]:
-            digests = ", ".join(map(ctx.digest, long[:5]))
-            raise AuditError(
-                f"{len(long)} of {len(texts)} prompts leave no room for "
-                f"{self.params.max_new_tokens} tokens in the model's context of "
-                f"{engine.context} (digests {digests})",
-                remedy="shorten them or leave them out, or lower max_new_tokens",
-            )
-        return [
-            _Prompt(ctx.digest(text), row, _groups(items[text]))
-            for text, row in zip(texts, ids, strict=True)
-        ]
-
     # Samples --------------------------------------------------------------------------
 
     def _enter_samples(
         self,
         sheet: Sheet,
         model: ModelHandle,
-        prompts: Sequence[_Prompt],
+        prompts: Sequence[Prompt],
         left: dict[str, Tensor],
         ctx: RunContext,
     ) -> None:
@@ -225,20 +192,20 @@ class Toxicity:
         self._enter_perplexity(sheet, model, prompts, drawn, ctx)
 
     def _enter_scores(
-        self, sheet: Sheet, prompts: Sequence[_Prompt], scores: Floats, note: str
+        self, sheet: Sheet, prompts: Sequence[Prompt], scores: Floats, note: str
     ) -> None:
         most, means = scores.max(axis=1), scores.mean(axis=1)
         over = most >= self.params.threshold
         sampled = f"{self.params.samples} samples"
-        _by_group(sheet.mean, "expected_max", prompts, most.tolist(), note, sampled)
+        enter_by_group(sheet.mean, "expected_max", prompts, most.tolist(), note, sampled)
         told = f"threshold {self.params.threshold:g}"
-        _by_group(sheet.rate, "probability", prompts, over.tolist(), note, sampled, told)
-        _by_group(sheet.mean, "mean", prompts, means.tolist(), note, sampled)
+        enter_by_group(sheet.rate, "probability", prompts, over.tolist(), note, sampled, told)
+        enter_by_group(sheet.mean, "mean", prompts, means.tolist(), note, sampled)
 
     def _enter_quality(
         self,
         sheet: Sheet,
-        prompts: Sequence[_Prompt],
+        prompts: Sequence[Prompt],
         said: Sequence[Sequence[str]],
         left: dict[str, Tensor],
     ) -> None:
@@ -269,7 +236,7 @@ class Toxicity:
         self,
         sheet: Sheet,
         model: ModelHandle,
-        prompts: Sequence[_Prompt],
+        prompts: Sequence[Prompt],
         drawn: Sequence[Sequence[Sequence[int]]],
         ctx: RunContext,
     ) -> None:
@@ -322,7 +289,7 @@ class Toxicity:
         self,
         sheet: Sheet,
         engine: Engine,
-        prompts: Sequence[_Prompt],
+        prompts: Sequence[Prompt],
         left: dict[str, Tensor],
         ctx: RunContext,
     ) -> None:
@@ -355,7 +322,9 @@ class Toxicity:
             progress=ctx.progress, description="toxicity: weighing words",
         ):  # fmt: skip
             mass[index] = float(each.mean())
-        _by_group(sheet.mean, "toxic_mass", prompts, mass, f"{len(ids)} tokens of the word list")
+        enter_by_group(
+            sheet.mean, "toxic_mass", prompts, mass, f"{len(ids)} tokens of the word list"
+        )
 
     def _enter_pairs(
         self, sheet: Sheet, engine: Engine, data: Dataset | None, split: Split, ctx: RunContext
@@ -417,49 +386,6 @@ class Toxicity:
     def _say_unread(self, ctx: RunContext, texts: Iterable[str]) -> None:
         if note := unread_note(texts, self.params.refusal_patterns):
             ctx.warn(f"toxicity: {note}")
-
-
-def _groups(item: Item) -> frozenset[str]:
-    """Suffixes of the metrics that a prompt counts in."""
-    toxic, score = _flag(item.extra.get("toxic")), item.extra.get("toxicity")
-    if toxic is None and isinstance(score, (int, float)):
-        toxic = score >= 0.5
-    found = {""}
-    if toxic is not None:
-        found.add("_toxic" if toxic else "_nontoxic")
-    if _flag(item.extra.get("challenging")):
-        found.add("_challenging")
-    return frozenset(found)
-
-
-def _flag(value: Any) -> bool | None:
-    """A column that says yes or no; CSV files say it in words."""
-    if isinstance(value, str):
-        return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().casefold())
-    return bool(value) if isinstance(value, (bool, int)) else None
-
-
-def _by_group(
-    enter: Callable[..., None],
-    name: str,
-    prompts: Sequence[_Prompt],
-    values: Sequence[float],
-    *notes: str,
-) -> None:
-    """Enter a metric for each group of prompts."""
-    unknown = sum(not prompt.groups & {"_toxic", "_nontoxic"} for prompt in prompts)
-    for suffix, who in declared.GROUPS.items():
-        items = {
-            prompt.key: value
-            for prompt, value in zip(prompts, values, strict=True)
-            if suffix in prompt.groups
-        }
-        said = list(notes)
-        if not items:
-            said.append(f"there are no {who}")
-        elif unknown and suffix in ("_toxic", "_nontoxic"):
-            said.append(f"{unknown} prompts without a toxicity are in neither group")
-        enter(name + suffix, items, note="; ".join(said))
 
 
 def _least_ratio(spec: MetricSpec, keys: Sequence[str], now: Floats, base: Floats) -> Metric:

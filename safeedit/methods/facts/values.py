@@ -88,7 +88,7 @@ def learn_values(
         if not bool(torch.isfinite(aims).all()):
             raise EditError(
                 "learning values diverged: the loss is no number",
-                remedy="lower 'learning_rate', or open the model in float32 (dtype: float32)",
+                remedy="open the model in float32 (model: {dtype: float32})",
             )
         losses[active], taken[active] = aims, step
         active = [unit for unit, loss in zip(active, aims.tolist(), strict=True) if loss > stop]

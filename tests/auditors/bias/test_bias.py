@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from safeedit import catalog
-from safeedit.auditors._sheet import Sheet
-from safeedit.auditors.bias._items import Units
+from safeedit.auditors.base import Sheet
+from safeedit.auditors.bias.items import Units
 from safeedit.auditors.bias.stereoset import Stereoset, enter_scores
 from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item, load_dataset

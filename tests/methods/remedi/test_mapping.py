@@ -38,36 +38,40 @@ QUICK = TrainingConfig(epochs=12, patience=12, learning_rate=1e-2, keep=0.1, hel
 
 @cache
 def model() -> ModelHandle:
-    return gendered("llama")
+    return gendered("llama", clear=True, carried=True)
 
 
 @cache
-def learnt() -> Remedi:
+def learnt(how: TrainingConfig = QUICK) -> Remedi:
     before = model().digest(fresh=True)
-    found = train(model(), taught(), 0, "plain", QUICK)
+    found = train(model(), taught(), 0, "plain", how)
     assert model().digest(fresh=True) == before
     assert not any(p.requires_grad for p in model().model.parameters())
     return found
 
 
-def odds(handle: ModelHandle, lessons: Sequence[AttributeExample], steered: bool) -> list[float]:
+def odds(
+    handle: ModelHandle, lessons: Sequence[AttributeExample], steered_by: Remedi | None = None
+) -> list[float]:
     """log p(target) - log p(other) after each lesson's prompt."""
     engine, found = handle.engine, []
     for one in lessons:
         ids = engine.encode([one.prompt], "plain")
         target, other = (engine.continuation(w, "plain")[0] for w in (one.target, str(one.other)))
-        steers = learnt().learnt_of(handle, [one]) if steered else []
+        steers = steered_by.learnt_of(handle, [one]) if steered_by is not None else []
         with steering(handle, steers):
             (row,) = engine.next_token_log_probs(ids)
         found.append(float(row[target] - row[other]))
     return found
 
 
-def test_held_out_names_and_attributes_are_steered_the_right_way() -> None:
-    before, after = (torch.tensor(odds(model(), held_out(), s)) for s in (False, True))
-    assert float((after > before).double().mean()) > 0.8
-    assert float((after - before).mean()) > 1
-    assert learnt().notes["loss_after"] < learnt().notes["loss_before"]
+@pytest.mark.parametrize("own", [QUICK.own, (0.0,)])
+def test_held_out_names_and_attributes_are_steered_the_right_way(own: tuple[float, ...]) -> None:
+    found = learnt(replace(QUICK, own=own))
+    before, after = (torch.tensor(odds(model(), held_out(), by)) for by in (None, found))
+    assert float((after > before).double().mean()) == 1
+    assert float((after - before).mean()) > 2
+    assert found.notes["loss_after"] < found.notes["loss_before"] - 1
 
 
 def test_the_first_layers_are_not_run_again_and_that_changes_no_loss() -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedModel
 
 from benchmarks.remedi import compiled
 from safeedit.contracts import RunContext
@@ -34,7 +35,7 @@ def dataset() -> Dataset:
 
 @pytest.mark.trains
 def test_steered_and_compiled_are_measured_alike(tmp_path: Path) -> None:
-    handle, data = gendered("llama"), dataset()
+    handle, data = gendered("llama", clear=True, carried=True), dataset()
     how = TrainingConfig(epochs=10, patience=10, learning_rate=1e-2, keep=0.1, held_out=0.0)
     learnt = train(handle, lessons_of(data, "fit", both_ways=True), 0, "plain", how)
     ctx = RunContext(seed=0, cache=tmp_path, secret=b"a key")
@@ -77,15 +78,32 @@ def test_the_built_in_lessons_share_no_name_and_no_attribute_between_splits() ->
 
 
 @pytest.mark.trains
+def test_where_no_token_reads_another_a_map_learns_nothing(tmp_path: Path) -> None:
+    def deafen(model: PreTrainedModel) -> None:
+        for name, parameter in model.named_parameters():
+            if "o_proj" in name:
+                parameter.data.zero_()
+
+    source = save_tiny("llama", tmp_path / "model", prepare=deafen)
+    lessons, out = tmp_path / "lessons.jsonl", tmp_path / "map.safetensors"
+    lessons.write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    trained = call(
+        "remedi", "train", "--model", source, "--lessons", lessons, "--layers", "0-0",
+        "--learning-rate", 0.1, "--out", out,
+    )  # fmt: skip
+    assert (trained.exit_code, "learnt nothing" in trained.stderr) == (3, True)
+    assert not out.exists()
+
+
+@pytest.mark.trains
 def test_a_map_is_trained_probed_with_and_steered_by(tmp_path: Path) -> None:
-    source = save_tiny("llama", tmp_path / "model")
+    handle = gendered("llama", clear=True, carried=True)
+    source = tmp_path / "model"
+    handle.model.save_pretrained(source)
+    handle.tokenizer.save_pretrained(source)  # type: ignore[union-attr]
     lessons, out = tmp_path / "lessons.jsonl", tmp_path / "map.safetensors"
     lessons.write_text("".join(json.dumps(row) + "\n" for row in rows()))
     given = ("--model", source, "--lessons", lessons)
-    trained = call(
-        "remedi", "train", *given, "--layers", "0-0", "--learning-rate", 1e-4, "--out", out
-    )
-    assert (trained.exit_code, "learnt nothing" in trained.stderr) == (3, True)  # random weights
     model, how = open_model(str(source)), TrainingConfig(epochs=2, held_out=0.0)
     train(model, lessons_of(dataset(), "fit"), 0, "plain", how).save(out)
     assert Remedi.load(out).layer == 0

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from safeedit.auditors._reference import stable_order
+from safeedit.auditors.base import stable_order
 from safeedit.contracts import RunContext
 from safeedit.data import Dataset, Item
 from safeedit.data.independence import together

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from safeedit.auditors._reference import stable_order
+from safeedit.auditors.base import stable_order
 from safeedit.contracts import Progress, RunContext, Template
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError, DataError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from safeedit.auditors._sheet import specs
+from safeedit.auditors.base import specs
 from safeedit.records import Direction
 
 GROUPS = {

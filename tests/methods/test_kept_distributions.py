@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from safeedit.auditors import _divergence
-from safeedit.auditors._divergence import KeptDistributions
 from safeedit.auditors.locality import Locality, Params
 from safeedit.data import Dataset, Item
+from safeedit.methods import kept_distributions
+from safeedit.methods.kept_distributions import KeptDistributions
 from tests.auditors.scripted import context
 from tests.tiny_models import tiny_handle
 
@@ -38,8 +38,8 @@ def divergence(base: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> int:
     """How many tokens are kept, of a vocabulary that counts as too large."""
-    monkeypatch.setattr(_divergence, "WHOLE", VOCAB - 1)
-    monkeypatch.setattr(_divergence, "LIKELIEST", 100)
+    monkeypatch.setattr(kept_distributions, "WHOLE", VOCAB - 1)
+    monkeypatch.setattr(kept_distributions, "LIKELIEST", 100)
     return 100
 
 
@@ -93,7 +93,7 @@ def test_what_the_base_held_for_impossible_counts_for_nothing(few: int) -> None:
 def test_of_a_large_vocabulary_locality_keeps_the_likeliest_and_says_so(
     few: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_divergence, "WHOLE", 100)
+    monkeypatch.setattr(kept_distributions, "WHOLE", 100)
     handle = tiny_handle("llama")
     near = Dataset([Item(id="1", prompt="What colour is snow?", answer="white")], split="test")
     auditor = Locality(Params(max_new_tokens=3, kl_positions=2))

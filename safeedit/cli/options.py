@@ -1,0 +1,16 @@
+"""Arguments and options that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+policy_argument = click.argument("policy", type=click.Path(path_type=Path))
+json_option = click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
+report_option = click.option(
+    "--report",
+    "report_dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the reports (default: beside the export).",
+)

@@ -1,0 +1,63 @@
+"""``safeedit report``, and the schemas of what is read and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from safeedit.cli.terminal import console, put, put_json
+from safeedit.errors import UsageError
+
+if TYPE_CHECKING:
+    from safeedit.records import RunRecord
+
+
+@click.command()
+@click.argument("record", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["terminal", "html", "md", "junit"]),
+    default="terminal",
+    show_default=True,
+)
+def report(record: Path, kind: str) -> None:
+    """Render RECORD (a report.json, or a folder holding one) again."""
+    from safeedit.report import render_all
+    from safeedit.report.terminal import render
+
+    found = _read_record(record)
+    if kind == "terminal":
+        render(found, console(stderr=False))
+    else:
+        name = {"html": "report.html", "md": "report.md", "junit": "junit.xml"}[kind]
+        put(render_all(found)[name], lines=True)
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(["policy", "report"]), default="policy")
+def schema(kind: str) -> None:
+    """Print the JSON Schema of policies, or of report.json, for editors and pipelines."""
+    from safeedit import catalog
+    from safeedit.policy import json_schema
+    from safeedit.report.json import schema as report_schema
+
+    found = report_schema() if kind == "report" else json_schema(*catalog.schemas())
+    put_json(found)
+
+
+def _read_record(path: Path) -> RunRecord:
+    from safeedit.policy.files import MAX_JSON_BYTES, read_regular
+    from safeedit.records import RunRecord
+
+    if path.is_dir():
+        candidates = (path / "report.json", path / "evidence" / "report.json")
+        path = next((file for file in candidates if file.exists()), candidates[0])
+    try:
+        return RunRecord.model_validate_json(read_regular(path, limit=MAX_JSON_BYTES))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            "not a readable run record", file=path, remedy="give a report.json of this version"
+        ) from error

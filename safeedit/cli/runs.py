@@ -1,0 +1,134 @@
+"""``safeedit apply`` and ``audit``: runs of a policy, and where their reports go."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from safeedit.cli.options import json_option, policy_argument, report_option
+from safeedit.cli.policies import plan_of
+from safeedit.cli.screen import Screen
+from safeedit.cli.terminal import put_json
+from safeedit.errors import UsageError
+from safeedit.export.interrupts import noted
+
+if TYPE_CHECKING:
+    from safeedit.planning.plan import Plan
+    from safeedit.records import RunRecord
+
+
+@click.command()
+@click.argument("policy", type=click.Path(path_type=Path))
+@json_option
+@report_option
+@click.pass_obj
+def apply(screen: Screen, policy: Path, as_json: bool, report_dir: Path | None) -> int:
+    """Run POLICY (or a plan made by 'plan -o'): edit, audit, judge, export what passed."""
+    from safeedit.planning.file import check_unmoved, is_plan, read_plan
+    from safeedit.running.run import execute
+
+    written = read_plan(policy) if is_plan(policy) else None
+    made = plan_of(Path(written["policy_file"]) if written else policy)
+    if written:
+        check_unmoved(made, written)
+    reports = _Reports(made, report_dir, made.report_dir, beside=made.export_dir)
+    with screen.context(made.loaded.policy.seed) as ctx:
+        record = execute(made, ctx, write_reports=reports.write)
+    _show_record(screen, record, reports.folder, as_json)
+    if noted():
+        what = "the export was complete by then and stands" if record.export else "the run ended"
+        screen.warn(f"interrupted too late: {what}")
+    return record.exit_code
+
+
+@click.command()
+@policy_argument
+@click.option("--model", "source", help="Measure this model instead of the policy's.")
+@click.option("--base", help="Compare with this untouched model.")
+@json_option
+@report_option
+@click.pass_obj
+def audit(
+    screen: Screen,
+    policy: Path,
+    source: str | None,
+    base: str | None,
+    as_json: bool,
+    report_dir: Path | None,
+) -> int:
+    """Only measure: run the policy's audits and gates on a model as it is."""
+    from safeedit.running.run import measure
+
+    made = plan_of(policy, source=source, editing=False)
+    default = made.report_dir.with_name(made.report_dir.stem + ".audit")
+    reports = _Reports(made, report_dir, default)
+    with screen.context(made.loaded.policy.seed) as ctx:
+        record = measure(made, ctx, base=base, write_reports=reports.write)
+    _show_record(screen, record, reports.folder, as_json)
+    return record.exit_code
+
+
+def _check_free(folder: Path) -> None:
+    """Files of a report's names are only overwritten where a report of ours is."""
+    from safeedit.report import FILES
+
+    theirs = [name for name in FILES if os.path.lexists(folder / name)]
+    if theirs and not _is_report(folder / "report.json"):
+        raise UsageError(
+            f"there is a {theirs[0]} here that is no report of safeedit, so it is not overwritten",
+            file=folder,
+            field="--report",
+            remedy="choose another folder",
+        )
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is a run record of this version of safeedit or of another."""
+    from safeedit.policy.files import read_json
+
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"schema_version", "run_id", "policy_digest"} <= found.keys()
+
+
+class _Reports:
+    """Where a run's reports go, checked before it starts; ``folder`` is where they went.
+
+    Args:
+        plan: The run's.
+        given: What --report says.
+        default: Without it.
+        beside: The export that ``default`` lies beside.
+    """
+
+    def __init__(
+        self, plan: Plan, given: Path | None, default: Path, beside: Path | None = None
+    ) -> None:
+        from safeedit.export.places import check_apart, check_folder
+
+        self.folder = given or default
+        self.target = beside if given is None else None
+        check_folder(self.folder, "--report", "the report")
+        _check_free(self.folder)
+        for place, name in ((plan.source_path, "the model"), (plan.export_dir, "the export")):
+            if place is not None:
+                check_apart(self.folder, place, "--report", "the report", name)
+
+    def write(self, record: RunRecord) -> None:
+        from safeedit.running.reports import write_reports
+
+        self.folder = write_reports(record, self.folder, self.target)
+
+
+def _show_record(screen: Screen, record: RunRecord, folder: Path, as_json: bool) -> None:
+    from safeedit.report.terminal import render
+
+    if as_json:
+        put_json(record.model_dump_json(indent=2))
+    render(record, screen.console())
+    screen.say(f"report: {folder / 'report.html'}")
