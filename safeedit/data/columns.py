@@ -77,8 +77,7 @@ def suggest_column(name: str, columns: Iterable[str], file: Path | None) -> str:
     those are shown that resemble what was asked for.
     """
     remedy = did_you_mean(name, columns)
-    tabular = file is not None and file.suffix.lower() in (".csv", ".tsv")
-    if tabular and not remedy.startswith("did you mean"):
+    if _is_table(file) and not remedy.startswith("did you mean"):
         return "check the names in the file's first line"
     return remedy
 
@@ -249,12 +248,22 @@ def _advice(row: RawRow) -> str:
     names = row.columns.keys()
     if found := format_hint(names):
         return found
-    for name in ("question", "input", "instruction", "query", "src"):
-        if name in names:
-            return f"map it: columns: {{prompt: {name}}}"
+    if found := _called(("question", "input", "instruction", "query", "src"), names):
+        return f"map it: columns: {{prompt: {found}}}"
     if len(names) == 1 and any(mark in next(iter(names)) for mark in ";\t|"):
         return "the first line has another delimiter than commas: put 'sep=;' above it, say"
-    return "every row needs a prompt (or, for prose, a text); 'columns' maps other names"
+    table = ", and the first line of a table must name its columns" * _is_table(row.file)
+    return f"every row needs a prompt (or, for prose, a text); 'columns' maps other names{table}"
+
+
+def _is_table(file: Path | None) -> bool:
+    return file is not None and bool({".csv", ".tsv"} & {each.lower() for each in file.suffixes})
+
+
+def _called(wanted: Iterable[str], names: Iterable[str]) -> str:
+    """The first of some names that stands among others in any case, as it stands there."""
+    there = {name.strip().casefold(): name for name in names}
+    return next((there[name] for name in wanted if name in there), "")
 
 
 def format_hint(names: Iterable[str]) -> str:
@@ -281,9 +290,8 @@ def answer_hint(items: Iterable[Item]) -> str:
     names = {name for item in items if not item.aliases for name in item.extra}
     if found := format_hint({*names, "prompt", "subject"}) or format_hint({*names, "text"}):
         return found
-    for name in _ANSWERS:
-        if name in names:
-            return f"map it: columns: {{answer: {name}}}"
+    if found := _called(_ANSWERS, names):
+        return f"map it: columns: {{answer: {found}}}"
     return "give every item an answer, or map a column to it with 'columns'"
 
 

@@ -7,8 +7,8 @@ An answer is looked for in two ways. The *strict* way compares whole words, fold
 (:mod:`safeedit.text.folding`), with numbers in one spelling (:mod:`safeedit.text.numbers`) and
 words bounded as their script bounds them (:mod:`safeedit.text.segments`). The *looser* way also
 takes other spellings (strokes and umlauts as plain letters, other scripts in Latin letters, joined
-and divided words, a number's other reading) and what scripts write onto a word. An audit errs
-towards *told*: either way counts, and it says how many came by the looser way alone.
+and divided words, words spelt out, a number's other reading) and what scripts write onto a word. An
+audit errs towards *told*: either way counts, and it says how many came by the looser way alone.
 
 Not seen by either: an inflected word whose stem changes, a translation, a name as another language
 reads its characters (東京 as Tokyo), letters that only look alike. They need aliases.
@@ -88,6 +88,8 @@ _NATIONAL = 9
 _COUNTRY = regex.compile(r"(?<!\w)\+\d{1,3}$")
 _ROMANISED = 5
 """Letters from which an answer is looked for in another script: shorter ones look like words."""
+_SPELT_OUT = 4
+"""Letters from which an answer is looked for spelt out: P a r i s."""
 _STEM = 4
 """Letters that a stem must have."""
 
@@ -352,9 +354,15 @@ def _loosely(text: _Text, alias: str) -> Iterator[tuple[int, int]]:
                 tried.add((effective, needle))
                 for found in _find(traced, needle, True):
                     yield traced.source(*found)
-    if _is_measure(measure := _together(alias)):
+    together = _together(alias)
+    if len(together) >= _SPELT_OUT and together.isalpha():
+        _, traced = text.form(_STRICT[0])
+        for start, stop in text.compact(_STRICT[0]).find(together):
+            if all(len(letter) == 1 for letter in traced.text[start:stop].split()):
+                yield traced.source(start, stop)
+    if _is_measure(together):
         _, traced = text.form(_PLAIN)
-        yield from (traced.source(*found) for found in text.compact(_PLAIN).find(measure))
+        yield from (traced.source(*found) for found in text.compact(_PLAIN).find(together))
     if code := _code(alias):
         _, traced = text.form(_PLAIN)
         yield from (traced.source(*found) for found in text.compact(_PLAIN).find(code))

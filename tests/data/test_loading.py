@@ -210,6 +210,21 @@ def test_a_missing_prompt_is_located_and_a_column_suggested(tmp_path: Path) -> N
     assert error.remedy == "map it: columns: {prompt: question}"
 
 
+@pytest.mark.parametrize("header", ["Question", " QUESTION ", "question"])
+def test_a_column_is_suggested_as_the_file_spells_it(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"{header},Answer\nWho?,Ann\n")
+    assert refused(path).remedy == f"map it: columns: {{prompt: {header.strip()}}}"
+
+
+def test_a_table_without_header_is_told_so_and_not_quoted(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"Who is {SECRET}?,Ann\nWhere?,Rome\n")
+    error = refused(path)
+    assert "the first line of a table must name its columns" in error.remedy
+    assert SECRET not in str(error)
+
+
 @pytest.mark.parametrize(
     ("row", "field", "message"),
     [

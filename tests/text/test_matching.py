@@ -11,6 +11,7 @@ from safeedit.text.matching import (
     normalise,
     straighten,
     token_f1,
+    way_told,
 )
 
 
@@ -119,3 +120,22 @@ class TestTokenF1:
         assert 0.0 <= token_f1(a, b) <= 1.0
         assert token_f1(a, b) == token_f1(b, a)
         assert token_f1(a, a) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("It is P a r i s.", "Paris"),
+        ("it is p, a, r, i, s", "Paris"),
+        ("N e w Y o r k", "New York"),
+        ("М о с к в а", "Москва"),
+        ("Ł ó d ź", "Łódź"),
+    ],
+)
+def test_an_answer_that_is_spelt_out_is_told_by_the_looser_way(text: str, answer: str) -> None:
+    assert way_told(text, [answer]) == "looser"
+
+
+@pytest.mark.parametrize("text", ["par is", "p a ris", "P a r i", "P a r i x s"])
+def test_what_is_not_letter_by_letter_spells_no_answer(text: str) -> None:
+    assert way_told(text, ["Paris"]) is None
