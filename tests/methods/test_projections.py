@@ -133,7 +133,7 @@ def test_a_great_ridge_makes_the_oblique_projection_orthogonal() -> None:
     directions = torch.linalg.qr(gaussian(WIDTH, 2)).Q
     near = matrix(oblique(directions, uneven(), 1e9), 2)
     assert torch.allclose(near, matrix(orthogonal(directions), 2), atol=1e-6)
-    with pytest.raises(EditError, match="ridge"):
+    with pytest.raises(EditError, match="give more prose"):
         oblique(directions, torch.zeros(WIDTH, WIDTH), 0.1)
 
 
