@@ -105,11 +105,15 @@ class Staging:
         Raises:
             ExportError: As :func:`check_target`.
         """
-        with writing(self.target):
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            recover(self.target)
-            check_target(self.target, overwrite=self.overwrite)
-            self._path, self._lock = self._make()
+        try:
+            with writing(self.target):
+                self.target.parent.mkdir(parents=True, exist_ok=True)
+                recover(self.target)
+                check_target(self.target, overwrite=self.overwrite)
+                self._make()
+        except BaseException:  # Ctrl-C just after the folder was made
+            self._clear()
+            raise
         return self
 
     def __exit__(
@@ -119,7 +123,11 @@ class Staging:
         trace: TracebackType | None,
     ) -> None:
         """Remove the folder unless it was promoted."""
-        shutil.rmtree(self.path, ignore_errors=True)  # absent once promoted
+        self._clear()
+
+    def _clear(self) -> None:
+        if self._path is not None:
+            shutil.rmtree(self._path, ignore_errors=True)  # absent once promoted
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -177,17 +185,16 @@ class Staging:
         aside = aside.rename(_beside(self.target, _STAGING))
         shutil.rmtree(aside, ignore_errors=True)
 
-    def _make(self) -> tuple[Path, int | None]:
+    def _make(self) -> None:
         for _ in range(3):
-            path = _beside(self.target, _STAGING)
+            self._path = path = _beside(self.target, _STAGING)
             path.mkdir()
-            lock = _lock(path)
-            if lock is not None:
-                return path, lock
+            self._lock = _lock(path)
+            if self._lock is not None:
+                return
             # Another run took it for a dead one's before it was locked; or there are no locks.
             shutil.rmtree(path, ignore_errors=True)
         path.mkdir()
-        return path, None
 
 
 def recover(target: Path) -> None:

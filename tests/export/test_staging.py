@@ -135,6 +135,23 @@ def test_an_exception_passes_and_leaves_nothing(tmp_path: Path, error: type[Base
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupt_just_after_the_folder_was_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def interrupt(path: Path, flags: int) -> int:
+        opened.append(path)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.os, "open", interrupt)
+    with pytest.raises(KeyboardInterrupt), Staging(tmp_path / "model"):
+        pytest.fail("the folder is not locked yet")
+    assert [path.name.startswith(".model.staging-") for path in opened] == [True]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_existing_target_is_refused_before_any_work_and_is_left_alone(tmp_path: Path) -> None:
     target = tmp_path / "model"
     export(target, "old")
