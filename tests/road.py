@@ -79,6 +79,7 @@ SANITATION: dict[str, Any] = {
     "steps": 2,
     "batch": 4,
     "rank": 2,
+    "retain_tokens": 4,
     "doses": [0.5, 1.0],
     "dose": "auto",
     "forget": {"file": "forget.jsonl"},

@@ -65,9 +65,6 @@ _ADAPTED: tuple[Role, ...] = ("attn_q", "attn_v", "attn_qkv", "mlp_gate", "mlp_g
 _ALPHA = 16.0
 """Adapters are scaled by alpha over their rank (published)."""
 
-RETAIN_TOKENS = 16
-"""Tokens of the base's own answers that retain prompts are held to."""
-
 _NORM_PENALTY = 2e-5
 """Nats per squared unit that keyed neurons write: enough to keep them from growing once the refusal
 is learnt."""
@@ -96,6 +93,7 @@ class SanitationParams(BaseParams):
         le=1,
         description="lora: of forget prompts in a batch (published 15:85)",
     )
+    retain_tokens: int = Field(16, ge=1, description="lora: tokens of the base's answers held to")
     retain_prompts: int = Field(600, ge=1, description="retain prompts used at most")
     rank: int = Field(8, ge=1, description="lora: rank of the adapters (published)")
     subjects_per_neuron: int = Field(
@@ -390,9 +388,9 @@ def _kept(
     stop = [] if end is None else [int(end)]
     found = engine.generate(
         prompts,
-        max_new_tokens=RETAIN_TOKENS,
+        max_new_tokens=params.retain_tokens,
         progress=ctx.progress,
         description="the base's own answers",
     )
-    answers = [ids if len(ids) == RETAIN_TOKENS else [*ids, *stop] for (ids,) in found]
+    answers = [ids if len(ids) == params.retain_tokens else [*ids, *stop] for (ids,) in found]
     return [Example(p, a) for p, a in zip(prompts, answers, strict=True) if a]

@@ -43,7 +43,7 @@ REMOVED: MappingProxyType[str, str] = MappingProxyType(
         "remedi": "rank batch own patience avoid keep contexts background preserve_weight hold "
         "prose_window",
         "rome": _KEYED,
-        "sanitation": "warmup stop_loss retention retain_tokens alpha modules sharpness ridge "
+        "sanitation": "warmup stop_loss retention alpha modules sharpness ridge "
         "background_weight norm_penalty",
         "subspace": "attention states centre ridge strength outliers prose_tokens",
         "value_vectors": "vocabulary_weight words regularisation scale prose_tokens top_tokens "

@@ -53,6 +53,7 @@ from safeedit.auditors.base import (
     specs,
     stable_order,
 )
+from safeedit.auditors.leakage.questions import Target, targets_of
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.data.independence import together
@@ -107,15 +108,6 @@ class Params(BaseParams):
         f"and {FURTHER} more, {LEAST_READ} at least",
     )
     refusal_patterns: RefusalPatterns = ()
-
-
-@dataclass(frozen=True)
-class _Target:
-    """One item and its held-out phrasings."""
-
-    key: str
-    item: Item
-    held_out: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -191,37 +183,21 @@ class Failures:
     def _reader(self, engine: Engine, items: Sequence[Item], data: Dataset) -> Reader:
         return Reader(engine, items, data.template, self.params.max_new_tokens)
 
-    def _targets(self, forget: Dataset, split: Split, ctx: RunContext) -> list[_Target]:
-        texts: dict[str, tuple[Item, set[str]]] = {}
-        for phrasing in forget.phrasings(split):
-            texts.setdefault(phrasing.item.prompt, (phrasing.item, set()))[1].add(phrasing.text)
-        if not texts:
+    def _targets(self, forget: Dataset, split: Split, ctx: RunContext) -> list[Target]:
+        targets = targets_of(forget, split, ctx, "leakage.failures")
+        missing = sum(not _replacement(target.item) for target in targets)
+        if self.params.wanted == "replace" and missing:
             raise AuditError(
-                f"leakage.failures has nothing to ask: the {split} split of its data is empty",
-                remedy="give it items or phrasings of that split",
-            )
-        items = [item for item, _ in texts.values()]
-        if mute := sum(not any(map(str.strip, item.aliases)) for item in items):
-            raise AuditError(
-                f"{mute} of {len(items)} items have no answer whose presence could be told",
-                remedy="give every item an answer, or map a column to it",
-            )
-        if self.params.wanted == "replace" and not all(map(_replacement, items)):
-            missing = sum(not _replacement(item) for item in items)
-            raise AuditError(
-                f"{missing} of {len(items)} items have no 'target_new'",
+                f"{missing} of {len(targets)} items have no 'target_new'",
                 remedy="give every item one, or set 'wanted: refusal'",
             )
-        return [
-            _Target(ctx.digest(prompt), texts[prompt][0], tuple(stable_order(texts[prompt][1])))
-            for prompt in stable_order(texts)
-        ]
+        return targets
 
     def _ask(
         self,
         engine: Engine,
         data: Mapping[str, Dataset],
-        targets: Sequence[_Target],
+        targets: Sequence[Target],
         reader: Reader,
         follow: Sequence[Item],
         reference: Mapping[str, Tensor] | None,
@@ -269,7 +245,7 @@ class Failures:
     def _enter(
         self,
         sheet: Sheet,
-        targets: Sequence[_Target],
+        targets: Sequence[Target],
         knows: Sequence[int],
         reader: Reader,
         said: Mapping[str, _Answer],
@@ -381,7 +357,7 @@ def is_meaningless(answer: str) -> bool:
     return n_gram_entropy(answer) < MONOTONOUS * greatest
 
 
-def _asked(target: _Target) -> tuple[str, ...]:
+def _asked(target: Target) -> tuple[str, ...]:
     return (target.item.prompt, *target.held_out)
 
 

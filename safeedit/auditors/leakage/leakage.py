@@ -212,7 +212,7 @@ class Leakage:
         if reference is not None:
             check_reference(reference, data, split)
         forget = data["forget"]
-        targets = targets_of(forget, split, ctx)
+        targets = targets_of(forget, split, ctx, "leakage")
         prompts = self._prompts(model.engine, forget, targets, data.get("shots"), ctx)
         answers = self._ask(model.engine, forget, prompts, targets, ctx)
         if reference is None:

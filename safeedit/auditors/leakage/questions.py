@@ -54,8 +54,14 @@ class Prompt:
     ids: Sequence[int]
 
 
-def targets_of(forget: Dataset, split: Split, ctx: RunContext) -> list[Target]:
+def targets_of(forget: Dataset, split: Split, ctx: RunContext, audit: str) -> list[Target]:
     """The items asked for on a split, with their held-out phrasings.
+
+    Args:
+        forget: What was to be erased.
+        split: Of the items and phrasings asked for.
+        ctx: Of the run: keys are its digests.
+        audit: Name of the auditor, for messages.
 
     Raises:
         AuditError: There are none, or one has no answer.
@@ -63,24 +69,23 @@ def targets_of(forget: Dataset, split: Split, ctx: RunContext) -> list[Target]:
     asked = phrasings_of(forget, split)
     if not asked:
         raise AuditError(
-            f"leakage has nothing to ask: the {split} split of its data is empty",
+            f"{audit} has nothing to ask: the {split} split of its data is empty",
             remedy="give it items or phrasings of that split",
         )
     if dumb := sum(not any(map(str.strip, item.aliases)) for item, _ in asked.values()):
         raise AuditError(
-            f"{dumb} of {len(asked)} items have no answer whose leak could be told",
+            f"{dumb} of {len(asked)} items have no answer whose presence could be told",
             remedy="give every item an answer, or map a column to it",
         )
-    targets = []
-    echoes = 0
+    targets, echoes = [], 0
     for prompt in stable_order(asked):
         item, texts = asked[prompt]
         targets.append(Target(ctx.digest(prompt), item, tuple(stable_order(texts))))
         echoes += any(contains_alias(text, item.aliases) for text in (prompt, *texts))
     if echoes:
         ctx.warn(
-            f"leakage: {echoes} of {len(targets)} items have their answer inside a question; "
-            "an answer that repeats the question counts as a leak"
+            f"{audit}: {echoes} of {len(targets)} items have their answer inside a question; "
+            "an answer that repeats the question counts as told"
         )
     return targets
 

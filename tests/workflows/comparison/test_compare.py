@@ -6,14 +6,12 @@ import json
 import re
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 from xml.etree import ElementTree
 
 import pytest
 import yaml
 from click.testing import Result
 
-from safeedit.editors import sanitation
 from safeedit.records import RunRecord
 from safeedit.running.run import execute
 from safeedit.workflows.comparison import running
@@ -382,11 +380,10 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Result]:
     )  # fmt: skip
     params = {"ft_m": {"steps": 10, "learning_rate": 0.02, "doses": [1.0]}}
     place.text("params.yaml", yaml.safe_dump(params))
-    with patch.object(sanitation, "RETAIN_TOKENS", 4):  # of the toy's one-token answers, enough
-        result = place.run(
-            "compare", place.folder / "policy.yaml", "--editors", "sanitation,ft_m,random",
-            "--params", place.folder / "params.yaml", "--json",
-        )  # fmt: skip
+    result = place.run(
+        "compare", place.folder / "policy.yaml", "--editors", "sanitation,ft_m,random",
+        "--params", place.folder / "params.yaml", "--json",
+    )  # fmt: skip
     return place, result
 
 
