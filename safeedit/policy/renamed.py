@@ -75,7 +75,7 @@ def removed(stage: str, name: str) -> str | None:
         instead = "; the command 'safeedit trace' finds what each layer carries"
     else:
         instead = f"; {found}" if (found := _INSTEAD.get((stage, name))) else ""
-    return f"its value is fixed now: delete the line{instead}"
+    return f"its value is fixed now: take '{name}' out{instead}"
 
 
 RENAMED_METRICS: MappingProxyType[str, str] = MappingProxyType(

@@ -71,14 +71,14 @@ def test_parameters_that_are_fixed_now_are_none_and_the_error_says_to_delete_the
         stage = catalog.auditor if name in catalog.names("auditors") else catalog.editor
         assert not set(gone.split()) & set(stage(name).Params.model_fields), name
         for key in gone.split():
-            assert "delete the line" in str(renamed.removed(name, key))
+            assert f"take '{key}' out" in str(renamed.removed(name, key))
     assert renamed.removed("depn", "doses") is renamed.removed("drift", "locate") is None
     wrong = {"use": "ft_m", "dose": 1.0, "forget": {"file": "forget.jsonl"}, "warmup": 0.1}
     error = refused(place, edits=[wrong])
     assert "unknown key 'warmup'" in error.message
-    assert "its value is fixed now: delete the line" in str(error.remedy)
+    assert "its value is fixed now: take 'warmup' out" in str(error.remedy)
     assert "safeedit trace" in str(renamed.removed("rome", "locate"))
     audit = {"use": "leakage", "data": {"file": "forget.jsonl"}, "temperature": 0.7}
     error = refused(place, audits=[audit], export=None, gates=None)
     assert "unknown key 'temperature'" in error.message
-    assert "its value is fixed now: delete the line" in str(error.remedy)
+    assert "its value is fixed now: take 'temperature' out" in str(error.remedy)
