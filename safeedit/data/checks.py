@@ -121,48 +121,69 @@ def check_rows(
     Raises:
         DataError: With the line numbers of both rows.
     """
-    notes: Counter[str] = Counter()
-
-    def split_of(item: Item) -> Split | None:
-        return None if forced or (erased and item.split == "fit") else item.split
-
     if not erased and forced is None:
         _check_all_or_none(records)
-    by_prompt: dict[str, CheckedRow] = {}
-    by_spelling: dict[str, CheckedRow] = {}
-    by_id: dict[str, CheckedRow] = {}
+    taken = _Taken(published=published, erased=erased, forced=forced)
     for record in records:
-        item = record.item
-        twin = by_prompt.get(_prompt_key(item.prompt))
+        taken.add(record)
+    return list(taken.by_prompt.values()), taken.notes
+
+
+class _Taken:
+    """Rows taken so far, none of which repeats, contradicts or overlaps another; arguments as
+    :func:`check_rows`."""
+
+    def __init__(self, *, published: bool, erased: bool, forced: Split | None) -> None:
+        self.notes: Counter[str] = Counter()
+        self.by_prompt: dict[str, CheckedRow] = {}
+        self._by_spelling: dict[str, CheckedRow] = {}
+        self._by_id: dict[str, CheckedRow] = {}
+        self._published, self._erased, self._forced = published, erased, forced
+
+    def add(self, record: CheckedRow) -> None:
+        """Take a row, or leave it out where an earlier one forbids it."""
+        item, prompt = record.item, _prompt_key(record.item.prompt)
+        twin = self.by_prompt.get(prompt)
         if twin is not None and not _agree(twin.item, item):
-            if not published:
-                raise _pair_error(
-                    twin, record, "the same prompt has another answer",
-                    "keep one of the two rows, or list both answers under 'aliases'",
-                )  # fmt: skip
-            notes[CONTRADICTING] += 1
-            continue
-        other = by_spelling.setdefault(normalise_prompt(item.prompt), record)
-        if split_of(other.item) != split_of(item):
-            if not published:
-                raise _pair_error(
-                    other, record, "the same prompt is in two splits",
-                    "what is tested must not be fitted: keep one of the two rows",
-                )  # fmt: skip
-            notes[OVERLAPPING] += 1
-            continue
+            self._leave_out(
+                CONTRADICTING, twin, record, "the same prompt has another answer",
+                "keep one of the two rows, or list both answers under 'aliases'",
+            )  # fmt: skip
+            return
+        other = self._by_spelling.setdefault(normalise_prompt(item.prompt), record)
+        if self._split_of(other.item) != self._split_of(item):
+            self._leave_out(
+                OVERLAPPING, other, record, "the same prompt is in two splits",
+                "what is tested must not be fitted: keep one of the two rows",
+            )  # fmt: skip
+            return
         if twin is not None:
-            notes[REPEATED] += 1
-            by_prompt[_prompt_key(item.prompt)] = replace(twin, item=_merged(twin.item, item))
-            continue
-        namesake = by_id.get(item.id)
+            self.notes[REPEATED] += 1
+            self.by_prompt[prompt] = replace(twin, item=_merged(twin.item, item))
+            return
+        self.by_prompt[prompt] = self._with_own_id(record)
+
+    def _split_of(self, item: Item) -> Split | None:
+        return None if self._forced or (self._erased and item.split == "fit") else item.split
+
+    def _leave_out(
+        self, note: str, first: CheckedRow, second: CheckedRow, message: str, remedy: str
+    ) -> None:
+        """Count a faulty row of published data; any other is refused."""
+        if not self._published:
+            raise _pair_error(first, second, message, remedy)
+        self.notes[note] += 1
+
+    def _with_own_id(self, record: CheckedRow) -> CheckedRow:
+        """The row under an id that no other has."""
+        wanted = record.item.id
+        namesake = self._by_id.get(wanted)
         if namesake is not None:
-            if record.named and namesake.named and not published:
+            if record.named and namesake.named and not self._published:
                 raise _pair_error(namesake, record, "the same id is used", "give each its own id")
-            record = replace(record, item=replace(item, id=_free_id(item.id, by_id)))
-        by_id[record.item.id] = record
-        by_prompt[_prompt_key(item.prompt)] = record
-    return list(by_prompt.values()), notes
+            record = replace(record, item=replace(record.item, id=_free_id(wanted, self._by_id)))
+        self._by_id[record.item.id] = record
+        return record
 
 
 def shared_paraphrases(

@@ -76,25 +76,15 @@ def least_values(
         EditError: A value is no finite number.
         AuditError: A row is longer than the context, or does not fit into memory.
     """
-    aims = [
-        FactObjective(tuple(row for row in unit.rows if isinstance(row.aim, SuppressTokens)))
-        for unit in units
-    ]
-    passes = Passes(model, layer, aims)
-    walks = [
-        _Walk(model.d_model, size, max_norm * size, stop)
-        for size in passes.outputs.double().tolist()
-    ]
+    passes = Passes(model, layer, [_conditions(unit) for unit in units])
+    sizes: list[float] = passes.outputs.double().tolist()
+    walks = [_Walk(model.d_model, size, max_norm * size, stop) for size in sizes]
     taken = torch.zeros(len(units), dtype=torch.long)
     active = list(range(len(units)))
     for step in progress(range(steps + 1), description, steps + 1):
         shifts = torch.stack([walk.shift for walk in walks])
         values, slopes, owners = passes.slopes(shifts.float(), active)
-        if not bool(torch.isfinite(values).all() and torch.isfinite(slopes).all()):
-            raise EditError(
-                "a value is no number while shifts are sought",
-                remedy="open the model in float32 (dtype: float32)",
-            )
+        _require_finite(values, slopes)
         taken[active] = step
         active = [
             unit
@@ -111,6 +101,19 @@ def least_values(
         torch.tensor([point.missed for point in found]),
         taken,
     )
+
+
+def _conditions(unit: FactObjective) -> FactObjective:
+    """The unit without its rows to keep."""
+    return FactObjective(tuple(row for row in unit.rows if isinstance(row.aim, SuppressTokens)))
+
+
+def _require_finite(values: Tensor, slopes: Tensor) -> None:
+    if not bool(torch.isfinite(values).all() and torch.isfinite(slopes).all()):
+        raise EditError(
+            "a value is no number while shifts are sought",
+            remedy="open the model in float32 (dtype: float32)",
+        )
 
 
 class _Walk:
