@@ -14,9 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from safeedit.data.cells import check_list, check_text
 from safeedit.data.columns import OUR_COLUMNS, TEXT_COLUMNS, row_error
 from safeedit.data.formats import HELD_OUT
 from safeedit.data.items import Dataset, Item, Phrasing
+from safeedit.data.names import read_names
 from safeedit.data.reading import RawRow
 from safeedit.data.splitting import SPLITS, normalise_prompt
 from safeedit.data.tables import LIST_COLUMNS
@@ -57,9 +59,9 @@ def read_item(row: RawRow, columns: Mapping[str, Any], id_prefix: str = "") -> C
     columns = {**columns, "id": identity}
     for name in TEXT_COLUMNS:
         if name in columns:
-            _check_text(row, name, columns[name])
+            check_text(row, name, columns[name])
     for name in LIST_COLUMNS:
-        _check_list(row, name, columns.get(name, []))
+        check_list(row, name, columns.get(name, []))
     prompt: str = columns["prompt"]
     answer: str | None = columns.get("answer")
     aliases: list[str] = list(columns.get("aliases", []))
@@ -73,7 +75,7 @@ def read_item(row: RawRow, columns: Mapping[str, Any], id_prefix: str = "") -> C
         split=_split(row, prompt, columns.get("split")),
         extra={name: value for name, value in columns.items() if name not in OUR_COLUMNS},
     )
-    return CheckedRow(row, item, named)
+    return CheckedRow(row, read_names(row, item, columns), named)
 
 
 def _split(row: RawRow, prompt: str, value: Any) -> Split | None:
@@ -103,57 +105,6 @@ def _distinct(prompt: str, paraphrases: Iterable[str]) -> tuple[str, ...]:
             seen.add(key)
             kept.append(text)
     return tuple(kept)
-
-
-def _check_text(row: RawRow, field: str, value: Any, what: str = "") -> None:
-    what = what or field
-    if not isinstance(value, str):
-        number = isinstance(value, (int, float))
-        raise row_error(
-            row,
-            f"{what} should be text, not {_kind(value)}",
-            field=field,
-            remedy=_remedy(field, value, number=number),
-        )
-    if not value.strip():
-        raise row_error(row, f"{what} is blank", field=field, remedy="fill it in, or drop it")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise row_error(
-            row,
-            f"{what} holds half a character (a lone surrogate)",
-            field=field,
-            remedy="write the text again from its source, as UTF-8",
-        ) from None
-
-
-def _remedy(field: str, value: Any, *, number: bool) -> str:
-    if field == "answer" and isinstance(value, (list, Mapping)):
-        return (
-            'write one text, or a list of texts such as ["one", "two"]; of an answer with parts, '
-            "name the part that counts: columns: {answer: answer.value}"
-        )
-    return "write it in quotes" if number else ""
-
-
-def _check_list(row: RawRow, field: str, value: Any) -> None:
-    if not isinstance(value, (list, tuple)):
-        raise row_error(
-            row,
-            f"{field} should be a list of texts, not {_kind(value)}",
-            field=field,
-            remedy='write ["one", "two"]',
-        )
-    for text in value:
-        _check_text(row, field, text, f"an entry of {field}")
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true or false"
-    names: dict[type, str] = {str: "text", int: "a number", float: "a number", list: "a list"}
-    return names.get(type(value), "a mapping" if isinstance(value, Mapping) else "something else")
 
 
 def check_rows(
@@ -281,11 +232,17 @@ def _agree(first: Item, second: Item) -> bool:
 
 
 def _merged(first: Item, second: Item) -> Item:
-    """The first item with the second's further aliases and paraphrases."""
+    """The first item with the second's further aliases, paraphrases, names and questions."""
     return replace(
         first,
         aliases=tuple(dict.fromkeys([*first.aliases, *second.aliases])),
         paraphrases=_distinct(first.prompt, [*first.paraphrases, *second.paraphrases]),
+        subject_aliases=tuple(dict.fromkeys([*first.subject_aliases, *second.subject_aliases])),
+        descriptions=tuple(dict.fromkeys([*first.descriptions, *second.descriptions])),
+        reverse_questions=tuple(
+            dict.fromkeys([*first.reverse_questions, *second.reverse_questions])
+        ),
+        translations=tuple(dict.fromkeys([*first.translations, *second.translations])),
     )
 
 
