@@ -32,6 +32,10 @@ from safeedit.statistics.totals import totals_metric
 
 FINGERPRINT = "fingerprint"
 """Name of the tensor in a reference that says what it was made on."""
+PROSE_WINDOW = 512
+"""Tokens of a window in which prose is read: enough context for perplexity to level off, and within
+every supported model's reach. Base and edited model are read alike, so that a ratio does not hang
+on it."""
 _PAD = -1
 
 
