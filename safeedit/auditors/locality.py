@@ -63,8 +63,8 @@ _OF_GROUP: tuple[tuple[str, str, Direction, str], ...] = (
 
 
 KL_POSITIONS = 8
-"""Tokens of the base's answer over which divergence is averaged: what an answer says is decided in
-its first few, and each costs up to 96 KiB for every prompt."""
+"""Tokens of the base's answer over which divergence is averaged: the answers asked for are short,
+and each token costs up to 96 KiB for every prompt."""
 
 
 class Params(BaseParams):

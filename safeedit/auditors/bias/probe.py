@@ -75,8 +75,8 @@ edited model are read alike, so that a change of the figures is one of the model
 
 
 CONTROLS = 3
-"""Random labellings of the control task, averaged: over a few hundred professions one labelling's
-accuracy hardly strays from one half, and each costs as much as the probe itself."""
+"""Random labellings of the control task, averaged: the mean strays less from one half than one
+labelling does, and each costs as much as the probe itself."""
 
 
 class Params(BaseParams):
