@@ -68,7 +68,8 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
         plan_audit(loaded, spec, ("audits", index), key) for index, spec in enumerate(policy.audits)
     )
     ledger, again = plan_ledger(loaded, source, edits, warnings, key)
-    given = [*(edit.data.roles for edit in edits), *(audit.data for audit in (*audits, *again))]
+    given = [data for audit in (*audits, *again) for data in audit.data.values() if data.erased]
+    given += [data for edit in edits for data in edit.erased]
     plan = Plan(
         loaded=loaded,
         model_source=source,
@@ -78,7 +79,7 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
         edits=edits,
         audits=(*audits, *again),
         warnings=(),
-        hidden=Withholding(data for roles in given for data in roles.values() if data.erased),
+        hidden=Withholding(given),
         ledger=ledger,
         key=key,
     )
