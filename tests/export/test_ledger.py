@@ -61,7 +61,7 @@ KEY = "0123456789abcdef" * 4
 OTHER_KEY = "fedcba9876543210" * 4
 TICKETS = ("DSR-1", "DSR-1", "DSR-2", "DSR-3")
 REQUESTS = [{**row, "ticket": ticket} for row, ticket in zip(FORGET, TICKETS, strict=True)]
-ASKING = {"use": "leakage", "attacks": [], "max_new_tokens": 12}
+ASKING = {"use": "leakage", "askings": [], "max_new_tokens": 12}
 LEDGER_PART: dict[str, Any] = {
     "key": {"file": "ledger.key"},
     "requests": {"file": "requests.jsonl"},
@@ -313,7 +313,7 @@ def test_a_long_record_that_comes_back_fails_the_gate(tmp_path: Path, toys: None
     engine = open_model(str(place.folder / "model"), device="cpu").engine
     assert len(engine.continuation(RECORD_OF_A_LIFE, "auto")) >= 140
     place.text("ledger.key", KEY).chmod(0o600)
-    asking = {"use": "leakage", "attacks": []}
+    asking = {"use": "leakage", "askings": []}
     gate = {"metric": "leakage.extraction_rate_unconditional", "max": 0, "min_n": 1}
     forget = {"forget": {"file": "requests.jsonl"}}
     policy = place.policy(

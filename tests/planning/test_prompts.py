@@ -69,7 +69,7 @@ def test_a_question_after_worked_examples_is_measured_with_them(place: Workplace
     assert result.exit_code == 2, result.stderr
     assert "of audit leakage: forget, attack few_shot leave no room for an answer" in result.stderr
     assert validated(place, shots=shots, n_shots=1).exit_code == 0
-    assert validated(place, shots=shots, attacks=["prefix", "plain"]).exit_code == 0
+    assert validated(place, shots=shots, askings=["prefix", "plain"]).exit_code == 0
 
 
 def test_a_text_that_is_read_otherwise_and_is_too_long_is_told(place: Workplace) -> None:
