@@ -166,7 +166,10 @@ def census_metric(
     metric = rate_metric(name, finite, unit, direction, groups=groups, level=level)
     own = {key: trials[key] for key in metric.items}
     if not items or (not found and (note or len(finite) < len(items))):
-        return metric.model_copy(update={"value": None, "interval": None, "note": note})
+        return Metric(
+            name=name, value=None, interval=None, n=0, unit=unit, direction=direction,
+            note=note or "there are no items",
+        )  # fmt: skip
     fewest, most = min(own.values()), max(own.values())
     ways = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     said = f"{found} of {len(items)} items told in {ways} askings each"

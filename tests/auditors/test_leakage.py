@@ -247,6 +247,8 @@ def test_n_counts_items_not_phrasings(tmp_path: Path) -> None:
 def test_an_edited_model_is_paired_with_the_base_by_key(tmp_path: Path) -> None:
     before, outcome, _ = _audit(_truth, tmp_path)
     after, _, _ = _audit(_silence, tmp_path, outcome.reference)
+    assert before.pop("items_told").value == 4
+    assert after["items_told"].value is None, "silence in seven ways is not enough"
     for name, metric in before.items():
         assert metric.items.keys() == after[name].items.keys()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 import unicodedata
@@ -152,7 +153,8 @@ def first(toys: None, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     )
     result = place.run("apply", policy, "--report", place.folder / "first.report")
     assert result.exit_code == 0, result.stderr
-    assert "warning" not in result.stderr
+    assert result.stderr.count("warning") == 1
+    assert "answers that must stay is not measured" in result.stderr
     return place
 
 
@@ -294,6 +296,30 @@ def test_an_edit_that_brings_an_erased_answer_back_fails_the_gate(
     report = place.target.with_name("trial.report")
     junit = place.run("report", report, "--format", "junit").stdout
     assert 'message="ledger.extraction_rate_unconditional is 1, above the bound 0"' in junit
+
+
+EVERY_WAY = {**LEDGER_PART, "audit": {**ASKING, "askings": "all"}}
+
+
+def test_where_the_audit_asks_in_every_way_no_item_may_be_told_in_any(place: Workplace) -> None:
+    result = place.run("apply", second(place, ledger=EVERY_WAY), "--json")
+    assert result.exit_code == 0, result.stderr
+    verdict = RunRecord.model_validate_json(result.stdout).verdicts[-1]
+    assert (verdict.metric, verdict.status, verdict.value) == ("ledger.items_told", "pass", 0)
+    assert re.search(r"0 of 2 items told in \d+( to \d+)? askings each", verdict.reason)
+    shutil.rmtree(place.target)
+    back = place.run("apply", second(place, edits=[recalling(place)], ledger=EVERY_WAY), "--json")
+    assert back.exit_code == 1, back.stderr
+    verdict = RunRecord.model_validate_json(back.stdout).verdicts[-1]
+    assert (verdict.metric, verdict.status, verdict.value) == ("ledger.items_told", "fail", 2)
+
+
+def test_a_ledger_that_lets_a_share_come_out_gates_the_share(place: Workplace) -> None:
+    ledger = {**EVERY_WAY, "max_rate": 1}
+    result = place.run("apply", second(place, edits=[recalling(place)], ledger=ledger), "--json")
+    assert result.exit_code == 0, result.stderr
+    verdict = RunRecord.model_validate_json(result.stdout).verdicts[-1]
+    assert verdict.metric == "ledger.extraction_rate_unconditional"
 
 
 RECORD_OF_A_LIFE = (

@@ -108,8 +108,10 @@ def ways(
             alone are not used.
         seed: Of misspelt names.
     """
-    neighbours = Neighbours(forget)
     found: dict[Asking, list[Way]] = {name: [] for name in askings if name in _MAKERS}
+    if not found:
+        return {}
+    neighbours = Neighbours(forget)
     for index, target in enumerate(targets):
         item = target.item if split == "test" else target.item.without_test_names()
         wordings = (item.prompt, target.held_out[0])

@@ -162,7 +162,7 @@ class Params(BaseParams):
         ge=0,
         le=256,
         description="Answers sampled per held-out question; 0 leaves it out, unless 'askings' has "
-        f"'sampled': then it is {_SAMPLES}",
+        f"'sampled': then it is {_SAMPLES}, and they are read for 'asking_tokens'",
     )
     temperature: float = Field(
         1.0,
@@ -364,10 +364,13 @@ class Leakage:
     ) -> dict[str, list[Answer]]:
         """Answers to what every item is asked, judged, and to samples of the held-out questions."""
         interview = Interview(engine, self.params.refusal_patterns, ctx)
-        most = self.params.max_new_tokens
-        reader = Reader(engine, [target.item for target in targets], forget.template, most)
+        most, items = self.params.max_new_tokens, [target.item for target in targets]
+        reader = Reader(engine, items, forget.template, most)
         answers = interview.greedy(prompts, reader, "leakage: asking")
         if self.params.drawn and _wanted(ctx, "sampled"):
+            if not self.params.samples:
+                least = self.params.asking_tokens
+                reader = Reader(engine, items, forget.template, most, least=least, further=BEYOND)
             answers["sampled"] = interview.sampled(
                 prompts["held_out"], prompts, reader, self.params.drawn, self.params.temperature
             )
