@@ -13,14 +13,6 @@ import safeedit
 PACKAGE = Path(safeedit.__file__).parent
 TESTS = Path(__file__).parent
 
-STILL_INSIDE = {
-    "editors/test_depn.py",
-    "methods/facts/test_gated_neurons.py",
-    "methods/facts/test_least_values.py",
-    "methods/facts/test_values.py",
-}
-"""Tests that still reach into private names. It only ever gets shorter."""
-
 
 def private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
@@ -83,10 +75,7 @@ def test_no_test_reaches_into_a_private_name(inside: frozenset[str]) -> None:
         for path in sorted(TESTS.rglob("*.py"))
         if (names := set(reaches_into(ast.parse(path.read_text(encoding="utf-8")), inside)))
     }
-    assert not {path: names for path, names in found.items() if path not in STILL_INSIDE}, (
-        "test through behaviour, or make the name public if it deserves it"
-    )
-    assert found.keys() == STILL_INSIDE, "take those that are clean off the list"
+    assert found == {}, "test through behaviour, or make the name public if it deserves it"
 
 
 def test_no_module_reaches_into_a_private_name_of_another() -> None:

@@ -147,8 +147,8 @@ class _Walk:
         if self._best is None or now.better(self._best, self._stop):
             self._best = now
         start = self._best
-        nearest = _nearest(start.shift, start.values + self._stop / 2, start.slopes)
-        self.shift = _bounded(start.shift, nearest, self._reach, self._longest)
+        nearest = nearest_point(start.shift, start.values + self._stop / 2, start.slopes)
+        self.shift = bounded(start.shift, nearest, self._reach, self._longest)
         spare = min(float(start.shift.norm() - nearest.norm()), self._reach)
         return start.missed <= self._stop and spare <= _SPARE * float(start.shift.norm())
 
@@ -190,7 +190,7 @@ def _next_reach(reach: float, before: _Point, now: _Point) -> float:
     return length * min(0.5, max(0.1, hoped / (2 * (hoped - gained))))
 
 
-def _nearest(shift: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
+def nearest_point(shift: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
     """The least ``y (d,)`` with ``values + slopes (y - shift) <= 0``; ``slopes`` ``(n, d)``.
 
     Least distance programming by non-negative least squares (Lawson and Hanson, 1974, chapter 23).
@@ -214,7 +214,7 @@ def _nearest(shift: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
     return -rest[: len(shift)] / rest[-1] * scale
 
 
-def _bounded(start: Tensor, aim: Tensor, step: float, longest: float) -> Tensor:
+def bounded(start: Tensor, aim: Tensor, step: float, longest: float) -> Tensor:
     """Towards ``aim``, no further than ``step``, within ``longest`` of zero."""
     way = aim - start
     point = start + way * min(1.0, step / max(float(way.norm()), 1e-30))
