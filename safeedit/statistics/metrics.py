@@ -166,9 +166,10 @@ def census_metric(
     metric = rate_metric(name, finite, unit, direction, groups=groups, level=level)
     own = {key: trials[key] for key in metric.items}
     if not items or (not found and (note or len(finite) < len(items))):
+        why = "of some items nobody knows" if items else "there are no items"
         return Metric(
             name=name, value=None, interval=None, n=0, unit=unit, direction=direction,
-            note=note or "there are no items",
+            note=note or why,
         )  # fmt: skip
     fewest, most = min(own.values()), max(own.values())
     ways = f"{fewest}" if fewest == most else f"{fewest} to {most}"
