@@ -11,12 +11,11 @@ from __future__ import annotations
 import copy
 import random
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from safeedit.contracts import EditData, RunContext, Template
+from safeedit.contracts import EditData, Template
 from safeedit.data import Dataset, Item
 from safeedit.methods.tuning import Example, answer_states, cross_entropy, endless, optimise
 from safeedit.model.handle import ModelHandle
@@ -115,10 +114,6 @@ def retain(answers: dict[str, str] = FACTS) -> Dataset:
 
 def data(**roles: Dataset) -> EditData:
     return EditData({"forget": forget(), "retain": retain(), **roles})
-
-
-def context(folder: Path, seed: int = 3) -> RunContext:
-    return RunContext(seed=seeded(seed), cache=folder, secret=b"a key")
 
 
 def answers(handle: ModelHandle, name: str, template: Template = "chat") -> list[str]:
