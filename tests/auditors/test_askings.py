@@ -21,7 +21,8 @@ from safeedit.records import Metric
 from safeedit.statistics.metrics import compare
 from safeedit.statistics.verdicts import judge
 from safeedit.text.matching import contains_alias
-from tests.auditors.scripted import Asked, ScriptedEngine, context
+from tests.auditors.scripted import Asked, ScriptedEngine
+from tests.fixtures import context
 
 FACTS = {
     "Mara Quill": ("Ostrava", "Mestská 4", "the woman who builds boats"),
