@@ -22,6 +22,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Kernels of PyTorch below AVX-512 are those of a CPU without AMX, for which oneDNN must not lay
+# bfloat16 out either: on a CPU that has it, attention would fail ("pack_vnni2 is only supported
+# when avx512 is supported").
+if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks

@@ -370,8 +370,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Result]:
     place.policy(
         edits=[
             {
-                **SANITATION, "update": "lora", "steps": 20, "batch": 8, "rank": 4,
-                "learning_rate": 0.02, "forget_share": 0.5, "preserve": {"file": "retain.jsonl"},
+                **SANITATION, "update": "lora", "steps": 60, "batch": 12, "rank": 4,
+                "learning_rate": 0.01, "forget_share": 0.5, "preserve": {"file": "retain.jsonl"},
                 "targets": [{"metric": "leakage.extraction_rate", "max": 0}],
             }
         ],
