@@ -70,8 +70,13 @@ class LoadedPolicy:
         return self._with(self.policy.model_copy(update={"model": model}))
 
     def without_edits(self) -> LoadedPolicy:
-        """The same policy, only measuring: no edits, nothing exported."""
-        return self._with(self.policy.model_copy(update={"edits": (), "export": None}))
+        """The same policy, only measuring: no edits, no attacks, nothing exported."""
+        gates = tuple(gate for gate in self.policy.gates if not gate.under)
+        return self._with(
+            self.policy.model_copy(
+                update={"edits": (), "attacks": (), "gates": gates, "export": None}
+            )
+        )
 
     def _with(self, policy: Policy) -> LoadedPolicy:
         return replace(self, policy=policy, digest=policy_digest(policy))
@@ -142,7 +147,7 @@ def _conflict(
     positions: Mapping[FieldPath, Position],
 ) -> PolicyError:
     remedy = ""
-    if field[-1] == "metric":
+    if text.startswith("names an audit"):
         gate = text.rpartition(" ")[2]
         remedy = did_you_mean(gate, (audit.id for audit in policy.audits))
     return _error(path, positions, field, text, remedy)

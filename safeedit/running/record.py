@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,28 @@ from safeedit.model.digest import digest_of
 from safeedit.model.handle import ModelHandle
 from safeedit.planning.plan import Plan
 from safeedit.policy import GateSpec
-from safeedit.records import Comparison, EnvironmentRecord, ModelRecord, Verdict
+from safeedit.records import AttackRecord, Comparison, EnvironmentRecord, ModelRecord, Verdict
 from safeedit.running.audits import Audits
 from safeedit.statistics.known import unless_unknown
-from safeedit.statistics.verdicts import judge
+from safeedit.statistics.verdicts import judge, judge_under
 
 
-def verdicts_of(audits: Audits, comparisons: Mapping[str, Comparison]) -> tuple[Verdict, ...]:
-    """What every gate of the plan says, the ledger's included."""
-    plan = audits.plan
-    found = tuple(_judged(audits, gate, comparisons) for gate in plan.gates)
+def verdicts_of(
+    audits: Audits,
+    comparisons: Mapping[str, Comparison],
+    attacks: Sequence[AttackRecord] = (),
+) -> tuple[Verdict, ...]:
+    """What every gate of the plan says, the ledger's included; of one under several attacks, one
+    verdict for each."""
+    plan, made = audits.plan, {attack.id: attack for attack in attacks}
+    found = tuple(
+        verdict
+        for gate in plan.gates
+        for verdict in (
+            [judge_under(gate, attack, made.get(attack)) for attack in gate.under]
+            or [_judged(audits, gate, comparisons)]
+        )
+    )
     return found if plan.ledger is None else tuple(map(plan.ledger.judged, found))
 
 

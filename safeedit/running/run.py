@@ -35,8 +35,17 @@ from safeedit.model.carried import left_behind
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 from safeedit.planning.plan import Plan
-from safeedit.records import AuditRecord, EditRecord, ExportRecord, ModelRecord, RunRecord, Split
+from safeedit.records import (
+    AttackRecord,
+    AuditRecord,
+    EditRecord,
+    ExportRecord,
+    ModelRecord,
+    RunRecord,
+    Split,
+)
 from safeedit.report import render_evidence
+from safeedit.running.attacks import Attacks, base_stage, edited_stage
 from safeedit.running.audits import Audits
 from safeedit.running.clock import Clock
 from safeedit.running.controls import gates_so_far
@@ -90,7 +99,7 @@ def measure(
 
 def _stages(plan: Plan) -> list[str]:
     """The stages of a run to its verdict, in order."""
-    found = ["open model", "audit before"]
+    found = ["open model", "audit before", *map(base_stage, plan.attacks)]
     for number, edit in enumerate(plan.edits, 1):
         found += [f"edit {edit.id}: fit", f"edit {edit.id}: dose"]
         if edit.spec.control:
@@ -98,7 +107,12 @@ def _stages(plan: Plan) -> list[str]:
         if number < len(plan.edits):
             found.append(f"edit {edit.id}: gates so far")
     exporting = plan.export_dir is not None
-    return [*found, *(["stage", "reload"] if exporting else []), "audit after"]
+    return [
+        *found,
+        *(["stage", "reload"] if exporting else []),
+        "audit after",
+        *map(edited_stage, plan.attacks),
+    ]
 
 
 class Run:
@@ -126,6 +140,7 @@ class Run:
         self.ctx = replace(told, scorer=scorers(told, catalog.make_scorer))
         self.clock = Clock(tuple(stages), ctx.stages)
         self.audits = Audits(plan, self.ctx, Store.of(told))
+        self.attacks = Attacks(self.audits, self.clock)
         self.edits: list[EditRecord] = []
         self.deltas: dict[str, WeightDelta] = {}
         self.idle = False
@@ -139,12 +154,13 @@ class Run:
         """From the untouched model to a verdict; see :func:`execute`."""
         model = self._open()
         self._measure_base(model, splits=("test", "validation"))
+        self.attacks.measure_base(model)
         self._edit(model)
         target, export = self.plan.export_dir, self.plan.loaded.policy.export
         if target is None or export is None:
             with self.clock.stage("audit after"):
                 after = self.audits.measure_edited(model)
-            record = self._record(after)
+            record = self._record(after, attacks=self._attacked(model, after))
             write_reports(record)
             return record
 
@@ -233,6 +249,7 @@ class Run:
                 )
         with self.clock.stage("audit after"):
             after = self.audits.measure_edited(staged)
+        attacks = self._attacked(staged, after)
         with writing(staging.path):
             files = hash_files(staging.path)
         export = ExportRecord(
@@ -241,7 +258,7 @@ class Run:
             untouched=len(written.digests) - len(written.changed),
             files=files,
         )
-        self.measured = record = self._record(after, export)
+        self.measured = record = self._record(after, export, attacks)
         if record.status != "pass":
             return record.model_copy(update={"export": None})
         ledger = self.plan.ledger.text(record) if self.plan.ledger is not None else None
@@ -257,6 +274,12 @@ class Run:
         )
         staging.promote()
         return record
+
+    def _attacked(
+        self, model: ModelHandle, after: tuple[AuditRecord, ...]
+    ) -> tuple[AttackRecord, ...]:
+        found = {metric.name: metric for record in after for metric in record.metrics}
+        return self.attacks.measure_edited(model, found)
 
     def _read_back(self, folder: Path) -> ModelHandle:
         device = self.plan.loaded.policy.model.device
@@ -289,15 +312,20 @@ class Run:
         raise error from raised
 
     def _record(
-        self, after: tuple[AuditRecord, ...], export: ExportRecord | None = None
+        self,
+        after: tuple[AuditRecord, ...],
+        export: ExportRecord | None = None,
+        attacks: tuple[AttackRecord, ...] = (),
     ) -> RunRecord:
         plan, policy = self.plan, self.plan.loaded.policy
         found = {metric.name: metric for record in after for metric in record.metrics}
         comparisons = self.audits.comparisons(found, "test")
-        verdicts = verdicts_of(self.audits, comparisons)
+        verdicts = verdicts_of(self.audits, comparisons, attacks)
         status, exit_code = overall(verdicts)
         required = {audit.id for audit in plan.audits if audit.spec.required}
         if status == "pass" and self.audits.skipped & required:
+            status, exit_code = "inconclusive", 4
+        if status == "pass" and any(attack.failed for attack in attacks):
             status, exit_code = "inconclusive", 4
         if status == "pass" and self.idle:
             status, exit_code = "inconclusive", 4
@@ -324,6 +352,7 @@ class Run:
                 "edits": tuple(self.edits),
                 "after": after,
                 "comparisons": tuple(comparisons.values()),
+                "attacks": attacks,
                 "verdicts": verdicts,
                 "status": status,
                 "exit_code": exit_code,
