@@ -29,6 +29,15 @@ AttackClass = Literal["relearning", "compression", "merging", "white_box", "memb
 ATTACK_CLASSES: tuple[AttackClass, ...] = get_args(AttackClass)
 """Ways to bring back what was suppressed; an attack or audit declares which of them it tries."""
 
+ATTACK_NAMES: dict[AttackClass, str] = {
+    "relearning": "relearning by further fine-tuning",
+    "compression": "quantisation and pruning",
+    "merging": "merging with other weights",
+    "white_box": "white-box probing of weights and hidden states",
+    "membership": "membership inference",
+}
+"""What each is called in reports."""
+
 
 class Record(BaseModel):
     """Base of all records: immutable, and strict about unknown fields."""

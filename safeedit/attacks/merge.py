@@ -26,7 +26,6 @@ class Params(BaseParams):
 
     shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.1, 0.25),
-        min_length=1,
         description="Shares of the way back to the base; each is one strength",
     )
 

@@ -8,7 +8,7 @@ matrices of the blocks are, by the same share, since an attacker need not know w
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
@@ -26,7 +26,6 @@ class Params(BaseParams):
 
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (0.01, 0.03),
-        min_length=1,
         description="Norm of the noise as shares of each matrix's norm; each is one strength",
     )
 
@@ -59,7 +58,8 @@ class Noise:
 
 def _noisy(share: float, seed: int, name: str) -> Callable[[Tensor], Tensor]:
     def noisy(weight: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(name.encode()))
+        own = hashlib.sha256(f"{seed} {name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(own[:4], "big"))
         drawn = torch.randn(weight.shape, generator=generator).to(weight.device)
         size = torch.linalg.vector_norm(weight.float()) / torch.linalg.vector_norm(drawn)
         return weight.float() + share * size * drawn

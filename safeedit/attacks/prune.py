@@ -25,7 +25,6 @@ class Params(BaseParams):
 
     shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.1, 0.2),
-        min_length=1,
         description="Shares of each matrix's weights that become 0; each is one strength",
     )
 

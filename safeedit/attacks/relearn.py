@@ -60,7 +60,6 @@ class Params(BaseParams):
 
     steps: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
         (10, 40),
-        min_length=1,
         description="Steps of training after which the audits are repeated; each is one strength",
     )
     learning_rate: (

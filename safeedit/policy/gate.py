@@ -199,6 +199,8 @@ class GateSpec(PolicyPart):
 
     @property
     def condition(self) -> str:
-        """The gate in words, e.g. ``max 0.02 at confidence 0.95``."""
+        """The gate in words, e.g. ``max 0.02 at confidence 0.95 under quantize``."""
         text = f"{self.kind} {self.bound}"
-        return f"{text} at confidence {self.confidence:g}" if self.confidence else text
+        if self.confidence:
+            text += f" at confidence {self.confidence:g}"
+        return f"{text} under {' and '.join(self.under)}" if self.under else text
