@@ -29,6 +29,10 @@ Strength = tuple[str, int, float]
 """Attack, seed, dose."""
 
 
+class TamperedError(EditError):
+    """An attack changed the model for good: nothing measured after it would be of that model."""
+
+
 def base_stage(attack: PlannedAttack) -> str:
     """Name of the stage in which the untouched model is attacked."""
     return f"attack {attack.id}: untouched model"
@@ -68,6 +72,8 @@ class Attacks:
                 for seed in self._seeds(attack):
                     try:
                         self._attack_base(model, attack, seed)
+                    except TamperedError:
+                        raise
                     except (EditError, AuditError) as error:
                         self._fail(attack, "untouched", error)
 
@@ -171,11 +177,13 @@ class Attacks:
         for seed in self._seeds(attack):
             try:
                 points += self._points(model, attack, seed, after)
+            except TamperedError:
+                raise
             except (EditError, AuditError) as error:
                 self._fail(attack, "edited", error)
         restored = model.tensor_digests(fresh=True) == untouched
         if not restored:
-            raise EditError(
+            raise TamperedError(
                 f"attack {attack.id}: the weights after it are not those before",
                 remedy="report this with the model's architecture and dtype",
             )
@@ -260,10 +268,11 @@ class Attacks:
 
 def _proposed(attack: PlannedAttack, model: ModelHandle, ctx: RunContext) -> AttackProposal:
     before = model.tensor_digests(fresh=True)
-    proposal = attack.attack.propose(model, attack.data, ctx)
-    if model.tensor_digests(fresh=True) != before:
-        raise EditError(f"attack {attack.id} changed the model while proposing")
-    return proposal
+    try:
+        return attack.attack.propose(model, attack.data, ctx)
+    finally:
+        if model.tensor_digests(fresh=True) != before:
+            raise TamperedError(f"attack {attack.id} changed the model while proposing")
 
 
 def _reader(model: ModelHandle) -> Callable[[str], Tensor] | None:
