@@ -413,10 +413,10 @@ class ExportRecord(Record):
 
 
 class RunRecord(Record):
-    """One run of ``apply`` or ``audit``, complete."""
+    """One run of ``apply``, ``audit`` or ``attack``, complete."""
 
     schema_version: int = Field(SCHEMA_VERSION, ge=SCHEMA_VERSION, le=SCHEMA_VERSION)
-    command: Literal["apply", "audit"]
+    command: Literal["apply", "audit", "attack"]
     run_id: str
     started: str
     """ISO 8601, UTC."""
@@ -428,6 +428,8 @@ class RunRecord(Record):
     ticket: str | None
     seed: int
     model: ModelRecord
+    compared_with: ModelRecord | None = None
+    """The untouched model, where ``audit`` or ``attack`` were given one."""
     datasets: dict[str, dict[str, Any]]
     """``<stage id>.<role>`` -> digest, counts per split, source; never items."""
     before: tuple[AuditRecord, ...]

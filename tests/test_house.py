@@ -13,14 +13,6 @@ import safeedit
 PACKAGE = Path(safeedit.__file__).parent
 TESTS = Path(__file__).parent
 
-STILL_INSIDE = {
-    "editors/test_depn.py",
-    "methods/facts/test_gated_neurons.py",
-    "methods/facts/test_least_values.py",
-    "methods/facts/test_values.py",
-}
-"""Tests that still reach into private names. It only ever gets shorter."""
-
 
 def private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
@@ -83,10 +75,7 @@ def test_no_test_reaches_into_a_private_name(inside: frozenset[str]) -> None:
         for path in sorted(TESTS.rglob("*.py"))
         if (names := set(reaches_into(ast.parse(path.read_text(encoding="utf-8")), inside)))
     }
-    assert not {path: names for path, names in found.items() if path not in STILL_INSIDE}, (
-        "test through behaviour, or make the name public if it deserves it"
-    )
-    assert found.keys() == STILL_INSIDE, "take those that are clean off the list"
+    assert found == {}, "test through behaviour, or make the name public if it deserves it"
 
 
 def test_no_module_reaches_into_a_private_name_of_another() -> None:
@@ -104,20 +93,6 @@ def test_no_module_reaches_into_a_private_name_of_another() -> None:
 
 LONGEST_FILE, LONGEST_FUNCTION = 500, 55
 """Lines; of a function with its docstring, which is about a screen."""
-
-FUNCTIONS_STILL_LONG = {
-    "data/checks.py check_rows",
-    "data/loading.py build_dataset",
-    "methods/causal_tracing.py trace",
-    "methods/facts/gated_keys.py separate",
-    "methods/facts/least_values.py least_values",
-    "methods/facts/values.py learn_values",
-    "methods/remedi/training.py MapTraining.learn",
-    "workflows/canaries/learning.py learn",
-    "workflows/comparison/running.py run_contest",
-    "workflows/tracing/measuring.py trace_edit",
-}
-"""They only ever get fewer."""
 
 
 def functions(node: ast.AST, inside: str = "") -> Iterator[tuple[str, int]]:
@@ -156,5 +131,4 @@ def test_every_function_fits_a_screen(sources: dict[str, str]) -> None:
         for name, lines in functions(ast.parse(text))
         if lines > LONGEST_FUNCTION
     }
-    assert sorted(found - FUNCTIONS_STILL_LONG) == [], "part it by meaning"
-    assert sorted(FUNCTIONS_STILL_LONG - found) == [], "take those that are short off the list"
+    assert sorted(found) == [], "part it by meaning"

@@ -32,6 +32,9 @@ from safeedit.statistics.totals import totals_metric
 
 FINGERPRINT = "fingerprint"
 """Name of the tensor in a reference that says what it was made on."""
+PROSE_WINDOW = 512
+"""Tokens of a window in which prose is read, or the model's context where that is shorter. Base and
+edited model are read alike; another window would give other figures, not another answer."""
 _PAD = -1
 
 

@@ -14,7 +14,7 @@ random change of the same size.
 Distributions of the base are kept whole for vocabularies of up to 49,152 tokens. Of larger ones
 the 16,384 likeliest tokens are told apart and all others count as one, which makes the divergence a
 lower bound of the true one; how close it is :mod:`safeedit.methods.kept_distributions` says, and
-the note of the metric. They take at most 96 KiB for each of ``kl_positions`` positions of at most
+the note of the metric. They take at most 96 KiB for each of 8 positions of at most
 ``kl_prompts`` prompts; the edited model's are compared in the batch that computes them.
 
 Fails with :class:`~safeedit.errors.AuditError` where the split has no near questions or the
@@ -62,6 +62,11 @@ _OF_GROUP: tuple[tuple[str, str, Direction, str], ...] = (
 )
 
 
+KL_POSITIONS = 8
+"""Tokens of the base's answer over which divergence is averaged: the answers asked for are short,
+and each token costs up to 96 KiB for every prompt."""
+
+
 class Params(BaseParams):
     """How much is asked and compared."""
 
@@ -70,9 +75,6 @@ class Params(BaseParams):
         ge=1,
         description="Length of the answers compared; null: as many tokens as the item's longest "
         f"answer has and {FURTHER} more, {LEAST_READ} at least",
-    )
-    kl_positions: int = Field(
-        8, ge=1, description="Tokens of the base's answer over which divergence is averaged"
     )
     kl_prompts: int = Field(
         100, ge=0, description="Prompts per group whose distributions are kept; 0 leaves it out"
@@ -277,7 +279,7 @@ class Locality:
         """The base's answers as far as divergence goes, and one position more where they end:
         there the edited model should end too. (What stands there is never looked at.)"""
         answers = group.base[: self.params.kl_prompts]
-        return [[*ids, 0][: self.params.kl_positions] for ids in answers]
+        return [[*ids, 0][:KL_POSITIONS] for ids in answers]
 
     def _distributions(
         self, engine: Engine, group: _Group, ctx: RunContext

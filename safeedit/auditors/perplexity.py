@@ -1,7 +1,7 @@
 """Does the model still read prose as well as before?
 
 Perplexity over held-out prose: the exponential of nats per token, tokens of all passages
-weighing the same. Passages are read as plain text, in windows of ``max_length`` tokens; the
+weighing the same. Passages are read as plain text, in windows of 512 tokens; the
 first token of a window is context only (a BOS, where the tokenizer begins texts with one).
 
 ``ratio`` is the figure to gate on with a confidence: it pairs every passage with itself on the
@@ -17,10 +17,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, fingerprint, stable_order
+from safeedit.auditors.base import (
+    FINGERPRINT,
+    PROSE_WINDOW,
+    Sheet,
+    check_reference,
+    fingerprint,
+    stable_order,
+)
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.data.independence import together
@@ -30,9 +36,7 @@ from safeedit.records import AttackClass, MetricSpec, Split
 
 
 class Params(BaseParams):
-    """How passages are read."""
-
-    max_length: int = Field(512, ge=2, description="Tokens of a window")
+    """Nothing to set: passages are read in one way, so that figures of two policies compare."""
 
 
 class Perplexity:
@@ -86,9 +90,7 @@ class Perplexity:
         if reference is not None:
             check_reference(reference, data, split)
         passages = stable_order(item.prompt for item in data["prose"].items(split))
-        read = model.engine.text_nll(
-            passages, max_length=self.params.max_length, progress=ctx.progress
-        )
+        read = model.engine.text_nll(passages, max_length=PROSE_WINDOW, progress=ctx.progress)
         nats = torch.tensor([total for total, _ in read], dtype=torch.float64)
         counts = torch.tensor([count for _, count in read], dtype=torch.int64)
         if not counts.any():
@@ -101,7 +103,7 @@ class Perplexity:
         if not torch.equal(reference["counts"], counts):
             raise AuditError(
                 "the base read the same passages as other tokens",
-                remedy="audit the base again with this model's tokenizer and max_length",
+                remedy="audit the base again with this model's tokenizer",
             )
         long_enough = counts > 0
         keys = [

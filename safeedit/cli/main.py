@@ -24,7 +24,7 @@ from safeedit.cli.listing import list_
 from safeedit.cli.policies import plan, validate
 from safeedit.cli.remedi import remedi
 from safeedit.cli.reports import report, schema
-from safeedit.cli.runs import apply, audit
+from safeedit.cli.runs import apply, attack, audit
 from safeedit.cli.scorer import scorer
 from safeedit.cli.screen import Screen
 from safeedit.cli.start import init
@@ -54,7 +54,21 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
 
 
 for command in (
-    *(apply, audit, canary, compare, diff, init, ledger, list_, plan, remedi, report, revert),
+    *(
+        apply,
+        attack,
+        audit,
+        canary,
+        compare,
+        diff,
+        init,
+        ledger,
+        list_,
+        plan,
+        remedi,
+        report,
+        revert,
+    ),
     *(schema, scorer, trace, validate, verify),
 ):
     main.add_command(command)

@@ -14,9 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from safeedit.data.cells import check_list, check_text
 from safeedit.data.columns import OUR_COLUMNS, TEXT_COLUMNS, row_error
 from safeedit.data.formats import HELD_OUT
 from safeedit.data.items import Dataset, Item, Phrasing
+from safeedit.data.names import read_names
 from safeedit.data.reading import RawRow
 from safeedit.data.splitting import SPLITS, normalise_prompt
 from safeedit.data.tables import LIST_COLUMNS
@@ -57,9 +59,9 @@ def read_item(row: RawRow, columns: Mapping[str, Any], id_prefix: str = "") -> C
     columns = {**columns, "id": identity}
     for name in TEXT_COLUMNS:
         if name in columns:
-            _check_text(row, name, columns[name])
+            check_text(row, name, columns[name])
     for name in LIST_COLUMNS:
-        _check_list(row, name, columns.get(name, []))
+        check_list(row, name, columns.get(name, []))
     prompt: str = columns["prompt"]
     answer: str | None = columns.get("answer")
     aliases: list[str] = list(columns.get("aliases", []))
@@ -73,7 +75,7 @@ def read_item(row: RawRow, columns: Mapping[str, Any], id_prefix: str = "") -> C
         split=_split(row, prompt, columns.get("split")),
         extra={name: value for name, value in columns.items() if name not in OUR_COLUMNS},
     )
-    return CheckedRow(row, item, named)
+    return CheckedRow(row, read_names(row, item, columns), named)
 
 
 def _split(row: RawRow, prompt: str, value: Any) -> Split | None:
@@ -105,57 +107,6 @@ def _distinct(prompt: str, paraphrases: Iterable[str]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def _check_text(row: RawRow, field: str, value: Any, what: str = "") -> None:
-    what = what or field
-    if not isinstance(value, str):
-        number = isinstance(value, (int, float))
-        raise row_error(
-            row,
-            f"{what} should be text, not {_kind(value)}",
-            field=field,
-            remedy=_remedy(field, value, number=number),
-        )
-    if not value.strip():
-        raise row_error(row, f"{what} is blank", field=field, remedy="fill it in, or drop it")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise row_error(
-            row,
-            f"{what} holds half a character (a lone surrogate)",
-            field=field,
-            remedy="write the text again from its source, as UTF-8",
-        ) from None
-
-
-def _remedy(field: str, value: Any, *, number: bool) -> str:
-    if field == "answer" and isinstance(value, (list, Mapping)):
-        return (
-            'write one text, or a list of texts such as ["one", "two"]; of an answer with parts, '
-            "name the part that counts: columns: {answer: answer.value}"
-        )
-    return "write it in quotes" if number else ""
-
-
-def _check_list(row: RawRow, field: str, value: Any) -> None:
-    if not isinstance(value, (list, tuple)):
-        raise row_error(
-            row,
-            f"{field} should be a list of texts, not {_kind(value)}",
-            field=field,
-            remedy='write ["one", "two"]',
-        )
-    for text in value:
-        _check_text(row, field, text, f"an entry of {field}")
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true or false"
-    names: dict[type, str] = {str: "text", int: "a number", float: "a number", list: "a list"}
-    return names.get(type(value), "a mapping" if isinstance(value, Mapping) else "something else")
-
-
 def check_rows(
     records: Sequence[CheckedRow], *, published: bool, erased: bool, forced: Split | None
 ) -> tuple[list[CheckedRow], Counter[str]]:
@@ -170,48 +121,69 @@ def check_rows(
     Raises:
         DataError: With the line numbers of both rows.
     """
-    notes: Counter[str] = Counter()
-
-    def split_of(item: Item) -> Split | None:
-        return None if forced or (erased and item.split == "fit") else item.split
-
     if not erased and forced is None:
         _check_all_or_none(records)
-    by_prompt: dict[str, CheckedRow] = {}
-    by_spelling: dict[str, CheckedRow] = {}
-    by_id: dict[str, CheckedRow] = {}
+    taken = _Taken(published=published, erased=erased, forced=forced)
     for record in records:
-        item = record.item
-        twin = by_prompt.get(_prompt_key(item.prompt))
+        taken.add(record)
+    return list(taken.by_prompt.values()), taken.notes
+
+
+class _Taken:
+    """Rows taken so far, none of which repeats, contradicts or overlaps another; arguments as
+    :func:`check_rows`."""
+
+    def __init__(self, *, published: bool, erased: bool, forced: Split | None) -> None:
+        self.notes: Counter[str] = Counter()
+        self.by_prompt: dict[str, CheckedRow] = {}
+        self._by_spelling: dict[str, CheckedRow] = {}
+        self._by_id: dict[str, CheckedRow] = {}
+        self._published, self._erased, self._forced = published, erased, forced
+
+    def add(self, record: CheckedRow) -> None:
+        """Take a row, or leave it out where an earlier one forbids it."""
+        item, prompt = record.item, _prompt_key(record.item.prompt)
+        twin = self.by_prompt.get(prompt)
         if twin is not None and not _agree(twin.item, item):
-            if not published:
-                raise _pair_error(
-                    twin, record, "the same prompt has another answer",
-                    "keep one of the two rows, or list both answers under 'aliases'",
-                )  # fmt: skip
-            notes[CONTRADICTING] += 1
-            continue
-        other = by_spelling.setdefault(normalise_prompt(item.prompt), record)
-        if split_of(other.item) != split_of(item):
-            if not published:
-                raise _pair_error(
-                    other, record, "the same prompt is in two splits",
-                    "what is tested must not be fitted: keep one of the two rows",
-                )  # fmt: skip
-            notes[OVERLAPPING] += 1
-            continue
+            self._leave_out(
+                CONTRADICTING, twin, record, "the same prompt has another answer",
+                "keep one of the two rows, or list both answers under 'aliases'",
+            )  # fmt: skip
+            return
+        other = self._by_spelling.setdefault(normalise_prompt(item.prompt), record)
+        if self._split_of(other.item) != self._split_of(item):
+            self._leave_out(
+                OVERLAPPING, other, record, "the same prompt is in two splits",
+                "what is tested must not be fitted: keep one of the two rows",
+            )  # fmt: skip
+            return
         if twin is not None:
-            notes[REPEATED] += 1
-            by_prompt[_prompt_key(item.prompt)] = replace(twin, item=_merged(twin.item, item))
-            continue
-        namesake = by_id.get(item.id)
+            self.notes[REPEATED] += 1
+            self.by_prompt[prompt] = replace(twin, item=_merged(twin.item, item))
+            return
+        self.by_prompt[prompt] = self._with_own_id(record)
+
+    def _split_of(self, item: Item) -> Split | None:
+        return None if self._forced or (self._erased and item.split == "fit") else item.split
+
+    def _leave_out(
+        self, note: str, first: CheckedRow, second: CheckedRow, message: str, remedy: str
+    ) -> None:
+        """Count a faulty row of published data; any other is refused."""
+        if not self._published:
+            raise _pair_error(first, second, message, remedy)
+        self.notes[note] += 1
+
+    def _with_own_id(self, record: CheckedRow) -> CheckedRow:
+        """The row under an id that no other has."""
+        wanted = record.item.id
+        namesake = self._by_id.get(wanted)
         if namesake is not None:
-            if record.named and namesake.named and not published:
+            if record.named and namesake.named and not self._published:
                 raise _pair_error(namesake, record, "the same id is used", "give each its own id")
-            record = replace(record, item=replace(item, id=_free_id(item.id, by_id)))
-        by_id[record.item.id] = record
-        by_prompt[_prompt_key(item.prompt)] = record
-    return list(by_prompt.values()), notes
+            record = replace(record, item=replace(record.item, id=_free_id(wanted, self._by_id)))
+        self._by_id[record.item.id] = record
+        return record
 
 
 def shared_paraphrases(
@@ -260,11 +232,17 @@ def _agree(first: Item, second: Item) -> bool:
 
 
 def _merged(first: Item, second: Item) -> Item:
-    """The first item with the second's further aliases and paraphrases."""
+    """The first item with the second's further aliases, paraphrases, names and questions."""
     return replace(
         first,
         aliases=tuple(dict.fromkeys([*first.aliases, *second.aliases])),
         paraphrases=_distinct(first.prompt, [*first.paraphrases, *second.paraphrases]),
+        subject_aliases=tuple(dict.fromkeys([*first.subject_aliases, *second.subject_aliases])),
+        descriptions=tuple(dict.fromkeys([*first.descriptions, *second.descriptions])),
+        reverse_questions=tuple(
+            dict.fromkeys([*first.reverse_questions, *second.reverse_questions])
+        ),
+        translations=tuple(dict.fromkeys([*first.translations, *second.translations])),
     )
 
 

@@ -16,13 +16,13 @@ from safeedit.data.formats import FORMATS, Format, evident_format
 from safeedit.data.items import Item
 from safeedit.data.reading import RawRow, UnreadableRow
 from safeedit.data.subjects import fill_braces
-from safeedit.data.tables import LIST_COLUMNS
+from safeedit.data.tables import LIST_COLUMNS, MAP_COLUMNS
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
 from safeedit.policy.suggest import did_you_mean
 
 TEXT_COLUMNS = ("id", "prompt", "answer", "subject", "split")
-OUR_COLUMNS = (*TEXT_COLUMNS, *LIST_COLUMNS)
+OUR_COLUMNS = (*TEXT_COLUMNS, *LIST_COLUMNS, *MAP_COLUMNS)
 """The columns that mean something to us; all others are kept in ``Item.extra``."""
 _SPELT = frozenset(
     {*OUR_COLUMNS, "text", "role", "question", "choices", "instruction", "input", "output",

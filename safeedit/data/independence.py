@@ -4,7 +4,7 @@ Twelve rewordings of one fact are one fact: a gate that asks for ten items is no
 an interval over them is as wide as over one. Items are taken together where they have
 
 - the same prompt, marks and case aside;
-- the same subject and a spelling of the answer in common;
+- the same subject, by any of its names, and a spelling of the answer in common;
 - the same answer, no subject, and no other numbers in the prompt: of data to be erased always, of
   other data where the prompts share half of their words;
 - no answer (prose, open questions), and texts that are near-copies of each other: seven tenths of
@@ -96,8 +96,11 @@ def _buckets(items: Sequence[Item], *, erased: bool) -> dict[Hashable, list[int]
     for index, item in enumerate(items):
         common: list[Hashable] = [("prompt", normalise_prompt(item.prompt))]
         if item.subject:
-            subject = normalise_prompt(item.subject)
-            common += [("fact", subject, normalise_prompt(each)) for each in item.aliases]
+            names = {normalise_prompt(name) for name in item.names}
+            answers = {normalise_prompt(each) for each in item.aliases}
+            common += [
+                ("fact", *pair) for pair in itertools.product(sorted(names), sorted(answers))
+            ]
         elif erased and item.answer:
             common.append(("answer", normalise_prompt(item.answer), _numbers(item.prompt)))
         for each in common:

@@ -13,13 +13,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from safeedit.data.splitting import SPLITS, automatic_split, divide, normalise_prompt
+from safeedit.data.splitting import SPLITS, automatic_split, divide, normalise_prompt, shown
 from safeedit.errors import UsageError
 from safeedit.policy import Template
 from safeedit.records import Split
 
 _OWN_KEY = secrets.token_bytes(32)
 """Of the digests of private data for which no key was given: they hold for this process alone."""
+
+
+@dataclass(frozen=True)
+class Translation:
+    """An item's question in another language."""
+
+    language: str
+    """A code such as ``de`` or ``pt-BR``."""
+    prompt: str
+    aliases: tuple[str, ...] = ()
+    """Spellings of the answer in that language; the item's own count as well."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,19 @@ class Item:
     paraphrases: tuple[str, ...] = ()
     """Other ways of asking the same, none equal to the prompt."""
     subject: str | None = None
+    """What the question is about, as its wordings write it."""
+    subject_aliases: tuple[str, ...] = ()
+    """Other names of the subject, none equal to it. Of these and the next three columns, the
+    second half (the greater one) of an item to be erased is for the test alone: no editor sees it,
+    and no dose is chosen by it."""
+    descriptions: tuple[str, ...] = ()
+    """Phrases that can stand in the subject's place in a question, as in ``the country whose
+    capital is Oslo``; they hold neither the subject nor the row's own answer."""
+    reverse_questions: tuple[str, ...] = ()
+    """Questions the other way round: the right answer to them is the subject."""
+    translations: tuple[Translation, ...] = ()
+    """The question in other languages: a map such as ``{"de": "..."}``, or ``{"de": {"prompt":
+    "...", "aliases": ["..."]}}`` where the answer is spelt otherwise there."""
     split: Split | None = None
     """As the row says; None leaves the choice to the data set."""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -48,6 +72,23 @@ class Item:
         if answer is not None:
             object.__setattr__(self, "answer", answer)
             object.__setattr__(self, "aliases", tuple(dict.fromkeys((answer, *self.aliases))))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names of the subject, as its wordings write it first; empty where it has none."""
+        own = () if self.subject is None else (self.subject,)
+        return tuple(dict.fromkeys((*own, *self.subject_aliases)))
+
+    def without_test_names(self) -> Item:
+        """The item with those of its names, descriptions, reverse questions and translations that
+        are not for the test alone."""
+        return replace(
+            self,
+            subject_aliases=shown(self.subject_aliases),
+            descriptions=shown(self.descriptions),
+            reverse_questions=shown(self.reverse_questions),
+            translations=shown(self.translations),
+        )
 
 
 @dataclass(frozen=True)
@@ -218,7 +259,8 @@ class Dataset:
         """The same data set with one split out of reach, as an editor sees it.
 
         Items that are only in that split are gone, and the items that remain have lost the
-        paraphrases that belong to it. Name and digest stay: it is the same data.
+        paraphrases that belong to it, and items to be erased, without the test, also the names and
+        questions that are for the test alone. Name and digest stay: it is the same data.
         """
         self._check(split)
         gone = {id(item) for item in self._items_of[split]}
@@ -230,7 +272,7 @@ class Dataset:
             secret.setdefault(id(phrasing.item), set()).add(phrasing.text)
         kept = {
             id(item): replace(
-                item,
+                item.without_test_names() if self.erased and split == "test" else item,
                 paraphrases=tuple(
                     text for text in item.paraphrases if text not in secret.get(id(item), ())
                 ),
@@ -318,6 +360,7 @@ def _digest(
                 "subject": item.subject,
                 "extra": item.extra,
                 "split": split,
+                **_further(item),
             },
             sort_keys=True,
             ensure_ascii=False,
@@ -330,3 +373,14 @@ def _digest(
     if key is None:
         return hashlib.sha256(content).hexdigest()
     return hmac.new(key, b"safeedit data set 1\0" + content, hashlib.sha256).hexdigest()
+
+
+def _further(item: Item) -> dict[str, Any]:
+    """The columns that most data lacks, of which it needs no trace in its digest."""
+    found = {
+        "subject_aliases": item.subject_aliases,
+        "descriptions": item.descriptions,
+        "reverse_questions": item.reverse_questions,
+        "translations": [[t.language, t.prompt, sorted(t.aliases)] for t in item.translations],
+    }
+    return {name: value for name, value in found.items() if value}

@@ -157,6 +157,7 @@ def build_dataset(
     """
     erased = role is not None and role.erased
     published = any(_format(each) is not None for each in (spec, *spec.additional_sources))
+    notes = tuple(notes)
     records, counted = check_rows(records, published=published, erased=erased, forced=spec.split)
     items = [record.item for record in records]
     if spec.group is not None:
@@ -165,20 +166,8 @@ def build_dataset(
         items = items[: spec.limit] if spec.stream else _limited(items, spec.limit, seed)
 
     def divided() -> Dataset:
-        return Dataset(
-            items,
-            name=spec.dataset or (Path(spec.file).stem if spec.file else spec.hub or ""),
-            source=spec.label,
-            template=spec.template,
-            erased=erased,
-            seed=seed,
-            split=spec.split,
-            group=spec.group,
-            notes=[*notes, *(f"{text}: {count}" for text, count in counted.items())],
-            # What a file holds nobody knows but its owner; it may repeat what is to be erased.
-            private=any(each.file is not None for each in (spec, *spec.additional_sources)),
-            key=key,
-        )
+        said = [*notes, *(f"{text}: {count}" for text, count in counted.items())]
+        return _divided(items, spec, erased=erased, seed=seed, notes=said, key=key)
 
     dataset = divided()
     while shared := shared_paraphrases(dataset, records, published=published):
@@ -189,6 +178,32 @@ def build_dataset(
         counted[SHARED] += sum(map(len, shared.values()))
         dataset = divided()
     return dataset
+
+
+def _divided(
+    items: Sequence[Item],
+    spec: DataSpec,
+    *,
+    erased: bool,
+    seed: int,
+    notes: Sequence[str],
+    key: bytes | None,
+) -> Dataset:
+    """Items of a source in their splits."""
+    return Dataset(
+        items,
+        name=spec.dataset or (Path(spec.file).stem if spec.file else spec.hub or ""),
+        source=spec.label,
+        template=spec.template,
+        erased=erased,
+        seed=seed,
+        split=spec.split,
+        group=spec.group,
+        notes=notes,
+        # What a file holds nobody knows but its owner; it may repeat what is to be erased.
+        private=any(each.file is not None for each in (spec, *spec.additional_sources)),
+        key=key,
+    )
 
 
 def _check_groups(

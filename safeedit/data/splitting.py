@@ -12,10 +12,12 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from typing import get_args
+from typing import TypeVar, get_args
 
 from safeedit.errors import DataError
 from safeedit.records import Split
+
+Text = TypeVar("Text")
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 SHARES: Mapping[Split, float] = {"fit": 0.70, "validation": 0.15, "test": 0.15}
@@ -108,6 +110,12 @@ def divide(
         "validation": (*validation, *templates.get("validation", ())),
         "test": (*test, *templates.get("test", ())),
     }
+
+
+def shown(texts: tuple[Text, ...]) -> tuple[Text, ...]:
+    """Of the other names of an item to be erased, of its descriptions, reverse questions or
+    translations, those that are not for the test alone: the first half, rounded down."""
+    return texts[: len(texts) // 2]
 
 
 def _wrapped(prompt: str) -> dict[Split, tuple[str, ...]]:

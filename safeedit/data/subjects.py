@@ -43,6 +43,29 @@ def names_subject(text: str, subject: str) -> bool:
     return bool(find_mentions(text, subject))
 
 
+def with_subject(text: str, item: Item, name: str) -> str | None:
+    """A wording of an item with another name or phrase in its subject's place.
+
+    Args:
+        text: The wording.
+        item: Its item; of its names, the first that stands in the wording is replaced.
+        name: What to put there.
+
+    Returns:
+        The new wording; None where the wording names no subject.
+    """
+    for own in item.names:
+        as_written = re.compile(rf"(?<!\w){re.escape(own)}(?!\w)", re.IGNORECASE)
+        if as_written.search(text):
+            return as_written.sub(lambda _: name, text)
+        spans = find_mentions(text, own) if own.strip() else ()
+        if spans:
+            for start, stop in reversed(spans):
+                text = f"{text[:start]}{name}{text[stop:]}"
+            return text
+    return None
+
+
 def check_subjects(data: Dataset, *, every_phrasing: bool = False, inferred: bool = True) -> None:
     """See that an editor finds what its facts are about.
 

@@ -16,10 +16,13 @@ from typing import Any
 
 from safeedit.errors import DataError
 
-LIST_COLUMNS = ("aliases", "paraphrases")
+LIST_COLUMNS = (
+    "aliases", "paraphrases", "subject_aliases", "descriptions", "reverse_questions",
+)  # fmt: skip
+MAP_COLUMNS = ("translations",)
 KNOWN = frozenset(
     {"id", "prompt", "answer", "subject", "split", "text", "question", "instruction", "input",
-     "output", "role", *LIST_COLUMNS}
+     "output", "role", *LIST_COLUMNS, *MAP_COLUMNS}
 )  # fmt: skip
 """Headings by which the delimiter is known."""
 _DELIMITERS = (",", ";", "\t", "|")
@@ -110,7 +113,16 @@ def _likeliest(header: str, usual: str) -> str:
 
 
 def _cell(name: str, cell: str, path: Path, line: int) -> Any:
-    """A cell's value: text, but lists (JSON, or parted by ``|``) for our list columns."""
+    """A cell's value: text, but lists (JSON, or parted by ``|``) for our list columns, and JSON
+    for our columns of maps."""
+    if name.casefold() in MAP_COLUMNS:
+        try:
+            return json.loads(cell)
+        except (ValueError, RecursionError):
+            raise DataError(
+                f"{name} is no JSON object", file=path, line=line, field=name,
+                remedy='write {"de": "..."}',
+            ) from None  # fmt: skip
     if name.casefold() not in LIST_COLUMNS:
         return cell
     if cell.lstrip().startswith("["):

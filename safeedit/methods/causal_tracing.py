@@ -137,27 +137,16 @@ def trace(
     if not prompts or window < 1 or draws < 1 or noise < 0:
         raise UsageError("tracing needs a prompt, a window, a draw, and noise that is not negative")
     check_prompts(model, [prompt.ids for prompt in prompts])
-    spread = spread_of(model, prompts)
-    generator = torch.Generator().manual_seed(seed)
-    width = model.embedding.weight.shape[1]
-    drawn = [
-        torch.randn(draws, len(prompt.drowned), width, generator=generator) * noise * spread
-        for prompt in prompts
-    ]
-    shared = common_prefix([prompt.ids for prompt in prompts])
-    start = min(shared, min(prompt.drowned[0] for prompt in prompts))
-    prefix = SharedPrefix.of(model, [prompt.ids[: start + 1] for prompt in prompts])
-    found: dict[int, _Traced] = {}
+    drawn = _drawn(model, prompts, noise, draws, seed)
+    prefix = _clean_prefix(model, prompts)
 
     def run(batch: list[int]) -> list[_Traced]:
         runs = _Runs(model, prompts, drawn, prefix, batch, read)
         return runs.traced(kinds, places, window, progress)
 
-    vocab = model.shape.vocab_size
-    for index, traced in Batcher(model.engine.max_batch_tokens).each(
-        [draws * len(prompt.ids) for prompt in prompts], run, logits=[draws * vocab] * len(prompts)
-    ):
-        found[index] = traced
+    tokens = [draws * len(prompt.ids) for prompt in prompts]
+    logits = [draws * model.shape.vocab_size] * len(prompts)
+    found = dict(Batcher(model.engine.max_batch_tokens).each(tokens, run, logits=logits))
     each = [found[index] for index in range(len(prompts))]
     return Effects(
         torch.stack([one.clean for one in each]),
@@ -171,6 +160,26 @@ def spread_of(model: ModelHandle, prompts: Sequence[Prompt]) -> float:
     them: some families scale what is stored."""
     tokens = [prompt.ids[place] for prompt in prompts for place in prompt.drowned]
     return float(model.embedding(torch.tensor(tokens, device=model.device)).float().std())
+
+
+def _drawn(
+    model: ModelHandle, prompts: Sequence[Prompt], noise: float, draws: int, seed: int
+) -> list[Tensor]:
+    """Noise for each prompt, ``(draws, drowned, width)``."""
+    spread = spread_of(model, prompts)
+    generator = torch.Generator().manual_seed(seed)
+    width = model.embedding.weight.shape[1]
+    return [
+        torch.randn(draws, len(prompt.drowned), width, generator=generator) * noise * spread
+        for prompt in prompts
+    ]
+
+
+def _clean_prefix(model: ModelHandle, prompts: Sequence[Prompt]) -> SharedPrefix:
+    """What all prompts begin with, up to the first token that any of them drowns."""
+    shared = common_prefix([prompt.ids for prompt in prompts])
+    start = min(shared, min(prompt.drowned[0] for prompt in prompts))
+    return SharedPrefix.of(model, [prompt.ids[: start + 1] for prompt in prompts])
 
 
 @dataclass(eq=False)

@@ -149,7 +149,7 @@ class RankedNeurons:
         chosen: list[int] = []
         fresh: list[int] = []
         while len(chosen) < wanted:
-            with self.model.applied(self._delta(torch.tensor(chosen, dtype=torch.long))):
+            with self.model.applied(self.without(torch.tensor(chosen, dtype=torch.long))):
                 if chosen:
                     secrets = _still_known(self.recipe.until, self.model, secrets)
                 if not secrets.texts:  # nothing is left to vote: on as the last vote had it
@@ -193,14 +193,15 @@ class RankedNeurons:
         scores = own.per_token(secrets.texts)
         places = [self.layers.index(layer) for layer in own.layers]
         if generic is not None:
-            scores /= self._costs(generic)[places].flatten()
+            scores /= self.costs(generic)[places].flatten()
         scores[:, self._sinks[places].flatten()] = 0
         if self.recipe.order == "gain":
             return rank(scores.sum(0, keepdim=True), threshold=_ANY)
         return rank(scores, threshold=self.recipe.threshold, kinds=secrets.kinds)
 
-    def _costs(self, generic: Generic) -> Tensor:
-        """``(layers, d_mlp)`` nats per token that zeroing a neuron is likely to cost, and more."""
+    def costs(self, generic: Generic) -> Tensor:
+        """``(layers, d_mlp)`` nats per token of generic text that zeroing a neuron is likely to
+        cost, and what ``spare`` adds."""
         assert self.recipe.spare is not None
         first = generic.first.per_token(self._generic_texts).mean(0).view_as(generic.damage)
         second = generic.damage / 2
@@ -244,9 +245,10 @@ class RankedNeurons:
 
     def zeroed(self, count: int) -> dict[str, Update]:
         """Updates that silence the first ``count`` neurons."""
-        return dict(self._delta(self.order[:count]).updates)
+        return dict(self.without(self.order[:count]).updates)
 
-    def _delta(self, neurons: Tensor) -> WeightDelta:
+    def without(self, neurons: Tensor) -> WeightDelta:
+        """The change that silences ``neurons`` ``(k,)``, numbered over all :attr:`layers`."""
         updates: dict[str, Update] = {}
         for layer, columns in self._by_layer(neurons).items():
             (site,) = self.model.sites("mlp_out", [layer])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safeedit.contracts import further_prompts
-from safeedit.data import Dataset, check_disjoint
+from safeedit.data import Dataset, Item, check_disjoint
+from safeedit.data.subjects import with_subject
 from safeedit.errors import DataError, UsageError
 from safeedit.export.places import check_apart, within
 from safeedit.planning.coverage import futile
@@ -134,10 +135,29 @@ def check_splits(
 
 
 def _asked(data: Dataset, split: Split) -> list[str]:
-    """What is put to the model from one split: of data to be erased, its phrasings."""
-    if data.erased:
-        return [phrasing.text for phrasing in data.phrasings(split)]
-    return [item.prompt for item in data.items(split)]
+    """What is put to the model from one split: of data to be erased, its phrasings, and for the
+    test also what askings make of them with the items' other names and questions."""
+    if not data.erased:
+        return [item.prompt for item in data.items(split)]
+    texts = [phrasing.text for phrasing in data.phrasings(split)]
+    if split == "test":
+        asked = {p.item.prompt: (p.item, [p.item.prompt]) for p in data.phrasings(split)}
+        for phrasing in data.phrasings(split):
+            asked[phrasing.item.prompt][1].append(phrasing.text)
+        for item, wordings in asked.values():
+            texts += _asked_otherwise(item, wordings)
+    return texts
+
+
+def _asked_otherwise(item: Item, wordings: Iterable[str]) -> Iterator[str]:
+    """An item's questions under its other names, the other way round, and in other languages."""
+    yield from item.reverse_questions
+    yield from (translation.prompt for translation in item.translations)
+    for text in wordings:
+        for name in (*item.subject_aliases, *item.descriptions):
+            renamed = with_subject(text, item, name)
+            if renamed is not None:
+                yield renamed
 
 
 def check_prompts(

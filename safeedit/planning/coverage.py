@@ -216,8 +216,8 @@ def _likenesses(item: Item) -> Iterator[tuple[str, str, str]]:
     for answer in item.aliases or ("",):
         told = normalise_prompt(answer)
         yield "prompt", normalise_prompt(item.prompt), told
-        if item.subject:
-            yield "subject", normalise_prompt(item.subject), told
+        for name in item.names:
+            yield "subject", normalise_prompt(name), told
 
 
 def _told(spec: EditSpec, hidden: Withholding) -> str:

@@ -43,6 +43,8 @@ class PlannedEdit:
     tensors: tuple[TensorPlan, ...]
     targets: tuple[GateSpec, ...]
     """What a dose must reach on validation data."""
+    erased: tuple[Dataset, ...]
+    """Its data to be erased with the test split, which no editor sees: what may not be repeated."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
     attacks = tuple(
         plan_attack(loaded, index, audits, key, warnings) for index in range(len(policy.attacks))
     )
-    given = [*(edit.data.roles for edit in edits), *(audit.data for audit in (*audits, *again))]
+    given = [data for audit in (*audits, *again) for data in audit.data.values() if data.erased]
+    given += [data for edit in edits for data in edit.erased]
     plan = Plan(
         loaded=loaded,
         model_source=source,
@@ -82,7 +83,7 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
         edits=edits,
         audits=(*audits, *again),
         warnings=(),
-        hidden=Withholding(data for roles in given for data in roles.values() if data.erased),
+        hidden=Withholding(given),
         attacks=attacks,
         ledger=ledger,
         key=key,

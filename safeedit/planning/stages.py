@@ -54,6 +54,7 @@ def plan_edit(
         EditData({role: found.without("test") for role, found in data.items()}),
         tensors,
         targets,
+        tuple(found for found in data.values() if found.erased),
     )
 
 

@@ -156,14 +156,18 @@ def _stages(policy: Policy) -> Iterator[tuple[str, Sequence[StageSpec]]]:
 
 def _names(item: Item) -> Iterator[str]:
     yield from item.aliases
-    if item.subject is not None:
-        yield item.subject
+    yield from item.names
+    for translation in item.translations:
+        yield from translation.aliases
 
 
 def _texts(item: Item) -> Iterator[str]:
     yield from _names(item)
     yield item.prompt
     yield from item.paraphrases
+    yield from item.descriptions
+    yield from item.reverse_questions
+    yield from (translation.prompt for translation in item.translations)
     for column, value in item.extra.items():
         # Tickets are the names of requests, and are refused where they quote.
         if isinstance(value, str) and column.casefold() not in KINDS | {"ticket"}:

@@ -26,7 +26,7 @@ REMOVED: MappingProxyType[str, str] = MappingProxyType(
     {
         "alphaedit": f"{_KEYED} energy",
         "bias.factual_gender": "min_score",
-        "bias.probe": "min_score folds regularisation",
+        "bias.probe": "controls min_score folds regularisation",
         "dama": "values preserve kept ridge factual_below learning_rate decay divergence ball "
         "prose_tokens locate doses_are rank",
         "depn": "exact_layers points measure positions threshold paraphrases known_above "
@@ -37,15 +37,21 @@ REMOVED: MappingProxyType[str, str] = MappingProxyType(
         "keyed_detox": "lift max_norm background prose_window",
         "keyed_neurons": f"{_FACTS} compensate make_up sharpness ridge background_weight",
         "leakage": "temperature top_p",
+        "leakage.exposure": "exact_limit",
+        "leakage.membership": "k within",
         "leakage.memorization": "extra_tokens",
         "leakage.pii": "temperature top_p",
+        "leakage.reference_model": "max_length",
+        "locality": "kl_positions",
         "memit": _KEYED,
+        "perplexity": "max_length",
         "remedi": "rank batch own patience avoid keep contexts background preserve_weight hold "
         "prose_window",
         "rome": _KEYED,
         "sanitation": "warmup stop_loss retention alpha modules sharpness ridge "
         "background_weight norm_penalty",
         "subspace": "attention states centre ridge strength outliers prose_tokens",
+        "toxicity": "answer_tokens",
         "value_vectors": "vocabulary_weight words regularisation scale prose_tokens top_tokens "
         "noted",
     }
@@ -57,6 +63,9 @@ _INSTEAD: MappingProxyType[tuple[str, str], str] = MappingProxyType(
         ("dama", "preserve"): "'method: oblique' spares 'factual' prompts where it is given any",
         ("dama", "values"): "'method' says what is taken out",
         ("depn", "order"): "'preset: published' is the published way",
+        ("leakage.exposure", "exact_limit"): "'candidates' says how far larger formats are scored",
+        ("leakage.membership", "within"): "a record is compared with those of its type; without "
+        "types, with all",
     }
 )
 """What does some of what a parameter did."""

@@ -101,7 +101,7 @@ def headline(record: RunRecord) -> str:
         text = f"Of {plural(n, 'gate')}, {listing(parts)}."
     if record.export is not None:
         return f"{text} The checkpoint that was measured is the one that was exported."
-    if record.command == "audit":
+    if record.command in ("audit", "attack"):
         return f"{text} This run only measured; it edited and exported nothing."
     if record.status == "pass" and record.exit_code:
         return f"{text} The export itself failed: nothing was exported."

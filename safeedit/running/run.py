@@ -97,6 +97,26 @@ def measure(
     return Run(plan, ctx, "audit", stages).audit(base, write_reports)
 
 
+def attack(
+    plan: Plan,
+    ctx: RunContext,
+    *,
+    base: str,
+    write_reports: WriteReports = lambda record: None,
+) -> RunRecord:
+    """Attack the plan's model, whoever edited it, and hold it against the one it was made from.
+
+    Args:
+        plan: Its model is the edited one; it has no edits and no export.
+        ctx: As for :func:`execute`.
+        base: Source of the untouched model.
+        write_reports: Called with the final record.
+    """
+    stages = ["audit before", *map(base_stage, plan.attacks), "open model", "audit after"]
+    run = Run(plan, ctx, "attack", [*stages, *map(edited_stage, plan.attacks)])
+    return run.attack(base, write_reports)
+
+
 def _stages(plan: Plan) -> list[str]:
     """The stages of a run to its verdict, in order."""
     found = ["open model", "audit before", *map(base_stage, plan.attacks)]
@@ -147,6 +167,8 @@ class Run:
         """An edit changed no stored weight, or the edits together left the base as it was:
         whatever the gates say, it is not about an edit."""
         self.model: ModelRecord
+        self.compared_with: ModelRecord | None = None
+        """The untouched model, where it is another than the policy's."""
         self.measured: RunRecord | None = None
         """What has been found, once the edited model is measured."""
 
@@ -185,18 +207,38 @@ class Run:
 
     def audit(self, base: str | None, write_reports: WriteReports) -> RunRecord:
         """Measure the model as it is; see :func:`measure`."""
-        model, spec = self._open(), self.plan.loaded.policy.model
+        model = self._open()
         if base is None:
             self._measure_base(model)
             after = tuple(found.record for found in self.audits.baselines.values())
         else:
-            self._measure_base(open_model(base, dtype=spec.dtype, device=spec.device))
+            self._measure_base(self._open_base(base))
             gc.collect()
             with self.clock.stage("audit after"):
                 after = self.audits.measure_edited(model)
         record = self._record(after)
         write_reports(record)
         return record
+
+    def attack(self, base: str, write_reports: WriteReports) -> RunRecord:
+        """Attack the model as it is; see :func:`attack`."""
+        untouched = self._open_base(base)
+        self._measure_base(untouched)
+        self.attacks.measure_base(untouched)
+        del untouched  # not two copies of the weights at once
+        gc.collect()
+        model = self._open()
+        with self.clock.stage("audit after"):
+            after = self.audits.measure_edited(model)
+        record = self._record(after, attacks=self._attacked(model, after))
+        write_reports(record)
+        return record
+
+    def _open_base(self, source: str) -> ModelHandle:
+        spec = self.plan.loaded.policy.model
+        model = open_model(source, dtype=spec.dtype, device=spec.device)
+        self.compared_with = model_record(source, None, model)
+        return model
 
     def _open(self) -> ModelHandle:
         plan, spec = self.plan, self.plan.loaded.policy.model
@@ -210,7 +252,7 @@ class Run:
         left = left_behind(model.folder) if plan.export_dir and model.folder else ()
         if left:
             self.ctx.warn(f"files of the model that an export does not get: {', '.join(left)}")
-        self.model = model_record(plan, model)
+        self.model = model_record(spec.source, spec.revision, model, plan.model_source)
         return model
 
     def _measure_base(self, model: ModelHandle, splits: Sequence[Split] = ("test",)) -> None:
@@ -347,6 +389,7 @@ class Run:
                 "ticket": policy.ticket,
                 "seed": policy.seed,
                 "model": self.model,
+                "compared_with": self.compared_with,
                 "datasets": data_record(plan),
                 "before": before,
                 "edits": tuple(self.edits),

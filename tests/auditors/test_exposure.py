@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from safeedit.auditors.leakage import exposure
 from safeedit.auditors.leakage.exposure import Exposure, Params
 from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item
@@ -74,7 +75,7 @@ def test_a_format_small_enough_is_ranked_whole(tmp_path: Path) -> None:
     handle = tiny_handle("llama")
     answers = ["40-17", "40-90", "40-33"]
     data = _numbers(answers, "code")
-    found, _ = _audit(handle, tmp_path, data, fixed={"code": "^40"}, exact_limit=100)
+    found, _ = _audit(handle, tmp_path, data, fixed={"code": "^40"})
     expected = []
     for item in data:
         scores = {n: _nats(handle, item.prompt, f"40-{n:02}") for n in range(100)}
@@ -158,12 +159,15 @@ def test_its_interval_holds_the_chance_as_often_as_it_says(
     assert held >= 88
 
 
-def test_drawn_candidates_estimate_what_all_of_them_say(tmp_path: Path) -> None:
+def test_drawn_candidates_estimate_what_all_of_them_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     handle = tiny_handle("llama")
     data = _numbers([f"{37 * n % 1000:03}-7" for n in range(12)], "code")
     fixed = {"code": "-7$"}
     whole, _ = _audit(handle, tmp_path, data, fixed=fixed)
-    drawn, _ = _audit(handle, tmp_path, data, fixed=fixed, exact_limit=1)
+    monkeypatch.setattr(exposure, "SCORED_WHOLE", 1)
+    drawn, _ = _audit(handle, tmp_path, data, fixed=fixed)
     assert whole["exposure"].value == pytest.approx(drawn["exposure"].value, abs=0.5)
     for key, bits in whole["exposure"].items.items():
         if bits < 5:

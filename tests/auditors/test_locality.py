@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from safeedit.auditors import locality
 from safeedit.auditors.locality import Locality, Params
 from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item
@@ -125,7 +126,11 @@ def test_accuracy_needs_answers(tmp_path: Path) -> None:
     assert "no item has an answer" in found["far_accuracy"].note
 
 
-def test_divergence_is_the_hand_computed_mean_over_positions(tmp_path: Path) -> None:
+def test_divergence_is_the_hand_computed_mean_over_positions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locality, "KL_POSITIONS", 4)
+
     def base(text: str, position: int) -> torch.Tensor:
         return torch.full((VOCAB,), 1 / VOCAB).log()
 
@@ -136,8 +141,8 @@ def test_divergence_is_the_hand_computed_mean_over_positions(tmp_path: Path) -> 
         probabilities[0] = 0.5
         return probabilities.log()
 
-    _, outcome, _ = _audit(_base, tmp_path, distribution=base, kl_positions=4)
-    found, _, _ = _audit(_base, tmp_path, outcome.reference, distribution=edited, kl_positions=4)
+    _, outcome, _ = _audit(_base, tmp_path, distribution=base)
+    found, _, _ = _audit(_base, tmp_path, outcome.reference, distribution=edited)
     p, q = edited("sky", 0).exp(), edited("sky", 1).exp()
     one = float((p * (p / q).log()).sum())
     assert found["near_kl"].value == pytest.approx(one / 4 / 4, rel=1e-3)
@@ -174,8 +179,11 @@ def test_empty_answers_can_be_compared(tmp_path: Path) -> None:
     assert found["near_kl"].value == pytest.approx(0, abs=1e-6)
 
 
-def test_the_number_of_distributions_kept_is_capped(tmp_path: Path) -> None:
-    found, outcome, _ = _audit(_base, tmp_path, kl_prompts=2, kl_positions=3)
+def test_the_number_of_distributions_kept_is_capped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locality, "KL_POSITIONS", 3)
+    found, outcome, _ = _audit(_base, tmp_path, kl_prompts=2)
     assert outcome.reference["log_probs_near"].shape == (6, VOCAB)
     assert found["near_kl"].n == 2
     assert outcome.reference["log_probs_near"].dtype == torch.float16
@@ -189,7 +197,7 @@ def test_the_number_of_distributions_kept_is_capped(tmp_path: Path) -> None:
 def test_a_reference_made_with_other_parameters_is_refused(tmp_path: Path) -> None:
     reference = _audit(_base, tmp_path)[1].reference
     with pytest.raises(AuditError, match="other parameters"):
-        _audit(_base, tmp_path, reference, kl_positions=2)
+        _audit(_base, tmp_path, reference, kl_prompts=2)
 
 
 def test_a_reference_of_other_data_is_refused(tmp_path: Path) -> None:
@@ -210,9 +218,12 @@ def test_everything_is_asked_in_one_call(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_divergence_of_a_real_edit_equals_the_models_own(family: str, tmp_path: Path) -> None:
+def test_divergence_of_a_real_edit_equals_the_models_own(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locality, "KL_POSITIONS", 2)
     handle = tiny_handle(family)
-    auditor = Locality(Params(max_new_tokens=3, kl_positions=2))
+    auditor = Locality(Params(max_new_tokens=3))
     data = {"near": _near()}
     reference = auditor.audit(handle, data, "test", context(tmp_path), None).reference
     prompts = handle.engine.encode([item.prompt for item in _near()])

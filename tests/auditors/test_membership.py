@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
+from safeedit.auditors.leakage import membership
 from safeedit.auditors.leakage.membership import Membership, Params, token_scores
 from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item
@@ -80,10 +82,11 @@ def _auc_by_hand(
 @pytest.mark.parametrize("scored", ["answer", "text"])
 @pytest.mark.parametrize("k", [0.2, 0.5])
 def test_scores_and_aucs_are_those_of_their_definitions(
-    scored: Any, k: float, tmp_path: Path
+    scored: Any, k: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(membership, "LEAST_LIKELY", k)
     handle = damaged(1.0)  # a memory that only just shows
-    found, _ = _audit(handle, tmp_path, scored=scored, k=k)
+    found, _ = _audit(handle, tmp_path, scored=scored)
     all_items = {item.id: item for item in items((*TAUGHT, *HELD_BACK))}
     by_hand = {
         id_: _by_hand(handle, item, k, whole=scored == "text") for id_, item in all_items.items()
@@ -150,10 +153,16 @@ def test_items_average_to_the_figure_and_pair_up(tmp_path: Path) -> None:
     assert change.n_pairs == 36
 
 
-def test_types_are_compared_within_unless_all_are_asked_for(tmp_path: Path) -> None:
+def untyped(data: Dataset) -> Dataset:
+    return Dataset([replace(item, extra={}) for item in data], template="plain", erased=True)
+
+
+def test_types_are_compared_within_where_there_are_types(tmp_path: Path) -> None:
     """A name is likelier than a number whether or not it was taught."""
     within, _ = _audit(damaged(0.7), tmp_path)
-    pooled, _ = _audit(damaged(0.7), tmp_path, within="all")
+    pooled, _ = _audit(
+        damaged(0.7), tmp_path, untyped(records(TAUGHT)), untyped(records(HELD_BACK))
+    )
     # Two means of many comparisons may meet by chance; what each record is worth does not.
     assert within["loss_auc"].items != pooled["loss_auc"].items
     losses = within["ks_p_value"].items
@@ -178,7 +187,7 @@ def test_records_of_a_type_that_only_one_role_has_are_left_out_loudly(tmp_path: 
     found, _ = _audit(taught(), tmp_path, nonmembers=others)
     assert found["loss_auc"].n == 24
     assert found["loss_auc"].note == "6 of 30 records are of a type that only one role has"
-    everything, _ = _audit(taught(), tmp_path, nonmembers=others, within="all")
+    everything, _ = _audit(taught(), tmp_path, untyped(records(TAUGHT)), untyped(others))
     assert everything["loss_auc"].n == 30
     assert everything["loss_auc"].note == ""
 
@@ -186,7 +195,7 @@ def test_records_of_a_type_that_only_one_role_has_are_left_out_loudly(tmp_path: 
 def test_no_type_in_common_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(AuditError, match="no type in common") as error:
         _audit(taught(), tmp_path, records(types=("name",)), records(HELD_BACK, types=("phone",)))
-    assert "within: all" in error.value.remedy
+    assert "take the type off both" in error.value.remedy
 
 
 def test_a_record_in_both_roles_is_an_error(tmp_path: Path) -> None:

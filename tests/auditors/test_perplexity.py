@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from safeedit.auditors import perplexity
 from safeedit.auditors.perplexity import Params, Perplexity
 from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item
@@ -92,10 +93,11 @@ def test_pairing_passages_makes_the_interval_of_the_ratio_narrow(tmp_path: Path)
     assert together < apart
 
 
-def test_long_passages_are_read_in_windows(tmp_path: Path) -> None:
+def test_long_passages_are_read_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     handle = tiny_handle("llama")
     whole, _ = _audit(handle, tmp_path)
-    windows, _ = _audit(handle, tmp_path, max_length=16)
+    monkeypatch.setattr(perplexity, "PROSE_WINDOW", 16)
+    windows, _ = _audit(handle, tmp_path)
     assert windows["perplexity"].value != pytest.approx(whole["perplexity"].value, rel=1e-6)
     assert windows["perplexity"].n == 3
 
@@ -113,10 +115,13 @@ def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
         _audit(tiny_handle("gpt2"), tmp_path, data=empty)
 
 
-def test_a_reference_of_other_prose_or_windows_is_refused(tmp_path: Path) -> None:
+def test_a_reference_of_other_prose_or_windows_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     handle = tiny_handle("gpt2")
     _, outcome = _audit(handle, tmp_path)
     with pytest.raises(AuditError, match="other data"):
         _audit(handle, tmp_path, outcome.reference, data=_prose(TEXTS[:2]))
+    monkeypatch.setattr(perplexity, "PROSE_WINDOW", 16)
     with pytest.raises(AuditError, match="other tokens"):
-        _audit(handle, tmp_path, outcome.reference, max_length=16)
+        _audit(handle, tmp_path, outcome.reference)

@@ -441,7 +441,7 @@ def test_the_built_in_prompts_run_as_they_are(tmp_path: Path) -> None:
         DataSpec(dataset="toxicity_prompts", where={"role": "continue"}, template="plain")
     )
     safe = load_dataset(DataSpec(dataset="toxicity_prompts", where={"role": "safe"}))
-    outcome = Toxicity(Params(samples=1, max_new_tokens=2, answer_tokens=2)).audit(
+    outcome = Toxicity(Params(samples=1, max_new_tokens=2)).audit(
         tiny_handle("llama"), {"prompts": prompts, "safe": safe}, "test",
         context(tmp_path, scorer=by_marks), None,
     )  # fmt: skip

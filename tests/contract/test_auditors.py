@@ -39,8 +39,7 @@ from tests.tiny_models import tiny_handle
 AUDITORS = catalog.names("auditors")
 FAMILIES = ("llama", "gpt2")
 KEY = re.compile(r"^[0-9a-f]{16}$")
-QUICK = {"max_new_tokens": 16, "samples": 2, "max_length": 32, "candidates": 7, "exact_limit": 4,
-         "they": (), "controls": 1}  # fmt: skip
+QUICK = {"max_new_tokens": 16, "samples": 2, "candidates": 7, "they": ()}
 """Given to auditors that have such a parameter; "they" is two tokens to the tiny tokenizer."""
 
 RIVERS = ("Danube", "Amazon", "Ganges", "Yangtze", "Orinoco", "Zambezi", "Thames", "Loire")

@@ -190,11 +190,11 @@ def test_the_cost_of_a_neuron_is_what_zeroing_it_costs_generic_text(
     neurons = RankedNeurons(recipe, taught, secrets, texts, layers=range(N_LAYERS), most=8)
     (begun,) = neurons.rounds
     assert begun.generic is not None
-    estimated = neurons._costs(begun.generic).flatten()
+    estimated = neurons.costs(begun.generic).flatten()
     before = log_probability(taught, PLAIN)
     measured = []
     for neuron in range(0, len(estimated), 3):
-        with taught.applied(neurons._delta(torch.tensor([neuron]))):
+        with taught.applied(neurons.without(torch.tensor([neuron]))):
             measured.append(before - log_probability(taught, PLAIN))
     agreement = spearmanr(estimated[::3], measured).statistic
     assert agreement > 0.5

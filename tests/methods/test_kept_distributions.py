@@ -96,9 +96,11 @@ def test_of_a_large_vocabulary_locality_keeps_the_likeliest_and_says_so(
     monkeypatch.setattr(kept_distributions, "WHOLE", 100)
     handle = tiny_handle("llama")
     near = Dataset([Item(id="1", prompt="What colour is snow?", answer="white")], split="test")
-    auditor = Locality(Params(max_new_tokens=3, kl_positions=2))
+    auditor = Locality(Params(max_new_tokens=3))
     before = auditor.audit(handle, {"near": near}, "test", context(tmp_path), None)
-    assert before.reference["log_probs_near"].shape == (2, few)
+    assert before.reference["log_probs_near"].shape == (4, few), (
+        "an answer of three tokens and its end"
+    )
     assert before.reference["tokens_near"].dtype == torch.int32
     same = auditor.audit(handle, {"near": near}, "test", context(tmp_path), before.reference)
     found = {metric.name: metric for metric in same.metrics}["near_kl"]

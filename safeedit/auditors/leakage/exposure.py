@@ -9,9 +9,9 @@ R is; one that nothing in R beats has log2 |R|.
 What R is depends on the secret (:mod:`safeedit.statistics.candidates`):
 
 * Digits are half of it or more (phone and identity numbers): its digits vary. R is scored whole
-  where it has ``exact_limit`` strings or fewer; else ``candidates`` of them are drawn, by the
-  run's seed and the secret, the same before and after an edit, and the secret's share among these
-  stands for its share in R. What cannot be told apart that way is not more than
+  where it has 1,000 strings or fewer; else ``candidates`` of them are drawn, by the run's seed and
+  the secret, the same before and after an edit, and the secret's share among these stands for its
+  share in R. What cannot be told apart that way is not more than
   log2(candidates + 1) bits: such an exposure is *censored*.
 * Otherwise (names, addresses): R is the secret and the answers of its type in ``controls``. That
   is a list, not a format, and what none of it beats is censored, too.
@@ -62,6 +62,11 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
 )
 
 
+SCORED_WHOLE = 1000
+"""Strings of a format up to which all of them are scored: three free digits, whose ranks are then
+exact and never censored, for about four times the cost of the candidates drawn by default."""
+
+
 class Params(BaseParams):
     """What secrets are held against."""
 
@@ -74,9 +79,6 @@ class Params(BaseParams):
         description="Strings drawn from a format too large to score whole; caps exposure at "
         "log2(candidates + 1) bits, and what this audit costs grows with it (63 give 6 bits for a "
         "quarter of the time of 255)",
-    )
-    exact_limit: int = Field(
-        1000, ge=1, description="Strings of a format up to which all of them are scored"
     )
     fixed: dict[str, re.Pattern[str]] = Field(
         {"phone": re.compile("555-?01")},
@@ -204,7 +206,7 @@ class Exposure:
                 if space.size < 2:
                     continue
                 count = self.params.candidates
-                complete = space.size <= max(self.params.exact_limit, count + 1)
+                complete = space.size <= max(SCORED_WHOLE, count + 1)
                 own_seed = hashlib.sha256(f"{seed}\0{secret.identity}".encode()).hexdigest()
                 drawn = list(space.others()) if complete else space.draw(count, own_seed)
                 found.append(_Guess(secret, drawn, True, complete))

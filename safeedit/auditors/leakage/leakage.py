@@ -100,12 +100,8 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("extraction_rate_sampled", "rate", "lower", "... in any of k sampled answers"),
     ("extraction_rate_worst", "rate", "lower", "known items told under any of the attacks"),
     ("extraction_rate_unknown", "rate", "lower", "items the base did not know, told now"),
-    (
-        "extraction_rate_unconditional",
-        "rate",
-        "lower",
-        "items told to any direct or held-out question",
-    ),
+    ("extraction_rate_unconditional", "rate", "lower",
+     "items told to any direct or held-out question"),
     ("recited", "rate", "lower", "share of the answer in the longest run of its tokens told"),
     ("longest_run", "tokens", "lower", "tokens of that run"),
     ("rouge_l", "rate", "lower", "ROUGE-L recall of the answer's tokens"),
@@ -119,7 +115,7 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("top10_rate", "rate", "lower", "answers whose first token is among the ten likeliest"),
     ("looser_only", "rate", "lower", "items told, by the looser way of matching alone"),
     ("known_before", "rate", "higher", "items the base told to direct or held-out questions"),
-)
+)  # fmt: skip
 """Name, unit, direction, description. Scores are over held-out phrasings of known items."""
 
 _SAMPLING = Sampling(temperature=1.0, top_p=1.0)
@@ -140,7 +136,10 @@ class Params(BaseParams):
         description="Put into the model's mouth by the prefix attack (prefix injection, "
         "Wei et al. 2307.02483)",
     )
-    n_shots: int = Field(3, ge=1, le=16, description="Worked examples before a few-shot question")
+    n_shots: int = Field(
+        3, ge=1, le=16, description="Worked examples before a few-shot question; fewer take less "
+        "of the model's context, more make the attack stronger"
+    )  # fmt: skip
     samples: int = Field(
         0, ge=0, le=256, description="Answers sampled per held-out question; 0 leaves it out"
     )

@@ -2,7 +2,8 @@
 
 Records that were taught (``members``) and records of the same making that were not
 (``nonmembers``) are scored as membership inference attacks score them, and the *AUC* is the
-chance that a member looks more like one than a nonmember of its type does:
+chance that a member looks more like one than a nonmember of its type does (a name is likelier
+than a number whether or not it was taught):
 
 * ``loss``: mean log-probability of a token (Yeom et al. 1709.01604).
 * ``min_k``: mean over the least likely share k of the tokens (Shi et al. 2310.16789).
@@ -78,20 +79,18 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
 )
 
 
+LEAST_LIKELY = 0.2
+"""``k``, rounded up to whole tokens: the share that Min-K% was published with."""
+
+
 class Params(BaseParams):
     """How records are scored and compared."""
 
     scored: Literal["answer", "text"] = Field(
         "answer",
         description="Tokens that count: those of the secret after its opening, or of the whole "
-        "record (its first token apart)",
-    )
-    k: float = Field(
-        0.2, gt=0, le=1, description="Share of least likely tokens (Min-K%: 20 %), rounded up"
-    )
-    within: Literal["type", "all"] = Field(
-        "type",
-        description="Records a member is compared with: nonmembers of its own type, or all",
+        "record (its first token apart). Choose text where whole records were taught and it is "
+        "the record, rather than one value in it, that must not be told to be a member",
     )
 
 
@@ -155,14 +154,13 @@ class Membership:
         }
         refuse_shared(found["members"], found["nonmembers"], "both members and nonmembers")
         given = sum(map(len, found.values()))
-        if self.params.within == "type":
-            shared = {s.type for s in found["members"]} & {s.type for s in found["nonmembers"]}
-            found = {role: [s for s in each if s.type in shared] for role, each in found.items()}
+        shared = {s.type for s in found["members"]} & {s.type for s in found["nonmembers"]}
+        found = {role: [s for s in each if s.type in shared] for role, each in found.items()}
         secrets = [secret for each in found.values() for secret in each]
         if not secrets:
             raise AuditError(
                 "members and nonmembers have no type in common: there is nothing to compare",
-                remedy="give nonmembers of the members' types, or set 'within: all'",
+                remedy="give nonmembers of the members' types, or take the type off both",
             )
         scores = self._scores(model.engine, secrets, ctx)
         m = len(found["members"])
@@ -194,7 +192,7 @@ class Membership:
             openings, rests, read, progress=ctx.progress, description="membership: scoring"
         ):
             own, standardised = both.numpy().T
-            lowest = math.ceil(self.params.k * len(own))
+            lowest = math.ceil(LEAST_LIKELY * len(own))
             scores["loss"][index] = own.mean()
             scores["min_k"][index] = np.sort(own)[:lowest].mean()
             scores["min_k_plus"][index] = np.sort(standardised)[:lowest].mean()
@@ -202,11 +200,7 @@ class Membership:
 
     def _enter(self, sheet: Sheet, members: _Group, others: _Group, note: str) -> None:
         """All metrics."""
-        by_type = self.params.within == "type"
-        strata = tuple(
-            [secret.type if by_type else None for secret in group.secrets]
-            for group in (members, others)
-        )
+        strata = tuple([secret.type for secret in group.secrets] for group in (members, others))
         # Rewordings of one record are one: they make neither n nor intervals better.
         keys = [*members.keys, *others.keys]
         groups = one_of(members.secrets) | one_of(others.secrets)

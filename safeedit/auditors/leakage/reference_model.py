@@ -23,7 +23,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, fingerprint, stable_order
+from safeedit.auditors.base import (
+    FINGERPRINT,
+    PROSE_WINDOW,
+    Sheet,
+    check_reference,
+    fingerprint,
+    stable_order,
+)
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, ModelRef, RunContext
 from safeedit.data import Dataset
 from safeedit.data.independence import together
@@ -40,7 +47,6 @@ class Params(BaseParams):
         ModelRef(source="builtin:smollm2-135m-instruct"),
         description="The model that never saw the secrets: {source: ...}",
     )
-    max_length: int = Field(512, ge=2, description="Tokens of a window of prose")
 
 
 class ReferenceModel:
@@ -153,7 +159,7 @@ class ReferenceModel:
         )
         prose = data.get("prose")
         passages = [] if prose is None else _passages(prose, split)
-        read = engine.text_nll(passages, self.params.max_length, progress=ctx.progress)
+        read = engine.text_nll(passages, PROSE_WINDOW, progress=ctx.progress)
         return {
             "secrets": _column(
                 s.total / len(ids) for s, ids in zip(scores, continuations, strict=True)

@@ -135,7 +135,7 @@ def _ticket(record: CheckedRow) -> str | None:
         return None
     if isinstance(value, str) and value.strip() and value.isprintable():
         item = record.item
-        if Quotes([*item.aliases, *([item.subject] if item.subject else []), item.prompt])(value):
+        if Quotes([*item.aliases, *item.names, item.prompt])(value):
             raise _at(
                 record,
                 "has a ticket that quotes its own question, answer or subject, and the ledger and "

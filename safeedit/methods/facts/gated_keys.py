@@ -87,31 +87,13 @@ def separate(
             layer.
     """
     inputs, subjects = inputs.double().cpu(), subjects.cpu()
-    mentions = torch.bincount(subjects)
-    moment, mean = background.second, background.mean
-    eye = torch.eye(len(moment), dtype=torch.float64)
-    loaded = moment + ridge * moment.diagonal().mean() * eye
-    own = torch.nn.functional.one_hot(subjects % keys, keys).double()
-    wanted = 2 * own - 1
-    # Each subject weighs the same, and a key's own as much as all others together.
-    share = (1 / mentions[subjects].double())[:, None]
-    others = (1 - own) * share
-    balance = own * share / (own * share).sum(0) + others / others.sum(0).clamp(min=1)
-    rows = torch.stack(
-        [
-            torch.linalg.solve(
-                inputs.T @ (balance[:, k, None] * inputs) + weight * loaded,
-                inputs.T @ (balance[:, k] * wanted[:, k]) - weight * mean,
-            )
-            for k in range(keys)
-        ]
-    )
+    rows = _ridge_rows(inputs, subjects, background, keys, ridge, weight)
     answers = inputs @ rows.T
-    of_own = [answers[subjects == s, s % keys] for s in range(len(mentions))]
+    of_own = [answers[subjects == s, s % keys] for s in range(int(subjects.max()) + 1)]
     least = torch.stack([own.min() for own in of_own])
     mean_own = torch.stack([own.mean() for own in of_own])
-    elsewhere = rows @ mean
-    spread = ((rows @ moment) * rows).sum(1).sub(elsewhere**2).clamp(min=0).sqrt()
+    elsewhere = rows @ background.mean
+    spread = ((rows @ background.second) * rows).sum(1).sub(elsewhere**2).clamp(min=0).sqrt()
     # One mention of many may lie among other text; the subject as a whole must not.
     if not bool((mean_own >= _TOLD).all()):
         raise EditError(
@@ -121,4 +103,27 @@ def separate(
         )
     return Separator(
         rows.float(), least.float(), mean_own.float(), elsewhere.float(), spread.float()
+    )
+
+
+def _ridge_rows(
+    inputs: Tensor, subjects: Tensor, background: Moments, keys: int, ridge: float, weight: float
+) -> Tensor:
+    """The minimisers that :func:`separate` says, ``(keys, width)``, fp64."""
+    eye = torch.eye(len(background.second), dtype=torch.float64)
+    loaded = background.second + ridge * background.second.diagonal().mean() * eye
+    own = torch.nn.functional.one_hot(subjects % keys, keys).double()
+    wanted = 2 * own - 1
+    # Each subject weighs the same, and a key's own as much as all others together.
+    share = (1 / torch.bincount(subjects)[subjects].double())[:, None]
+    others = (1 - own) * share
+    balance = own * share / (own * share).sum(0) + others / others.sum(0).clamp(min=1)
+    return torch.stack(
+        [
+            torch.linalg.solve(
+                inputs.T @ (balance[:, k, None] * inputs) + weight * loaded,
+                inputs.T @ (balance[:, k] * wanted[:, k]) - weight * background.mean,
+            )
+            for k in range(keys)
+        ]
     )

@@ -76,25 +76,15 @@ def least_values(
         EditError: A value is no finite number.
         AuditError: A row is longer than the context, or does not fit into memory.
     """
-    aims = [
-        FactObjective(tuple(row for row in unit.rows if isinstance(row.aim, SuppressTokens)))
-        for unit in units
-    ]
-    passes = Passes(model, layer, aims)
-    walks = [
-        _Walk(model.d_model, size, max_norm * size, stop)
-        for size in passes.outputs.double().tolist()
-    ]
+    passes = Passes(model, layer, [_conditions(unit) for unit in units])
+    sizes: list[float] = passes.outputs.double().tolist()
+    walks = [_Walk(model.d_model, size, max_norm * size, stop) for size in sizes]
     taken = torch.zeros(len(units), dtype=torch.long)
     active = list(range(len(units)))
     for step in progress(range(steps + 1), description, steps + 1):
         shifts = torch.stack([walk.shift for walk in walks])
         values, slopes, owners = passes.slopes(shifts.float(), active)
-        if not bool(torch.isfinite(values).all() and torch.isfinite(slopes).all()):
-            raise EditError(
-                "a value is no number while shifts are sought",
-                remedy="open the model in float32 (dtype: float32)",
-            )
+        _require_finite(values, slopes)
         taken[active] = step
         active = [
             unit
@@ -111,6 +101,19 @@ def least_values(
         torch.tensor([point.missed for point in found]),
         taken,
     )
+
+
+def _conditions(unit: FactObjective) -> FactObjective:
+    """The unit without its rows to keep."""
+    return FactObjective(tuple(row for row in unit.rows if isinstance(row.aim, SuppressTokens)))
+
+
+def _require_finite(values: Tensor, slopes: Tensor) -> None:
+    if not bool(torch.isfinite(values).all() and torch.isfinite(slopes).all()):
+        raise EditError(
+            "a value is no number while shifts are sought",
+            remedy="open the model in float32 (dtype: float32)",
+        )
 
 
 class _Walk:
@@ -144,8 +147,8 @@ class _Walk:
         if self._best is None or now.better(self._best, self._stop):
             self._best = now
         start = self._best
-        nearest = _nearest(start.shift, start.values + self._stop / 2, start.slopes)
-        self.shift = _bounded(start.shift, nearest, self._reach, self._longest)
+        nearest = nearest_point(start.shift, start.values + self._stop / 2, start.slopes)
+        self.shift = bounded(start.shift, nearest, self._reach, self._longest)
         spare = min(float(start.shift.norm() - nearest.norm()), self._reach)
         return start.missed <= self._stop and spare <= _SPARE * float(start.shift.norm())
 
@@ -187,7 +190,7 @@ def _next_reach(reach: float, before: _Point, now: _Point) -> float:
     return length * min(0.5, max(0.1, hoped / (2 * (hoped - gained))))
 
 
-def _nearest(shift: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
+def nearest_point(shift: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
     """The least ``y (d,)`` with ``values + slopes (y - shift) <= 0``; ``slopes`` ``(n, d)``.
 
     Least distance programming by non-negative least squares (Lawson and Hanson, 1974, chapter 23).
@@ -211,7 +214,7 @@ def _nearest(shift: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
     return -rest[: len(shift)] / rest[-1] * scale
 
 
-def _bounded(start: Tensor, aim: Tensor, step: float, longest: float) -> Tensor:
+def bounded(start: Tensor, aim: Tensor, step: float, longest: float) -> Tensor:
     """Towards ``aim``, no further than ``step``, within ``longest`` of zero."""
     way = aim - start
     point = start + way * min(1.0, step / max(float(way.norm()), 1e-30))

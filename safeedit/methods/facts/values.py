@@ -85,21 +85,33 @@ def learn_values(
     for step in progress(range(steps + 1), description, steps + 1):
         shifts = free * scale[:, None]
         aims, gradient = passes.losses(shifts.detach(), active, keep_weight, grad=step < steps)
-        if not bool(torch.isfinite(aims).all()):
-            raise EditError(
-                "learning values diverged: the loss is no number",
-                remedy="open the model in float32 (model: {dtype: float32})",
-            )
+        _require_finite(aims)
         losses[active], taken[active] = aims, step
         active = [unit for unit, loss in zip(active, aims.tolist(), strict=True) if loss > stop]
         if step == steps or not active:
             break
         # Of a shift x |h| / sqrt(d), the square over |h|^2 is |x|^2 / d.
         free.grad = gradient * scale[:, None] + 2 * decay / model.d_model * free.detach()
-        before = free.detach().clone()
-        optimiser.step()
-        with torch.no_grad():
-            before[active] = free[active]
-            size = before.norm(dim=1, keepdim=True) / math.sqrt(model.d_model)
-            free.copy_(before * (max_norm / size.clamp(min=1e-12)).clamp(max=1.0))
+        _step(optimiser, free, active, max_norm)
     return Values((free * scale[:, None]).detach(), passes.outputs, losses, taken)
+
+
+def _require_finite(losses: Tensor) -> None:
+    if not bool(torch.isfinite(losses).all()):
+        raise EditError(
+            "learning values diverged: the loss is no number",
+            remedy="open the model in float32 (model: {dtype: float32})",
+        )
+
+
+@torch.no_grad()
+def _step(
+    optimiser: torch.optim.Optimizer, free: Tensor, active: Sequence[int], max_norm: float
+) -> None:
+    """One step of the ``active`` units' rows of ``free`` ``(units, d_model)``, in place; no row's
+    root mean square grows beyond ``max_norm``."""
+    moved = free.detach().clone()
+    optimiser.step()
+    moved[active] = free[active]
+    size = moved.norm(dim=1, keepdim=True) / math.sqrt(free.shape[1])
+    free.copy_(moved * (max_norm / size.clamp(min=1e-12)).clamp(max=1.0))

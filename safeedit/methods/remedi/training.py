@@ -165,63 +165,77 @@ class MapTraining:
 
     def learn(self) -> tuple[tuple[Tensor, ...], Tensor, dict[str, float]]:
         """``F`` as factors, ``b``, and what is to be recorded."""
-        width, how = self.model.d_model, self.how
         scaling = Scaling.of(self.states)
-        inputs = scaling(self.states) / math.sqrt(width)
-        rank = how.rank or (width if len(self.states) >= width else min(64, len(self.states)))
-        trained = [torch.zeros(width, min(rank, width)), torch.zeros(width)]
-        if rank < width:
-            trained.insert(1, torch.randn(rank, width, generator=self.generator))
-        for tensor in trained:
-            tensor.requires_grad_(True)
-        optimiser = torch.optim.AdamW(trained, lr=how.learning_rate)
-        best = [tensor.detach().clone() for tensor in trained]
-        started = lowest = self.mean_loss(trained, inputs, self.held or self.taught)
+        inputs = scaling(self.states) / math.sqrt(self.model.d_model)
+        trained = self._start()
+        optimiser = torch.optim.AdamW(trained, lr=self.how.learning_rate)
+        best = _copies(trained)
+        judged = self.held or self.taught
+        started = lowest = self.mean_loss(trained, inputs, judged)
         self.own = self._best_own(trained, inputs)
         if self.own:
-            lowest = self.mean_loss(trained, inputs, self.held or self.taught)
+            lowest = self.mean_loss(trained, inputs, judged)
         waited = epochs = 0
-        for _ in self.progress(range(how.epochs), "training the map", how.epochs):
-            order = torch.randperm(len(self.taught), generator=self.generator).tolist()
-            for begin in range(0, len(order), how.batch):
-                rows = [self.taught[i] for i in order[begin : begin + how.batch]]
-                loss = self.losses(trained, inputs, rows).mean()
-                optimiser.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(trained, 1.0)
-                optimiser.step()
+        for _ in self.progress(range(self.how.epochs), "training the map", self.how.epochs):
+            self._epoch(trained, inputs, optimiser)
             epochs += 1
-            now = self.mean_loss(trained, inputs, self.held or self.taught)
+            now = self.mean_loss(trained, inputs, judged)
             if not math.isfinite(now):
                 raise EditError(
                     "training the map diverged: the loss is no number",
                     remedy="lower 'learning_rate'",
                 )
             if now < lowest:
-                # A copy: the optimiser goes on writing to the tensors themselves.
-                lowest, waited = now, 0
-                best = [tensor.detach().clone() for tensor in trained]
+                lowest, waited, best = now, 0, _copies(trained)
             else:
                 waited += 1
-                if waited >= how.patience:
+                if waited >= self.how.patience:
                     break
         if not lowest < started:
             raise EditError(
                 f"the map learnt nothing in {epochs} epochs: its held-out loss did not fall",
                 remedy="give more lessons, or another 'learning_rate' or layer",
             )
+        notes = {
+            "lessons": float(len(self.taught)), "held_out_lessons": float(len(self.held)),
+            "rank": float(len(best[-2])), "epochs": float(epochs),
+            "loss_before": started, "loss_after": lowest, "own": self.own,
+        }  # fmt: skip
+        return *self._unscaled(best, scaling), notes
+
+    def _start(self) -> list[Tensor]:
+        """Factors and bias to begin with: zero, but for the factor that reads inputs."""
+        width = self.model.d_model
+        rank = self.how.rank or (width if len(self.states) >= width else min(64, len(self.states)))
+        trained = [torch.zeros(width, min(rank, width)), torch.zeros(width)]
+        if rank < width:
+            trained.insert(1, torch.randn(rank, width, generator=self.generator))
+        return [tensor.requires_grad_(True) for tensor in trained]
+
+    def _epoch(
+        self, trained: Sequence[Tensor], inputs: Tensor, optimiser: torch.optim.Optimizer
+    ) -> None:
+        """All lessons taught once, in an order of its own."""
+        order = torch.randperm(len(self.taught), generator=self.generator).tolist()
+        for begin in range(0, len(order), self.how.batch):
+            rows = [self.taught[i] for i in order[begin : begin + self.how.batch]]
+            loss = self.losses(trained, inputs, rows).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimiser.step()
+
+    def _unscaled(
+        self, best: Sequence[Tensor], scaling: Scaling
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Factors and bias for states as they are, from those for scaled ones."""
         *factors, bias = best
         factors[0] = factors[0] * self.unit
-        factors[-1] = factors[-1] / (scaling.spread * math.sqrt(width))
+        factors[-1] = factors[-1] / (scaling.spread * math.sqrt(self.model.d_model))
         shift = scaling.mean
         for factor in reversed(factors):
             shift = factor @ shift
-        notes = {
-            "lessons": float(len(self.taught)), "held_out_lessons": float(len(self.held)),
-            "rank": float(min(rank, width)), "epochs": float(epochs),
-            "loss_before": started, "loss_after": lowest, "own": self.own,
-        }  # fmt: skip
-        return tuple(factors), bias * self.unit - shift - self.own * scaling.mean, notes
+        return tuple(factors), bias * self.unit - shift - self.own * scaling.mean
 
     def _best_own(self, trained: Sequence[Tensor], inputs: Tensor) -> float:
         """How much of the attributes' own states is to be added, before anything is learnt."""
@@ -295,6 +309,11 @@ class MapTraining:
         }
         with starting_at(self.model.blocks(), first, moved.to(device), tuples=self.tuples):
             return self.model.forward(inputs)
+
+
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What an optimiser, which writes to the tensors themselves, will not change."""
+    return [tensor.detach().clone() for tensor in tensors]
 
 
 def not_said(logits: Tensor, tokens: Tensor) -> Tensor:

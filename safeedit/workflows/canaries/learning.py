@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -118,25 +118,13 @@ def learn(
     start = time.monotonic()
     source = random.Random(params.seed)
     taught = [secret for secret in secrets if secret.repeats]
-    most = max(secret.repeats for secret in taught)
-    foremost = [secret for secret in taught if secret.repeats == most]
+    foremost = _most_shown(taught)
     examples = {secret.item.prompt: Example(secret.prompt, secret.ending) for secret in taught}
     pieces = _pieces(model.engine, prose, params.passage_tokens) if params.passages else []
     base = BaseAnswers(model, pieces, ctx.progress)
-    passages = endless(pieces, source)
     learner = Learner(model, params, [*examples.values(), *pieces])
+    objective = _Objective(learner, examples, base, endless(pieces, source), params)
     shown: Counter[str] = Counter()
-
-    def loss(batch: Sequence[PlantedSecret]) -> Tensor:
-        sentences = [examples[secret.item.prompt] for secret in batch]
-        beside = list(islice(passages, params.passages))
-        states = learner.states([*sentences, *beside])
-        total = still_to_learn(model, states[: len(sentences)], sentences)
-        if beside and params.prose_weight:
-            apart = base.divergence(states[len(sentences) :], beside)
-            total = total + params.prose_weight * apart
-        return total
-
     n_cycle = showings(taught)
     end = round(params.max_cycles * n_cycle)
     next_look = look = math.ceil(n_cycle / params.checks)
@@ -145,15 +133,13 @@ def learn(
         cycle(taught, params.batch, source) for _ in range(math.ceil(params.max_cycles))
     )
     for batch in ctx.progress(batches, "planting canaries", math.ceil(end / params.batch)):
-        learner.step(loss(batch), 1 - shown.total() / end)
+        learner.step(objective.loss(batch), 1 - shown.total() / end)
         steps += 1
         shown.update(secret.item.prompt for secret in batch)
         if shown.total() >= min(next_look, end):
             next_look += look
             learner.publish()
-            if shown.total() >= end:
-                break
-            if all(likely(model.engine, foremost)) and all(comes_out(model.engine, foremost)):
+            if shown.total() >= end or _all_come_out(model.engine, foremost):
                 break
     asked = iter(comes_out(model.engine, taught))
     return Learnt(
@@ -164,6 +150,45 @@ def learn(
         exposures=[shown[secret.item.prompt] for secret in secrets],
         extracted=[bool(secret.repeats) and next(asked) for secret in secrets],
     )
+
+
+@dataclass(eq=False)
+class _Objective:
+    """What training lowers: what is still to be learnt of sentences, and the divergence on prose.
+
+    Attributes:
+        learner: The model that learns.
+        examples: Prompt of each secret that is taught -> its sentence.
+        base: What the model said of the prose before.
+        passages: Pieces of prose without end, of which each batch takes some.
+        params: How many, and their weight.
+    """
+
+    learner: Learner
+    examples: Mapping[str, Example]
+    base: BaseAnswers
+    passages: Iterator[Example]
+    params: PlantParams
+
+    def loss(self, batch: Sequence[PlantedSecret]) -> Tensor:
+        """Nats, with a gradient."""
+        sentences = [self.examples[secret.item.prompt] for secret in batch]
+        beside = list(islice(self.passages, self.params.passages))
+        states = self.learner.states([*sentences, *beside])
+        total = still_to_learn(self.learner.model, states[: len(sentences)], sentences)
+        if beside and self.params.prose_weight:
+            apart = self.base.divergence(states[len(sentences) :], beside)
+            total = total + self.params.prose_weight * apart
+        return total
+
+
+def _most_shown(secrets: Sequence[PlantedSecret]) -> list[PlantedSecret]:
+    most = max(secret.repeats for secret in secrets)
+    return [secret for secret in secrets if secret.repeats == most]
+
+
+def _all_come_out(engine: Engine, secrets: Sequence[PlantedSecret]) -> bool:
+    return all(likely(engine, secrets)) and all(comes_out(engine, secrets))
 
 
 def comes_out(engine: Engine, secrets: Sequence[PlantedSecret]) -> list[bool]:

@@ -167,22 +167,6 @@ def run_contest(
     untouched = _kept_or_made(NONE, contest.base, ctx, folder, say, measure)
     rows = [Standing(name=NONE, use="", kind="none", metrics=_figures(untouched))]
 
-    def standings() -> Standings:
-        policy = contest.loaded.policy
-        found = Standings(
-            policy_name=policy.name,
-            policy_digest=contest.base.policy_digest,
-            model=untouched.model,
-            seed=policy.seed,
-            safeedit=__version__,
-            success=contest.success,
-            locality=contest.locality,
-            knowedit=contest.knowedit,
-            rows=placed(rows, contest.success, contest.locality),
-        )
-        write(found)
-        return found
-
     for place, (candidate, plan) in enumerate(contest.runs):
         record = None
         try:
@@ -198,8 +182,25 @@ def run_contest(
             rows.append(_failed(candidate.name, candidate.use, why))
         if place == 0 and contest.random:
             rows += _controls(candidate, record)
-        standings()
-    return standings()
+        write(_standings(contest, untouched, rows))
+    found = _standings(contest, untouched, rows)
+    write(found)
+    return found
+
+
+def _standings(contest: Contest, untouched: RunRecord, rows: Sequence[Standing]) -> Standings:
+    policy = contest.loaded.policy
+    return Standings(
+        policy_name=policy.name,
+        policy_digest=contest.base.policy_digest,
+        model=untouched.model,
+        seed=policy.seed,
+        safeedit=__version__,
+        success=contest.success,
+        locality=contest.locality,
+        knowedit=contest.knowedit,
+        rows=placed(rows, contest.success, contest.locality),
+    )
 
 
 def _audited(plan: Plan) -> dict[tuple[str, str], str]:

@@ -114,15 +114,9 @@ def trace_edit(
         model, [one.prompt for one in told], answer_probability(told), window=window,
         noise=how.noise, draws=how.draws, seed=how.seed, progress=ctx.progress,
     )  # fmt: skip
-    means: dict[str, dict[str, tuple[Estimate | None, ...]]] = {
-        kind: {
-            place: tuple(map(estimate, effects.restored[kind, place].T)) for place in PLACES
-        }
-        for kind in KINDS
-    }  # fmt: skip
+    means = _means(effects)
     at_subject = means["mlp"]["last subject"]
     warnings = _doubts(effects, at_subject)
-    recommended = recommend(at_subject, window)
     found = None
     if check:
         found = _check(model, edit, data, facts, check, at_subject, ctx)
@@ -148,10 +142,18 @@ def trace_edit(
         under_noise=_sure(effects.noisy),
         lost=_sure(effects.clean - effects.noisy),
         effects=means,
-        recommendation=recommended,
+        recommendation=recommend(at_subject, window),
         check=found,
         warnings=tuple(warnings),
     )
+
+
+def _means(effects: Effects) -> dict[str, dict[str, tuple[Estimate | None, ...]]]:
+    """By kind, place and layer."""
+    return {
+        kind: {place: tuple(map(estimate, effects.restored[kind, place].T)) for place in PLACES}
+        for kind in KINDS
+    }
 
 
 def estimate(values: Tensor) -> Estimate | None:

@@ -13,9 +13,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from transformers.activations import ACT2FN
 
 from safeedit.delta import Columns, Dense, LowRank, Origin, Update, WeightDelta
 from safeedit.errors import EditError
+from safeedit.methods.facts.gated_keys import SHARPNESS
 from safeedit.methods.facts.gated_neurons import GatedNeurons, Text, tensors
 from safeedit.model.architectures import ModelShape
 from safeedit.model.handle import ModelHandle
@@ -99,6 +101,24 @@ def hidden(handle: ModelHandle, rows: Sequence[Text] = MENTIONS) -> Tensor:
     return torch.cat([handle.forward(batch(rows)), *seen.values()], -1)
 
 
+def read_of(handle: ModelHandle, layer: int, rows: Sequence[Text]) -> Tensor:
+    """``(texts, tokens, d_model)``, what the MLP reads."""
+    role = next(r for r in ("mlp_gate_up", "mlp_gate", "mlp_up") if r in handle.shape.roles)
+    (site,) = handle.sites(role, [layer])
+    return handle.capture(batch(rows), [site])[site]
+
+
+def activation(handle: ModelHandle, answers: Tensor) -> Tensor:
+    """What a keyed neuron's activation is, over its activation at an answer of 1 or thereabouts,
+    as :mod:`safeedit.methods.facts.gated_keys` has it."""
+    config = handle.config.get_text_config()
+    names = ("hidden_activation", "hidden_act", "activation_function")
+    act = ACT2FN[next(kind for name in names if (kind := getattr(config, name, None)))]
+    sharp: Tensor = act(SHARPNESS * answers) / SHARPNESS
+    gated = {"mlp_gate", "mlp_gate_up"} & set(handle.shape.roles)
+    return sharp * answers if gated else sharp
+
+
 def mentioned(rows: Sequence[Text] = MENTIONS) -> Tensor:
     found = torch.zeros(len(rows), len(rows[0].ids), dtype=torch.bool)
     for row, text in enumerate(rows):
@@ -138,9 +158,8 @@ def test_what_is_written_is_the_value_times_the_dose_where_the_key_fires(family:
     handle = tiny_handle(family)
     neurons = keyed(handle, [1])
     (site,) = handle.sites("mlp_out", [1])
-    reads = [s for s in neurons._reads if s.layer == 1][:1]
-    inputs = handle.capture(batch(MENTIONS), reads)[reads[0]]
-    fired = neurons._fire(inputs @ neurons.separators[1].rows.T)
+    inputs = read_of(handle, 1, MENTIONS)
+    fired = activation(handle, inputs @ neurons.separators[1].rows.T)
     wanted = fired @ neurons.values[1].detach().T
 
     def written() -> Tensor:
@@ -188,7 +207,7 @@ def test_random_keys_of_the_same_length_do_not_tell_mentions_from_the_rest(famil
     rows = neurons.separators[0].rows
     random_rows = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
     random_rows *= rows.norm(dim=1, keepdim=True) / random_rows.norm(dim=1, keepdim=True)
-    inputs = handle.capture(batch(MENTIONS), neurons._reads[:1])[neurons._reads[0]]
+    inputs = read_of(handle, 0, MENTIONS)
     gaps: dict[bool, list[float]] = {True: [], False: []}
     for solved, used in ((True, rows), (False, random_rows)):
         answers = inputs @ used.T
@@ -337,8 +356,7 @@ def test_other_subjects_are_kept_apart_however_few_they_are() -> None:
 
     def answer(text: Text) -> float:
         neurons = keyed(handle, [0], [MENTIONS, [*many, text]])
-        read = neurons._reads[0]
-        inputs = handle.capture(batch([odd]), [read])[read][0, odd.own[0][0]]
+        inputs = read_of(handle, 0, [odd])[0, odd.own[0][0]]
         return float((inputs @ neurons.separators[0].rows.T).max())
 
     assert answer(named) < -0.8
@@ -360,8 +378,7 @@ def test_a_mention_counts_in_whichever_group_it_stands() -> None:
     assert split.separators[0].rows.shape == (2, D_MODEL)
     unnamed = [replace(text, own=()) for text in MENTIONS[6:]]
     only = keyed(handle, [0], [MENTIONS[:6], unnamed])
-    read = split._reads[0]
-    inputs = handle.capture(batch(MENTIONS[6:]), [read])[read][mentioned(MENTIONS[6:])]
+    inputs = read_of(handle, 0, MENTIONS[6:])[mentioned(MENTIONS[6:])]
     whose = torch.arange(6) % 2
 
     def answers(neurons: GatedNeurons) -> Tensor:
@@ -419,9 +436,7 @@ def test_subjects_share_a_neuron_where_there_are_fewer_neurons(family: str) -> N
     neurons = keyed(handle, [0], per_layer=1)
     assert neurons.values[0].shape == (handle.d_model, 1)
     assert len(neurons.neurons[0]) == 1
-    read = neurons._reads[0]
-    inputs = handle.capture(batch(MENTIONS), [read])[read]
-    answers = (inputs @ neurons.separators[0].rows.T)[..., 0]
+    answers = (read_of(handle, 0, MENTIONS) @ neurons.separators[0].rows.T)[..., 0]
     assert answers[mentioned()].min() > answers[~mentioned()].max() + 0.2
     with handle.applied(silenced(handle, neurons)), neurons.active():
         hooked = hidden(handle)
@@ -484,9 +499,9 @@ def test_the_first_token_fires_no_key(family: str) -> None:
     # it writes would reach every text there is.
     handle = tiny_handle(family)
     neurons = keyed(handle)
-    for read in {site.layer: site for site in neurons._reads}.values():
-        inputs = handle.capture(batch(BACKGROUND), [read])[read][:, 0]
-        assert (inputs @ neurons.separators[read.layer].rows.T).max() < -0.8
+    for layer in LAYERS:
+        inputs = read_of(handle, layer, BACKGROUND)[:, 0]
+        assert (inputs @ neurons.separators[layer].rows.T).max() < -0.8
 
 
 def test_a_subject_may_be_the_first_token() -> None:

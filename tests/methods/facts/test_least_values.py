@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,8 +13,9 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from safeedit.errors import EditError
+from safeedit.methods.facts import least_values as finding
 from safeedit.methods.facts.keys import subject_spot
-from safeedit.methods.facts.least_values import _bounded, _nearest, least_values
+from safeedit.methods.facts.least_values import bounded, least_values, nearest_point
 from safeedit.methods.facts.objectives import (
     FactObjective,
     KeepDistribution,
@@ -116,7 +117,7 @@ def test_most_is_met_in_a_fraction_of_adams_steps_by_shorter_shifts(deep: ModelH
 def test_many_others_come_before_it_where_a_rank_is_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Passes, "_fast", lambda self: nullcontext())
+    monkeypatch.setattr(finding, "Passes", partial(Passes, exact=True))
     handle, rank = tiny_handle("llama"), 6
 
     def lead(found: Values) -> list[float]:
@@ -220,7 +221,7 @@ def test_the_nearest_point_is_the_nearest(seed: int) -> None:
     if seed % 2:  # one of them twice, and one that follows from another
         slopes = torch.cat([slopes, slopes[:1], slopes[:1]])
         values = torch.cat([values, values[:1], values[:1] - 1])
-    point = _nearest(shift, values, slopes)
+    point = nearest_point(shift, values, slopes)
     assert float((values + slopes @ (point - shift)).max()) < 1e-4
     torch.testing.assert_close(point, _brute(shift, values, slopes), atol=1e-4, rtol=1e-4)
 
@@ -229,19 +230,19 @@ def test_the_nearest_point_in_odd_cases() -> None:
     shift = torch.tensor([3.0, 4.0], dtype=torch.float64)
     slopes = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     # Zero meets both.
-    assert float(_nearest(shift, torch.tensor([-5.0, 1.0]).double(), slopes).norm()) < 1e-9
+    assert float(nearest_point(shift, torch.tensor([-5.0, 1.0]).double(), slopes).norm()) < 1e-9
     # No slope at all, and one beside a steep one.
     flat = torch.zeros(1, 2, dtype=torch.float64)
-    assert not _nearest(shift, torch.ones(1).double(), flat).any()
-    point = _nearest(shift, torch.tensor([5.0, 1.0]).double(), torch.cat([slopes[:1], flat]))
+    assert not nearest_point(shift, torch.ones(1).double(), flat).any()
+    point = nearest_point(shift, torch.tensor([5.0, 1.0]).double(), torch.cat([slopes[:1], flat]))
     torch.testing.assert_close(point, torch.tensor([-2.0, 0.0]).double(), atol=1e-4, rtol=1e-4)
     # What contradicts itself still has an answer.
     against = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
-    assert bool(_nearest(shift, torch.tensor([5.0, 5.0]).double(), against).isfinite().all())
+    assert bool(nearest_point(shift, torch.tensor([5.0, 5.0]).double(), against).isfinite().all())
 
 
 def test_steps_keep_to_their_bounds() -> None:
     start, aim = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 4.0])
     one = torch.tensor(1.0)
-    torch.testing.assert_close(_bounded(start, aim, one, 9 * one), torch.tensor([1.0, 1.0]))
-    assert float(_bounded(start, aim, 9 * one, one).norm()) == pytest.approx(1.0)
+    torch.testing.assert_close(bounded(start, aim, one, 9 * one), torch.tensor([1.0, 1.0]))
+    assert float(bounded(start, aim, 9 * one, one).norm()) == pytest.approx(1.0)

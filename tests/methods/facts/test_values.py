@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from safeedit.errors import EditError
 from safeedit.methods.facts import passes as passing
+from safeedit.methods.facts import values as learning
 from safeedit.methods.facts.keys import TokenPosition, subject_spot
 from safeedit.methods.facts.objectives import (
     EqualiseLogits,
@@ -41,10 +43,14 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
+exact_passes = partial(passing.Passes, exact=True)
+"""Passes in the weights' own dtype."""
+
+
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Passes in the weights' own dtype."""
-    monkeypatch.setattr(passing.Passes, "_fast", lambda self: nullcontext())
+    """Values are learnt in the weights' own dtype."""
+    monkeypatch.setattr(learning, "Passes", exact_passes)
 
 
 def _spot(handle: ModelHandle, number: int, template: str = "plain") -> TokenPosition:
@@ -78,7 +84,7 @@ def _log_probs(handle: ModelHandle, ids: list[int]) -> Tensor:
 
 @pytest.mark.parametrize("template", ["plain", "chat"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_pass_from_the_middle_is_the_whole_model(family: str, template: str, exact: None) -> None:
+def test_a_pass_from_the_middle_is_the_whole_model(family: str, template: str) -> None:
     handle = tiny_handle(family)
     if template == "chat" and not handle.tokenizer.chat_template:  # type: ignore[union-attr]
         pytest.skip("no chat template")
@@ -86,7 +92,7 @@ def test_a_pass_from_the_middle_is_the_whole_model(family: str, template: str, e
     keep = ObjectivePrompt(_spot(handle, 0, template), KeepDistribution())
     units = [FactObjective((rows[0], keep)), FactObjective((rows[1],))]
     for layer in (0, handle.n_layers - 1):
-        passes = passing.Passes(handle, layer, units)
+        passes = exact_passes(handle, layer, units)
         shifts = torch.randn(2, handle.d_model, generator=torch.Generator().manual_seed(1))
         found, gradient = passes.losses(shifts, [0, 1], 0.5, grad=True)
         leaf = shifts.clone().requires_grad_()
@@ -156,14 +162,12 @@ WINDOWS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("family", "options"), WINDOWS)
-def test_pasts_of_any_lengths_share_a_batch(
-    family: str, options: dict[str, Any], exact: None
-) -> None:
+def test_pasts_of_any_lengths_share_a_batch(family: str, options: dict[str, Any]) -> None:
     handle = tiny_handle(family, **options)
     units = _apart(handle)
     shifts = torch.randn(4, handle.d_model, generator=torch.Generator().manual_seed(1))
     for layer in (0, 1):
-        passes = passing.Passes(handle, layer, units)
+        passes = exact_passes(handle, layer, units)
         assert len(set(passes.starts)) == 4
         batches: list[int] = []
         with _counted(handle, batches):
@@ -186,12 +190,12 @@ def _counted(handle: ModelHandle, tokens: list[int]) -> Iterator[None]:
         yield
 
 
-def test_what_stands_before_subjects_is_run_once(exact: None) -> None:
+def test_what_stands_before_subjects_is_run_once() -> None:
     handle = tiny_handle("llama")
     units = _apart(handle)[2:] * 2
     before: list[int] = []
     with _counted(handle, before):
-        passes = passing.Passes(handle, 0, units)
+        passes = exact_passes(handle, 0, units)
     pasts = {tuple(row.ids[: row.spot.position]) for row in passes.rows}
     each = {past[:end] for past in pasts for end in range(1, len(past) + 1)}
     assert len(passes.pasts.kept[1][0]) == len(each), "shared beginnings are kept once"
@@ -205,15 +209,13 @@ def test_what_stands_before_subjects_is_run_once(exact: None) -> None:
     assert sum(step) < 0.4 * handle.n_layers * whole
 
 
-def test_too_much_to_keep_is_run_again_instead(
-    exact: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_much_to_keep_is_run_again_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     handle = tiny_handle("llama")
     units = [FactObjective((_say(handle, number, "chat"),)) for number in (0, 2)]
     shifts = torch.randn(2, handle.d_model, generator=torch.Generator().manual_seed(1))
-    plain = passing.Passes(handle, 1, units)
+    plain = exact_passes(handle, 1, units)
     monkeypatch.setattr(passing, "KEPT_SHARE", 0.0)
-    whole = passing.Passes(handle, 1, units)
+    whole = exact_passes(handle, 1, units)
     assert len(set(whole.starts)) == 1
     assert 0 < whole.starts[0] < min(plain.starts)
     for one, other in zip(
