@@ -207,7 +207,9 @@ class _Training:
             self._begin(rate)
         with self._trained() as parameters:
             if self._optimiser is None:
-                self._optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+                self._optimiser = torch.optim.AdamW(
+                    parameters, lr=rate, weight_decay=0.0, fused=self.model.device.type != "mps"
+                )
             self._train(parameters, self._optimiser, rate, steps)
         turned = self.model.shape.transposed
         return {

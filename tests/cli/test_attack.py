@@ -29,7 +29,8 @@ def edited(place: Workplace) -> str:
 
 def test_it_attacks_both_models_and_exports_nothing(place: Workplace) -> None:
     policy, theirs = place.policy(attacks=[PROD], gates=[SMALL_DRIFT, GATE]), edited(place)
-    ran = place.run("attack", theirs, "--policy", policy, "--json")
+    reports = place.folder / "reports"
+    ran = place.run("attack", theirs, "--policy", policy, "--report", reports, "--json")
     assert ran.exit_code == 0, ran.stderr
     record = RunRecord.model_validate(json.loads(ran.stdout))
     assert record.command == "attack"
@@ -44,12 +45,15 @@ def test_it_attacks_both_models_and_exports_nothing(place: Workplace) -> None:
     assert drift.before is not None
     assert (drift.before.value, drift.after.value) != (0.0, 0.0)
     assert not place.target.exists()
-    assert (place.folder / "out" / "trial.attack" / "report.json").exists()
+    assert (reports / "report.json").exists()
 
 
 def test_a_gate_that_fails_under_an_attack_gives_1(place: Workplace) -> None:
     policy = place.policy(attacks=[PROD], gates=[{**GATE, "max": 0.0}])
-    assert place.run("attack", edited(place), "--policy", policy).exit_code == 1
+    ran = place.run(
+        "attack", edited(place), "--policy", policy, "--report", place.folder / "reports"
+    )
+    assert ran.exit_code == 1
 
 
 def test_a_policy_without_attacks_is_refused(place: Workplace) -> None:
@@ -67,7 +71,7 @@ def test_a_checkpoint_that_is_not_there_is_refused(place: Workplace) -> None:
 
 def test_audit_leaves_attacks_and_gates_under_them_aside(place: Workplace) -> None:
     policy = place.policy(attacks=[PROD], gates=[SMALL_DRIFT, GATE])
-    ran = place.run("audit", policy, "--json")
+    ran = place.run("audit", policy, "--report", place.folder / "reports", "--json")
     assert ran.exit_code == 0, ran.stderr
     record = RunRecord.model_validate(json.loads(ran.stdout))
     assert not record.attacks
