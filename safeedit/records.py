@@ -17,10 +17,6 @@ SCHEMA_VERSION = 1
 Direction = Literal["lower", "higher"]
 Status = Literal["pass", "fail", "inconclusive"]
 Split = Literal["fit", "validation", "test"]
-GateKind = Literal["min", "max", "max_increase", "max_decrease", "min_increase", "min_decrease"]
-GATE_KINDS: tuple[GateKind, ...] = get_args(GateKind)
-"""Conditions that a gate may set, exactly one of them; :mod:`safeedit.policy.gate` says what each
-means."""
 PassingSide = Literal["below", "above"]
 """The side of its bound on which a gate passes."""
 
@@ -203,7 +199,9 @@ class Verdict(Record):
     """Id of the attack under which the metric was measured; empty for the model as it is."""
     condition: str
     """The gate as the policy wrote it, e.g. ``max 0.02 at confidence 0.95``."""
-    kind: GateKind
+    kind: str
+    """The condition that the gate sets, e.g. ``max_increase``; :mod:`safeedit.policy.gate` says
+    what each means, the next two fields what this one does."""
     of_change: bool
     """Whether the gate looks at the metric's change rather than its value after the edits."""
     passes: PassingSide

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from click.testing import CliRunner, Result
 from torch import Tensor
 
+from safeedit import code
 from safeedit.cli.main import main
 from safeedit.methods.covariance import Moments
 from safeedit.model.handle import ModelHandle
@@ -34,6 +36,20 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("SAFEEDIT_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def changed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Give a module another source, as far as digests of code see."""
+    real = code.source_of
+
+    def change(name: str) -> None:
+        def source(asked: str) -> bytes:
+            return real(asked) + b"# changed" if asked == name else real(asked)
+
+        monkeypatch.setattr(code, "source_of", source)
+
+    return change
 
 
 @pytest.fixture

@@ -9,26 +9,17 @@ the commands, so that ``--help`` and ``--version`` answer at once.
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import warnings
+from collections.abc import Iterator
 
 import click
 
-from safeedit import __version__
+from safeedit import __version__, cli
 from safeedit.cli.boundary import Boundary
-from safeedit.cli.canary import canary
-from safeedit.cli.checkpoints import diff, revert, verify
-from safeedit.cli.compare import compare
-from safeedit.cli.ledger import ledger
-from safeedit.cli.listing import list_
-from safeedit.cli.policies import plan, validate
-from safeedit.cli.remedi import remedi
-from safeedit.cli.reports import report, schema
-from safeedit.cli.runs import apply, attack, audit
-from safeedit.cli.scorer import scorer
 from safeedit.cli.screen import Screen
-from safeedit.cli.start import init
-from safeedit.cli.trace import trace
 
 _DEBUG = (
     "SAFEEDIT_DEBUG is set: where something fails, the traceback on this screen may quote the "
@@ -53,24 +44,20 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
     context.obj = Screen(quiet, verbose)
 
 
-for command in (
-    *(
-        apply,
-        attack,
-        audit,
-        canary,
-        compare,
-        diff,
-        init,
-        ledger,
-        list_,
-        plan,
-        remedi,
-        report,
-        revert,
-    ),
-    *(schema, scorer, trace, validate, verify),
-):
+def commands() -> Iterator[click.Command]:
+    """Every command that a module of this folder defines, but for those of a group, which the
+    group has already."""
+    for module in pkgutil.iter_modules(cli.__path__):
+        if module.name == "main":
+            continue
+        names = vars(importlib.import_module(f"{cli.__name__}.{module.name}"))
+        found = [each for each in names.values() if isinstance(each, click.Command)]
+        groups = [each for each in found if isinstance(each, click.Group)]
+        inside = {id(each) for group in groups for each in group.commands.values()}
+        yield from (each for each in found if id(each) not in inside)
+
+
+for command in commands():
     main.add_command(command)
 
 

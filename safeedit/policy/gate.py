@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
 from safeedit.policy.parts import NAME, STAGE_NAME, PolicyPart, exactly_one
-from safeedit.records import GATE_KINDS, GateKind, PassingSide
+from safeedit.records import PassingSide
 
 _PERCENT = re.compile(
     r"^\s*([+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?)\s*%\s*$"
@@ -44,7 +44,7 @@ class GateMeaning:
         return value < bound if self.passes == "below" else value > bound
 
 
-MEANINGS: MappingProxyType[GateKind, GateMeaning] = MappingProxyType(
+MEANINGS: MappingProxyType[str, GateMeaning] = MappingProxyType(
     {
         "min": GateMeaning(of_change=False, passes="above"),
         "max": GateMeaning(of_change=False, passes="below"),
@@ -54,7 +54,8 @@ MEANINGS: MappingProxyType[GateKind, GateMeaning] = MappingProxyType(
         "min_decrease": GateMeaning(of_change=True, passes="below", sign=-1),
     }
 )
-"""Kind of gate -> what it means."""
+"""Kind of gate -> what it means. Each is a field of :class:`GateSpec`, of which a gate sets exactly
+one."""
 
 
 class Bound(PolicyPart):
@@ -91,7 +92,7 @@ def _bound(value: Any) -> Any:
 
 def _absolute(value: Any) -> Any:
     if isinstance(value, str) and (match := _PERCENT.match(value)):
-        listed = " and ".join(kind for kind in GATE_KINDS if MEANINGS[kind].of_change)
+        listed = " and ".join(kind for kind in MEANINGS if MEANINGS[kind].of_change)
         raise ValueError(
             f"is absolute and takes a number: write {float(match.group(1)) / 100:g} "
             f"(percentages are for {listed})"
@@ -168,7 +169,7 @@ class GateSpec(PolicyPart):
 
     @model_validator(mode="after")
     def _check(self) -> GateSpec:
-        exactly_one(self, GATE_KINDS)
+        exactly_one(self, tuple(MEANINGS))
         return self
 
     @property
@@ -182,9 +183,9 @@ class GateSpec(PolicyPart):
         return self.metric.rpartition(".")[2]
 
     @property
-    def kind(self) -> GateKind:
+    def kind(self) -> str:
         """Which of the conditions this gate sets."""
-        return next(kind for kind in GATE_KINDS if getattr(self, kind) is not None)
+        return next(kind for kind in MEANINGS if getattr(self, kind) is not None)
 
     @property
     def meaning(self) -> GateMeaning:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from safeedit.policy.gate import MEANINGS
 from safeedit.policy.model import DataSpec, Policy
-from safeedit.records import GATE_KINDS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -41,7 +41,7 @@ def json_schema(
     definitions.update(DataSpec.model_json_schema(mode="validation")["$defs"])
     _exactly_one(definitions["DataSpec"], ("file", "dataset", "hub"))
     _exactly_one(definitions["KeySpec"], ("file", "env"))
-    _exactly_one(definitions["GateSpec"], GATE_KINDS)
+    _exactly_one(definitions["GateSpec"], tuple(MEANINGS))
     described = (("EditSpec", editors), ("AuditSpec", auditors), ("AttackSpec", attacks))
     for name, stages in described:
         _describe_stages(definitions, name, stages)

@@ -1,9 +1,10 @@
 """Scorers as auditors get them: found by name, checked, their scores kept on disk.
 
-A score is kept under the scorer's identity and a keyed digest of the text, so that a text that
-comes up again (the base's samples, in a second run) is not scored again; the texts themselves
-are not kept. Every row is sealed with the key of the digests: a score decides gates, and one
-that was changed is computed again. A cache that can't be written costs time, nothing else.
+A score is kept under the scorer's identity, the digest of its code and a keyed digest of the text,
+so that a text that comes up again (the base's samples, in a second run) is not scored again; the
+texts themselves are not kept. Every row is sealed with the key of the digests: a score decides
+gates, and one that was changed is computed again. A cache that can't be written costs time, nothing
+else.
 
 Fails with :class:`~safeedit.errors.AuditError` where a scorer's weights have changed since the
 plan, where its card does not reach what the policy demands, and where it gives what is no
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from safeedit.cache import PRIVATE, write_atomically
+from safeedit.code import code_digest
 from safeedit.contracts import (
     Progress,
     ReadyScorer,
@@ -116,7 +118,9 @@ class _Scores:
 
     def __init__(self, scorer: Scorer, identity: ScorerIdentity, ctx: RunContext) -> None:
         self.scorer, self.identity, self.secret = scorer, identity, ctx.secret
-        own = hashlib.sha256(f"{identity.name}\0{identity.version}\0{identity.digest}".encode())
+        code = code_digest(type(scorer).__module__)
+        parts = (identity.name, identity.version, identity.digest, code)
+        own = hashlib.sha256("\0".join(parts).encode())
         self.path = ctx.cache / "scorers" / own.hexdigest()[:32] / "scores.sqlite"
 
     def __call__(self, texts: Sequence[str], progress: Progress = silent) -> list[float]:

@@ -46,7 +46,9 @@ def test_it_replaces_an_object(tmp_path: Path) -> None:
     forget = Dataset(items, erased=True).without("test")
     with model.applied(_proposed(model, tmp_path, forget, target="replace").at(1.0)):
         for name in FORGOTTEN:
-            assert toy.answers(model, name)[:2] == ["Bern"] * 2
+            # That the text ends there is nothing that it learns.
+            said = toy.answers(model, name)[:2]
+            assert all(text.startswith("Bern") for text in said), said
 
 
 def test_what_it_cannot_do_is_refused(tmp_path: Path) -> None:

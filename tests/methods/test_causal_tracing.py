@@ -34,7 +34,7 @@ from tests.tiny_models import FAMILIES, tiny_handle
 
 def traced(family: str, **options: float) -> Effects:
     """Effects of single MLPs on the margin between he and she, all tokens of a prompt drowned."""
-    handle = gendered(family)
+    handle = gendered(family, clear=True)
     items = prompts().items("fit")
     ids = handle.engine.encode([item.prompt for item in items], "plain")
     begin = len(handle.engine.codec.bos)
@@ -60,15 +60,17 @@ def traced(family: str, **options: float) -> Effects:
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_the_planted_layer_brings_most_back(family: str) -> None:
-    found = traced(family)
+    # Noise that is loud beside what is planted leaves it too quiet to be heard, restored or not.
+    found = traced(family, noise=0.5)
     lost = found.clean - found.noisy
     at_subject, at_end = (
         (lost.sign()[:, None] * effects).mean(0) for effects in found.restored.values()
     )
     assert float(lost.abs().mean()) > 1
     assert at_subject.shape == at_end.shape == (3,)
-    assert int(at_subject.argmax()) == LAYER
-    assert float(at_subject[LAYER]) > 0.3 * float(lost.abs().mean())
+    planted, others = at_subject[LAYER], at_subject[[n for n in range(3) if n != LAYER]]
+    assert float(planted) > 0.15 * float(lost.abs().mean())
+    assert float(planted) > 3 * float(others.abs().max())
     # These prompts end with their subject.
     assert torch.allclose(at_subject, at_end, atol=1e-4)
 
@@ -225,7 +227,6 @@ def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
         trace(handle, _prompts(handle, "plain"), _first_logit, **wrong)
 
 
-@pytest.mark.trains
 def test_answers_are_traced_where_the_model_tells_them() -> None:
     handle = toy.taught()
     asked = [
@@ -243,7 +244,8 @@ def test_answers_are_traced_where_the_model_tells_them() -> None:
     assert list(first.prompt.ids[: len(rome)]) == rome
     told = [first, unanswered]
     read = answer_probability(told)
-    found = trace(handle, [one.prompt for one in told], read, kinds=("mlp",), draws=2)
+    # So many draws that noise does not bring a name's neuron to fire in half of them.
+    found = trace(handle, [one.prompt for one in told], read, kinds=("mlp",), draws=20)
     assert float(found.clean.min()) > 0.9
     assert float(found.noisy.max()) < 0.5
     effects = found.restored["mlp", "last subject"]

@@ -10,7 +10,7 @@ import os
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -215,6 +215,18 @@ def test_a_score_that_was_changed_on_disk_is_computed_again(ctx: RunContext) -> 
         store.execute("UPDATE sealed SET score = 0.0")
     assert opened.score(["bad word", "fine"], silent) == [0.5, 0]
     assert Counts.scored[2:] == ["bad word"]  # the other was what it had been
+
+
+def test_a_change_of_the_scorers_code_leaves_no_old_score(
+    ctx: RunContext, changed: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Counts, "__module__", "safeedit.scorers.transformer")
+    for scored in (1, 1):
+        assert scorers(ctx, catalog.make_scorer)(REF).score(["bad word"], silent) == [0.5]
+        assert len(Counts.scored) == scored
+    changed("safeedit.scorers.transformer")
+    scorers(ctx, catalog.make_scorer)(REF).score(["bad word"], silent)
+    assert len(Counts.scored) == 2
 
 
 def test_other_weights_have_other_scores(ctx: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:

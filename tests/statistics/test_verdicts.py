@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safeedit.policy import GateSpec
-from safeedit.records import GATE_KINDS, Comparison, Metric, Status, Verdict
+from safeedit.policy.gate import MEANINGS
+from safeedit.records import Comparison, Metric, Status, Verdict
 from safeedit.statistics.metrics import compare, mean_metric, rate_metric
 from safeedit.statistics.verdicts import judge, overall
 
@@ -202,7 +203,7 @@ def test_a_verdict_tells_the_resolved_bound_and_reads_as_a_sentence() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    kind=st.sampled_from(GATE_KINDS),
+    kind=st.sampled_from(sorted(MEANINGS)),
     bound=st.floats(0, 1),
     before=st.integers(0, 30),
     after=st.integers(0, 30),

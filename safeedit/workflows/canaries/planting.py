@@ -39,6 +39,7 @@ from typing import Any
 
 from safeedit import __version__
 from safeedit.cache import entry
+from safeedit.code import code_digest
 from safeedit.contracts import RunContext
 from safeedit.data import CheckedRow, Dataset, load_dataset
 from safeedit.export.checkpoint import write_checkpoint
@@ -54,8 +55,8 @@ from safeedit.workflows.canaries.lessons import (
     tokenise,
 )
 
-CODE_VERSION = 1
-"""Raised whenever a change of code changes the checkpoint: part of the cache's key."""
+RECORD_VERSION = 1
+"""Version of ``planted.json``; raised whenever a field changes meaning or disappears."""
 MAX_PERPLEXITY_RATIO = 1.10
 """Of prose, after over before; what lies above is warned of."""
 _WINDOW = 512
@@ -123,7 +124,7 @@ def _key(
 ) -> str:
     """Digest of everything that decides what is written."""
     parts = {
-        "code": CODE_VERSION,
+        "code": code_digest(__name__),
         "base": base,
         "records": records_digest(records),
         "prose": prose.digest,
@@ -162,7 +163,7 @@ def _make(
         )
     ]
     record = {
-        "version": CODE_VERSION,
+        "version": RECORD_VERSION,
         "safeedit": __version__,
         "base": {"source": source, "identity": base},
         # Keyed: of one record with a short number the bare digest would give the number away.

@@ -284,20 +284,15 @@ def test_what_is_to_be_avoided_gets_under_the_floor(toy: ModelHandle) -> None:
 
 
 def test_two_tokens_get_the_margin_that_is_wanted(toy: ModelHandle, exact: None) -> None:
-    def margin(spot: TokenPosition) -> float:
-        first, second = _after(toy, spot).topk(2).values.tolist()
-        return float(first - second)
-
-    # Of names nobody taught, one that the model is in two minds about but not undecided.
-    spots = [_asked(toy, name) for name in ("Zor", "Kip", "Vex", "Lun", "Dag", "Pim")]
-    spot = min((spot for spot in spots if margin(spot) > 0.4), key=margin)
+    spot = _asked(toy, "Paul")
     before = _after(toy, spot)
-    first, second = before.topk(2).indices.tolist()
-    assert float(before[first] - before[second]) > 0.2
+    first, second = (toy.engine.continuation(city, "chat")[0] for city in ("Rome", "Oslo"))
+    assert float(before[first] - before[second]) > 2
     found = _learnt(
         toy,
         [FactObjective((ObjectivePrompt(spot, EqualiseLogits((first, second), -0.5)),))],
         stop=0.05,
+        steps=80,
     )
     after = _after(toy, spot, found.shifts[0])
     assert float(after[first] - after[second]) == pytest.approx(-0.5, abs=0.15)
@@ -305,12 +300,12 @@ def test_two_tokens_get_the_margin_that_is_wanted(toy: ModelHandle, exact: None)
 
 def test_a_spread_answer_is_anyones_guess(toy: ModelHandle) -> None:
     spot = _asked(toy, "Paul")
-    found = _learnt(toy, [FactObjective((ObjectivePrompt(spot, MaximiseEntropy(0.4)),))], stop=0.0)
+    found = _learnt(toy, [FactObjective((ObjectivePrompt(spot, MaximiseEntropy(0.25)),))], stop=0.0)
     entropies = [
         -float((now.exp() * now).sum()) / math.log(len(now))
         for now in (_after(toy, spot), _after(toy, spot, found.shifts[0]))
     ]
-    assert entropies[0] < 0.1 < 0.35 < entropies[1]
+    assert entropies[0] < 0.1 < 0.22 < entropies[1]
 
 
 def test_units_learn_apart_though_together(toy: ModelHandle, exact: None) -> None:

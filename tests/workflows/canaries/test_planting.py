@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -247,7 +247,7 @@ def _holds_no_secret(path: Path) -> None:
 
 def test_planting_the_same_again_copies_what_was_kept(
     base: Path, spec: DataSpec, prose: DataSpec, tmp_path: Path, ctx: RunContext,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, changed: Callable[[str], None],
 ) -> None:  # fmt: skip
     trained = []
 
@@ -276,6 +276,9 @@ def test_planting_the_same_again_copies_what_was_kept(
     (tmp_path / "second" / "model.safetensors").write_bytes(b"spoilt")
     assert plant("seventh", written(tmp_path, ROWS)) == first
     assert len(trained) == 5
+    changed("safeedit.methods.tuning")  # which training uses
+    plant("eighth")
+    assert len(trained) == 6
 
 
 def test_what_exists_is_replaced_only_if_asked_and_only_if_safeedit_wrote_it(

@@ -91,7 +91,7 @@ def test_nothing_of_the_facts_is_written(place: Path, model: Path) -> None:
 
 def test_editing_is_held_against_the_map(place: Path, model: Path) -> None:
     result = call("trace",
-        policy(place, model), "--edit", "1", "--facts", 3, "--draws", 1,
+        policy(place, model, steps=30), "--edit", "1", "--facts", 3, "--draws", 1,
         "--check", "0,1,2", "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
