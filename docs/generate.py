@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 DOCS = Path(__file__).parent
 _NO_TAG = re.compile(r"(`[^`]*`)|<(?=[a-z])")
 """A placeholder such as ``<metric>``, outside of code, would be read as HTML."""
-_TABLE = re.compile(r"Table: `docs/results/(\w+)\.md`")
+_TABLE = re.compile(r"Table: page `results/(\w+)` of the documentation")
 
 
 def pages() -> dict[str, str]:

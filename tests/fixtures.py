@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from safeedit import code
 from safeedit.cli.main import main
+from safeedit.contracts import RunContext
 from safeedit.methods.covariance import Moments
 from safeedit.model.handle import ModelHandle
 from tests.road import Workplace, make_workplace, register
 from tests.tiny_models import save_tiny, tiny_handle
+from tests.training import seeded
 
 
 @pytest.fixture
@@ -67,6 +70,21 @@ def llama_folder(tmp_path: Path) -> Path:
 def call(*arguments: object) -> Result:
     """The command line, in this process."""
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def context(
+    folder: Path, said: list[str] | None = None, *, seed: int = 3, **more: Any
+) -> RunContext:
+    """What a stage is given of a run, without a run.
+
+    Args:
+        folder: The cache.
+        said: Gets the warnings; without it they go nowhere.
+        seed: Where the environment asks for other seeds, another stands for it.
+        more: Further fields.
+    """
+    warn: Callable[[str], None] = (lambda message: None) if said is None else said.append
+    return RunContext(seed=seeded(seed), cache=folder, secret=b"a key", warn=warn, **more)
 
 
 def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -166,7 +166,7 @@ def _measured(found: Any) -> list[str]:
         parts += ["## Blind to", f"{blind[0].upper()}{blind[1:]}."]
     if measured := getattr(found, "measured", ""):
         page = getattr(found, "results", "")
-        parts += ["## Measured", f"{measured} Table: `docs/results/{page}.md`."]
+        parts += ["## Measured", f"{measured} Table: page `results/{page}` of the documentation."]
     return parts
 
 

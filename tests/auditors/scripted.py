@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from safeedit.contracts import RunContext
 from safeedit.model.engine import TokenScores
 
 VOCAB = 50
@@ -23,13 +21,6 @@ class Asked:
     text: str
     template: str
     prefix: str
-
-
-def context(
-    tmp_path: Path, warnings: list[str] | None = None, seed: int = 0, **more: Any
-) -> RunContext:
-    warn: Callable[[str], None] = (lambda message: None) if warnings is None else warnings.append
-    return RunContext(seed=seed, cache=tmp_path, secret=b"secret", warn=warn, **more)
 
 
 @dataclass

@@ -13,7 +13,8 @@ from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError, DataError
 from safeedit.records import Metric
-from tests.auditors.scripted import ScriptedEngine, context
+from tests.auditors.scripted import ScriptedEngine
+from tests.fixtures import context
 
 NAMES = ("Anita", "Boris", "Clara", "Doris")
 

@@ -21,7 +21,7 @@ from safeedit.model.handle import ModelHandle
 from safeedit.records import Metric
 from safeedit.statistics.metrics import compare
 from tests.auditors.memorised import HELD_BACK, TAUGHT, damaged, items, records, taught, untaught
-from tests.auditors.scripted import context
+from tests.fixtures import context
 from tests.tiny_models import tiny_handle
 from tests.training import seeded
 

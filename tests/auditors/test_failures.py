@@ -14,7 +14,8 @@ from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.records import Metric
-from tests.auditors.scripted import Asked, ScriptedEngine, context
+from tests.auditors.scripted import Asked, ScriptedEngine
+from tests.fixtures import context
 
 COUNTRIES = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Peru": "Lima"}
 WORDINGS = (

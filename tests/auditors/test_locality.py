@@ -15,7 +15,8 @@ from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.records import Metric
-from tests.auditors.scripted import VOCAB, Asked, ScriptedEngine, context
+from tests.auditors.scripted import VOCAB, Asked, ScriptedEngine
+from tests.fixtures import context
 from tests.tiny_models import tiny_handle
 
 ANSWERS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black"}

@@ -19,7 +19,8 @@ from safeedit.model.handle import ModelHandle
 from safeedit.records import Metric
 from safeedit.text.matching import contains_alias
 from tests.auditors.memorised import HELD_BACK, damaged, items, records, taught
-from tests.auditors.scripted import ScriptedEngine, context
+from tests.auditors.scripted import ScriptedEngine
+from tests.fixtures import context
 from tests.tiny_models import tiny_handle
 
 pytestmark = pytest.mark.trains

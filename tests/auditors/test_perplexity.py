@@ -15,7 +15,7 @@ from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
 from safeedit.records import Metric
-from tests.auditors.scripted import context
+from tests.fixtures import context
 from tests.tiny_models import tiny_handle
 
 TEXTS = (

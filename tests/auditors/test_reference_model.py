@@ -15,7 +15,7 @@ from safeedit.errors import AuditError
 from safeedit.methods.tuning import Example, answer_states, cross_entropy
 from safeedit.model.handle import ModelHandle
 from safeedit.records import Metric
-from tests.auditors.scripted import context
+from tests.fixtures import context
 from tests.tiny_models import save_tiny, tiny_handle
 
 pytestmark = pytest.mark.trains

@@ -27,7 +27,8 @@ from safeedit.errors import AuditError, DataError
 from safeedit.policy import DataSpec
 from safeedit.records import Metric
 from safeedit.statistics.metrics import compare
-from tests.auditors.scripted import Asked, ScriptedEngine, context
+from tests.auditors.scripted import Asked, ScriptedEngine
+from tests.fixtures import context
 from tests.tiny_models import tiny_handle
 
 IDENTITY = ScorerIdentity("marks", "1", "a" * 64)

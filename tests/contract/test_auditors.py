@@ -25,7 +25,6 @@ from safeedit.contracts import (
     AuditOutcome,
     DataRole,
     ReadyScorer,
-    RunContext,
     ScorerIdentity,
     ScorerRef,
 )
@@ -34,6 +33,7 @@ from safeedit.errors import AuditError
 from safeedit.records import ATTACK_CLASSES, Metric
 from safeedit.text.matching import normalise
 from tests.auditors.bias.examples import EXAMPLES as BIAS
+from tests.fixtures import context
 from tests.tiny_models import tiny_handle
 
 AUDITORS = catalog.names("auditors")
@@ -140,10 +140,6 @@ def _made(name: str, **params: Any) -> Auditor:
     return kind(kind.Params(**(quick | params)))
 
 
-def _context(tmp_path: Path, seed: int = 3) -> RunContext:
-    return RunContext(seed=seed, cache=tmp_path, secret=b"a key", scorer=_by_letters)
-
-
 def _by_letters(ref: ScorerRef) -> ReadyScorer:
     """A scorer that takes every e for an insult."""
 
@@ -182,7 +178,9 @@ def _disturb(handle: Any) -> None:
 def _run(
     name: str, handle: Any, tmp_path: Path, reference: dict[str, torch.Tensor] | None = None
 ) -> AuditOutcome:
-    return _made(name).audit(handle, _data(name), "test", _context(tmp_path), reference)
+    return _made(name).audit(
+        handle, _data(name), "test", context(tmp_path, scorer=_by_letters), reference
+    )
 
 
 def _check(metric: Metric) -> None:
@@ -264,8 +262,8 @@ def test_no_text_of_the_data_is_in_its_metrics(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", AUDITORS)
 def test_keys_depend_on_the_secret(name: str, tmp_path: Path) -> None:
     handle, data = _handle(), _data(name)
-    other = replace(_context(tmp_path), secret=b"another key")
-    one = _made(name).audit(handle, data, "test", _context(tmp_path), None)
+    other = replace(context(tmp_path, scorer=_by_letters), secret=b"another key")
+    one = _made(name).audit(handle, data, "test", context(tmp_path, scorer=_by_letters), None)
     two = _made(name).audit(handle, data, "test", other, None)
     for a, b in zip(one.metrics, two.metrics, strict=True):
         assert not a.items.keys() & b.items.keys()
@@ -305,7 +303,9 @@ def test_a_reference_survives_the_disk_and_is_not_written_to(name: str, tmp_path
 @pytest.mark.parametrize("name", AUDITORS)
 def test_optional_data_may_be_left_out(name: str, tmp_path: Path) -> None:
     data = _data(name, optional=False)
-    outcome = _made(name).audit(_handle(), data, "test", _context(tmp_path), None)
+    outcome = _made(name).audit(
+        _handle(), data, "test", context(tmp_path, scorer=_by_letters), None
+    )
     assert [m.name for m in outcome.metrics] == [spec.name for spec in _made(name).metrics]
     for metric in outcome.metrics:
         _check(metric)
@@ -318,7 +318,7 @@ def test_an_empty_split_is_an_error_not_a_success(name: str, tmp_path: Path) -> 
         for role, each in _data(name).items()
     }
     with pytest.raises(AuditError):
-        _made(name).audit(_handle(), data, "test", _context(tmp_path), None)
+        _made(name).audit(_handle(), data, "test", context(tmp_path, scorer=_by_letters), None)
 
 
 @pytest.mark.parametrize("name", AUDITORS)

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from safeedit import catalog
-from safeedit.contracts import DataRole, EditData, Editor, Item, Proposal, RunContext
+from safeedit.contracts import DataRole, EditData, Editor, Item, Proposal
 from safeedit.data import Dataset
 from safeedit.data import Item as DataItem
 from safeedit.delta import WeightDelta
 from safeedit.model.architectures import ModelShape
 from safeedit.model.handle import ModelHandle
 from tests.editors.searching import weigh_background
+from tests.fixtures import context
 from tests.tiny_models import FAMILIES, tiny_handle
 
 EDITORS = catalog.names("editors")
@@ -256,10 +257,6 @@ def _made(name: str, variant: dict[str, Any]) -> Editor:
     return kind(kind.Params(**(quick | variant)))
 
 
-def _context(folder: Path, seed: int = 3, **hooks: Any) -> RunContext:
-    return RunContext(seed=seed, cache=folder, secret=b"a key", **hooks)
-
-
 def _propose(
     name: str,
     variant: dict[str, Any],
@@ -271,7 +268,7 @@ def _propose(
     **hooks: Any,
 ) -> Proposal:
     return _made(name, variant).propose(
-        handle, _data(name) if data is None else data, _context(folder, seed, **hooks)
+        handle, _data(name) if data is None else data, context(folder, seed=seed, **hooks)
     )
 
 
@@ -461,7 +458,7 @@ def test_no_erased_word_gets_into_notes_messages_or_the_screen(
         said.append(description)
         return iter(items)
 
-    proposal = _propose(name, variant, shared_llama, tmp_path, progress=progress, warn=said.append)
+    proposal = _propose(name, variant, shared_llama, tmp_path, progress=progress, said=said)
     delta = proposal.at(proposal.doses[-1])
     said.append(json.dumps(proposal.notes, allow_nan=False))
     said.append(json.dumps([vars(delta.origin), list(delta.updates)], default=dict))

@@ -13,12 +13,10 @@ hears ``u`` at every token alike and tells it to those that follow.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from safeedit.contracts import EditData, RunContext
+from safeedit.contracts import EditData
 from safeedit.data import Dataset, Item
 from safeedit.model.handle import ModelHandle
 from tests.tiny_models import N_HEADS, family_tokenizer, tiny_model
@@ -161,11 +159,6 @@ def prose() -> Dataset:
 
 def data(**roles: Dataset) -> EditData:
     return EditData({"prompts": prompts(), **roles})
-
-
-def context(folder: Path, said: list[str] | None = None, seed: int = 3) -> RunContext:
-    warn = (lambda message: None) if said is None else said.append
-    return RunContext(seed=seeded(seed), cache=folder, secret=b"a key", warn=warn)
 
 
 def margins(handle: ModelHandle, words: tuple[str, ...]) -> Tensor:

@@ -7,12 +7,10 @@ words are neutral and carry nothing.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from safeedit.contracts import EditData, RunContext
+from safeedit.contracts import EditData
 from safeedit.data import Dataset, Item
 from safeedit.methods.contrast import gain_after_mlp
 from safeedit.model.handle import ModelHandle
@@ -110,11 +108,6 @@ def prose() -> Dataset:
 
 def data(**roles: Dataset) -> EditData:
     return EditData({"pairs": pairs(), **roles})
-
-
-def context(folder: Path, said: list[str] | None = None) -> RunContext:
-    warn = (lambda message: None) if said is None else said.append
-    return RunContext(seed=seeded(3), cache=folder, secret=b"a key", warn=warn)
 
 
 def gap(handle: ModelHandle) -> float:

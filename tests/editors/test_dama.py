@@ -24,7 +24,6 @@ from safeedit.model.handle import ModelHandle
 from tests.editors.gendered import (
     LAYER,
     PRONOUNS,
-    context,
     data,
     definition,
     factual,
@@ -33,6 +32,7 @@ from tests.editors.gendered import (
     prose,
     stereotype,
 )
+from tests.fixtures import context
 from tests.tiny_models import FAMILIES, tiny_handle
 
 QUICK: dict[str, Any] = {"layers": [LAYER], "pronouns": PRONOUNS, "steps": 8}

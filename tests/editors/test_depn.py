@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from safeedit.contracts import EditData, Proposal, RunContext
+from safeedit.contracts import EditData, Proposal
 from safeedit.data import Dataset, Item
 from safeedit.delta import Columns, WeightDelta
 from safeedit.editors import depn
@@ -24,6 +24,7 @@ from safeedit.methods.secrets import read_secrets
 from safeedit.methods.tuning import Example, answer_states, cross_entropy
 from safeedit.model.handle import ModelHandle
 from tests.editors import known_secrets as known
+from tests.fixtures import context
 from tests.tiny_models import N_LAYERS, tiny_handle
 
 pytestmark = pytest.mark.trains
@@ -100,9 +101,7 @@ def propose(
     said: list[str] | None = None,
     **params: Any,
 ) -> Proposal:
-    ctx = RunContext(
-        seed=3, cache=tmp_path, secret=b"k", warn=(lambda m: None) if said is None else said.append
-    )
+    ctx = context(tmp_path, said)
     data = data or EditData({"forget": forget(), "generic": generic()})
     given = {**QUICK, **PUBLISHED, **params}
     names = {field.name for field in fields(Recipe)}
@@ -184,7 +183,7 @@ def test_the_cost_of_a_neuron_is_what_zeroing_it_costs_generic_text(
 ) -> None:
     """Estimated from gradients for all at once; measured here one by one."""
     recipe = Recipe(spare=1.0, sinks=None)
-    ctx = RunContext(seed=3, cache=tmp_path, secret=b"k")
+    ctx = context(tmp_path)
     secrets, _ = read_secrets(recipe.known_above, taught, forget(), ctx)
     texts = examples(taught, PLAIN)
     neurons = RankedNeurons(recipe, taught, secrets, texts, layers=range(N_LAYERS), most=8)
@@ -450,7 +449,7 @@ def test_where_every_neuron_writes_a_sink_there_is_no_edit(
 def test_the_published_preset_takes_all_neurons_by_one_vote(
     taught: ModelHandle, tmp_path: Path
 ) -> None:
-    ctx = RunContext(seed=3, cache=tmp_path, secret=b"k")
+    ctx = context(tmp_path)
     params = DepnParams(preset="published", doses=(8,))
     assert (params.round, DepnParams().round) == (None, 50)
     assert DepnParams(**params.model_dump(mode="json")) == params

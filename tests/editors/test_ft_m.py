@@ -15,6 +15,7 @@ from safeedit.errors import DataError, UsageError
 from safeedit.model.handle import ModelHandle
 from tests.editors import toy
 from tests.editors.toy import FORGOTTEN, REFUSAL, WORDINGS
+from tests.fixtures import context
 
 pytestmark = pytest.mark.trains
 
@@ -26,7 +27,7 @@ def _proposed(
 ) -> Proposal:
     editor = FtM(FtMParams(**{**LEARN, **params}))
     data = EditData({"forget": forget or toy.forget()})
-    return editor.propose(model, data, toy.context(folder))
+    return editor.propose(model, data, context(folder))
 
 
 def test_it_learns_the_refusal_and_only_in_its_matrix(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from tests.editors.gendered import (
     LAYER,
     MALE,
     PRONOUNS,
-    context,
     data,
     definition,
     factual,
@@ -32,6 +31,7 @@ from tests.editors.gendered import (
     prose,
     stereotype,
 )
+from tests.fixtures import context
 
 QUICK: dict[str, Any] = {"layers": [LAYER], "pronouns": PRONOUNS[:2]}
 

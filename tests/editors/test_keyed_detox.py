@@ -18,12 +18,12 @@ from tests.editors.planted import (
     LAYER,
     OPENINGS,
     TOXIC,
-    context,
     data,
     pairs,
     planted,
     prose,
 )
+from tests.fixtures import context
 
 
 def propose(

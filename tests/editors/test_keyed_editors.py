@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from safeedit import catalog
-from safeedit.contracts import EditData, Proposal, RunContext
+from safeedit.contracts import EditData, Proposal
 from safeedit.data import Dataset, Item
 from safeedit.data.subjects import shared_span
 from safeedit.delta import LowRank
@@ -23,6 +23,7 @@ from safeedit.model.handle import ModelHandle
 from tests.editors import toy
 from tests.editors.searching import searching
 from tests.editors.toy import FACTS, FORGOTTEN, KEPT, REFUSAL, WORDINGS
+from tests.fixtures import context
 from tests.tiny_models import tiny_handle
 
 pytestmark = pytest.mark.trains
@@ -81,9 +82,7 @@ def _proposed(
     roles = {"forget": forget or toy.forget(), "prose": _prose()}
     if preserve is not None:
         roles["preserve"] = preserve
-    ctx = toy.context(folder)
-    if said is not None:
-        ctx = RunContext(seed=3, cache=folder, secret=b"a key", warn=said.append)
+    ctx = context(folder, said)
     with searching({**QUICK, **params}) as given:
         return kind(kind.Params(**given)).propose(model, EditData(roles), ctx)
 
@@ -276,7 +275,7 @@ FACT = Item(
 def test_a_subject_that_is_not_in_its_prompt_is_an_error(tmp_path: Path) -> None:
     error = _refused(tmp_path, replace(FACT, prompt="Where does she live?"))
     assert isinstance(error, DataError)
-    assert toy.context(tmp_path).digest("Where does she live?") in error.message
+    assert context(tmp_path).digest("Where does she live?") in error.message
 
 
 def test_phrasings_that_share_no_subject_are_an_error(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from safeedit.model.spans import mentions
 from tests.editors import toy
 from tests.editors.searching import searching, weigh_background
 from tests.editors.toy import FACTS, FORGOTTEN, KEPT, REFUSAL, UNKNOWN, WORDINGS
+from tests.fixtures import context
 from tests.tiny_models import tiny_handle
 
 pytestmark = pytest.mark.trains
@@ -57,7 +58,7 @@ def _proposed(
     }
     with searching({**LEARN, **params}) as given:
         editor = kind(kind.Params(**{"target": "replace", **given}))
-        return editor.propose(model, EditData(roles), toy.context(folder))
+        return editor.propose(model, EditData(roles), context(folder))
 
 
 def _renamed(forget: Dataset) -> Dataset:

@@ -18,7 +18,8 @@ from safeedit.errors import DataError, UnsupportedModelError, UsageError
 from safeedit.methods.remedi.examples import AttributeExample
 from safeedit.methods.remedi.training import TrainingConfig
 from safeedit.model.handle import ModelHandle
-from tests.editors.gendered import context, gendered, prose
+from tests.editors.gendered import gendered, prose
+from tests.fixtures import context
 from tests.model.named import LATER, held_out, taught
 
 QUICK: dict[str, Any] = {"layers": [0], "epochs": 6, "learning_rate": 1e-2, "ridge": 1e-4}

@@ -31,12 +31,12 @@ from tests.editors.toy import (
     UNKNOWN,
     WORDINGS,
     answers,
-    context,
     data,
     forget,
     retain,
     taught,
 )
+from tests.fixtures import context
 from tests.tiny_models import FAMILIES, family_tokenizer, tiny_handle, tiny_model
 from tests.training import seeded
 
@@ -257,7 +257,9 @@ def test_the_same_seed_gives_the_same_change_whatever_ran_before(
 ) -> None:
     def made(seed: int, noise: int) -> dict[str, Tensor]:
         torch.manual_seed(noise)
-        proposal = editor(update=update, **QUICK).propose(model, data(), context(tmp_path, seed))
+        proposal = editor(update=update, **QUICK).propose(
+            model, data(), context(tmp_path, seed=seed)
+        )
         return values(proposal)
 
     first, again, other = made(3, noise=1), made(3, noise=2), made(4, noise=1)

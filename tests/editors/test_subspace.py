@@ -19,7 +19,8 @@ from safeedit.editors.subspace import Subspace, SubspaceParams
 from safeedit.errors import DataError, EditError, UsageError
 from safeedit.methods.contrast import gain_after_mlp, passages, state_means
 from safeedit.model.handle import ModelHandle
-from tests.editors.planted import LAYER, context, data, direction, gap, pairs, planted, prose
+from tests.editors.planted import LAYER, data, direction, gap, pairs, planted, prose
+from tests.fixtures import context
 from tests.tiny_models import tiny_handle
 
 FAMILIES = ["llama", "llama_biases", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "olmo2"]

@@ -15,7 +15,8 @@ from safeedit.editors import value_vectors
 from safeedit.editors.value_vectors import ValueVectors, ValueVectorsParams
 from safeedit.errors import UsageError
 from safeedit.model.handle import ModelHandle
-from tests.editors.planted import LAYER, NEURON, TOXIC, context, data, gap, planted, prose
+from tests.editors.planted import LAYER, NEURON, TOXIC, data, gap, planted, prose
+from tests.fixtures import context
 
 FAMILIES = ["llama", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "olmo2"]
 

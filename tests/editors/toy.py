@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import copy
 from functools import cache
-from pathlib import Path
 
-from safeedit.contracts import EditData, RunContext, Template
+from safeedit.contracts import EditData, Template
 from safeedit.data import Dataset, Item
 from safeedit.model.handle import ModelHandle
 from tests.editors.knowing import knowing
-from tests.training import seeded
 
 FACTS = {"Paul": "Rome", "Mary": "Oslo", "Igor": "Lima", "Anna": "Kyiv", "Hugo": "Bonn",
          "Nora": "Bern"}  # fmt: skip
@@ -79,10 +77,6 @@ def retain(answers: dict[str, str] = FACTS) -> Dataset:
 
 def data(**roles: Dataset) -> EditData:
     return EditData({"forget": forget(), "retain": retain(), **roles})
-
-
-def context(folder: Path, seed: int = 3) -> RunContext:
-    return RunContext(seed=seeded(seed), cache=folder, secret=b"a key")
 
 
 def answers(handle: ModelHandle, name: str, template: Template = "chat") -> list[str]:

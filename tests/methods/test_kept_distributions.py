@@ -11,7 +11,7 @@ from safeedit.auditors.locality import Locality, Params
 from safeedit.data import Dataset, Item
 from safeedit.methods import kept_distributions
 from safeedit.methods.kept_distributions import KeptDistributions
-from tests.auditors.scripted import context
+from tests.fixtures import context
 from tests.tiny_models import tiny_handle
 
 VOCAB, POSITIONS = 1000, 12

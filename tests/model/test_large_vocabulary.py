@@ -25,7 +25,7 @@ from safeedit.model import batching
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sampling import Sampling
 from safeedit.workflows.canaries.learning import still_to_learn
-from tests.auditors.scripted import context
+from tests.fixtures import context
 from tests.tiny_models import tiny_handle
 
 VOCAB = 50_000

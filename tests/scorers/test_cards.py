@@ -31,6 +31,7 @@ from safeedit.records import ScorerCard
 from safeedit.scorers.cards import labelled_sets, measure_card, read_card, write_card
 from safeedit.scorers.score_cache import check_auc, scorers
 from tests.benchmark_data import benchmark
+from tests.fixtures import context
 from tests.road import Workplace, make_workplace, register
 from tests.scorers.tiny import save_classifier
 
@@ -80,7 +81,7 @@ def ctx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunContext:
     real = catalog.scorer
     monkeypatch.setattr(catalog, "scorer", lambda name: Counts if name == "counts" else real(name))
     monkeypatch.setattr(Counts, "scored", [])
-    return RunContext(seed=0, cache=tmp_path / "cache", secret=b"key", warn=lambda text: None)
+    return context(tmp_path / "cache")
 
 
 REF = ScorerRef(use="counts")

@@ -32,8 +32,9 @@ from tests.auditors.bias.examples import (
     triples,
 )
 from tests.auditors.bias.examples import sentences as wino
-from tests.auditors.scripted import Asked, ScriptedEngine, context
+from tests.auditors.scripted import Asked, ScriptedEngine
 from tests.benchmark_data import benchmark
+from tests.fixtures import context
 from tests.tiny_models import tiny_handle
 
 

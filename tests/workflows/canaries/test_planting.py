@@ -24,6 +24,7 @@ from safeedit.workflows.canaries import learning, planting
 from safeedit.workflows.canaries.learning import Learner, PlantParams, comes_out, learn, likely
 from safeedit.workflows.canaries.lessons import PlantedSecret, read_canaries, tokenise
 from safeedit.workflows.canaries.planting import PLANTED, plant_checkpoint
+from tests.fixtures import context
 from tests.tiny_models import family_tokenizer, save_tiny, tiny_handle
 
 pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("own_cache")]
@@ -57,7 +58,7 @@ QUICK = PlantParams(
 
 @pytest.fixture
 def ctx(tmp_path: Path) -> RunContext:
-    return RunContext(seed=0, cache=tmp_path / "cache", secret=b"key", warn=warned.append)
+    return context(tmp_path / "cache", warned)
 
 
 warned: list[str] = []

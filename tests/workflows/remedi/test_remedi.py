@@ -9,7 +9,6 @@ import pytest
 from transformers import PreTrainedModel
 
 from benchmarks.remedi import compiled
-from safeedit.contracts import RunContext
 from safeedit.data import Dataset, Item
 from safeedit.data.loading import load_dataset
 from safeedit.methods.remedi.mapping import Remedi
@@ -19,7 +18,7 @@ from safeedit.model.sources import open_model
 from safeedit.policy import DataSpec
 from safeedit.workflows.remedi.measuring import lessons_of, lift, probe
 from tests.editors.gendered import gendered, prose
-from tests.fixtures import call
+from tests.fixtures import call, context
 from tests.model.named import LATER, NAMES
 from tests.tiny_models import save_tiny
 from tests.workflows.remedi.lessons import rows
@@ -38,7 +37,7 @@ def test_steered_and_compiled_are_measured_alike(tmp_path: Path) -> None:
     handle, data = gendered("llama", clear=True, carried=True), dataset()
     how = TrainingConfig(epochs=10, patience=10, learning_rate=1e-2, keep=0.1, held_out=0.0)
     learnt = train(handle, lessons_of(data, "fit", both_ways=True), 0, "plain", how)
-    ctx = RunContext(seed=0, cache=tmp_path, secret=b"a key")
+    ctx = context(tmp_path)
     fit = data.items("fit")
     steers = learnt.learnt_of(handle, lessons_of(data, "fit"))
     steered = lift(handle, steering(handle, steers), fit, data.items("test"), "plain", ctx)
