@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -178,6 +179,10 @@ class RunContext:
     base_tensor: Callable[[str], Tensor] | None = None
     """Reads a tensor of the untouched model by its name, ``(out, in)``: what an attacker has who
     holds the base. None where there is no base to read."""
+
+    base_says: Mapping[str, Sequence[int]] = MappingProxyType({})
+    """Question -> token ids of what the untouched model answers, with the one that ended it if
+    any: for the questions that an attack asks it (:func:`asked_of_base`)."""
 
     wanted: frozenset[str] | None = None
     """Metrics (bare names) an audit is made for; it may leave out work that only others need,
@@ -375,6 +380,19 @@ class Auditor(Protocol):
         ctx: RunContext,
         reference: Mapping[str, Tensor] | None,
     ) -> AuditOutcome: ...
+
+
+def asked_of_base(attack: Attack, data: EditData, seed: int) -> Mapping[str, Template]:
+    """Questions whose answers by the untouched model an attack uses, on its own data.
+
+    Such an attack has a method ``asks(data, seed)``; the answers come in
+    :attr:`RunContext.base_says`, and are in memory only.
+
+    Returns:
+        Question -> how it is put.
+    """
+    ask = getattr(attack, "asks", None)
+    return {} if ask is None else ask(data, seed)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,10 @@ those that are tested; Lynch et al. 2402.16835). Three kinds of data, three ques
 - *retained data like it*: do other countries bring back these?
 - *unrelated data*: does it return by itself when the model is used on?
 
+It trains on the untouched model's own answers to the questions where they tell the answer
+(``answers: untouched``): an attacker who keeps the style of the model damages it less and brings
+back more than one who teaches it to answer in a word.
+
 Plain AdamW at a constant rate on answer tokens (all tokens, where items have no answer), gradients
 clipped to norm 1, no warm-up, in fp32 with activations in bfloat16. Each learning rate is one
 training, audited after each of ``steps``: a searching adversary takes the worst of them, and so do
@@ -38,13 +42,21 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from safeedit.contracts import AttackProposal, BaseParams, DataRole, EditData, RunContext
-from safeedit.data import Dataset
+from safeedit.contracts import (
+    AttackProposal,
+    BaseParams,
+    DataRole,
+    EditData,
+    RunContext,
+    Template,
+)
+from safeedit.data import Dataset, Item
 from safeedit.errors import EditError
 from safeedit.methods.adapters import adapters
 from safeedit.methods.tuning import Example, answer_states, cross_entropy, endless
 from safeedit.model.handle import ModelHandle
 from safeedit.records import AttackClass
+from safeedit.text.matching import contains_alias
 
 Rewrites = Mapping[str, Callable[[Tensor], Tensor]]
 
@@ -72,6 +84,17 @@ class Params(BaseParams):
     batch: int = Field(8, ge=1, le=512, description="Examples per step")
     update: Literal["full", "lora"] = Field(
         "full", description="Train every weight, or low-rank adapters at the blocks' matrices"
+    )
+    answers: Literal["untouched", "given"] = Field(
+        "untouched",
+        description="Teach what the untouched model itself answers, where that tells the item's "
+        "answer, or always the answer as the data gives it",
+    )
+    examples: int = Field(
+        128,
+        ge=1,
+        le=100_000,
+        description="Questions and texts that are taught at most, drawn by the seed",
     )
     rank: int = Field(16, ge=1, le=512, description="Rank of the adapters, for update: lora")
 
@@ -119,6 +142,13 @@ class Relearn:
         """1 for the fewest steps at the lowest rate, and so on."""
         return tuple(float(number) for number in range(1, len(self._plans()) + 1))
 
+    def asks(self, data: EditData, seed: int) -> dict[str, Template]:
+        """Questions whose answers by the untouched model are wanted."""
+        if self.params.answers == "given":
+            return {}
+        chosen = _chosen(data["data"], self.params.examples, seed)
+        return {text: data["data"].template for item, text in chosen if item.answer}
+
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens trained on, roughly, for ``plan``."""
         longest = max((len(item.prompt) for item in data["data"]), default=0)
@@ -127,7 +157,8 @@ class Relearn:
 
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> AttackProposal:
         """Trains when a strength is asked for, on from the last stop where it can."""
-        examples = _examples(model, data["data"])
+        chosen = _chosen(data["data"], self.params.examples, ctx.seed)
+        examples = _examples(model, data["data"], chosen, ctx.base_says)
         if not examples:
             raise EditError(
                 "there is nothing to train on: every item of the attack's data is empty"
@@ -152,27 +183,40 @@ class Relearn:
         )
 
 
-def _examples(model: ModelHandle, data: Dataset) -> list[Example]:
-    """Every phrasing of every item with its answer; of items without one, the text itself."""
+def _chosen(data: Dataset, most: int, seed: int) -> list[tuple[Item, str]]:
+    """Items with a phrasing each, of items without an answer their text; at most so many."""
+    every = [
+        (item, text)
+        for item in data.all()
+        for text in ((item.prompt, *item.paraphrases) if item.answer else (item.prompt,))
+    ]
+    return every if len(every) <= most else random.Random(seed).sample(every, most)
+
+
+def _examples(
+    model: ModelHandle,
+    data: Dataset,
+    chosen: Sequence[tuple[Item, str]],
+    base_says: Mapping[str, Sequence[int]],
+) -> list[Example]:
+    """Questions with answers; of items without one, the text itself."""
     engine = model.engine
     template = engine.codec.resolve(data.template)
     end = engine.codec.tokenizer.eos_token_id
     stop = [] if end is None else [int(end)]
-    asked = [
-        (text, item.answer)
-        for item in data.all()
-        for text in (item.prompt, *item.paraphrases)
-        if item.answer
-    ]
-    found = [
-        Example(prompt[-_LONGEST:], [*engine.continuation(answer, template), *stop][:_LONGEST])
-        for prompt, (_, answer) in zip(
-            engine.encode([text for text, _ in asked], data.template), asked, strict=True
-        )
-    ]
-    mute = [item.prompt for item in data.all() if not item.answer]
-    texts = [ids[:_LONGEST] for ids in engine.encode(mute, "plain")]
-    return found + [Example(ids[:1], ids[1:]) for ids in texts if len(ids) > 1]
+    found = []
+    for item, text in chosen:
+        if not item.answer:
+            (ids,) = engine.encode([text], "plain")
+            if len(ids) > 1:
+                found.append(Example(ids[:1], ids[1:_LONGEST]))
+            continue
+        (prompt,) = engine.encode([text], data.template)
+        answer = list(base_says.get(text, ()))
+        if not answer or not contains_alias(engine.decode(answer), item.aliases):
+            answer = [*engine.continuation(item.answer, template), *stop]
+        found.append(Example(prompt[-_LONGEST:], answer[:_LONGEST]))
+    return found
 
 
 class _Training:

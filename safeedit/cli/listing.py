@@ -20,7 +20,6 @@ import click
 
 from safeedit.cli.terminal import put, put_json
 from safeedit.errors import UsageError
-from safeedit.records import ATTACK_NAMES
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -151,6 +150,8 @@ def explain(kind: str, name: str) -> str:
 def _of_auditor(found: Any) -> list[str]:
     parts = []
     if covered := getattr(found, "covers", ()):
+        from safeedit.records import ATTACK_NAMES
+
         attacks = ", ".join(ATTACK_NAMES.get(attack, attack) for attack in covered)
         parts += ["## Attacks", f"Counts as a test against {attacks}."]
     metrics = (

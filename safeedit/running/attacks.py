@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from safeedit.contracts import AttackProposal, RunContext
+from safeedit.contracts import AttackProposal, RunContext, asked_of_base
 from safeedit.errors import AuditError, EditError
 from safeedit.model.handle import ModelHandle
 from safeedit.planning.attacks import NEVER_KNOWN, headline_of
@@ -24,6 +24,9 @@ from safeedit.running.audits import Audits, Metrics, renamed
 from safeedit.running.clock import Clock
 from safeedit.running.store import Audited
 from safeedit.statistics.recovery import recovery
+
+_LONGEST_ANSWER = 24
+"""Tokens of an answer by the untouched model that an attack is given."""
 
 Strength = tuple[str, int, float]
 """Attack, seed, dose."""
@@ -60,6 +63,8 @@ class Attacks:
     """(attack, audit) -> figures of the untouched model, of the items asked under the attack."""
     failed: dict[str, str] = field(default_factory=dict)
     """Attack -> why it could not be made on the untouched model."""
+    base_says: dict[str, list[int]] = field(default_factory=dict)
+    """Question -> what the untouched model answers; in memory only."""
     _base_tensor: Callable[[str], Tensor] | None = None
 
     def measure_base(self, model: ModelHandle) -> None:
@@ -71,6 +76,7 @@ class Attacks:
                     self._measure_before(model, attack, audit)
                 for seed in self._seeds(attack):
                     try:
+                        self._ask_base(model, attack, seed)
                         self._attack_base(model, attack, seed)
                     except TamperedError:
                         raise
@@ -95,7 +101,9 @@ class Attacks:
         return range(first, first + attack.seeds)
 
     def _context(self, seed: int) -> RunContext:
-        return replace(self.audits.ctx, seed=seed, base_tensor=self._base_tensor)
+        return replace(
+            self.audits.ctx, seed=seed, base_tensor=self._base_tensor, base_says=self.base_says
+        )
 
     def _fail(self, attack: PlannedAttack, which: str, error: EditError | AuditError) -> None:
         remedy = f" ({error.remedy})" if error.remedy else ""
@@ -103,6 +111,23 @@ class Attacks:
         self.audits.ctx.warn(f"attack {attack.id} failed {self.failed[attack.id]}")
 
     # The untouched model ----------------------------------------------------------------
+
+    def _ask_base(self, model: ModelHandle, attack: PlannedAttack, seed: int) -> None:
+        """What the attack wants to know of the untouched model, greedily."""
+        asked = asked_of_base(attack.attack, attack.data, seed)
+        texts = [text for text in asked if text not in self.base_says]
+        engine = model.engine
+        prompts = [engine.encode([text], asked[text])[0] for text in texts]
+        found = engine.generate(
+            prompts,
+            max_new_tokens=_LONGEST_ANSWER,
+            progress=self.audits.ctx.progress,
+            description="answers of the untouched model",
+        )
+        end = engine.codec.tokenizer.eos_token_id
+        for text, (ids,) in zip(texts, found, strict=True):
+            ended = len(ids) < _LONGEST_ANSWER and end is not None
+            self.base_says[text] = [*ids, int(end)] if ended else list(ids)
 
     def _measure_before(
         self, model: ModelHandle, attack: PlannedAttack, audit: PlannedAudit
