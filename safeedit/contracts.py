@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -180,7 +179,7 @@ class RunContext:
     """Reads a tensor of the untouched model by its name, ``(out, in)``: what an attacker has who
     holds the base. None where there is no base to read."""
 
-    base_says: Mapping[str, Sequence[int]] = MappingProxyType({})
+    base_says: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Question -> token ids of what the untouched model answers, with the one that ended it if
     any: for the questions that an attack asks it (:func:`asked_of_base`)."""
 
