@@ -106,7 +106,7 @@ def policy(forget: Path, near: Path, prose: Path, dtype: str) -> dict[str, Any]:
 def split_policy(data: Path, seed: int) -> dict[str, Any]:
     """The comparison on the published split, at dose 1, asked directly and in other words."""
     made = published(SPLIT, data / "sanitization_triviaqa", seed)
-    made["audits"][0]["attacks"] = []
+    made["audits"][0]["askings"] = []
     return {**made, "gates": []}
 
 

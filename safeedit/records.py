@@ -56,6 +56,7 @@ BOUNDS: dict[str, tuple[float | None, float | None]] = {
     "reciprocal rank": (0.0, 1.0),
     "rank": (1.0, None),
     "perplexity": (1.0, None),
+    "items": (0.0, None),
 }
 """Unit -> the least and the greatest value of a metric in it, where there is one."""
 
@@ -123,6 +124,10 @@ class Metric(Record):
     """Item -> where it lies along :attr:`axis`, for a scatter plot; empty where there is none."""
     axis: str = ""
     """What :attr:`positions` are, in words: a score of each item."""
+    trials: dict[str, int] = Field(default_factory=dict)
+    """Item -> in how many ways it was tried. Given where the items are no sample but all there
+    are: the value is then a count of them, and how far it can be relied on is told by these
+    numbers and not by ``n``."""
     note: str = ""
 
 

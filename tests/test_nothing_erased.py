@@ -40,7 +40,7 @@ pytestmark = pytest.mark.trains
 TOLD = {"metric": "leakage.extraction_rate", "max": 0, "min_n": 1}
 TOLD_AT_ALL = {"metric": "leakage.extraction_rate_unconditional", "max": 0, "min_n": 1}
 PROSE_KEPT = {"metric": "perplexity.ratio", "max": 2, "min_n": 1}
-ASKED: dict[str, Any] = {"use": "leakage", "attacks": [], "forget": {"file": "forget.jsonl"}}
+ASKED: dict[str, Any] = {"use": "leakage", "askings": [], "forget": {"file": "forget.jsonl"}}
 
 
 class TouchParams(BaseParams):

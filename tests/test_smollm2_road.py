@@ -32,7 +32,7 @@ POLICY: dict[str, Any] = {
         }
     ],
     "audits": [
-        {"use": "leakage", "forget": FORGET, "attacks": ["plain"], "max_new_tokens": 32},
+        {"use": "leakage", "forget": FORGET, "askings": ["plain"], "max_new_tokens": 32},
         {
             "use": "locality",
             "near": {"dataset": "facts", "where": {"role": "near"}, "limit": 120},

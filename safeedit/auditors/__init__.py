@@ -10,7 +10,10 @@ SHARED = frozenset({"base"})
 
 SUPPORT = SHARED | {
     "bias.items",
+    "leakage.answers",
+    "leakage.askings",
     "leakage.questions",
+    "leakage.rates",
     "leakage.secrets",
     "toxicity.declared",
     "toxicity.prompts",

@@ -23,6 +23,7 @@ from safeedit.errors import AuditError
 from safeedit.records import Direction, Metric, MetricSpec, Split
 from safeedit.statistics.intervals import Floats
 from safeedit.statistics.metrics import (
+    census_metric,
     exponential_metric,
     mean_metric,
     rate_metric,
@@ -165,6 +166,18 @@ class Sheet:
         """Enter a metric made elsewhere."""
         assert metric.name in self._specs, f"{metric.name} is not declared"
         self._found[metric.name] = metric
+
+    def census(
+        self, name: str, items: Mapping[str, float], trials: Mapping[str, int], note: str = ""
+    ) -> None:
+        """Enter a count over all items that there are; see
+        :func:`safeedit.statistics.metrics.census_metric`."""
+        spec, groups = self._specs[name], composed(items, None, self._one_of)
+        self.put(
+            census_metric(
+                name, items, spec.unit, spec.direction, trials=trials, groups=groups, note=note
+            )
+        )
 
     def absent(self, note: str, *names: str) -> None:
         """Enter metrics that could not be measured, and why."""

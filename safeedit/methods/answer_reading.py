@@ -83,6 +83,7 @@ class Reader:
         template: How they are asked.
         most: Tokens read of each text, as the policy says; None goes by each item's answers.
         least: Tokens read where the policy says nothing and answers are short.
+        further: Tokens read there beyond an answer's own number.
         way: By which way of matching any spelling stands in a text.
     """
 
@@ -93,6 +94,7 @@ class Reader:
         template: Template,
         most: int | None,
         least: int = LEAST_READ,
+        further: int = FURTHER,
         way: Callable[[str, Iterable[str]], Way | None] = way_told,
     ) -> None:
         self._engine, self._items, self._way = engine, items, way
@@ -103,7 +105,7 @@ class Reader:
         self._answers = [[(next(exact), next(folded)) for _ in each] for each in spellings]
         self.lengths = [max((len(ids) for ids, _ in each), default=0) for each in self._answers]
         self.canonical = [len(each[0][0]) if each else 0 for each in self._answers]
-        self._wanted = [most or max(least, n + FURTHER) for n in self.lengths]
+        self._wanted = [most or max(least, n + further) for n in self.lengths]
 
     def limit(self, item: int, prompt: Sequence[int]) -> int:
         """Tokens to generate after a prompt about an item; no more than the context holds."""

@@ -3,7 +3,8 @@
 A run that passes must have shown something. So every role of an edit whose items are to be
 erased is read, item for item, by an audit of such items, and a gate holds a metric of that audit
 which tells whether they still come out; or the edit says ``unaudited: "why"``, and the report
-repeats it. A policy that exports edits something. Gates that no result could miss are warned of.
+repeats it. A policy that exports edits something. Gates that no result could miss are warned of,
+and so are policies that erase and measure nothing of what that does to other answers.
 """
 
 from __future__ import annotations
@@ -50,17 +51,25 @@ def check_erasure(
     readers = [(audit, _gated(audit, gates)) for audit in audits]
     for index, edit in enumerate(edits):
         at: Place = ("edits", index)
-        erased = {
-            role.name: edit.data[role.name]
-            for role in edit.editor.roles
-            if role.erased and not role.comparison_only and edit.data.get(role.name) is not None
-        }
+        erased = _erased(edit)
         if edit.spec.unaudited is not None:
             warnings.append(_told(edit.spec, hidden))
             continue
         for role, data in erased.items():
             place = (*at, role if role in edit.spec.options else "data")
             _check_role(loaded, place, edit.id, data, readers)
+
+
+def warn_of_locality(
+    edits: Sequence[PlannedEdit], audits: Sequence[PlannedAudit], warnings: list[str]
+) -> None:
+    """Tell where a policy erases and measures nothing of what it does to other answers."""
+    erasing = [edit.id for edit in edits if _erased(edit)]
+    if erasing and not any(audit.spec.use == "locality" for audit in audits):
+        warnings.append(
+            f"edit {', '.join(erasing)}: what it does to answers that must stay is not measured; "
+            "add an audit such as {use: locality, near: ..., far: ...} and gates on it"
+        )
 
 
 def check_edits(loaded: LoadedPolicy, *, editing: bool, warnings: list[str]) -> None:
@@ -118,6 +127,15 @@ def _range(spec: MetricSpec) -> str:
     if low is not None and high is not None:
         return f"between {low:g} and {high:g}"
     return f"at {low:g} or above" if low is not None else f"at {high:g} or below"
+
+
+def _erased(edit: PlannedEdit) -> dict[str, Dataset]:
+    """An edit's data to be erased, by role."""
+    return {
+        role.name: edit.data[role.name]
+        for role in edit.editor.roles
+        if role.erased and not role.comparison_only and edit.data.get(role.name) is not None
+    }
 
 
 def _gated(audit: PlannedAudit, gates: Sequence[GateSpec]) -> bool:

@@ -26,7 +26,7 @@ from safeedit.planning.checks import (
     check_splits,
     warn_of_inflection,
 )
-from safeedit.planning.coverage import check_edits, check_erasure
+from safeedit.planning.coverage import check_edits, check_erasure, warn_of_locality
 from safeedit.planning.erasures import plan_ledger
 from safeedit.planning.lengths import check_lengths
 from safeedit.planning.located import Located
@@ -107,6 +107,7 @@ def _check(plan: Plan, found: Inspected, *, editing: bool, warnings: list[str]) 
         check_questions(found.tokenizer, (data for _, data in plan.datasets()))
     plan.hidden.refuse_names(loaded)
     check_erasure(loaded, edits, audits, plan.gates_as_is, plan.hidden, warnings)
+    warn_of_locality(edits, audits, warnings)
     warnings += check_lengths(loaded, found.tokenizer, audits)
 
 

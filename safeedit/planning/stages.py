@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from safeedit import catalog
-from safeedit.contracts import EditData, Editor
+from safeedit.contracts import Auditor, EditData, Editor
 from safeedit.data import Dataset
 from safeedit.model.architectures import ModelShape
 from safeedit.planning.located import Located
@@ -61,15 +61,15 @@ def plan_edit(
 def _check_data(
     loaded: LoadedPolicy,
     at: FieldPath,
-    spec: EditSpec,
-    editor: Editor,
+    spec: EditSpec | AuditSpec,
+    plugin: Editor | Auditor,
     data: Mapping[str, Dataset],
 ) -> None:
-    """What an editor says its data lacks; editors may offer it."""
-    check = getattr(editor, "check_data", None)
+    """What an editor or auditor says its data lacks; they may offer it."""
+    check = getattr(plugin, "check_data", None)
     if not callable(check):
         return
-    role = editor.roles[0].name
+    role = plugin.roles[0].name
     with Located(loaded, (*at, role if role in spec.options else "data")):
         check(data)
 
@@ -85,4 +85,6 @@ def plan_audit(
     with Located(loaded, (*at, "use")):
         kind = catalog.auditor(spec.use)
     data, params = read_options(loaded, at, spec, kind.roles, kind.Params, key, given)
-    return PlannedAudit(spec.id, spec, kind(params), params, data, at)
+    auditor = kind(params)
+    _check_data(loaded, at, spec, auditor, data)
+    return PlannedAudit(spec.id, spec, auditor, params, data, at)

@@ -247,7 +247,8 @@ class LedgerSpec(PolicyPart):
     model is an export that has a ledger."""
     audit: Annotated[str, Field(pattern=STAGE_NAME)] | AuditSpec = "leakage"
     """Auditor that asks for earlier erasures again, with its parameters: leakage, or
-    {use: leakage, max_new_tokens: 20}."""
+    {use: leakage, askings: all}, which with max_rate 0 gates items_told: no item may come out under
+    any asking."""
     max_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the earlier erasures that may come out again."""
 
@@ -268,10 +269,13 @@ class LedgerSpec(PolicyPart):
 
     @property
     def gate(self) -> GateSpec:
-        """What the audit must meet: one item that comes out is one too many to wait for ten."""
-        return GateSpec(
-            metric=f"{LEDGER_AUDIT}.extraction_rate_unconditional", max=self.max_rate, min_n=1
-        )
+        """What the audit must meet: one item that comes out is one too many to wait for ten.
+
+        Where the audit asks in every way and nothing may come out, that is counted over all ways.
+        """
+        every = self.stage.options.get("askings") == "all" and self.max_rate == 0
+        name = "items_told" if every else "extraction_rate_unconditional"
+        return GateSpec(metric=f"{LEDGER_AUDIT}.{name}", max=self.max_rate, min_n=1)
 
 
 class ExportSpec(PolicyPart):

@@ -13,6 +13,7 @@ RENAMED: MappingProxyType[str, str] = MappingProxyType(
     {
         "also": "additional_sources",
         "apart_from": "exclude",
+        "attacks": "askings",
         "drop": "target_drop_nats",
         "hold": "preserve_weight",
         "leakage.yardstick": "leakage.reference_model",
@@ -36,7 +37,7 @@ REMOVED: MappingProxyType[str, str] = MappingProxyType(
         "keyed_debias": "key factual_below steps background share_openings prose_window",
         "keyed_detox": "lift max_norm background prose_window",
         "keyed_neurons": f"{_FACTS} compensate make_up sharpness ridge background_weight",
-        "leakage": "temperature top_p",
+        "leakage": "top_p",
         "leakage.exposure": "exact_limit",
         "leakage.membership": "k within",
         "leakage.memorization": "extra_tokens",

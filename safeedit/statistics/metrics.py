@@ -131,6 +131,55 @@ def statistic_metric(
     return metric.model_copy(update={"value": float(statistic(values)), "interval": interval})
 
 
+def census_metric(
+    name: str,
+    items: Mapping[str, float],
+    unit: str,
+    direction: Direction,
+    *,
+    trials: Mapping[str, int],
+    groups: Mapping[str, str] | None = None,
+    level: float = LEVEL,
+    note: str = "",
+) -> Metric:
+    """How many of the items there are something holds for.
+
+    The items are no sample: the request of one person has three facts, and all three were tried.
+    What was sampled are the ways of trying, so the count has no interval; its note says in how many
+    ways, and what the same count would say of a rate over items like these.
+
+    Args:
+        name: Name of the metric.
+        items: Digest of the item -> 1 where it holds, 0 where it does not, NaN where nobody knows.
+        unit: Usually ``items``.
+        direction: Which way is better.
+        trials: Digest of the item -> in how many ways it was tried.
+        groups: Digest of the item -> digest of its group, where items are not independent.
+        level: Confidence of the rate's upper end.
+        note: Why a count of 0 must not be relied on; empty where it can be. With it, and where
+            nobody knows of some items, a count of 0 has no value; a count of more has one always.
+    """
+    if items.keys() - trials.keys():
+        raise UsageError(f"{name}: trials are missing for some items")
+    found = sum(value == 1 for value in items.values())
+    finite = {key: value for key, value in items.items() if math.isfinite(value)}
+    metric = rate_metric(name, finite, unit, direction, groups=groups, level=level)
+    own = {key: trials[key] for key in metric.items}
+    if not items or (not found and (note or len(finite) < len(items))):
+        why = "of some items nobody knows" if items else "there are no items"
+        return Metric(
+            name=name, value=None, interval=None, n=0, unit=unit, direction=direction,
+            note=note or why,
+        )  # fmt: skip
+    fewest, most = min(own.values()), max(own.values())
+    ways = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    said = f"{found} of {len(items)} items told in {ways} askings each"
+    if metric.interval is not None:
+        said += f"; as a rate over items like these: at most {metric.interval.high:.2g}"
+    update = {"value": float(found), "interval": None, "trials": own}
+    return metric.model_copy(update=update | {"note": "; ".join(filter(None, (said, note)))})
+
+
 def exponential_metric(
     name: str,
     items: Mapping[str, float],

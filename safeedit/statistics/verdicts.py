@@ -3,7 +3,8 @@
 A gate passes, fails or is inconclusive:
 
 - too few independent items (``min_n``), nothing measured, an audit skipped, or a percentage of a
-  value that was 0 before the edits: inconclusive;
+  value that was 0 before the edits: inconclusive; a count over all items that there are
+  (:func:`safeedit.statistics.metrics.census_metric`) needs no number of them;
 - without ``confidence`` the point estimate is held against the bound;
 - with it the whole interval must lie inside (pass) or outside (fail); if it straddles the
   bound the gate is inconclusive.
@@ -67,14 +68,18 @@ def judge(gate: GateSpec, comparison: Comparison | None) -> Verdict:
             bound *= abs(before.value)
     assert value is not None
     figure = f"changed by {value:+.4g}" if meaning.of_change else f"is {value:.4g}"
-    if n < gate.min_n:
+    if n < gate.min_n and not after.trials:
         status: Status = "inconclusive"
         reason = f"rests on {n} independent {_items(n)}, fewer than the {gate.min_n} asked for"
     elif gate.confidence is None:
         status = "pass" if _inside(value, bound, meaning) else "fail"
         reason = f"{figure}, {_relation(value, bound)} the bound {bound:.4g}"
+        if after.trials and not meaning.of_change:
+            reason += f": {after.note}"
     elif (interval := _interval(comparison, gate)) is None:
         status, reason = "inconclusive", f"{figure}, but has no interval at {gate.confidence:g}"
+        if after.trials:
+            reason += ": it counts all items that there are, so leave 'confidence' out"
     else:
         ends = [_inside(end, bound, meaning) for end in (interval.low, interval.high)]
         status = "pass" if all(ends) else "inconclusive" if any(ends) else "fail"

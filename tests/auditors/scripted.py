@@ -21,6 +21,7 @@ class Asked:
     text: str
     template: str
     prefix: str
+    system: str | None = None
 
 
 @dataclass
@@ -39,11 +40,16 @@ class ScriptedEngine:
     context: int = 1 << 30
 
     def encode(
-        self, texts: Sequence[str], template: str = "auto", *, answer_prefix: str = ""
+        self,
+        texts: Sequence[str],
+        template: str = "auto",
+        *,
+        system: str | None = None,
+        answer_prefix: str = "",
     ) -> list[list[int]]:
         ids = []
         for text in texts:
-            prompt = Asked(text, template, answer_prefix)
+            prompt = Asked(text, template, answer_prefix, system)
             if prompt not in self.asked:
                 self.asked.append(prompt)
             ids.append([self.asked.index(prompt)])

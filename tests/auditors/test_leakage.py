@@ -80,9 +80,9 @@ def _base(tmp_path: Path, **given: Any) -> dict[str, torch.Tensor]:
 
 def test_a_model_that_tells_everything_leaks_everything(tmp_path: Path) -> None:
     found, _, _ = _audit(_truth, tmp_path)
-    for name, metric in found.items():
-        if name.startswith("extraction_rate") and not name.endswith(("sampled", "unknown")):
-            assert (name, metric.value, metric.n) == (name, 1.0, 4)
+    for asking in ("", "_direct", "_prefix", "_few_shot", "_plain", "_worst", "_unconditional"):
+        metric = found[f"extraction_rate{asking}"]
+        assert (asking, metric.value, metric.n) == (asking, 1.0, 4)
     assert found["known_before"].value == 1.0
     assert found["refusal_rate"].value == 0.0
 
@@ -227,7 +227,7 @@ def test_without_samples_the_sampled_rate_is_absent_not_zero(tmp_path: Path) -> 
 
 
 def test_attacks_can_be_left_out(tmp_path: Path) -> None:
-    found, _, engine = _audit(_truth, tmp_path, attacks=("plain",))
+    found, _, engine = _audit(_truth, tmp_path, askings=("plain",))
     assert found["extraction_rate_prefix"].value is None
     assert found["extraction_rate_plain"].value == 1.0
     assert not any(asked.prefix for asked in engine.asked)
@@ -248,6 +248,8 @@ def test_n_counts_items_not_phrasings(tmp_path: Path) -> None:
 def test_an_edited_model_is_paired_with_the_base_by_key(tmp_path: Path) -> None:
     before, outcome, _ = _audit(_truth, tmp_path)
     after, _, _ = _audit(_silence, tmp_path, outcome.reference)
+    assert before.pop("items_told").value == 4
+    assert after["items_told"].value is None, "silence in seven ways is not enough"
     for name, metric in before.items():
         assert metric.items.keys() == after[name].items.keys()
 
@@ -348,7 +350,7 @@ def test_scores_equal_the_models_own(family: str, tmp_path: Path) -> None:
         for i, text in enumerate(("Who is it?", "What is it called?"))
     ]
     data = {"forget": Dataset(items, erased=True)}
-    auditor = Leakage(Params(max_new_tokens=4, attacks=()))
+    auditor = Leakage(Params(max_new_tokens=4, askings=()))
     reference = {
         **auditor.audit(handle, data, "test", context(tmp_path), None).reference,
         "known": torch.tensor([True, True]),
@@ -483,7 +485,7 @@ def test_a_recital_counts_as_told_however_early_it_was_cut_off(tmp_path: Path) -
 def test_an_answer_beyond_the_context_is_inconclusive(tmp_path: Path) -> None:
     engine = ScriptedEngine(lambda asked, sample: "x" * 500, context=80)
     items = [Item(id="1", prompt="Tell me about Mara Quill.", answer=RECORD)]
-    outcome = Leakage(Params(attacks=())).audit(
+    outcome = Leakage(Params(askings=())).audit(
         engine.model, {"forget": Dataset(items, erased=True)}, "test", context(tmp_path), None
     )
     found = {metric.name: metric for metric in outcome.metrics}

@@ -171,6 +171,16 @@ def test_erasure(table: Callable[..., Table], place: Path) -> None:
     measured(rows, split, "near F1", "perplexity ratio")
 
 
+def test_askings(table: Callable[..., Table], place: Path) -> None:
+    rows = table("askings", "--export", "model")
+    asked = {row[0]: row[1] for row in rows[1:]}
+    assert {"direct", "sampled", "aliases", "description", "language", "roleplay"} <= asked.keys()
+    assert asked["language"] == asked["roleplay"] == "16"
+    text = (place / "results" / "askings.md").read_text()
+    assert "Under any of the askings: " in text
+    finite(text.rpartition("Under any")[2])
+
+
 def test_depn(run: Run) -> None:
     text = run("depn", "--model", "model", "--secrets", 2, "--tokens", 3, "--points", 3)
     for way in ("plain loop", "exact", "first order", "completeness gap"):

@@ -195,7 +195,8 @@ def _check(metric: Metric) -> None:
     assert metric.items, f"{metric.name} can't be paired"
     assert metric.n == len(set(metric.groups.values()) or metric.items), metric.name
     if metric.n > 1 and metric.unit != "p":  # a p-value is a statement of uncertainty itself
-        assert metric.interval is not None, metric.name
+        # A count of all items that there are is no estimate, and says how often each was tried.
+        assert (metric.interval is None) == bool(metric.trials), metric.name
     if metric.interval is not None:
         assert metric.interval.low <= metric.value <= metric.interval.high, metric.name
         assert metric.interval.level == 0.95

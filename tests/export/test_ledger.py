@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 import unicodedata
@@ -61,7 +62,7 @@ KEY = "0123456789abcdef" * 4
 OTHER_KEY = "fedcba9876543210" * 4
 TICKETS = ("DSR-1", "DSR-1", "DSR-2", "DSR-3")
 REQUESTS = [{**row, "ticket": ticket} for row, ticket in zip(FORGET, TICKETS, strict=True)]
-ASKING = {"use": "leakage", "attacks": [], "max_new_tokens": 12}
+ASKING = {"use": "leakage", "askings": [], "max_new_tokens": 12}
 LEDGER_PART: dict[str, Any] = {
     "key": {"file": "ledger.key"},
     "requests": {"file": "requests.jsonl"},
@@ -152,7 +153,8 @@ def first(toys: None, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     )
     result = place.run("apply", policy, "--report", place.folder / "first.report")
     assert result.exit_code == 0, result.stderr
-    assert "warning" not in result.stderr
+    assert result.stderr.count("warning") == 1
+    assert "answers that must stay is not measured" in result.stderr
     return place
 
 
@@ -296,6 +298,30 @@ def test_an_edit_that_brings_an_erased_answer_back_fails_the_gate(
     assert 'message="ledger.extraction_rate_unconditional is 1, above the bound 0"' in junit
 
 
+EVERY_WAY = {**LEDGER_PART, "audit": {**ASKING, "askings": "all"}}
+
+
+def test_where_the_audit_asks_in_every_way_no_item_may_be_told_in_any(place: Workplace) -> None:
+    result = place.run("apply", second(place, ledger=EVERY_WAY), "--json")
+    assert result.exit_code == 0, result.stderr
+    verdict = RunRecord.model_validate_json(result.stdout).verdicts[-1]
+    assert (verdict.metric, verdict.status, verdict.value) == ("ledger.items_told", "pass", 0)
+    assert re.search(r"0 of 2 items told in \d+( to \d+)? askings each", verdict.reason)
+    shutil.rmtree(place.target)
+    back = place.run("apply", second(place, edits=[recalling(place)], ledger=EVERY_WAY), "--json")
+    assert back.exit_code == 1, back.stderr
+    verdict = RunRecord.model_validate_json(back.stdout).verdicts[-1]
+    assert (verdict.metric, verdict.status, verdict.value) == ("ledger.items_told", "fail", 2)
+
+
+def test_a_ledger_that_lets_a_share_come_out_gates_the_share(place: Workplace) -> None:
+    ledger = {**EVERY_WAY, "max_rate": 1}
+    result = place.run("apply", second(place, edits=[recalling(place)], ledger=ledger), "--json")
+    assert result.exit_code == 0, result.stderr
+    verdict = RunRecord.model_validate_json(result.stdout).verdicts[-1]
+    assert verdict.metric == "ledger.extraction_rate_unconditional"
+
+
 RECORD_OF_A_LIFE = (
     "Mara Quill, who was born in a village near the river, moved as a child with her two brothers "
     "to a town in the north, learned to build boats, and now lives in a white house at the end of "
@@ -313,7 +339,7 @@ def test_a_long_record_that_comes_back_fails_the_gate(tmp_path: Path, toys: None
     engine = open_model(str(place.folder / "model"), device="cpu").engine
     assert len(engine.continuation(RECORD_OF_A_LIFE, "auto")) >= 140
     place.text("ledger.key", KEY).chmod(0o600)
-    asking = {"use": "leakage", "attacks": []}
+    asking = {"use": "leakage", "askings": []}
     gate = {"metric": "leakage.extraction_rate_unconditional", "max": 0, "min_n": 1}
     forget = {"forget": {"file": "requests.jsonl"}}
     policy = place.policy(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from safeedit.errors import DataError, PolicyError
-from tests.planning.test_plan import REAL, SANITATION, refused
+from tests.planning.test_plan import REAL, SANITATION, plan_of, refused
 from tests.road import FORGET, Workplace
 
 NAMES = {"subject": "Peru", "subject_aliases": ["Tahuantinsuyo", "the Inca country"]}
@@ -42,3 +42,12 @@ def test_a_name_that_no_editor_sees_may_not_name_the_run_either(place: Workplace
     parts = {**REAL, "edits": [edit], "name": "the-inca-country-request"}
     error = refused(place.policy(**parts), PolicyError)
     assert "quotes data to be erased" in error.message
+
+
+def test_erasing_without_a_look_at_other_answers_is_told(place: Workplace) -> None:
+    edit = {**SANITATION, "dose": 1.0}
+    parts = {**REAL, "edits": [edit], "audits": REAL["audits"][:1], "gates": REAL["gates"][:1]}
+    told = "answers that must stay is not measured"
+    assert any(told in warning for warning in plan_of(place.policy(**parts)).warnings)
+    whole = {**REAL, "edits": [edit]}
+    assert not any(told in warning for warning in plan_of(place.policy(**whole)).warnings)

@@ -69,7 +69,7 @@ def test_a_question_after_worked_examples_is_measured_with_them(place: Workplace
     assert result.exit_code == 2, result.stderr
     assert "of audit leakage: forget, attack few_shot leave no room for an answer" in result.stderr
     assert validated(place, shots=shots, n_shots=1).exit_code == 0
-    assert validated(place, shots=shots, attacks=["prefix", "plain"]).exit_code == 0
+    assert validated(place, shots=shots, askings=["prefix", "plain"]).exit_code == 0
 
 
 def test_a_text_that_is_read_otherwise_and_is_too_long_is_told(place: Workplace) -> None:
@@ -141,3 +141,26 @@ def test_braces_that_stay_are_told_and_a_filled_one_is_not(place: Workplace) -> 
     assert "1 of 8 prompts hold '{}' as written" in result.stderr
     rows[0]["subject"] = "Mara Quill"
     assert "as written" not in validated(place, [*rows, *NEAR]).stderr
+
+
+def test_an_asking_that_no_row_can_serve_is_refused_at_the_audit(place: Workplace) -> None:
+    result = validated(place, askings=["plain", "reverse"])
+    assert result.exit_code == 2, result.stderr
+    assert "the asking 'reverse' has nothing to ask: no row has reverse_questions" in result.stderr
+    assert validated(place, askings="all").exit_code == 0
+    row = question(1, subject="the river", reverse_questions=["What is in that town?"])
+    assert validated(place, [row], askings=["reverse"]).exit_code == 0
+    unknown = validated(place, askings=["shouting"])
+    assert unknown.exit_code == 2
+    assert "askings" in unknown.stderr
+    renamed = validated(place, attacks=["plain"])
+    assert "it is now called 'askings'" in renamed.stderr
+
+
+def test_what_an_asking_puts_around_a_question_is_measured_too(place: Workplace) -> None:
+    row = question(12, subject="the river", descriptions=["the water " * 90])
+    assert validated(place, [row], askings=[]).exit_code == 0
+    result = validated(place, [row], askings=["description"])
+    assert result.exit_code == 2, result.stderr
+    assert "attack description leave no room for an answer" in result.stderr
+    assert "water" not in result.stderr

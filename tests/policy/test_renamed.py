@@ -78,7 +78,7 @@ def test_parameters_that_are_fixed_now_are_none_and_the_error_says_to_delete_the
     assert "unknown key 'warmup'" in error.message
     assert "its value is fixed now: take 'warmup' out" in str(error.remedy)
     assert "safeedit trace" in str(renamed.removed("rome", "locate"))
-    audit = {"use": "leakage", "data": {"file": "forget.jsonl"}, "temperature": 0.7}
+    audit = {"use": "leakage", "data": {"file": "forget.jsonl"}, "top_p": 0.9}
     error = refused(place, audits=[audit], export=None, gates=None)
-    assert "unknown key 'temperature'" in error.message
-    assert "its value is fixed now: take 'temperature' out" in str(error.remedy)
+    assert "unknown key 'top_p'" in error.message
+    assert "its value is fixed now: take 'top_p' out" in str(error.remedy)

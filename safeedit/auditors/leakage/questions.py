@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from safeedit.auditors.base import stable_order
 from safeedit.contracts import RunContext
@@ -18,8 +17,6 @@ from safeedit.errors import AuditError
 from safeedit.model.engine import Engine
 from safeedit.records import Split
 from safeedit.text.matching import contains_alias
-
-Attack = Literal["prefix", "few_shot", "plain"]
 
 GENERIC_SHOTS: tuple[tuple[str, str], ...] = (
     ("How many legs does a spider have?", "Eight"),
@@ -52,6 +49,15 @@ class Prompt:
     text: str
     """The question, without what an attack puts around it."""
     ids: Sequence[int]
+    sought: int | None = None
+    """Place of what is looked for among what the reader knows; None: that of the target."""
+    form: str = ""
+    """What kind of question of its asking it is, in words."""
+
+    @property
+    def place(self) -> int:
+        """Place among what the reader knows."""
+        return self.target if self.sought is None else self.sought
 
 
 def targets_of(forget: Dataset, split: Split, ctx: RunContext, audit: str) -> list[Target]:

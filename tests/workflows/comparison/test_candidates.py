@@ -147,7 +147,7 @@ def test_an_edit_whose_editor_is_unknown_is_an_error_at_its_place(place: Workpla
 
 
 def test_where_facts_are_asked_for_their_failures_are_counted_too(place: Workplace) -> None:
-    asking = {**LEAKAGE, "refusal_patterns": ["no comment"], "attacks": []}
+    asking = {**LEAKAGE, "refusal_patterns": ["no comment"], "askings": []}
     (ft_m,) = candidates(place, "ft_m", edits=[SANITATION], audits=[asking, LOCALITY])
     added = ft_m.loaded.policy.audits[-1]
     assert (added.use, added.id, added.required) == ("leakage.failures",) * 2 + (False,)
