@@ -60,8 +60,8 @@ test: export PYTHONHASHSEED = 0
 test: $(MODEL) check
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-# What a tiny model learns hangs on the last bit of every sum, and so on the kernel. Each line is one
-# way to compute the same; the first that fails stops.
+# What a tiny model learns hangs on the last bit of every sum, and so on the kernel, and on what was
+# drawn. Each line is one way to compute the same, or draws anew; the first that fails stops.
 KERNELS = \
 	ATEN_CPU_CAPABILITY=default,OMP_NUM_THREADS=1 \
 	ATEN_CPU_CAPABILITY=default,OMP_NUM_THREADS=2 \
@@ -72,7 +72,10 @@ KERNELS = \
 	OMP_NUM_THREADS=1 \
 	OMP_NUM_THREADS=2 \
 	SAFEEDIT_TEST_ROUNDING=1,OMP_NUM_THREADS=1 \
-	SAFEEDIT_TEST_ROUNDING=2,OMP_NUM_THREADS=1
+	SAFEEDIT_TEST_ROUNDING=2,OMP_NUM_THREADS=1 \
+	SAFEEDIT_TEST_SEED=1,OMP_NUM_THREADS=1 \
+	SAFEEDIT_TEST_SEED=2,OMP_NUM_THREADS=1 \
+	SAFEEDIT_TEST_SEED=3,OMP_NUM_THREADS=1
 
 comma = ,
 test-kernels: export PYTHONHASHSEED = 0

@@ -59,17 +59,17 @@ def records(people: tuple[str, ...] = TAUGHT, **given: Any) -> Dataset:
     return Dataset(items(people, **given), template="plain", erased=True)
 
 
-def untaught() -> ModelHandle:
-    """The model before it read anything."""
+def untaught(width: int = 128) -> ModelHandle:
+    """The model before it read anything; ``width`` is that of its MLPs."""
     tokenizer = family_tokenizer("llama")
     tokenizer.add_tokens([*TAUGHT, *HELD_BACK])
-    model = tiny_model("llama", hidden_size=64, intermediate_size=128, vocab_size=420)
+    model = tiny_model("llama", hidden_size=64, intermediate_size=width, vocab_size=420)
     return ModelHandle(model, tokenizer, source="tiny:untaught")
 
 
 @cache
-def _taught() -> ModelHandle:
-    handle = untaught()
+def _taught(width: int) -> ModelHandle:
+    handle = untaught(width)
     engine = handle.engine
     examples = [
         Example(
@@ -94,10 +94,11 @@ def _taught() -> ModelHandle:
     return handle
 
 
-def taught() -> ModelHandle:
-    """A copy of the model that is the caller's to change."""
+def taught(width: int = 128) -> ModelHandle:
+    """A copy of the model that is the caller's to change; ``width`` as in :func:`untaught`."""
     trains()
-    return ModelHandle(copy.deepcopy(_taught().model), _taught().tokenizer, source="tiny:taught")
+    known = _taught(width)
+    return ModelHandle(copy.deepcopy(known.model), known.tokenizer, source="tiny:taught")
 
 
 def damaged(strength: float = 0.3) -> ModelHandle:

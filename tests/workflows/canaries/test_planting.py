@@ -145,8 +145,9 @@ def test_it_stops_as_soon_as_all_come_out_or_at_the_last_cycle(
     late = learn(tiny_handle("llama_tied"), secrets, [PROSE], never, ctx)
     assert 1.5 <= late.cycles < 2
     assert not any(late.extracted)
-    again = learn(model, secrets, [PROSE], QUICK, ctx)
-    assert again.cycles == 1  # known already: seen at the first look
+    # Known already, and no step spoils it: seen at the first look.
+    gentle = QUICK.model_copy(update={"learning_rate": 1e-9})
+    assert learn(model, secrets, [PROSE], gentle, ctx).cycles == 1
 
 
 def test_the_same_seed_learns_the_same_and_another_seed_otherwise(
