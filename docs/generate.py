@@ -26,6 +26,7 @@ from safeedit.model.architectures import supported
 from safeedit.policy.builtin import CARD, builtin_datasets, builtin_policies
 from safeedit.policy.gate import MEANINGS, GateSpec
 from safeedit.policy.model import (
+    AttackSpec,
     AuditSpec,
     DataSpec,
     EditSpec,
@@ -57,6 +58,7 @@ def _pages() -> dict[str, str]:
         "methods/index.md": _methods(),
         "reference/policy.md": _policy(),
         "reference/auditors.md": _explained("auditors", "Auditors", _AUDITORS),
+        "reference/attacks.md": _explained("attacks", "Attacks", _ATTACKS),
         "reference/scorers.md": _explained("scorers", "Scorers", _SCORERS),
         "reference/metrics.md": _metrics(),
         "reference/cli.md": "\n\n".join(_commands()) + "\n",
@@ -100,6 +102,11 @@ def _rest(folder: str, named: set[str]) -> Iterator[str]:
 _AUDITORS = (
     "An auditor measures one property of one model on one split. `safeedit list auditors NAME` "
     "prints the same text."
+)
+_ATTACKS = (
+    "An attack tries to bring back what an edit suppressed, on the checkpoint that is to be "
+    "exported; audits are repeated under it ([guide](../guides/attack.md)). `safeedit list attacks "
+    "NAME` prints the same text."
 )
 _SCORERS = (
     "A scorer rates how toxic texts are, for the auditor `toxicity`. `safeedit scorer check NAME` "
@@ -171,6 +178,11 @@ _PARTS: Mapping[str, tuple[type[BaseModel], str]] = {
         AuditSpec,
         "One entry a measurement, made before and after the edits. Beside these fields it takes "
         "the data roles and the parameters of its [auditor](auditors.md).",
+    ),
+    "attacks": (
+        AttackSpec,
+        "One entry an attempt to bring back what was suppressed. Beside these fields it takes the "
+        "data roles and the parameters of its [attack](attacks.md).",
     ),
     "gates and targets": (
         GateSpec,

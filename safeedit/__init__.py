@@ -36,6 +36,7 @@ list, which ``tests/test_layers.py`` enforces:
 :mod:`safeedit.model`                families, handles, sources, the engine
 :mod:`safeedit.methods`              mathematics that several editors or auditors need
 :mod:`safeedit.editors`              one method per file; the file's stem is its name
+:mod:`safeedit.attacks`              one attempt to bring it back per file
 :mod:`safeedit.auditors`             one property per file
 :mod:`safeedit.scorers`              one text classifier per file, and how far each agrees
                                      with people

@@ -1,11 +1,11 @@
-"""Names to editors, auditors and scorers.
+"""Names to editors, attacks, auditors and scorers.
 
 A name is a file's stem: ``safeedit/editors/sanitation.py`` is the editor ``sanitation``; a file
 in a sub-package gets a dotted name (``auditors/leakage/exposure.py`` is ``leakage.exposure``), but
 for the one that is called like its package, whose name is that of the package. Other
 distributions add theirs through the entry-point groups ``safeedit.editors``,
-``safeedit.auditors`` and ``safeedit.scorers``. Nothing else resolves: a policy is data and can
-never name code.
+``safeedit.attacks``, ``safeedit.auditors`` and ``safeedit.scorers``. Nothing else resolves: a
+policy is data and can never name code.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
-from safeedit.contracts import Auditor, Editor, Scorer, ScorerRef
+from safeedit.contracts import Attack, Auditor, Editor, Scorer, ScorerRef
 from safeedit.errors import PolicyError, SafeeditError
 from safeedit.policy import StageSchema
 from safeedit.policy.suggest import did_you_mean
 
-Kind = Literal["editors", "auditors", "scorers"]
-_METHOD: dict[Kind, str] = {"editors": "propose", "auditors": "audit", "scorers": "score"}
+Kind = Literal["editors", "attacks", "auditors", "scorers"]
+_METHOD: dict[Kind, str] = {
+    "editors": "propose", "attacks": "propose", "auditors": "audit", "scorers": "score",
+}  # fmt: skip
 
 
 def editor(name: str) -> type[Editor]:
@@ -32,6 +34,16 @@ def editor(name: str) -> type[Editor]:
         PolicyError: there is none; the message suggests the nearest names.
     """
     found: type[Editor] = _resolve("editors", name)
+    return found
+
+
+def attack(name: str) -> type[Attack]:
+    """The attack class called ``name``.
+
+    Raises:
+        PolicyError: there is none; the message suggests the nearest names.
+    """
+    found: type[Attack] = _resolve("attacks", name)
     return found
 
 
@@ -70,15 +82,16 @@ def names(kind: Kind) -> tuple[str, ...]:
     return tuple(sorted(modules(kind).keys() | _plugins(kind).keys()))
 
 
-def schemas() -> tuple[list[StageSchema], list[StageSchema]]:
-    """What the policy's JSON Schema says of every editor and of every auditor."""
+def schemas() -> tuple[list[StageSchema], list[StageSchema], list[StageSchema]]:
+    """What the policy's JSON Schema says of every editor, every auditor and every attack."""
     return (
         [_schema(name, editor(name)) for name in names("editors")],
         [_schema(name, auditor(name)) for name in names("auditors")],
+        [_schema(name, attack(name)) for name in names("attacks")],
     )
 
 
-def _schema(name: str, kind: type[Editor] | type[Auditor]) -> StageSchema:
+def _schema(name: str, kind: type[Editor] | type[Auditor] | type[Attack]) -> StageSchema:
     roles = [(role.name, role.description, role.required) for role in kind.roles]
     return StageSchema(name, kind.summary, kind.Params.model_json_schema(), roles)
 

@@ -1,6 +1,7 @@
-"""The protocols that every editor, auditor and scorer keeps.
+"""The protocols that every editor, attack, auditor and scorer keeps.
 
-An **editor** proposes a change; it never makes one. An **auditor** measures one property of one
+An **editor** proposes a change; it never makes one. An **attack** does the same on behalf of
+somebody who wants back what an edit suppressed. An **auditor** measures one property of one
 model on one split. A **scorer** rates texts for auditors. The runner (:mod:`safeedit.running.run`)
 is the only place where a change meets a model. Adding a method is adding one file: the catalog
 finds it by its stem.
@@ -174,6 +175,14 @@ class RunContext:
     scorer: Callable[[ScorerRef], ReadyScorer] = _no_scorer
     """Opens a scorer, once for all who ask."""
 
+    base_tensor: Callable[[str], Tensor] | None = None
+    """Reads a tensor of the untouched model by its name, ``(out, in)``: what an attacker has who
+    holds the base. None where there is no base to read."""
+
+    base_says: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Question -> token ids of what the untouched model answers, with the one that ended it if
+    any: for the questions that an attack asks it (:func:`asked_of_base`)."""
+
     wanted: frozenset[str] | None = None
     """Metrics (bare names) an audit is made for; it may leave out work that only others need,
     and those metrics then have no value. None: all of them."""
@@ -258,6 +267,55 @@ class Editor(Protocol):
 
 
 @dataclass(frozen=True)
+class AttackProposal:
+    """An attack's answer: what it would make of the weights, at each of its strengths."""
+
+    doses: tuple[float, ...]
+    """Strengths, weakest first: steps, 8 before 4 bits, a share."""
+    at: Callable[[float], Mapping[str, Callable[[Tensor], Tensor]]]
+    """Tensor name -> what is put in its place at one strength: given the tensor, ``(out, in)``
+    where it is a matrix of a block, in the model's dtype, it returns another of that shape.
+    Asked tensor by tensor, so that no second copy of the weights need exist."""
+    label: Callable[[float], str] = "{:g}".format
+    """A strength in words, for reports: ``40 steps at 5e-05``."""
+    notes: Callable[[float], dict[str, Any]] = lambda dose: {}
+    """Numbers and words for the record at one strength (losses ...); never data."""
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """An edit made by somebody who wants back what was suppressed.
+
+    Made on the edited model, and for comparison on the untouched one; nothing of it is ever
+    exported or written to disk. Declares ``Params``, ``roles``, ``summary``, and which class of
+    attacks it belongs to; its constructor stores parameters and does nothing else. An optional
+    role ``never_known`` holds questions with answers that the model never knew: the audits are
+    repeated on them too, as a control.
+    """
+
+    Params: ClassVar[type[BaseParams]]
+    roles: ClassVar[tuple[DataRole, ...]]
+    summary: ClassVar[str]
+    tries: ClassVar[AttackClass]
+    seeded: ClassVar[bool]
+    """Whether it draws at random, so that another seed is another attack."""
+
+    def __init__(self, params: Any) -> None: ...
+
+    def strengths(self) -> tuple[float, ...]:
+        """The doses that :meth:`propose` will offer, known from the parameters alone."""
+        ...
+
+    def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> AttackProposal:
+        """Compute the attack. The model's weights are the same before and after.
+
+        Raises:
+            EditError: It can't be made (its training diverged ...).
+        """
+        ...
+
+
+@dataclass(frozen=True)
 class TensorPlan:
     """One tensor an edit may change."""
 
@@ -321,6 +379,19 @@ class Auditor(Protocol):
         ctx: RunContext,
         reference: Mapping[str, Tensor] | None,
     ) -> AuditOutcome: ...
+
+
+def asked_of_base(attack: Attack, data: EditData, seed: int) -> Mapping[str, Template]:
+    """Questions whose answers by the untouched model an attack uses, on its own data.
+
+    Such an attack has a method ``asks(data, seed)``; the answers come in
+    :attr:`RunContext.base_says`, and are in memory only.
+
+    Returns:
+        Question -> how it is put.
+    """
+    ask = getattr(attack, "asks", None)
+    return {} if ask is None else ask(data, seed)
 
 
 @dataclass(frozen=True)

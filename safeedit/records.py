@@ -21,9 +21,18 @@ PassingSide = Literal["below", "above"]
 """The side of its bound on which a gate passes."""
 
 
-AttackClass = Literal["relearning", "compression", "white_box", "membership"]
+AttackClass = Literal["relearning", "compression", "merging", "white_box", "membership"]
 ATTACK_CLASSES: tuple[AttackClass, ...] = get_args(AttackClass)
-"""Ways to bring back what was suppressed; an audit declares which of them it tries."""
+"""Ways to bring back what was suppressed; an attack or audit declares which of them it tries."""
+
+ATTACK_NAMES: dict[AttackClass, str] = {
+    "relearning": "relearning by further fine-tuning",
+    "compression": "quantisation and pruning",
+    "merging": "merging with other weights",
+    "white_box": "white-box probing of weights and hidden states",
+    "membership": "membership inference",
+}
+"""What each is called in reports."""
 
 
 class Record(BaseModel):
@@ -191,6 +200,8 @@ class Verdict(Record):
     """What one gate decided, and why."""
 
     metric: str
+    under: str = ""
+    """Id of the attack under which the metric was measured; empty for the model as it is."""
     condition: str
     """The gate as the policy wrote it, e.g. ``max 0.02 at confidence 0.95``."""
     kind: str
@@ -278,6 +289,52 @@ class ControlRecord(Record):
     metrics: tuple[Metric, ...]
 
 
+class AttackPoint(Record):
+    """One strength of an attack, with one seed: what the audits found under it."""
+
+    dose: float
+    """The strength, a number of the attack's own: steps, bits, a share."""
+    label: str
+    """The strength in words, e.g. ``40 steps at 5e-05``."""
+    seed: int
+    edited: tuple[Metric, ...]
+    """Of the edited model under the attack; ``recovered`` of each audit among them."""
+    base: tuple[Metric, ...] = ()
+    """Of the untouched model under the same attack."""
+    never_known: tuple[Metric, ...] = ()
+    """Of the edited model under the attack, asked for what it never knew: what the attack makes
+    up by itself."""
+    notes: dict[str, Any] = Field(default_factory=dict)
+    """The attack's own account of the edited model (losses ...); never data."""
+    seconds: float = 0.0
+    """Of attack and audits on the edited model."""
+
+
+class AttackRecord(Record):
+    """One attack on the edited model, which was restored afterwards."""
+
+    id: str
+    use: str
+    params: dict[str, Any]
+    data_digests: dict[str, str]
+    tries: AttackClass
+    audits: tuple[str, ...]
+    """Ids of the audits that were repeated under it."""
+    points: tuple[AttackPoint, ...] = ()
+    failed: str = ""
+    """Why nothing was measured, or not all; gates under this attack are inconclusive then."""
+    restored: bool = True
+    """Whether the weights after the attack were proved to be those before, by digest."""
+    left_out: int = 0
+    """Items that the attack used and the audits under it therefore did not ask."""
+    seconds: float = 0.0
+
+
+RECOVERED = "recovered"
+"""Name of the metric that an attack gives each of its audits: the share of an edit's effect that
+the attack undoes."""
+
+
 class CastRecord(Record):
     """Tensors that were cast to run: the files keep them as they are."""
 
@@ -359,10 +416,10 @@ class ExportRecord(Record):
 
 
 class RunRecord(Record):
-    """One run of ``apply`` or ``audit``, complete."""
+    """One run of ``apply``, ``audit`` or ``attack``, complete."""
 
     schema_version: int = Field(SCHEMA_VERSION, ge=SCHEMA_VERSION, le=SCHEMA_VERSION)
-    command: Literal["apply", "audit"]
+    command: Literal["apply", "audit", "attack"]
     run_id: str
     started: str
     """ISO 8601, UTC."""
@@ -374,12 +431,16 @@ class RunRecord(Record):
     ticket: str | None
     seed: int
     model: ModelRecord
+    compared_with: ModelRecord | None = None
+    """The untouched model, where ``audit`` or ``attack`` were given one."""
     datasets: dict[str, dict[str, Any]]
     """``<stage id>.<role>`` -> digest, counts per split, source; never items."""
     before: tuple[AuditRecord, ...]
     edits: tuple[EditRecord, ...]
     after: tuple[AuditRecord, ...]
     comparisons: tuple[Comparison, ...]
+    attacks: tuple[AttackRecord, ...] = ()
+    """Attacks on the edited model, in the order of the policy."""
     verdicts: tuple[Verdict, ...]
     status: Status
     exit_code: int

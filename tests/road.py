@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from safeedit import catalog, code
 from safeedit.cli.main import main
 from safeedit.contracts import (
+    AttackProposal,
     AuditOutcome,
     BaseParams,
     Control,
@@ -34,7 +35,7 @@ from safeedit.contracts import (
 )
 from safeedit.data import Dataset
 from safeedit.delta import Dense, LowRank, Origin, Update, WeightDelta
-from safeedit.errors import AuditError
+from safeedit.errors import AuditError, EditError
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 from safeedit.records import AttackClass, Metric, MetricSpec, RunRecord, Split
@@ -380,6 +381,45 @@ EDITORS: dict[str, type[Any]] = {
 AUDITORS: dict[str, type[Any]] = {"drift": Drift}
 
 
+class ProdParams(BaseParams):
+    fails: Literal["", "proposing", "untouched", "edited", "meddling", "late"] = ""
+    by: float = 0.0
+
+
+class Prod:
+    """An attack that adds a number to every weight of a matrix, or fails in a way of its own."""
+
+    Params: ClassVar[type[BaseParams]] = ProdParams
+    summary: ClassVar[str] = "adds a number to a matrix"
+    roles: ClassVar[tuple[DataRole, ...]] = ()
+    tries: ClassVar[AttackClass] = "white_box"
+    seeded: ClassVar[bool] = False
+    calls: ClassVar[list[str]] = []
+    """What it was asked to propose on: digests of weights; emptied by :func:`register`."""
+
+    def __init__(self, params: Any) -> None:
+        self.params: ProdParams = params
+
+    def strengths(self) -> tuple[float, ...]:
+        return (1.0, 2.0)
+
+    def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> AttackProposal:
+        Prod.calls.append(model.digest())
+        which = "untouched" if len(Prod.calls) == 1 else "edited"
+        if self.params.fails in ("proposing", which):
+            raise EditError("the attacker has lost interest", remedy="offer more")
+        name = "model.layers.0.mlp.down_proj.weight"
+        if self.params.fails == "meddling":
+            model.stored(name).data[0, 0] += 1
+
+        def at(dose: float) -> dict[str, Callable[[Tensor], Tensor]]:
+            if self.params.fails == "late" and dose > 1:
+                raise EditError("training diverged")
+            return {name: lambda weight: weight + dose * self.params.by}
+
+        return AttackProposal(self.strengths(), at, lambda dose: f"push {dose:g}")
+
+
 def register(monkeypatch: pytest.MonkeyPatch, **editors: type[Any]) -> None:
     """Add the toys, and further editors, to the catalog for the length of a test."""
 
@@ -388,5 +428,7 @@ def register(monkeypatch: pytest.MonkeyPatch, **editors: type[Any]) -> None:
 
     monkeypatch.setattr(catalog, "editor", also(catalog.editor, EDITORS | editors))
     monkeypatch.setattr(catalog, "auditor", also(catalog.auditor, AUDITORS))
+    monkeypatch.setattr(catalog, "attack", also(catalog.attack, {"prod": Prod}))
+    Prod.calls.clear()
     Drift.calls.clear()
     Drift.asked.clear()

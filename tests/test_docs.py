@@ -17,6 +17,7 @@ from safeedit import catalog
 from safeedit.cli.environment import VARIABLES
 from safeedit.cli.main import main
 from safeedit.policy import load_policy
+from safeedit.records import RECOVERED
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -98,8 +99,12 @@ def test_every_policy_that_is_shown_names_what_there_is(policy: str, tmp_path: P
         assert not missing, f"{stage.use} needs {missing}"
         if not edit:
             metrics |= {f"{stage.id}.{metric.name}": metric for metric in kind.metrics}
+    for stage in shown.attacks:
+        attack: Any = catalog.attack(stage.use)
+        roles = {"data", *(role.name for role in attack.roles)}
+        attack.Params.model_validate({k: v for k, v in stage.options.items() if k not in roles})
     for gate in (*shown.gates, *(target for edit in shown.edits for target in edit.targets)):
-        assert gate.metric in metrics
+        assert gate.metric in metrics or (gate.under and gate.name == RECOVERED)
 
 
 def test_the_annotated_quickstart_is_the_shipped_one(tmp_path: Path) -> None:

@@ -24,15 +24,9 @@ from safeedit.errors import UsageError
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-KINDS = ("editors", "auditors", "scorers", "metrics", "datasets", "policies", "models")
-EXPLAINED = ("editors", "auditors", "scorers")
+KINDS = ("editors", "attacks", "auditors", "scorers", "metrics", "datasets", "policies", "models")
+EXPLAINED = ("editors", "attacks", "auditors", "scorers")
 """Kinds whose members can be explained one by one."""
-_ATTACKS = {
-    "relearning": "relearning by further fine-tuning",
-    "compression": "quantisation and pruning",
-    "white_box": "probing of weights and hidden states",
-    "membership": "membership inference",
-}
 
 
 @click.command(name="list")
@@ -40,10 +34,10 @@ _ATTACKS = {
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
 def list_(kind: str | None, name: str | None, as_json: bool) -> None:
-    """List what there is, or explain the editor, auditor or scorer called NAME.
+    """List what there is, or explain the editor, attack, auditor or scorer called NAME.
 
-    Without KIND all are listed: editors, auditors, scorers, metrics, data sets, policies and
-    model families.
+    Without KIND all are listed: editors, attacks, auditors, scorers, metrics, data sets, policies
+    and model families.
     """
     if kind is not None and name is not None:
         if kind not in EXPLAINED:
@@ -75,6 +69,8 @@ def listing(kind: str | None = None) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     if kind in (None, "editors"):
         found["editors"] = {n: _line(catalog.editor(n)) for n in catalog.names("editors")}
+    if kind in (None, "attacks"):
+        found["attacks"] = {n: catalog.attack(n).summary for n in catalog.names("attacks")}
     if kind in (None, "auditors"):
         found["auditors"] = {n: catalog.auditor(n).summary for n in catalog.names("auditors")}
     if kind in (None, "scorers"):
@@ -125,14 +121,19 @@ def _described(files: Mapping[str, Path]) -> dict[str, str]:
 
 
 def explain(kind: str, name: str) -> str:
-    """All that the code says of one editor, auditor or scorer, as Markdown.
+    """All that the code says of one editor, attack, auditor or scorer, as Markdown.
 
     Raises:
         PolicyError: There is none of that name; the message suggests the nearest.
     """
     from safeedit import catalog
 
-    what = {"editors": catalog.editor, "auditors": catalog.auditor, "scorers": catalog.scorer}
+    what = {
+        "editors": catalog.editor,
+        "attacks": catalog.attack,
+        "auditors": catalog.auditor,
+        "scorers": catalog.scorer,
+    }
     found: Any = what[kind](name)
     parts = [f"# {name}", f"{kind.removesuffix('s').capitalize()}: {found.summary}."]
     if is_baseline(found):
@@ -149,7 +150,9 @@ def explain(kind: str, name: str) -> str:
 def _of_auditor(found: Any) -> list[str]:
     parts = []
     if covered := getattr(found, "covers", ()):
-        attacks = ", ".join(_ATTACKS.get(attack, attack) for attack in covered)
+        from safeedit.records import ATTACK_NAMES
+
+        attacks = ", ".join(ATTACK_NAMES.get(attack, attack) for attack in covered)
         parts += ["## Attacks", f"Counts as a test against {attacks}."]
     metrics = (
         f"- `{metric.name}` ({metric.unit}, {metric.direction} is better): {metric.description}"

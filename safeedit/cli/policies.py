@@ -58,6 +58,7 @@ def plan_of(
     source: str | None = None,
     *,
     editing: bool = True,
+    attacking: bool = False,
     exporting: bool = True,
     keyed: bool = True,
 ) -> Plan:
@@ -71,7 +72,7 @@ def plan_of(
         here = Path(source).expanduser()
         loaded = loaded.with_model_source(str(here.absolute()) if here.exists() else source)
     if not editing:
-        loaded = loaded.without_edits()
+        loaded = loaded.without_edits(attacks=attacking)
     return make_plan(loaded, exporting=exporting, key=digest_key(cache_dir()) if keyed else None)
 
 
@@ -99,6 +100,16 @@ def _show_plan(plan: Plan) -> None:
             put(f"    {tensor}")
     for audit in summary["audits"]:
         put(f"audit {audit['id']} ({audit['use']})")
+    for attack in summary["attacks"]:
+        seeds = f", {attack['seeds']} seeds" if attack["seeds"] > 1 else ""
+        put(
+            f"attack {attack['id']} ({attack['use']}): {attack['strengths']} strengths{seeds}, "
+            f"repeats {', '.join(attack['audits'])}"
+        )
+        for key, value in attack["params"].items():
+            put(f"    {key}: {value}")
+        if attack["items_left_out"]:
+            put(f"    {attack['items_left_out']} items are its own; the audits ask about the rest")
     for name, data in summary["data"].items():
         counts = ", ".join(f"{split} {count}" for split, count in data["items"].items())
         put(f"data {name}: {counts}; digest {data['digest'][:16]}")

@@ -1,4 +1,4 @@
-"""``safeedit apply`` and ``audit``: runs of a policy, and where their reports go."""
+"""``safeedit apply``, ``audit`` and ``attack``: runs of a policy, and where their reports go."""
 
 from __future__ import annotations
 
@@ -67,6 +67,50 @@ def audit(
     reports = _Reports(made, report_dir, default)
     with screen.context(made.loaded.policy.seed) as ctx:
         record = measure(made, ctx, base=base, write_reports=reports.write)
+    _show_record(screen, record, reports.folder, as_json)
+    return record.exit_code
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--policy",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Policy with the attacks, audits and gates; its model is the untouched one.",
+)
+@click.option("--base", help="The untouched model, if it is another than the policy's.")
+@json_option
+@report_option
+@click.pass_obj
+def attack(
+    screen: Screen,
+    model: str,
+    policy: Path,
+    base: str | None,
+    as_json: bool,
+    report_dir: Path | None,
+) -> int:
+    """Attack MODEL, an edited checkpoint from anybody, and judge what comes back.
+
+    Makes the attacks of a policy on MODEL and on the untouched model it was made from, repeats
+    the audits and judges the gates. Edits and exports nothing.
+    """
+    from safeedit.planning.options import model_source
+    from safeedit.policy import load_policy
+    from safeedit.running.run import attack as run_attack
+
+    loaded = load_policy(policy)
+    if not loaded.policy.attacks:
+        raise loaded.error(
+            (), "the policy has no attacks", "add 'attacks', or measure with 'safeedit audit'"
+        )
+    untouched = base or model_source(loaded, loaded.policy.model.source)
+    made = plan_of(policy, source=model, editing=False, attacking=True)
+    default = made.report_dir.with_name(made.report_dir.stem + ".attack")
+    reports = _Reports(made, report_dir, default)
+    with screen.context(made.loaded.policy.seed) as ctx:
+        record = run_attack(made, ctx, base=untouched, write_reports=reports.write)
     _show_record(screen, record, reports.folder, as_json)
     return record.exit_code
 

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -230,6 +230,30 @@ class Dataset:
         for split in SPLITS:
             counts[f"{split}_phrasings"] = len(self._phrasings_of[split])
         return counts
+
+    def only(self, wanted: Callable[[Item], bool]) -> Dataset:
+        """The items of which ``wanted`` is true, in the splits that they have; itself where that
+        is so of all. Its digest follows from the whole's and from which items these are."""
+        kept = {id(item) for item in self._items if wanted(item)}
+        if len(kept) == len(self._items):
+            return self
+        places = [n for n, item in enumerate(self._items) if id(item) in kept]
+        view = object.__new__(Dataset)
+        view._set(
+            _items=tuple(item for item in self._items if id(item) in kept),
+            _items_of={
+                name: tuple(item for item in found if id(item) in kept)
+                for name, found in self._items_of.items()
+            },
+            _phrasings_of={
+                name: tuple(each for each in found if id(each.item) in kept)
+                for name, found in self._phrasings_of.items()
+            },
+            digest=hashlib.sha256(f"{self.digest} {places}".encode()).hexdigest(),
+            **{key: getattr(self, key) for key in
+               ("_hidden", "name", "source", "template", "erased", "notes")},
+        )  # fmt: skip
+        return view
 
     def without(self, split: Split) -> Dataset:
         """The same data set with one split out of reach, as an editor sees it.

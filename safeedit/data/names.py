@@ -21,7 +21,8 @@ from safeedit.data.subjects import names_subject
 from safeedit.text.matching import contains_alias
 
 _OF_SUBJECT = ("subject_aliases", "descriptions", "reverse_questions")
-_LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z]{4})?(-([A-Za-z]{2}|[0-9]{3}))?")
+"""Language, script, region: reports say the codes, so they must be too short to hold a name."""
 _REWORD = "reword it so that it does not, or leave it out"
 
 

@@ -43,6 +43,7 @@ from safeedit.data import Dataset, Item
 from safeedit.data.subjects import check_subjects, same_subject
 from safeedit.delta import LowRank, Update
 from safeedit.errors import DataError
+from safeedit.methods.adapters import adapters
 from safeedit.methods.facts import gated_neurons as neurons
 from safeedit.methods.scaled import proposal_of
 from safeedit.methods.tuning import (
@@ -340,37 +341,16 @@ def _tuned(
     ctx: RunContext,
 ) -> Learnt:
     """Adapters at ``sites``, tuned by ``loss``; the model is left without them."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(ctx.seed)
-    config = LoraConfig(
-        r=params.rank,
-        lora_alpha=_ALPHA,
-        target_modules=[site.module for site in sites],
-        fan_in_fan_out=sites[0].transposed,
-        lora_dropout=0.0,  # the reference's .05 is noise on a few hundred examples
-    )
-    adapted = get_peft_model(model.model, config)
-    try:
-        modules = {site: model.model.get_submodule(site.module) for site in sites}
+    with adapters(model, sites, rank=params.rank, alpha=_ALPHA, seed=ctx.seed) as made:
         notes = optimise(
-            [p for p in adapted.parameters() if p.requires_grad],
+            made.trained,
             loss,
             steps=params.steps,
             learning_rate=params.learning_rate,
             progress=ctx.progress,
             description="learning to refuse",
         )
-        factors = {
-            site.weight: (
-                module.lora_B["default"].weight.detach().float() * module.scaling["default"],
-                module.lora_A["default"].weight.detach().float(),
-            )
-            for site, module in modules.items()
-        }
-    finally:
-        adapted.unload()
-        model.model.requires_grad_(False)
+        factors = made.factors()
 
     def updates(dose: float) -> dict[str, Update]:
         return {name: LowRank(left * dose, right) for name, (left, right) in factors.items()}

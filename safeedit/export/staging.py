@@ -178,12 +178,24 @@ class Staging:
             self.path.rename(self.target)
         except BaseException:
             if not os.path.lexists(self.target):
-                aside.rename(self.target)
+                self._put_back(aside)
             raise
         _sync_name(self.target)
         # First a name from which nobody takes it back: its removal may be cut short.
         aside = aside.rename(_beside(self.target, _STAGING))
         shutil.rmtree(aside, ignore_errors=True)
+
+    def _put_back(self, aside: Path) -> None:
+        try:
+            aside.rename(self.target)
+        except OSError as error:
+            raise ExportError(
+                "the new export could not be given its name, nor the one that stood here be put "
+                f"back: {os.strerror(error.errno or errno.EIO)}; it is whole, under a hidden name",
+                file=aside,
+                remedy="make room and run again, which takes it back, or rename it to "
+                f"{self.target.name}",
+            ) from error
 
     def _make(self) -> None:
         for _ in range(3):

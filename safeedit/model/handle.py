@@ -10,7 +10,7 @@ quantised, not finite, or not in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -360,6 +360,36 @@ class ModelHandle:
         also by an exception. Arguments and errors as in :meth:`apply`."""
         undo = self.apply(*deltas, check_base=check_base, measure=False)
         try:
+            yield self
+        finally:
+            undo.restore()
+
+    @contextmanager
+    def rewritten(
+        self, rewrites: Mapping[str, Callable[[Tensor], Tensor]]
+    ) -> Iterator[ModelHandle]:
+        """The model with tensors put in the place of its own; bit for bit as before when the
+        context ends, also by an exception.
+
+        Args:
+            rewrites: Tensor name -> what makes the new tensor of the old one, ``(out, in)`` where
+                it is a matrix of a block; cast once to the tensor's own dtype.
+
+        Raises:
+            EditError: A tensor is not the model's, or a new one has another shape or is not
+                finite.
+        """
+        undo = Undo(self._tensors)
+        try:
+            for name, rewrite in rewrites.items():
+                self._check_editable(name)
+                weight = self.oriented(name)
+                changed = rewrite(weight).to(weight.dtype)
+                if changed.shape != weight.shape or not all_finite(changed):
+                    raise EditError(f"what should replace '{name}' is not finite or does not fit")
+                undo.keep(name)
+                transposed = name in self.shape.transposed
+                self._tensors.write(name, changed.T if transposed else changed)
             yield self
         finally:
             undo.restore()

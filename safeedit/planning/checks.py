@@ -19,7 +19,7 @@ from safeedit.planning.prompts import PromptCheck
 from safeedit.policy import GateSpec, LoadedPolicy
 from safeedit.policy.reading import FieldPath
 from safeedit.policy.suggest import did_you_mean
-from safeedit.records import Split
+from safeedit.records import RECOVERED, Split
 from safeedit.text.inflection import advice
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def check_gates(loaded: LoadedPolicy, audits: Sequence[PlannedAudit], warnings: 
     for e, edit in enumerate(loaded.policy.edits):
         listed += [(("edits", e, "targets", t), gate) for t, gate in enumerate(edit.targets)]
     for at, gate in listed:
+        if gate.name == RECOVERED:
+            continue
         spec = known.get(gate.metric)
         if spec is None:
             raise loaded.error(

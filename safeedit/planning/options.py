@@ -17,7 +17,7 @@ from safeedit.data.loading import with_defaults
 from safeedit.errors import DataError, UsageError
 from safeedit.model.sources import open_config
 from safeedit.planning.located import Located
-from safeedit.policy import AuditSpec, DataSpec, EditSpec, LoadedPolicy
+from safeedit.policy import AttackSpec, AuditSpec, DataSpec, EditSpec, LoadedPolicy
 from safeedit.policy.reading import FieldPath
 from safeedit.policy.renamed import removed
 from safeedit.policy.suggest import did_you_mean
@@ -64,18 +64,18 @@ def part_options(options: Mapping[str, Any], roles: Sequence[DataRole]) -> Optio
 def read_options(
     loaded: LoadedPolicy,
     at: FieldPath,
-    stage: EditSpec | AuditSpec,
+    stage: EditSpec | AuditSpec | AttackSpec,
     roles: Sequence[DataRole],
     params_type: type[BaseParams],
     digest_key: bytes | None,
     given: Mapping[str, Dataset] | None = None,
 ) -> tuple[dict[str, Dataset], BaseParams]:
-    """Load the data and check the parameters of an edit or audit.
+    """Load the data and check the parameters of an edit, audit or attack.
 
     Args:
         loaded: The policy.
         at: Where the stage stands in it.
-        stage: The edit or audit.
+        stage: The edit, audit or attack.
         roles: Of its editor or auditor.
         params_type: Its parameters.
         digest_key: Of the digests of data.

@@ -16,13 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safeedit.contracts import Auditor, BaseParams, EditData, Editor, TensorPlan
+from safeedit.contracts import Attack, Auditor, BaseParams, EditData, Editor, TensorPlan
 from safeedit.data import Dataset
 from safeedit.export.ledger.update import LedgerUpdate
 from safeedit.model.architectures import ModelShape
 from safeedit.planning.options import roles_by_key
 from safeedit.planning.withholding import Withholding, keyed_digest
-from safeedit.policy import AuditSpec, EditSpec, GateSpec, LoadedPolicy
+from safeedit.policy import AttackSpec, AuditSpec, EditSpec, GateSpec, LoadedPolicy
 from safeedit.policy.loading import canonical_digest
 from safeedit.policy.reading import FieldPath
 from safeedit.records import MetricSpec
@@ -66,6 +66,27 @@ class PlannedAudit:
 
 
 @dataclass(frozen=True)
+class PlannedAttack:
+    """One attack, resolved."""
+
+    id: str
+    spec: AttackSpec
+    attack: Attack
+    params: BaseParams
+    data: EditData
+    audits: tuple[PlannedAudit, ...]
+    """Those repeated under it; without the items that the attack itself uses."""
+    wanted: Mapping[str, frozenset[str]]
+    """Audit -> bare names of the metrics that are looked at under the attack."""
+    left_out: int
+    """Items that the audits leave out, since the attack uses them."""
+
+    @property
+    def seeds(self) -> int:
+        return self.spec.seeds
+
+
+@dataclass(frozen=True)
 class Plan:
     """A policy with every name in it resolved."""
 
@@ -82,6 +103,7 @@ class Plan:
     warnings: tuple[str, ...]
     hidden: Withholding
     """What of the policy may not be repeated, since it quotes data to be erased."""
+    attacks: tuple[PlannedAttack, ...] = ()
     ledger: LedgerUpdate | None = None
     key: bytes | None = field(default=None, repr=False)
     """Of the digests of data."""
@@ -91,6 +113,11 @@ class Plan:
         """The policy's, then that of the ledger."""
         own = self.ledger.gate if self.ledger is not None else None
         return (*self.loaded.policy.gates, *([own] if own is not None else []))
+
+    @property
+    def gates_as_is(self) -> tuple[GateSpec, ...]:
+        """Those on the model as it is, under no attack."""
+        return tuple(gate for gate in self.gates if not gate.under)
 
     @property
     def export_dir(self) -> Path | None:
@@ -121,13 +148,16 @@ class Plan:
         return target.with_name(target.name + ".report")
 
     def datasets(self) -> Iterator[tuple[str, Dataset]]:
-        """``<stage>.<role>`` and its data, for every edit and audit."""
+        """``<stage>.<role>`` and its data, for every edit, audit and attack."""
         for edit in self.edits:
             for role, data in edit.data.roles.items():
                 yield f"edit:{edit.id}.{role}", data
         for audit in self.audits:
             for role, data in audit.data.items():
                 yield f"audit:{audit.id}.{role}", data
+        for attack in self.attacks:
+            for role, data in attack.data.roles.items():
+                yield f"attack:{attack.id}.{role}", data
 
     def fingerprint(self) -> dict[str, Any]:
         """What must not move between ``plan`` and ``apply``: policy, model and data digests."""
@@ -146,6 +176,7 @@ class Plan:
             for stages in (
                 [(edit.spec, edit.editor) for edit in self.edits],
                 [(audit.spec, audit.auditor) for audit in self.audits],
+                [(attack.spec, attack.attack) for attack in self.attacks],
             )
             for stage, kind in stages
         }
@@ -188,6 +219,7 @@ class Plan:
             },
             "edits": list(map(self._edit_summary, self.edits)),
             "audits": list(map(self._audit_summary, self.audits)),
+            "attacks": list(map(self._attack_summary, self.attacks)),
             "data": {
                 name: {
                     "digest": data.digest,
@@ -226,6 +258,17 @@ class Plan:
             "gated_metrics": sorted(gated & audit.metrics.keys()),
         }
 
+    def _attack_summary(self, attack: PlannedAttack) -> dict[str, Any]:
+        return {
+            "id": attack.id,
+            "use": attack.spec.use,
+            "params": self.hidden.value(attack.params.model_dump(mode="json")),
+            "audits": [audit.id for audit in attack.audits],
+            "strengths": len(attack.attack.strengths()),
+            "seeds": attack.seeds,
+            "items_left_out": attack.left_out,
+        }
+
     def estimates(self) -> dict[str, float]:
         """Rough memory (bytes) and time (seconds) of a run, from shapes and item counts.
 
@@ -239,16 +282,31 @@ class Plan:
         forward = sum(_cost(audit.auditor, dict(audit.data)) for audit in self.audits)
         rounds = 2 + sum(2 if edit.spec.dose == "auto" else 1 for edit in self.edits)
         training = sum(_cost(edit.editor, edit.data.roles) for edit in self.edits)
+        under, taught = _of_attacks(self)
+        training += 2 * taught
         n = self.shape.n_parameters
         bytes_per_weight = 4 if self.dtype == "float32" else 2
         touched = sum(_size(t.shape) for edit in self.edits for t in edit.tensors)
         return {
             "weights_bytes": n * bytes_per_weight,
-            "peak_memory_bytes": n * bytes_per_weight * 2 + touched * 12 + 1.0e9,
-            "forward_tokens": forward * rounds,
+            "peak_memory_bytes": n * (bytes_per_weight * 2 + (16 if taught else 0))
+            + touched * 12
+            + 1.0e9,
+            "forward_tokens": forward * rounds + 2 * under,
             "training_tokens": training,
-            "seconds": (2 * n * forward * rounds + 6 * n * training) / flops,
+            "seconds": (2 * n * (forward * rounds + 2 * under) + 6 * n * training) / flops,
         }
+
+
+def _of_attacks(plan: Plan) -> tuple[int, int]:
+    """Tokens of audits under all attacks, and of the attacks' own training, on one model."""
+    asked, taught = 0, 0
+    for attack in plan.attacks:
+        points = len(attack.attack.strengths()) * attack.seeds
+        asked += points * sum(_cost(audit.auditor, audit.data) for audit in attack.audits)
+        trained = attack.seeds if attack.data.roles else 0
+        taught += trained * _cost(attack.attack, attack.data.roles)
+    return asked, taught
 
 
 def key_check(key: bytes) -> str:
@@ -267,7 +325,7 @@ def _size(shape: Sequence[int]) -> int:
     return size
 
 
-def _cost(stage: Editor | Auditor, data: Mapping[str, Dataset]) -> int:
+def _cost(stage: Editor | Auditor | Attack, data: Mapping[str, Dataset]) -> int:
     """Tokens through the model that a stage says it needs; editors and auditors may offer it."""
     tokens = getattr(stage, "tokens", None)
     return int(tokens(data)) if callable(tokens) else sum(60 * len(d) for d in data.values())

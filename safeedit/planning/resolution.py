@@ -17,6 +17,7 @@ from safeedit.export.places import check_room, usable
 from safeedit.export.staging import check_target, recover
 from safeedit.model.architectures import ModelShape
 from safeedit.model.sources import Inspected, inspect_model
+from safeedit.planning.attacks import plan_attack
 from safeedit.planning.checks import (
     check_enough,
     check_gates,
@@ -68,6 +69,9 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
         plan_audit(loaded, spec, ("audits", index), key) for index, spec in enumerate(policy.audits)
     )
     ledger, again = plan_ledger(loaded, source, edits, warnings, key)
+    attacks = tuple(
+        plan_attack(loaded, index, audits, key, warnings) for index in range(len(policy.attacks))
+    )
     given = [data for audit in (*audits, *again) for data in audit.data.values() if data.erased]
     given += [data for edit in edits for data in edit.erased]
     plan = Plan(
@@ -80,6 +84,7 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
         audits=(*audits, *again),
         warnings=(),
         hidden=Withholding(given),
+        attacks=attacks,
         ledger=ledger,
         key=key,
     )
@@ -101,7 +106,7 @@ def _check(plan: Plan, found: Inspected, *, editing: bool, warnings: list[str]) 
     with Located(loaded, ("model", "source")):
         check_questions(found.tokenizer, (data for _, data in plan.datasets()))
     plan.hidden.refuse_names(loaded)
-    check_erasure(loaded, edits, audits, plan.gates, plan.hidden, warnings)
+    check_erasure(loaded, edits, audits, plan.gates_as_is, plan.hidden, warnings)
     warn_of_locality(edits, audits, warnings)
     warnings += check_lengths(loaded, found.tokenizer, audits)
 

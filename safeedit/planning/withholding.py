@@ -11,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from safeedit.contracts import DataRole
 from safeedit.data import Dataset, Item
 from safeedit.errors import PolicyError
-from safeedit.policy import LoadedPolicy
+from safeedit.policy import LoadedPolicy, Policy, StageSpec
 from safeedit.text.quoting import Quotes
 
 WITHHELD = "[withheld: quotes data to be erased]"
@@ -91,7 +91,7 @@ class Withholding:
         shown: dict[str, Any] = loaded.policy.model_dump(mode="json")
         for name in ("owner", "description"):
             shown[name] = self.value(shown[name])
-        for group, stages in (("edits", loaded.policy.edits), ("audits", loaded.policy.audits)):
+        for group, stages in _stages(loaded.policy):
             for stage, record in zip(stages, shown[group], strict=True):
                 own = roles.get(stage.id, {})
                 for key in stage.options:
@@ -116,7 +116,7 @@ class Withholding:
         ]
         if policy.export is not None:
             named.append((("export", "dir"), policy.export.dir))
-        for group, stages in (("edits", policy.edits), ("audits", policy.audits)):
+        for group, stages in _stages(policy):
             named += [
                 ((group, index, "id"), stage.id)
                 for index, stage in enumerate(stages)
@@ -145,6 +145,13 @@ def keyed_digest(digest: str, key: bytes | None) -> str:
     return hmac.new(
         key or _OWN_KEY, b"safeedit policy 1\0" + digest.encode(), hashlib.sha256
     ).hexdigest()
+
+
+def _stages(policy: Policy) -> Iterator[tuple[str, Sequence[StageSpec]]]:
+    """Where in a policy stages are listed, and those there."""
+    yield "edits", policy.edits
+    yield "audits", policy.audits
+    yield "attacks", policy.attacks
 
 
 def _names(item: Item) -> Iterator[str]:

@@ -12,6 +12,7 @@ A policy is data: it can never run code.
 from safeedit.policy.gate import Bound, GateSpec
 from safeedit.policy.loading import LoadedPolicy, load_policy, policy_digest
 from safeedit.policy.model import (
+    AttackSpec,
     AuditSpec,
     DataSpec,
     EditSpec,
@@ -27,6 +28,7 @@ from safeedit.policy.reading import FieldPath, Position
 from safeedit.policy.schema import StageSchema, json_schema
 
 __all__ = [
+    "AttackSpec",
     "AuditSpec",
     "Bound",
     "DataSpec",

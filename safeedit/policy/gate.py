@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
-from safeedit.policy.parts import NAME, PolicyPart, exactly_one
+from safeedit.policy.parts import NAME, STAGE_NAME, PolicyPart, exactly_one
 from safeedit.records import PassingSide
 
 _PERCENT = re.compile(
@@ -124,11 +124,32 @@ Change = Annotated[
 Limit = Annotated[float, BeforeValidator(_absolute)]
 
 
+def _listed(value: Any) -> Any:
+    return (
+        (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+    )
+
+
+_UNDER_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "pattern": STAGE_NAME},
+        {"type": "array", "items": {"type": "string", "pattern": STAGE_NAME}},
+    ]
+}
+
+
 class GateSpec(PolicyPart):
     """A condition that the edited checkpoint must meet to be exported."""
 
     metric: Annotated[str, Field(pattern=rf"^{NAME}(\.{NAME})+$")]
     """<audit id>.<metric>, e.g. leakage.extraction_rate; an id may hold dots, a metric none."""
+    under: Annotated[
+        tuple[Annotated[str, Field(pattern=STAGE_NAME)], ...],
+        BeforeValidator(_listed),
+        WithJsonSchema(_UNDER_SCHEMA),
+    ] = Field((), strict=False)
+    """Ids of attacks: the metric must hold under each of them, at every strength and seed, instead
+    of on the model as it is; one id, or a list."""
     min: Limit | None = None
     """The metric must be at least this."""
     max: Limit | None = None
@@ -179,6 +200,8 @@ class GateSpec(PolicyPart):
 
     @property
     def condition(self) -> str:
-        """The gate in words, e.g. ``max 0.02 at confidence 0.95``."""
+        """The gate in words, e.g. ``max 0.02 at confidence 0.95 under quantize``."""
         text = f"{self.kind} {self.bound}"
-        return f"{text} at confidence {self.confidence:g}" if self.confidence else text
+        if self.confidence:
+            text += f" at confidence {self.confidence:g}"
+        return f"{text} under {' and '.join(self.under)}" if self.under else text

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from safeedit.errors import PolicyError
+from safeedit.policy.gate import GateSpec
 from safeedit.policy.model import Policy
 from safeedit.policy.reading import FieldPath, Position, dotted, read_yaml
 from safeedit.policy.suggest import did_you_mean
@@ -69,9 +70,14 @@ class LoadedPolicy:
         model = self.policy.model.model_copy(update={"source": source, "revision": None})
         return self._with(self.policy.model_copy(update={"model": model}))
 
-    def without_edits(self) -> LoadedPolicy:
-        """The same policy, only measuring: no edits, nothing exported."""
-        return self._with(self.policy.model_copy(update={"edits": (), "export": None}))
+    def without_edits(self, *, attacks: bool = False) -> LoadedPolicy:
+        """The same policy, only measuring: no edits, nothing exported, and no attacks nor gates
+        under them unless these are asked for."""
+        kept = {} if attacks else {"attacks": (), "gates": self._gates_as_is()}
+        return self._with(self.policy.model_copy(update={"edits": (), "export": None, **kept}))
+
+    def _gates_as_is(self) -> tuple[GateSpec, ...]:
+        return tuple(gate for gate in self.policy.gates if not gate.under)
 
     def _with(self, policy: Policy) -> LoadedPolicy:
         return replace(self, policy=policy, digest=policy_digest(policy))
@@ -142,7 +148,7 @@ def _conflict(
     positions: Mapping[FieldPath, Position],
 ) -> PolicyError:
     remedy = ""
-    if field[-1] == "metric":
+    if text.startswith("names an audit"):
         gate = text.rpartition(" ")[2]
         remedy = did_you_mean(gate, (audit.id for audit in policy.audits))
     return _error(path, positions, field, text, remedy)

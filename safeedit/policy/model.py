@@ -7,7 +7,7 @@ at editors, auditors, data or models: names are resolved by :mod:`safeedit.plann
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -23,10 +23,13 @@ from pydantic import (
 
 from safeedit.policy.gate import GateSpec
 from safeedit.policy.parts import STAGE_NAME, PolicyPart, Sequenced, exactly_one
-from safeedit.records import Split
+from safeedit.records import RECOVERED, Split
 
 Template = Literal["auto", "chat", "plain"]
 """How a prompt is put to the model: in its chat template, bare, or chat where it has one."""
+
+Conflict = tuple[tuple[str | int, ...], str]
+"""Where in a policy two fields contradict each other, and what is wrong."""
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -192,6 +195,30 @@ class AuditSpec(StageSpec):
     which saves its time."""
 
 
+class AttackSpec(StageSpec):
+    """One attempt to bring back what the edits suppressed, made on the edited model before it is
+    exported, and undone. Further keys: the attack's data roles and parameters."""
+
+    audits: Sequenced[Annotated[str, Field(pattern=STAGE_NAME)]]
+    """Ids of the audits to repeat under the attack."""
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Attack with only this share of the subjects in its data, drawn by the seed, and ask the
+    audits about all others: does relearning some bring back the rest?"""
+    overlap: Literal["meant"] | None = None
+    """Write 'meant' to let an attack use the very items that the audits ask about."""
+    seeds: Annotated[int, Field(ge=1, le=20)] = 1
+    """Repeat an attack that draws at random with so many seeds; gates hold under each."""
+
+    @field_validator("audits", mode="after")
+    @classmethod
+    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("names no audit: an attack is judged by audits repeated under it")
+        if len(set(value)) < len(value):
+            raise ValueError("names an audit twice")
+        return value
+
+
 class KeySpec(PolicyPart):
     """Where the key of the ledger is; never the key itself."""
 
@@ -290,6 +317,8 @@ class Policy(PolicyPart):
     """Changes, made in this order."""
     audits: Sequenced[AuditSpec] = ()
     """Measurements, made before and after the edits."""
+    attacks: Sequenced[AttackSpec] = ()
+    """Attempts to bring back what was suppressed, each made on the edited model and undone."""
     gates: Sequenced[GateSpec] = ()
     """Conditions for the export."""
     export: ExportSpec | None = None
@@ -297,7 +326,7 @@ class Policy(PolicyPart):
     ledger: LedgerSpec | None = None
     """The ledger of erasure requests; without it none is kept."""
 
-    @field_validator("edits", "audits", "gates", mode="before")
+    @field_validator("edits", "audits", "attacks", "gates", mode="before")
     @classmethod
     def _empty(cls, value: Any) -> Any:
         # `gates:` with nothing under it is null in YAML; it means an empty list.
@@ -312,10 +341,11 @@ class Policy(PolicyPart):
             raise ValueError("; ".join(problems))
         return self
 
-    def conflicts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    def conflicts(self) -> Iterator[Conflict]:
         """Contradictions between fields, as (path of the field, what is wrong)."""
         seen: dict[str, str] = {}
-        for group, stages in (("edits", self.edits), ("audits", self.audits)):
+        groups = (("edits", self.edits), ("audits", self.audits), ("attacks", self.attacks))
+        for group, stages in groups:
             for index, stage in enumerate(stages):
                 place = f"{group}[{index}]"
                 if stage.id in seen:
@@ -333,14 +363,56 @@ class Policy(PolicyPart):
                 ("audits", at, key),
                 f"{LEDGER_AUDIT} is the id of the ledger's audit; give this one another id",
             )
-        gates: list[tuple[tuple[str | int, ...], GateSpec]] = [
-            (("gates", i), gate) for i, gate in enumerate(self.gates)
-        ]
-        gates += [
-            (("edits", i, "targets", j), gate)
-            for i, edit in enumerate(self.edits)
-            for j, gate in enumerate(edit.targets)
-        ]
-        for where, gate in gates:
-            if gate.audit not in audits:
-                yield (*where, "metric"), f"names an audit that is not there: {gate.audit}"
+        yield from self._attack_conflicts(audits)
+        yield from self._gate_conflicts(audits)
+
+    def _attack_conflicts(self, audits: tuple[str, ...]) -> Iterator[Conflict]:
+        """Attacks on audits that are not there."""
+        for at, attack in enumerate(self.attacks):
+            for number, named in enumerate(attack.audits):
+                if named not in audits:
+                    text = f"names an audit that is not there: {named}"
+                    yield ("attacks", at, "audits", number), text
+
+    def _gate_conflicts(self, audits: tuple[str, ...]) -> Iterator[Conflict]:
+        """Gates on audits and under attacks that are not there."""
+        repeated = {attack.id: attack.audits for attack in self.attacks}
+        for i, gate in enumerate(self.gates):
+            yield from _gate_conflicts(("gates", i), gate, audits, repeated)
+        for i, edit in enumerate(self.edits):
+            for j, gate in enumerate(edit.targets):
+                where = ("edits", i, "targets", j)
+                if gate.under:
+                    text = (
+                        "has no place in a target: doses are chosen without attacks; "
+                        "write a gate under the attack instead"
+                    )
+                    yield (*where, "under"), text
+                else:
+                    yield from _gate_conflicts(where, gate, audits, repeated)
+
+
+def _gate_conflicts(
+    where: tuple[str | int, ...],
+    gate: GateSpec,
+    audits: tuple[str, ...],
+    repeated: Mapping[str, tuple[str, ...]],
+) -> Iterator[Conflict]:
+    if gate.audit not in audits:
+        yield (*where, "metric"), f"names an audit that is not there: {gate.audit}"
+        return
+    for attack in gate.under:
+        if attack not in repeated:
+            known = f"those there are: {', '.join(repeated)}" if repeated else "the policy has none"
+            yield (*where, "under"), f"names an attack that is not there: {attack} ({known})"
+        elif gate.audit not in repeated[attack]:
+            yield (
+                (*where, "under"),
+                f"asks for {gate.audit} under {attack}, which does not repeat that audit; add it "
+                "to the attack's audits",
+            )
+    if gate.name == RECOVERED and not gate.under:
+        yield (
+            (*where, "metric"),
+            "is the share of an effect that an attack undoes; say which with 'under: ID'",
+        )

@@ -14,7 +14,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 @dataclass(frozen=True)
 class StageSchema:
-    """What the schema should know of one editor or auditor."""
+    """What the schema should know of one editor, auditor or attack."""
 
     name: str
     summary: str
@@ -25,13 +25,16 @@ class StageSchema:
 
 
 def json_schema(
-    editors: Sequence[StageSchema] = (), auditors: Sequence[StageSchema] = ()
+    editors: Sequence[StageSchema] = (),
+    auditors: Sequence[StageSchema] = (),
+    attacks: Sequence[StageSchema] = (),
 ) -> dict[str, Any]:
     """The schema of a policy file.
 
     Args:
         editors: Editors to describe key by key; without them any key is accepted in an edit.
         auditors: The same for audits.
+        attacks: The same for attacks.
     """
     schema = Policy.model_json_schema(mode="validation")
     definitions: dict[str, Any] = schema["$defs"]
@@ -39,7 +42,8 @@ def json_schema(
     _exactly_one(definitions["DataSpec"], ("file", "dataset", "hub"))
     _exactly_one(definitions["KeySpec"], ("file", "env"))
     _exactly_one(definitions["GateSpec"], tuple(MEANINGS))
-    for name, stages in (("EditSpec", editors), ("AuditSpec", auditors)):
+    described = (("EditSpec", editors), ("AuditSpec", auditors), ("AttackSpec", attacks))
+    for name, stages in described:
         _describe_stages(definitions, name, stages)
     _drop_titles(schema)
     return {

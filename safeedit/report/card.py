@@ -43,7 +43,12 @@ def render(record: RunRecord) -> str:
         facts = (fact for fact in content.edit_facts(record, edit) if fact[0] != "time")
         name = edit.id if edit.id == edit.use else f"{edit.id} ({edit.use})"
         lines += [f"### {escape(name)}", "", *bullets(facts), ""]
-    lines += [*markdown.gates(record), *markdown.metrics(record), *markdown.controls(record)]
+    lines += [
+        *markdown.gates(record),
+        *markdown.metrics(record),
+        *markdown.attacks(record),
+        *markdown.controls(record),
+    ]
     lines += markdown.limits(record)
     lines += [
         "## Use",

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from safeedit.policy.gate import GateSpec
 from safeedit.records import (
-    AttackClass,
+    ATTACK_NAMES,
     Comparison,
     ControlRecord,
     EditRecord,
@@ -24,14 +24,6 @@ from safeedit.records import (
 )
 from safeedit.report.wording import duration, listing, number, plural, share
 from safeedit.statistics.intervals import wilson
-
-_ATTACKS: dict[AttackClass, str] = {
-    "relearning": "relearning by further fine-tuning",
-    "compression": "quantisation and pruning",
-    "white_box": "white-box probing of weights and hidden states",
-    "membership": "membership inference",
-}
-"""Attack -> what it is called where it was not tried."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +101,7 @@ def headline(record: RunRecord) -> str:
         text = f"Of {plural(n, 'gate')}, {listing(parts)}."
     if record.export is not None:
         return f"{text} The checkpoint that was measured is the one that was exported."
-    if record.command == "audit":
+    if record.command in ("audit", "attack"):
         return f"{text} This run only measured; it edited and exported nothing."
     if record.status == "pass" and record.exit_code:
         return f"{text} The export itself failed: nothing was exported."
@@ -132,7 +124,7 @@ def audits(record: RunRecord) -> tuple[Audit, ...]:
             continue
         if not two_models:
             comparison = comparison.model_copy(update={"before": None})
-        verdicts = tuple(v for v in record.verdicts if v.metric == comparison.name)
+        verdicts = tuple(v for v in record.verdicts if v.metric == comparison.name and not v.under)
         row = MetricRow(name, comparison, controls.get(comparison.name), verdicts)
         rows.setdefault(audit, []).append(row)
     return tuple(
@@ -337,7 +329,8 @@ def limits(record: RunRecord) -> tuple[str, ...]:
     else:
         found.append("No audit was made: nothing is known about the model's behaviour.")
     tried = {attack for audit in record.after for attack in audit.covers}
-    untried = [what for attack, what in _ATTACKS.items() if attack not in tried]
+    tried |= {attack.tries for attack in record.attacks if attack.points}
+    untried = [what for attack, what in ATTACK_NAMES.items() if attack not in tried]
     if untried:
         found.append(f"Not tested: resistance to {listing(untried)}.")
     for audit in audits(record):
@@ -366,7 +359,7 @@ def limits(record: RunRecord) -> tuple[str, ...]:
 def _small_samples(record: RunRecord) -> list[str]:
     """For gated rates of exactly 0 or 1: what they are still compatible with."""
     found = []
-    gated = {verdict.metric for verdict in record.verdicts}
+    gated = {verdict.metric for verdict in record.verdicts if not verdict.under}
     for comparison in record.comparisons:
         metric = comparison.after
         if (

@@ -15,6 +15,7 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from safeedit.records import DosePoint, Interval, Metric, TensorChange
+from safeedit.report.attacks import AttackCurve
 from safeedit.report.content import MetricRow, Target
 from safeedit.report.svg import figure, tag
 from safeedit.report.wording import estimate, number
@@ -142,6 +143,41 @@ def dose_curve(points: Sequence[DosePoint], target: Target, chosen: float) -> Ma
     )
     return figure(label, 142, marks)
 
+
+def attack_curve(curve: AttackCurve) -> Markup:
+    """A metric against steps of training: the edited model, the untouched one, the control."""
+    values = [v for _, series in curve.series for v in series if v is not None]
+    axis = _ValueAxis.of(values, None)
+    place = {
+        steps: 15 + 79 * (i / (len(curve.steps) - 1) if len(curve.steps) > 1 else 0.5)
+        for i, steps in enumerate(curve.steps)
+    }
+    marks = axis.grid()
+    for (_, series), (line, mark) in zip(curve.series, _SERIES, strict=False):
+        points = [
+            (place[steps], axis.y(value))
+            for steps, value in zip(curve.steps, series, strict=True)
+            if value is not None
+        ]
+        for (x1, y1), (x2, y2) in pairwise(points):
+            marks.append(
+                tag("line", x1=f"{x1:.2f}%", x2=f"{x2:.2f}%", y1=f"{y1:.1f}", y2=f"{y2:.1f}",
+                     class_=f"curve {line}")
+            )  # fmt: skip
+        for x, y in points:
+            marks.append(tag("circle", cx=f"{x:.2f}%", cy=f"{y:.1f}", r=4.5, class_=mark))
+    for steps in curve.steps:
+        marks.append(
+            tag("text", f"{steps:g}", x=f"{place[steps]:.2f}%", y=136, class_="tick middle")
+        )
+    label = f"{curve.metric} against steps of training: " + "; ".join(
+        f"{name} " + ", ".join(number(value) for value in series) for name, series in curve.series
+    )
+    return figure(label, 142, marks)
+
+
+_SERIES = (("edited", "disc"), ("untouched", "ring"), ("invented", "ring invented"))
+"""Classes of the line and of the marks of each series of an attack's curve."""
 
 _TOP, _BOTTOM = 6.0, 118.0
 """Between these are the values of a dose curve."""

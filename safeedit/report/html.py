@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from safeedit.records import RunRecord
 from safeedit.report import content, figures, wording
+from safeedit.report.attacks import ATTACKS_EXPLAINED, attack_curves, attack_matrix
 from safeedit.text.display import clean
 
 
@@ -21,6 +22,9 @@ def render(record: RunRecord) -> str:
         record=record,
         audits=content.audits(record),
         compares=content.compares(record),
+        attacks=attack_matrix(record),
+        attacks_explained=ATTACKS_EXPLAINED,
+        attack_curves=[(curve, figures.attack_curve(curve)) for curve in attack_curves(record)],
         controls=content.control_table(record),
         edit_by_edit=content.edit_by_edit(record),
         has_controls=any(edit.controls for edit in record.edits),

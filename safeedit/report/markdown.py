@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from safeedit.records import EditRecord, RunRecord
 from safeedit.report import content
+from safeedit.report.attacks import ATTACKS_EXPLAINED, attack_matrix
 from safeedit.report.content import MetricRow
 from safeedit.report.wording import (
     NOTHING,
@@ -46,6 +47,7 @@ def render(record: RunRecord) -> str:
         *(f"> warning: {escape(warning)}\n" for warning in record.warnings),
         *gates(record),
         *metrics(record),
+        *attacks(record),
         *controls(record),
         *edit_by_edit(record),
         *(line for edit in record.edits for line in _edit(record, edit)),
@@ -104,6 +106,32 @@ def metrics(record: RunRecord) -> list[str]:
             without = (f"{name} ({why})" if why else name for name, why in audit.unmeasured)
             lines += [f"Without a value: {escape(', '.join(without))}.", ""]
     return lines
+
+
+def attacks(record: RunRecord) -> list[str]:
+    """The section on attacks: the matrix, and what is to be said of it."""
+    found = attack_matrix(record)
+    if found is None:
+        return []
+    lines = ["## Under attack", "", escape(ATTACKS_EXPLAINED), ""]
+    invents = any(row.invented for row in found.rows)
+    head = ["attack", "strength", *map(escape, found.metrics), "effect undone"]
+    head += ["told of what nobody knew"] if invents else []
+    rows = [["none", "", *(_without_attack(*pair) for pair in found.unattacked), ""]]
+    for row in found.rows:
+        cells = [escape(cell.words) if cell is not None else "" for cell in row.cells]
+        rows.append(
+            [escape(row.attack), escape(row.label), *cells, escape(row.recovered_words)]
+            + [", ".join(number(metric.value) for metric in row.invented)] * invents
+        )
+    rows[0] += [""] * (len(head) - len(rows[0]))
+    lines += table(head, rows)
+    return lines + [f"- {escape(remark)}" for remark in found.remarks] + [""]
+
+
+def _without_attack(after: float | None, before: float | None) -> str:
+    text = number(after)
+    return text if before is None else f"{text} (untouched {number(before)})"
 
 
 def controls(record: RunRecord) -> list[str]:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from safeedit.records import EditRecord, RunRecord
 from safeedit.report import content
+from safeedit.report.attacks import AttackMatrix, attack_matrix
 from safeedit.report.content import MetricRow
 from safeedit.report.wording import (
     MINUS,
@@ -27,6 +28,7 @@ from safeedit.report.wording import (
 from safeedit.text.display import clean
 
 _STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+_TONES = {"good": "green", "middling": "yellow", "bad": "red", "": ""}
 _TRENDS = {"better": "green", "worse": "red", "": ""}
 
 
@@ -62,6 +64,10 @@ def _render(record: RunRecord, console: Console) -> None:
     for audit in content.audits(record):
         if audit.rows:
             _print(console, audit.id, _metrics(audit.rows, two_models))
+    if matrix := attack_matrix(record):
+        _print(console, "Under attack", _attacks(matrix))
+        for remark in matrix.remarks:
+            console.print(_item(remark))
     if found := content.edit_by_edit(record):
         _print(console, "Edit by edit", _edit_by_edit(found))
         for sentence in found.undone:
@@ -147,6 +153,34 @@ def _metrics(rows: tuple[MetricRow, ...], two_models: bool) -> Table:
             cells.append(_text(p_value(found.p_value).removeprefix("p ").removeprefix("= ")))
         table.add_row(*cells, _text(count(row.after).partition(" ")[0], "dim"))
     return table
+
+
+def _attacks(matrix: AttackMatrix) -> Table:
+    """One line for each attack, strength and metric: names of metrics don't fit across."""
+    table = _table(
+        ("attack", False), ("metric", False), ("untouched", True), ("edited", True),
+        ("undone", True),
+    )  # fmt: skip
+    for name, (after, before) in zip(matrix.metrics, matrix.unattacked, strict=True):
+        table.add_row(_text("none", "dim"), _text(name), _figure(before), _figure(after), _text(""))
+    for row in matrix.rows:
+        for name, cell in zip(matrix.metrics, row.cells, strict=True):
+            if cell is None:
+                continue
+            own = [m for m in row.recovered if m.name.rpartition(".")[0] == name.rpartition(".")[0]]
+            undone = number(own[0].value) if own and cell.headline else ""
+            table.add_row(
+                _text(f"{row.attack}, {row.label}"),
+                _text(name),
+                _figure(cell.base),
+                _text(number(cell.edited), _TONES[cell.tone]),
+                _text(undone),
+            )
+    return table
+
+
+def _figure(value: float | None) -> Text:
+    return _text(number(value), "dim")
 
 
 def _edit_by_edit(found: content.EditByEdit) -> Table:

@@ -62,17 +62,31 @@ class Audits:
 
     def measure_base(self, model: ModelHandle, audit: PlannedAudit, split: Split) -> None:
         """Measure the untouched model, from the cache where the same has been measured before."""
-        key = self._cache_key(model, audit, split)
+        try:
+            self.baselines[audit.id, split] = self.stored_or_measured(model, audit, split)
+        except AuditError as error:
+            self._skip(audit, split, error)
+
+    def stored_or_measured(
+        self,
+        model: ModelHandle,
+        audit: PlannedAudit,
+        split: Split,
+        wanted: frozenset[str] | None = None,
+    ) -> Audited:
+        """An audit of the untouched model, from the store where it has been made before.
+
+        Raises:
+            AuditError: It can't be made.
+        """
+        wanted = wanted or self._wanted(audit, split)
+        key = self.cache_key(model, audit, split, wanted)
         found = self.store.read(key, audit.id)
         if found is None:
-            try:
-                found = self._measure(model, audit, split, None)
-            except AuditError as error:
-                self._skip(audit, split, error)
-                return
+            found = self.measure(model, audit, split, None, wanted)
             self.store.write(key, found)
         # Another policy may call the same audit by another id: names are given on the way out.
-        self.baselines[audit.id, split] = _renamed(found, audit.id)
+        return renamed(found, audit.id)
 
     def measure_edited(self, model: ModelHandle) -> tuple[AuditRecord, ...]:
         """Measure edited weights with every audit, on test data."""
@@ -85,7 +99,7 @@ class Audits:
         if base is None:
             return None
         try:
-            return self._measure(model, audit, split, base.reference)
+            return self.measure(model, audit, split, base.reference)
         except AuditError as error:
             self._skip(audit, split, error)
             return None
@@ -103,7 +117,7 @@ class Audits:
         if base is None or not audit.spec.control:
             return ()
         try:
-            return self._measure(model, audit, "test", base.reference, wanted).record.metrics
+            return self.measure(model, audit, "test", base.reference, wanted).record.metrics
         except AuditError as error:
             self.ctx.warn(f"{what} could not be measured by {audit.id}: {error.message}")
             return ()
@@ -115,7 +129,7 @@ class Audits:
         remedy = f" ({error.remedy})" if error.remedy else ""
         self.ctx.warn(f"audit {audit.id} was skipped on {split} data: {error.message}{remedy}")
 
-    def _measure(
+    def measure(
         self,
         model: ModelHandle,
         audit: PlannedAudit,
@@ -123,6 +137,19 @@ class Audits:
         reference: Mapping[str, torch.Tensor] | None,
         wanted: frozenset[str] | None = None,
     ) -> Audited:
+        """Make one audit.
+
+        Args:
+            model: Measured.
+            audit: From the plan.
+            split: Of its data.
+            reference: What the audit of the untouched model left; None for that model itself.
+            wanted: Bare names of metrics to look at; None: all, or on validation data those that
+                doses are chosen by.
+
+        Raises:
+            AuditError: It can't be made.
+        """
         start = time.perf_counter()
         ctx = replace(self.ctx, wanted=wanted or self._wanted(audit, split))
         outcome: AuditOutcome = audit.auditor.audit(model, audit.data, split, ctx, reference)
@@ -135,26 +162,46 @@ class Audits:
             covers=audit.auditor.covers,
             seconds=time.perf_counter() - start,
         )
-        return _renamed(Audited(record, dict(outcome.reference)), audit.id)
+        return renamed(Audited(record, dict(outcome.reference)), audit.id)
 
     def _wanted(self, audit: PlannedAudit, split: Split) -> frozenset[str] | None:
         """Everything is measured on test data; on validation data, what doses are chosen by."""
         return self.aims.get(audit.id) if split == "validation" else None
 
-    def _cache_key(self, model: ModelHandle, audit: PlannedAudit, split: Split) -> str:
-        """Everything that made a before-audit; nothing else may serve as the key."""
+    def cache_key(
+        self,
+        model: ModelHandle,
+        audit: PlannedAudit,
+        split: Split,
+        wanted: frozenset[str] | None,
+        attack: Mapping[str, object] | None = None,
+    ) -> str:
+        """Everything that made an audit of the untouched model; nothing else may serve as the key.
+
+        Args:
+            model: Measured.
+            audit: From the plan.
+            split: Of its data.
+            wanted: Metrics that were looked at; None: all.
+            attack: All that decides what an attack made of the model; its ``module`` is where
+                its code is.
+        """
+        modules = [type(audit.auditor).__module__, "safeedit.model.sources"]
+        if attack is not None:
+            modules.append(str(attack["module"]))
         parts = {
             "weights": model.digest(),
             "config": model.config.to_json_string(use_diff=False),
             "tokenizer": _tokenizer_digest(model),
             "device": str(model.device),
             "use": audit.spec.use,
-            "code": code_digest(type(audit.auditor).__module__, "safeedit.model.sources"),
+            "code": code_digest(*modules),
+            "attack": attack,
             "params": audit.params.model_dump(mode="json"),
             "data": {role: data.digest for role, data in audit.data.items()},
             "template": {role: data.template for role, data in audit.data.items()},
             "split": split,
-            "wanted": sorted(self._wanted(audit, split) or ()),
+            "wanted": sorted(wanted or ()),
             "scorers": self.scorer_notes(audit),
             "seed": self.ctx.seed,
             "secret": self.ctx.digest("cache key"),
@@ -175,7 +222,7 @@ class Audits:
         return {name: compare(before.get(name), metric) for name, metric in found.items()}
 
 
-def _renamed(found: Audited, audit_id: str) -> Audited:
+def renamed(found: Audited, audit_id: str) -> Audited:
     """Metric names under an audit's id: ``<id>.<metric>``."""
     metrics = tuple(
         metric.model_copy(update={"name": f"{audit_id}.{metric.name.rpartition('.')[2]}"})

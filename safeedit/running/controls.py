@@ -51,7 +51,8 @@ def _control_metrics(audits: Audits, model: ModelHandle, delta: WeightDelta) -> 
 def gates_so_far(audits: Audits, model: ModelHandle) -> tuple[Verdict, ...]:
     """What gates say of a model that awaits further edits, as far as their audits are made between
     edits: those that controls are measured with."""
-    gates, found = audits.plan.gates, Metrics()
+    gates = audits.plan.gates_as_is
+    found = Metrics()
     for audit in audits.plan.audits:
         if names := frozenset(gate.name for gate in gates if gate.audit == audit.id):
             found |= {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,28 @@ from safeedit.model.digest import digest_of
 from safeedit.model.handle import ModelHandle
 from safeedit.planning.plan import Plan
 from safeedit.policy import GateSpec
-from safeedit.records import Comparison, EnvironmentRecord, ModelRecord, Verdict
+from safeedit.records import AttackRecord, Comparison, EnvironmentRecord, ModelRecord, Verdict
 from safeedit.running.audits import Audits
 from safeedit.statistics.known import unless_unknown
-from safeedit.statistics.verdicts import judge
+from safeedit.statistics.verdicts import judge, judge_under
 
 
-def verdicts_of(audits: Audits, comparisons: Mapping[str, Comparison]) -> tuple[Verdict, ...]:
-    """What every gate of the plan says, the ledger's included."""
-    plan = audits.plan
-    found = tuple(_judged(audits, gate, comparisons) for gate in plan.gates)
+def verdicts_of(
+    audits: Audits,
+    comparisons: Mapping[str, Comparison],
+    attacks: Sequence[AttackRecord] = (),
+) -> tuple[Verdict, ...]:
+    """What every gate of the plan says, the ledger's included; of one under several attacks, one
+    verdict for each."""
+    plan, made = audits.plan, {attack.id: attack for attack in attacks}
+    found = tuple(
+        verdict
+        for gate in plan.gates
+        for verdict in (
+            [judge_under(gate, attack, made.get(attack)) for attack in gate.under]
+            or [_judged(audits, gate, comparisons)]
+        )
+    )
     return found if plan.ledger is None else tuple(map(plan.ledger.judged, found))
 
 
@@ -31,7 +43,7 @@ def _judged(audits: Audits, gate: GateSpec, comparisons: Mapping[str, Comparison
     """What a gate says; nothing, of items of which the base knew none."""
     verdict = judge(gate, comparisons.get(gate.metric))
     plan = audits.plan
-    if not plan.edits or (plan.ledger is not None and gate == plan.ledger.gate):
+    if not (plan.edits or plan.attacks) or (plan.ledger is not None and gate == plan.ledger.gate):
         return verdict  # a ledger asks of its base that it knows nothing any more
     specs = {name: spec for audit in plan.audits for name, spec in audit.metrics.items()}
     spec, base = specs.get(gate.metric), audits.baseline_metrics("test")
@@ -51,14 +63,23 @@ def data_record(plan: Plan) -> dict[str, dict[str, Any]]:
     }
 
 
-def model_record(plan: Plan, model: ModelHandle) -> ModelRecord:
-    """The model of a run: source, shape, digest, and what of its files was cast or not read."""
-    spec, stored = plan.loaded.policy.model, model.on_disk
+def model_record(
+    source: str, revision: str | None, model: ModelHandle, place: str = ""
+) -> ModelRecord:
+    """A model of a run: source, shape, digest, and what of its files was cast or not read.
+
+    Args:
+        source: As the policy or the command line names it.
+        revision: Of a hub model.
+        model: Opened.
+        place: The source as seen from here, where that is written otherwise.
+    """
+    stored = model.on_disk
     assert stored is not None, "a run opens its model from files"
     return ModelRecord(
-        source=spec.source,
-        local=Path(plan.model_source).expanduser().exists(),
-        revision=spec.revision,
+        source=source,
+        local=Path(place or source).expanduser().exists(),
+        revision=revision,
         architecture=model.architecture.family,
         parameters=model.shape.n_parameters,
         layers=model.n_layers,

@@ -35,8 +35,17 @@ from safeedit.model.carried import left_behind
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 from safeedit.planning.plan import Plan
-from safeedit.records import AuditRecord, EditRecord, ExportRecord, ModelRecord, RunRecord, Split
+from safeedit.records import (
+    AttackRecord,
+    AuditRecord,
+    EditRecord,
+    ExportRecord,
+    ModelRecord,
+    RunRecord,
+    Split,
+)
 from safeedit.report import render_evidence
+from safeedit.running.attacks import Attacks, base_stage, edited_stage
 from safeedit.running.audits import Audits
 from safeedit.running.clock import Clock
 from safeedit.running.controls import gates_so_far
@@ -88,9 +97,29 @@ def measure(
     return Run(plan, ctx, "audit", stages).audit(base, write_reports)
 
 
+def attack(
+    plan: Plan,
+    ctx: RunContext,
+    *,
+    base: str,
+    write_reports: WriteReports = lambda record: None,
+) -> RunRecord:
+    """Attack the plan's model, whoever edited it, and hold it against the one it was made from.
+
+    Args:
+        plan: Its model is the edited one; it has no edits and no export.
+        ctx: As for :func:`execute`.
+        base: Source of the untouched model.
+        write_reports: Called with the final record.
+    """
+    stages = ["audit before", *map(base_stage, plan.attacks), "open model", "audit after"]
+    run = Run(plan, ctx, "attack", [*stages, *map(edited_stage, plan.attacks)])
+    return run.attack(base, write_reports)
+
+
 def _stages(plan: Plan) -> list[str]:
     """The stages of a run to its verdict, in order."""
-    found = ["open model", "audit before"]
+    found = ["open model", "audit before", *map(base_stage, plan.attacks)]
     for number, edit in enumerate(plan.edits, 1):
         found += [f"edit {edit.id}: fit", f"edit {edit.id}: dose"]
         if edit.spec.control:
@@ -98,7 +127,12 @@ def _stages(plan: Plan) -> list[str]:
         if number < len(plan.edits):
             found.append(f"edit {edit.id}: gates so far")
     exporting = plan.export_dir is not None
-    return [*found, *(["stage", "reload"] if exporting else []), "audit after"]
+    return [
+        *found,
+        *(["stage", "reload"] if exporting else []),
+        "audit after",
+        *map(edited_stage, plan.attacks),
+    ]
 
 
 class Run:
@@ -126,12 +160,15 @@ class Run:
         self.ctx = replace(told, scorer=scorers(told, catalog.make_scorer))
         self.clock = Clock(tuple(stages), ctx.stages)
         self.audits = Audits(plan, self.ctx, Store.of(told))
+        self.attacks = Attacks(self.audits, self.clock)
         self.edits: list[EditRecord] = []
         self.deltas: dict[str, WeightDelta] = {}
         self.idle = False
         """An edit changed no stored weight, or the edits together left the base as it was:
         whatever the gates say, it is not about an edit."""
         self.model: ModelRecord
+        self.compared_with: ModelRecord | None = None
+        """The untouched model, where it is another than the policy's."""
         self.measured: RunRecord | None = None
         """What has been found, once the edited model is measured."""
 
@@ -139,12 +176,13 @@ class Run:
         """From the untouched model to a verdict; see :func:`execute`."""
         model = self._open()
         self._measure_base(model, splits=("test", "validation"))
+        self.attacks.measure_base(model)
         self._edit(model)
         target, export = self.plan.export_dir, self.plan.loaded.policy.export
         if target is None or export is None:
             with self.clock.stage("audit after"):
                 after = self.audits.measure_edited(model)
-            record = self._record(after)
+            record = self._record(after, attacks=self._attacked(model, after))
             write_reports(record)
             return record
 
@@ -169,18 +207,38 @@ class Run:
 
     def audit(self, base: str | None, write_reports: WriteReports) -> RunRecord:
         """Measure the model as it is; see :func:`measure`."""
-        model, spec = self._open(), self.plan.loaded.policy.model
+        model = self._open()
         if base is None:
             self._measure_base(model)
             after = tuple(found.record for found in self.audits.baselines.values())
         else:
-            self._measure_base(open_model(base, dtype=spec.dtype, device=spec.device))
+            self._measure_base(self._open_base(base))
             gc.collect()
             with self.clock.stage("audit after"):
                 after = self.audits.measure_edited(model)
         record = self._record(after)
         write_reports(record)
         return record
+
+    def attack(self, base: str, write_reports: WriteReports) -> RunRecord:
+        """Attack the model as it is; see :func:`attack`."""
+        untouched = self._open_base(base)
+        self._measure_base(untouched)
+        self.attacks.measure_base(untouched)
+        del untouched  # not two copies of the weights at once
+        gc.collect()
+        model = self._open()
+        with self.clock.stage("audit after"):
+            after = self.audits.measure_edited(model)
+        record = self._record(after, attacks=self._attacked(model, after))
+        write_reports(record)
+        return record
+
+    def _open_base(self, source: str) -> ModelHandle:
+        spec = self.plan.loaded.policy.model
+        model = open_model(source, dtype=spec.dtype, device=spec.device)
+        self.compared_with = model_record(source, None, model)
+        return model
 
     def _open(self) -> ModelHandle:
         plan, spec = self.plan, self.plan.loaded.policy.model
@@ -194,7 +252,7 @@ class Run:
         left = left_behind(model.folder) if plan.export_dir and model.folder else ()
         if left:
             self.ctx.warn(f"files of the model that an export does not get: {', '.join(left)}")
-        self.model = model_record(plan, model)
+        self.model = model_record(spec.source, spec.revision, model, plan.model_source)
         return model
 
     def _measure_base(self, model: ModelHandle, splits: Sequence[Split] = ("test",)) -> None:
@@ -233,6 +291,7 @@ class Run:
                 )
         with self.clock.stage("audit after"):
             after = self.audits.measure_edited(staged)
+        attacks = self._attacked(staged, after)
         with writing(staging.path):
             files = hash_files(staging.path)
         export = ExportRecord(
@@ -241,7 +300,7 @@ class Run:
             untouched=len(written.digests) - len(written.changed),
             files=files,
         )
-        self.measured = record = self._record(after, export)
+        self.measured = record = self._record(after, export, attacks)
         if record.status != "pass":
             return record.model_copy(update={"export": None})
         ledger = self.plan.ledger.text(record) if self.plan.ledger is not None else None
@@ -257,6 +316,12 @@ class Run:
         )
         staging.promote()
         return record
+
+    def _attacked(
+        self, model: ModelHandle, after: tuple[AuditRecord, ...]
+    ) -> tuple[AttackRecord, ...]:
+        found = {metric.name: metric for record in after for metric in record.metrics}
+        return self.attacks.measure_edited(model, found)
 
     def _read_back(self, folder: Path) -> ModelHandle:
         device = self.plan.loaded.policy.model.device
@@ -289,15 +354,20 @@ class Run:
         raise error from raised
 
     def _record(
-        self, after: tuple[AuditRecord, ...], export: ExportRecord | None = None
+        self,
+        after: tuple[AuditRecord, ...],
+        export: ExportRecord | None = None,
+        attacks: tuple[AttackRecord, ...] = (),
     ) -> RunRecord:
         plan, policy = self.plan, self.plan.loaded.policy
         found = {metric.name: metric for record in after for metric in record.metrics}
         comparisons = self.audits.comparisons(found, "test")
-        verdicts = verdicts_of(self.audits, comparisons)
+        verdicts = verdicts_of(self.audits, comparisons, attacks)
         status, exit_code = overall(verdicts)
         required = {audit.id for audit in plan.audits if audit.spec.required}
         if status == "pass" and self.audits.skipped & required:
+            status, exit_code = "inconclusive", 4
+        if status == "pass" and any(attack.failed for attack in attacks):
             status, exit_code = "inconclusive", 4
         if status == "pass" and self.idle:
             status, exit_code = "inconclusive", 4
@@ -319,11 +389,13 @@ class Run:
                 "ticket": policy.ticket,
                 "seed": policy.seed,
                 "model": self.model,
+                "compared_with": self.compared_with,
                 "datasets": data_record(plan),
                 "before": before,
                 "edits": tuple(self.edits),
                 "after": after,
                 "comparisons": tuple(comparisons.values()),
+                "attacks": attacks,
                 "verdicts": verdicts,
                 "status": status,
                 "exit_code": exit_code,

@@ -20,7 +20,14 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from safeedit.records import Comparison, Interval, Status, Verdict
+from safeedit.records import (
+    AttackPoint,
+    AttackRecord,
+    Comparison,
+    Interval,
+    Status,
+    Verdict,
+)
 from safeedit.statistics.metrics import compare, interval_at
 
 if TYPE_CHECKING:
@@ -82,6 +89,50 @@ def judge(gate: GateSpec, comparison: Comparison | None) -> Verdict:
             f"{interval.high:.4g}] lies {where} the bound {bound:.4g}"
         )
     return _verdict(gate, status, reason, value, bound, start + bound)
+
+
+def judge_under(gate: GateSpec, name: str, attack: AttackRecord | None) -> Verdict:
+    """Hold a metric against a gate under an attack: it must hold at every strength and seed.
+
+    Args:
+        gate: The condition.
+        name: Id of the attack.
+        attack: What it gave; None where it was not made. A change is one from the untouched
+            model under the same attack.
+
+    Returns:
+        The worst verdict of all points, with the point in its reason.
+    """
+    if attack is None or not attack.points:
+        why = f": it failed {attack.failed}" if attack is not None and attack.failed else ""
+        reason = f"was not measured under {name}{why}"
+        return _verdict(gate, "inconclusive", reason).model_copy(update={"under": name})
+    judged = [_at_point(gate, name, point) for point in attack.points]
+    side = 1.0 if gate.meaning.passes == "below" else -1.0
+
+    def badness(verdict: Verdict) -> tuple[int, float]:
+        value = verdict.value if verdict.value is not None else -side * math.inf
+        return _WORST.index(verdict.status), side * value
+
+    worst = max(judged, key=badness)
+    if attack.failed and worst.status == "pass":
+        reason = f"{gate.metric} was not measured at every strength of {name}: {attack.failed}"
+        worst = worst.model_copy(update={"status": "inconclusive", "reason": reason})
+    return worst
+
+
+_WORST: tuple[Status, ...] = ("pass", "inconclusive", "fail")
+
+
+def _at_point(gate: GateSpec, name: str, point: AttackPoint) -> Verdict:
+    found = {metric.name: metric for metric in point.edited}
+    base = {metric.name: metric for metric in point.base}
+    metric = found.get(gate.metric)
+    verdict = judge(gate, None if metric is None else compare(base.get(gate.metric), metric))
+    reason = verdict.reason.removeprefix(f"{gate.metric} ")
+    return verdict.model_copy(
+        update={"under": name, "reason": f"{gate.metric} under {name} ({point.label}) {reason}"}
+    )
 
 
 def overall(verdicts: Iterable[Verdict]) -> tuple[Status, int]:

@@ -148,6 +148,15 @@ def test_sanitation(table: Callable[..., Table]) -> None:
 
 
 @pytest.mark.trains
+def test_attacks(table: Callable[..., Table]) -> None:
+    rows = table("attacks", "--model", "model", "--limit", 6, "--rows", 1)
+    strengths = [row[2] for row in rows[1:]]
+    assert "40 steps at 5e-05" in strengths
+    assert len(strengths) == 10
+    assert all(row[5] for row in rows[2:]), "each says how much came back, or why it can't"
+
+
+@pytest.mark.trains
 def test_erasure(table: Callable[..., Table], place: Path) -> None:
     prompts = known(place / "data" / "known_1000" / "known_1000.json", "Freedonia")
     openings = ("{}", *importlib.import_module("known").OPENINGS)

@@ -21,7 +21,8 @@ BASELINES = {"alphaedit", "ft_m", "subspace"}
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_an_explanation_names_every_role_parameter_and_metric(kind: str, name: str) -> None:
     found: Any = {
-        "editors": catalog.editor, "auditors": catalog.auditor, "scorers": catalog.scorer,
+        "editors": catalog.editor, "attacks": catalog.attack, "auditors": catalog.auditor,
+        "scorers": catalog.scorer,
     }[kind](name)  # fmt: skip
     text = explain(kind, name)
     assert text.startswith(f"# {name}\n")

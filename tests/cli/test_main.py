@@ -524,7 +524,9 @@ def test_list_names_what_there_is_of_each_kind(kind: str, names: list[str]) -> N
 
 def test_list_without_a_kind_names_them_all() -> None:
     found = json.loads(CliRunner().invoke(main, ["list", "--json"]).stdout)
-    kinds = ["editors", "auditors", "scorers", "metrics", "datasets", "policies", "models"]
+    kinds = [
+        "editors", "attacks", "auditors", "scorers", "metrics", "datasets", "policies", "models",
+    ]  # fmt: skip
     assert list(found) == kinds
     assert found["datasets"].keys() == builtin_datasets().keys()
     assert found["policies"].keys() == builtin_policies().keys()

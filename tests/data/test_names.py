@@ -39,6 +39,13 @@ def test_the_columns_are_read_and_a_name_equal_to_the_subject_is_no_other_name(
     assert not item.extra
 
 
+@pytest.mark.parametrize("code", ["de", "pt-BR", "zh-Hant", "sr-Latn-RS", "es-419", "gsw"])
+def test_language_codes_may_name_script_and_region(code: str, tmp_path: Path) -> None:
+    row = ROW | {"translations": {code: "Wo?"}}
+    (item,) = load(jsonl(tmp_path / "a.jsonl", [row]), ERASED)
+    assert item.translations[0].language == code
+
+
 def test_a_table_has_them_too(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text(
@@ -81,6 +88,8 @@ def test_a_table_has_them_too(tmp_path: Path) -> None:
         ),
         ({"translations": ["Wo?"]}, "translations", "should be a map from languages to questions"),
         ({"translations": {"in German": "Wo?"}}, "translations", "is no language code"),
+        ({"translations": {"Zebulon": "Wo?"}}, "translations", "is no language code"),
+        ({"translations": {"de-Zebulon": "Wo?"}}, "translations", "is no language code"),
         ({"translations": {"de": 3}}, "translations.de", "a translation should be text"),
         ({"translations": {"de": {"aliases": ["x"]}}}, "translations.de", "is blank"),
         (

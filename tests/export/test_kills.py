@@ -47,7 +47,9 @@ def judged(told: list[dict[str, Any]], how: str, scenario: str) -> Iterator[str]
     for end in told:
         place = f"{how}, {scenario}, operation {end['at']}"
         after, then = end["after"], end["then"]
-        aside = scenario == "in two steps" and how == "killed" and after["stands"] == "nothing"
+        # Between two steps the old one has a hidden name, from which the next run takes it back.
+        said = how == "killed" or (how == "starved" and "under a hidden name" in end["stderr"])
+        aside = scenario == "in two steps" and after["stands"] == "nothing" and said
         if after["stands"] not in (old, 2) and not aside:
             yield f"{place}: {after['stands']} stands"
         if after["problems"]:

@@ -314,6 +314,31 @@ def test_where_the_audit_asks_in_every_way_no_item_may_be_told_in_any(place: Wor
     assert (verdict.metric, verdict.status, verdict.value) == ("ledger.items_told", "fail", 2)
 
 
+def test_a_request_of_two_facts_is_decided_by_its_askings(place: Workplace) -> None:
+    forget = {"file": "requests.jsonl", "where": {"ticket": "DSR-1"}}
+    gate = {"metric": "leakage.items_told", "max": 0}
+
+    def applied(**asking: Any) -> RunRecord:
+        policy = place.policy(
+            edits=[{"use": "rewrite", "dose": 1.0, "control": False, "forget": forget}],
+            audits=[{**ASKING, "forget": forget, **asking}],
+            gates=[gate],
+        )
+        return RunRecord.model_validate_json(place.run("apply", policy, "--json").stdout)
+
+    record = applied(askings="all")
+    (verdict,) = record.verdicts
+    assert (verdict.status, record.exit_code, verdict.value) == ("pass", 0, 0)
+    (comparison,) = (c for c in record.comparisons if c.name == "leakage.items_told")
+    assert comparison.before is not None
+    assert comparison.before.value == 2
+    shutil.rmtree(place.target)
+    record = applied()
+    (verdict,) = record.verdicts
+    assert (verdict.status, record.exit_code) == ("inconclusive", 4)
+    assert "fewer than min_askings (20) ways" in verdict.reason
+
+
 def test_a_ledger_that_lets_a_share_come_out_gates_the_share(place: Workplace) -> None:
     ledger = {**EVERY_WAY, "max_rate": 1}
     result = place.run("apply", second(place, edits=[recalling(place)], ledger=ledger), "--json")

@@ -288,6 +288,31 @@ def test_if_the_swap_fails_the_old_export_is_back(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_if_the_old_export_cannot_be_put_back_it_is_said_where_it_is_and_taken_back_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model"
+    export(target, "old")
+    rename = Path.rename
+
+    def fails_into_place(source: Path, goal: Path) -> Path:
+        if goal == target:
+            raise OSError(errno.ENOSPC, "disk")
+        return rename(source, goal)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", fails_into_place)
+        patched.setattr(module, "exchange", lambda one, other: False)
+        with pytest.raises(ExportError, match="it is whole, under a hidden name") as caught:
+            export(target, "new", overwrite=True)
+    hidden = Path(str(caught.value.file))
+    assert content(hidden) == {"old"}
+    assert "takes it back" in caught.value.remedy
+    with Staging(target, overwrite=True):
+        assert content(target) == {"old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("moment", ["half written", "settled"])
 def test_a_killed_process_leaves_no_target_and_the_next_run_clears_up(

@@ -1,0 +1,195 @@
+"""Attacks, resolved: the plug-in, its data, and the audits that are repeated under it.
+
+An attack must not be taught what it is asked about. Where it uses a share of the subjects in its
+data, the audits under it leave those out; where its data overlaps theirs and nothing says that
+this is meant, it is refused.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from safeedit import catalog
+from safeedit.contracts import Attack, EditData
+from safeedit.data import Dataset, Item
+from safeedit.data.splitting import normalise_prompt
+from safeedit.data.subjects import same_subject
+from safeedit.planning.located import Located
+from safeedit.planning.options import read_options
+from safeedit.planning.plan import PlannedAttack, PlannedAudit
+from safeedit.policy import AttackSpec, LoadedPolicy
+from safeedit.policy.reading import FieldPath
+from safeedit.records import RECOVERED
+
+NEVER_KNOWN = "never_known"
+"""Role of the control: what nobody knew."""
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """An attack's data after a share of it was drawn, and the audits without what was drawn."""
+
+    data: dict[str, Dataset]
+    audits: tuple[PlannedAudit, ...]
+    left_out: int
+
+
+def plan_attack(
+    loaded: LoadedPolicy,
+    index: int,
+    audits: Sequence[PlannedAudit],
+    key: bytes | None,
+    warnings: list[str],
+) -> PlannedAttack:
+    """Resolve an attack.
+
+    Args:
+        loaded: The policy.
+        index: Of the attack in it.
+        audits: The policy's, resolved.
+        key: Of the digests of data.
+        warnings: Is told where a share changes nothing.
+
+    Raises:
+        PolicyError: The attack, a key or an audit is unknown; its data is what it is judged by.
+        DataError: Its data is missing or malformed.
+    """
+    spec = loaded.policy.attacks[index]
+    at: FieldPath = ("attacks", index)
+    with Located(loaded, (*at, "use")):
+        kind = catalog.attack(spec.use)
+    data, params = read_options(loaded, at, spec, kind.roles, kind.Params, key)
+    attack = kind(params)
+    if spec.seeds > 1 and not kind.seeded:
+        raise loaded.error(
+            (*at, "seeds"),
+            f"{spec.use} draws nothing at random: every seed would give the same",
+            "remove seeds",
+        )
+    _check_strengths(loaded, at, attack)
+    named = tuple(audit for name in spec.audits for audit in audits if audit.id == name)
+    parts = _parted(loaded, at, spec, data, named, warnings)
+    return PlannedAttack(
+        id=spec.id,
+        spec=spec,
+        attack=attack,
+        params=params,
+        data=EditData(parts.data),
+        audits=parts.audits,
+        wanted={
+            audit.id: frozenset(
+                headline_of(audit) if gate.name == RECOVERED else gate.name
+                for gate in loaded.policy.gates
+                if spec.id in gate.under and gate.audit == audit.id
+            )
+            | {headline_of(audit)}
+            for audit in parts.audits
+        },
+        left_out=parts.left_out,
+    )
+
+
+def headline_of(audit: PlannedAudit) -> str:
+    """The metric that stands for an audit in one number: what its auditor calls its headline, or
+    its first."""
+    declared: str | None = getattr(audit.auditor, "headline", None)
+    return declared or audit.auditor.metrics[0].name
+
+
+def _check_strengths(loaded: LoadedPolicy, at: FieldPath, attack: Attack) -> None:
+    if not attack.strengths():
+        raise loaded.error(at, "the attack has no strength to try", "give it at least one")
+
+
+def _parted(
+    loaded: LoadedPolicy,
+    at: FieldPath,
+    spec: AttackSpec,
+    data: Mapping[str, Dataset],
+    audits: tuple[PlannedAudit, ...],
+    warnings: list[str],
+) -> _Parts:
+    """The attack's own data and the audits', with nothing in common unless that is meant."""
+    taught = {role: found for role, found in data.items() if role != NEVER_KNOWN}
+    if not taught:
+        if spec.share is not None or spec.overlap is not None:
+            key = "share" if spec.share is not None else "overlap"
+            raise loaded.error(
+                (*at, key),
+                f"{spec.use} uses no data of which there could be a part",
+                f"remove {key}",
+            )
+        return _Parts(dict(data), audits, 0)
+    if spec.share is not None:
+        for role, found in taught.items():
+            with Located(loaded, (*at, "share")):
+                taught[role] = _share(loaded, at, found, spec.share)
+    told = {each for found in taught.values() for item in found for each in _identities(item)}
+    kept, left_out = [], 0
+    for audit in audits:
+        roles = {}
+        for role, found in audit.data.items():
+            rest = found.only(lambda item: told.isdisjoint(_identities(item)))
+            if len(rest) == len(found) or not found.erased or spec.overlap == "meant":
+                roles[role] = found
+                continue
+            if spec.share is None:
+                raise _overlapping(loaded, at, spec, audit, len(found) - len(rest))
+            if not rest.items("test"):
+                raise loaded.error(
+                    (*at, "share"),
+                    f"nothing is left for audit {audit.id} to ask about that the attack does not "
+                    "use itself",
+                    "give a smaller share",
+                )
+            roles[role], left_out = rest, max(left_out, len(found) - len(rest))
+        changed = any(roles[role] is not audit.data[role] for role in roles)
+        kept.append(replace(audit, data=roles) if changed else audit)
+    if spec.share is not None and not left_out:
+        warnings.append(
+            f"attack {spec.id}: the audits under it ask about nothing in its data, so its share of "
+            f"{spec.share:g} only makes that data fewer"
+        )
+    return _Parts({**data, **taught}, tuple(kept), left_out)
+
+
+def _overlapping(
+    loaded: LoadedPolicy, at: FieldPath, spec: AttackSpec, audit: PlannedAudit, count: int
+) -> Exception:
+    where = next((key for key in ("data",) if (*at, key) in loaded.positions), "use")
+    items = "1 item" if count == 1 else f"{count} items"
+    return loaded.error(
+        (*at, where),
+        f"the attack would be taught {items} that audit {audit.id} asks about: to answer what one "
+        "was taught shows nothing",
+        "use other data; or write 'share: 0.5' to teach it half of the subjects and ask about the "
+        "others; or 'overlap: meant' if that is the question",
+    )
+
+
+def _share(loaded: LoadedPolicy, at: FieldPath, data: Dataset, share: float) -> Dataset:
+    """Items of a share of the subjects, drawn by the policy's seed: at least one, never all."""
+    subjects = sorted({_subject(item) for item in data})
+    if len(subjects) < 2:
+        raise loaded.error(
+            (*at, "share"),
+            "the attack's data is about one subject, which can't be parted",
+            "remove share, or give data about several subjects",
+        )
+    count = min(max(1, round(share * len(subjects))), len(subjects) - 1)
+    chosen = set(random.Random(loaded.policy.seed).sample(subjects, count))
+    return data.only(lambda item: _subject(item) in chosen)
+
+
+def _subject(item: Item) -> str:
+    return same_subject(item.subject) if item.subject else normalise_prompt(item.prompt)
+
+
+def _identities(item: Item) -> Iterator[tuple[str, str]]:
+    """By what two items are known to tell the same: a question, or what is said of whom."""
+    for text in (item.prompt, *item.paraphrases):
+        yield "asked", normalise_prompt(text)
+    if item.subject and item.answer:
+        yield same_subject(item.subject), same_subject(item.answer)

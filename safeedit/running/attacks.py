@@ -1,0 +1,315 @@
+"""Attacks on the edited model: made, measured by repeated audits, undone.
+
+Each is made on the untouched model too, early in the run while that is at hand, so that what the
+attack brings back can be told from what it leaves of any model. Those figures are kept in the
+store like those of other audits of the base. An attack that can't be made is no reason to stop:
+what it should have shown has no value then, and the run is inconclusive.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from safeedit.contracts import AttackProposal, RunContext, asked_of_base
+from safeedit.errors import AuditError, EditError
+from safeedit.model.handle import ModelHandle
+from safeedit.planning.attacks import NEVER_KNOWN, headline_of
+from safeedit.planning.plan import PlannedAttack, PlannedAudit
+from safeedit.records import AttackPoint, AttackRecord, Metric
+from safeedit.running.audits import Audits, Metrics, renamed
+from safeedit.running.clock import Clock
+from safeedit.running.store import Audited
+from safeedit.statistics.recovery import recovery
+
+_LONGEST_ANSWER = 24
+"""Tokens of an answer by the untouched model that an attack is given."""
+
+Strength = tuple[str, int, float]
+"""Attack, seed, dose."""
+
+
+class TamperedError(EditError):
+    """An attack changed the model for good: nothing measured after it would be of that model."""
+
+
+def base_stage(attack: PlannedAttack) -> str:
+    """Name of the stage in which the untouched model is attacked."""
+    return f"attack {attack.id}: untouched model"
+
+
+def edited_stage(attack: PlannedAttack) -> str:
+    """Name of the stage in which the edited model is attacked."""
+    return f"attack {attack.id}: edited model"
+
+
+@dataclass
+class Attacks:
+    """Makes the attacks of a plan and remembers what they did to the untouched model.
+
+    Args:
+        audits: Of the run.
+        clock: Of the run.
+    """
+
+    audits: Audits
+    clock: Clock
+    base: dict[Strength, dict[str, Audited]] = field(default_factory=dict)
+    """Strength -> audit -> figures of the untouched model under the attack."""
+    before: dict[tuple[str, str], Audited] = field(default_factory=dict)
+    """(attack, audit) -> figures of the untouched model, of the items asked under the attack."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Attack -> why it could not be made on the untouched model."""
+    base_says: dict[str, list[int]] = field(default_factory=dict)
+    """Question -> what the untouched model answers; in memory only."""
+    _base_tensor: Callable[[str], Tensor] | None = None
+
+    def measure_base(self, model: ModelHandle) -> None:
+        """Attack the untouched model, as far as the store does not know what comes of it."""
+        self._base_tensor = _reader(model)
+        for attack in self.audits.plan.attacks:
+            with self.clock.stage(base_stage(attack)):
+                for audit in attack.audits:
+                    self._measure_before(model, attack, audit)
+                for seed in self._seeds(attack):
+                    try:
+                        self._ask_base(model, attack, seed)
+                        self._attack_base(model, attack, seed)
+                    except TamperedError:
+                        raise
+                    except (EditError, AuditError) as error:
+                        self._fail(attack, "untouched", error)
+
+    def measure_edited(self, model: ModelHandle, after: Metrics) -> tuple[AttackRecord, ...]:
+        """Attack the edited model.
+
+        Args:
+            model: As it will be exported; the same again afterwards, proved by digest.
+            after: Its metrics without an attack, by full name.
+        """
+        found = []
+        for attack in self.audits.plan.attacks:
+            with self.clock.stage(edited_stage(attack)):
+                found.append(self._attack_edited(model, attack, after))
+        return tuple(found)
+
+    def _seeds(self, attack: PlannedAttack) -> range:
+        first = self.audits.ctx.seed
+        return range(first, first + attack.seeds)
+
+    def _context(self, seed: int) -> RunContext:
+        return replace(
+            self.audits.ctx, seed=seed, base_tensor=self._base_tensor, base_says=self.base_says
+        )
+
+    def _fail(self, attack: PlannedAttack, which: str, error: EditError | AuditError) -> None:
+        remedy = f" ({error.remedy})" if error.remedy else ""
+        self.failed[attack.id] = f"on the {which} model: {error.message}{remedy}"
+        self.audits.ctx.warn(f"attack {attack.id} failed {self.failed[attack.id]}")
+
+    # The untouched model ----------------------------------------------------------------
+
+    def _ask_base(self, model: ModelHandle, attack: PlannedAttack, seed: int) -> None:
+        """What the attack wants to know of the untouched model, greedily."""
+        asked = asked_of_base(attack.attack, attack.data, seed)
+        texts = [text for text in asked if text not in self.base_says]
+        engine = model.engine
+        prompts = [engine.encode([text], asked[text])[0] for text in texts]
+        found = engine.generate(
+            prompts,
+            max_new_tokens=_LONGEST_ANSWER,
+            progress=self.audits.ctx.progress,
+            description="answers of the untouched model",
+        )
+        end = engine.codec.tokenizer.eos_token_id
+        for text, (ids,) in zip(texts, found, strict=True):
+            ended = len(ids) < _LONGEST_ANSWER and end is not None
+            self.base_says[text] = [*ids, int(end)] if ended else list(ids)
+
+    def _measure_before(
+        self, model: ModelHandle, attack: PlannedAttack, audit: PlannedAudit
+    ) -> None:
+        """The untouched model without the attack, asked what will be asked under it."""
+        whole = self.audits.baselines.get((audit.id, "test"))
+        if any(audit is own for own in self.audits.plan.audits):
+            if whole is not None:
+                self.before[attack.id, audit.id] = whole
+            return
+        wanted = attack.wanted[audit.id]
+        try:
+            found = self.audits.stored_or_measured(model, audit, "test", wanted=wanted)
+        except AuditError as error:
+            self._fail(attack, "untouched", error)
+            return
+        self.before[attack.id, audit.id] = found
+
+    def _attack_base(self, model: ModelHandle, attack: PlannedAttack, seed: int) -> None:
+        """All strengths with one seed; nothing is trained where the store has every figure."""
+        doses = attack.attack.strengths()
+        asked = [audit for audit in attack.audits if (attack.id, audit.id) in self.before]
+        keys = {
+            (dose, audit.id): self.audits.cache_key(
+                model, audit, "test", attack.wanted[audit.id], self._made_by(attack, seed, dose)
+            )
+            for dose in doses
+            for audit in asked
+        }
+        known = {at: self.audits.store.read(key, at[1]) for at, key in keys.items()}
+        proposal = None
+        if any(found is None for found in known.values()):
+            proposal = _proposed(attack, model, self._context(seed))
+        for dose in doses:
+            missing = [audit for audit in asked if known[dose, audit.id] is None]
+            if missing:
+                assert proposal is not None
+                with model.rewritten(proposal.at(dose)):
+                    for audit in missing:
+                        measured = self._under(model, attack, audit)
+                        self.audits.store.write(keys[dose, audit.id], measured)
+                        known[dose, audit.id] = measured
+            self.base[attack.id, seed, dose] = {
+                audit.id: renamed(found, audit.id)
+                for audit in asked
+                if (found := known[dose, audit.id]) is not None
+            }
+
+    def _made_by(self, attack: PlannedAttack, seed: int, dose: float) -> dict[str, object]:
+        """What decides what an attack makes of a model, for the key of its figures."""
+        return {
+            "attack": attack.spec.use,
+            "module": type(attack.attack).__module__,
+            "params": attack.params.model_dump(mode="json"),
+            "data": {role: data.digest for role, data in attack.data.roles.items()},
+            "seed": seed,
+            "dose": dose,
+        }
+
+    def _under(self, model: ModelHandle, attack: PlannedAttack, audit: PlannedAudit) -> Audited:
+        reference = self.before[attack.id, audit.id].reference
+        return self.audits.measure(model, audit, "test", reference, attack.wanted[audit.id])
+
+    # The edited model -------------------------------------------------------------------
+
+    def _attack_edited(
+        self, model: ModelHandle, attack: PlannedAttack, after: Metrics
+    ) -> AttackRecord:
+        start = time.perf_counter()
+        untouched = model.tensor_digests(fresh=True)
+        points: list[AttackPoint] = []
+        for seed in self._seeds(attack):
+            try:
+                points += self._points(model, attack, seed, after)
+            except TamperedError:
+                raise
+            except (EditError, AuditError) as error:
+                self._fail(attack, "edited", error)
+        restored = model.tensor_digests(fresh=True) == untouched
+        if not restored:
+            raise TamperedError(
+                f"attack {attack.id}: the weights after it are not those before",
+                remedy="report this with the model's architecture and dtype",
+            )
+        return AttackRecord(
+            id=attack.id,
+            use=attack.spec.use,
+            params=self.audits.plan.hidden.value(attack.params.model_dump(mode="json")),
+            data_digests={role: data.digest for role, data in attack.data.roles.items()},
+            tries=attack.attack.tries,
+            audits=tuple(audit.id for audit in attack.audits),
+            points=tuple(points),
+            failed=self.failed.get(attack.id, ""),
+            restored=restored,
+            left_out=attack.left_out,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _points(
+        self, model: ModelHandle, attack: PlannedAttack, seed: int, after: Metrics
+    ) -> Iterator[AttackPoint]:
+        """Every strength with one seed."""
+        proposal = _proposed(attack, model, self._context(seed))
+        asked = [audit for audit in attack.audits if (attack.id, audit.id) in self.before]
+        for dose in proposal.doses:
+            start = time.perf_counter()
+            base = self.base.get((attack.id, seed, dose), {})
+            found: list[Metric] = []
+            invented: list[Metric] = []
+            with model.rewritten(proposal.at(dose)):
+                for audit in asked:
+                    under = self._under(model, attack, audit)
+                    found += self._with_recovery(attack, audit, under, base, after)
+                    invented += self._never_known(model, attack, audit)
+            yield AttackPoint(
+                dose=dose,
+                label=proposal.label(dose),
+                seed=seed,
+                edited=tuple(found),
+                base=tuple(m for name in base for m in self._looked_at(attack, base[name])),
+                never_known=tuple(invented),
+                notes=proposal.notes(dose),
+                seconds=time.perf_counter() - start,
+            )
+
+    def _looked_at(self, attack: PlannedAttack, found: Audited) -> tuple[Metric, ...]:
+        """The metrics of an audit that the attack is for; others were not measured in full."""
+        wanted = attack.wanted[found.record.id]
+        return tuple(m for m in found.record.metrics if m.name.rpartition(".")[2] in wanted)
+
+    def _with_recovery(
+        self,
+        attack: PlannedAttack,
+        audit: PlannedAudit,
+        under: Audited,
+        base: Mapping[str, Audited],
+        after: Metrics,
+    ) -> tuple[Metric, ...]:
+        name = f"{audit.id}.{headline_of(audit)}"
+        attacked = base.get(audit.id)
+        share = recovery(
+            audit.id,
+            self.before[attack.id, audit.id].metrics.get(name),
+            attacked.metrics.get(name) if attacked is not None else None,
+            after.get(name),
+            under.metrics[name],
+        )
+        return (*self._looked_at(attack, under), share)
+
+    def _never_known(
+        self, model: ModelHandle, attack: PlannedAttack, audit: PlannedAudit
+    ) -> tuple[Metric, ...]:
+        """The same audit of what nobody knew: what the attack makes the model invent."""
+        control = attack.data.get(NEVER_KNOWN)
+        roles = [role.name for role in audit.auditor.roles if role.erased and role.answered]
+        if control is None or not roles:
+            return ()
+        asked = replace(audit, data={**audit.data, roles[0]: control})
+        wanted = frozenset({"extraction_rate_unconditional"})
+        found = self.audits.measure(model, asked, "test", None, wanted)
+        return tuple(m for m in found.record.metrics if m.name.rpartition(".")[2] in wanted)
+
+
+def _proposed(attack: PlannedAttack, model: ModelHandle, ctx: RunContext) -> AttackProposal:
+    before = model.tensor_digests(fresh=True)
+    try:
+        return attack.attack.propose(model, attack.data, ctx)
+    finally:
+        if model.tensor_digests(fresh=True) != before:
+            raise TamperedError(f"attack {attack.id} changed the model while proposing")
+
+
+def _reader(model: ModelHandle) -> Callable[[str], Tensor] | None:
+    """Reads tensors of the untouched model from its files, by the model's own names for them."""
+    stored = model.on_disk
+    if stored is None:
+        return None
+    transposed = model.shape.transposed
+    owners = {model.shape.tied.get(inside, inside): name for name, inside in stored.names.items()}
+
+    def read(name: str) -> Tensor:
+        tensor = stored.read(owners[name])
+        return tensor.T if name in transposed else tensor
+
+    return read
