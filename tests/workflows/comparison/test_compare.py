@@ -387,6 +387,16 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Result]:
     return place, result
 
 
+def _point(row: Standing) -> tuple[float, float]:
+    """What is told still, and what is kept."""
+    told, kept = (
+        row.metrics[name].value for name in ("leakage.extraction_rate", "locality.near_f1")
+    )
+    assert told is not None
+    assert kept is not None
+    return told, kept
+
+
 def test_two_editors_and_a_control_end_to_end(real: tuple[Workplace, Result]) -> None:
     _, result = real
     assert result.exit_code == 0, result.stderr
@@ -402,7 +412,13 @@ def test_two_editors_and_a_control_end_to_end(real: tuple[Workplace, Result]) ->
     erased = here["sanitation"].metrics["leakage.extraction_rate"].value
     assert erased is not None
     assert erased < 0.5
-    assert here["sanitation"].place == "front"
+    points = {name: _point(row) for name, row in here.items()}
+    for name, (told, kept) in points.items():  # who is beaten, in the figures that are shown
+        beaten = any(
+            point != (told, kept) and point[0] <= told and point[1] >= kept
+            for point in points.values()
+        )
+        assert (here[name].place == "front") == (not beaten), name
     scores = {row.metrics["leakage.answer_log_prob"].value for row in found.rows}
     assert len(scores) == 4, "each is another model"
     assert here["random"].metrics.keys() == here["ft_m"].metrics.keys(), "all audits, control too"
