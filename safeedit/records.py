@@ -320,6 +320,8 @@ class AttackRecord(Record):
     tries: AttackClass
     audits: tuple[str, ...]
     """Ids of the audits that were repeated under it."""
+    headlines: dict[str, str] = Field(default_factory=dict)
+    """Audit -> full name of the metric that ``recovered`` is told of."""
     points: tuple[AttackPoint, ...] = ()
     failed: str = ""
     """Why nothing was measured, or not all; gates under this attack are inconclusive then."""

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from safeedit.policy import GateSpec, LedgerSpec
-from safeedit.records import Metric, RunRecord
+from safeedit.records import RECOVERED, Metric, RunRecord
 from safeedit.statistics.metrics import compare, rate_interval_of
-from safeedit.statistics.verdicts import judge, overall
+from safeedit.statistics.recovery import recovery
+from safeedit.statistics.verdicts import judge, judge_under, overall
 
 
 def contradictions(record: RunRecord, *, earlier_erasures: bool = False) -> list[str]:
@@ -32,6 +33,7 @@ def contradictions(record: RunRecord, *, earlier_erasures: bool = False) -> list
         *_of_the_policy(record),
         *_of_the_metrics(record),
         *_of_the_comparisons(record),
+        *_of_the_attacks(record),
         *_of_the_verdicts(record, earlier_erasures),
     ]
 
@@ -65,15 +67,26 @@ def _of_the_policy(record: RunRecord) -> Iterator[str]:
 
 def _of_the_metrics(record: RunRecord) -> Iterator[str]:
     """Rates are the share of their items; other metrics may be any statistic of theirs."""
-    for part, audits in (("before", record.before), ("after", record.after)):
-        for metric in (metric for audit in audits for metric in audit.metrics):
-            interval = metric.interval
-            if not metric.items or interval is None or not interval.method.startswith("wilson"):
-                continue
-            again = rate_interval_of(metric, interval.level)
-            mean = _mean(metric)
-            if not _alike(metric.value, mean) or not _alike(_plain(interval), _plain(again)):
-                yield f"{part}: {metric.name} is not the share of its items"
+    found = [
+        (part, metric)
+        for part, audits in (("before", record.before), ("after", record.after))
+        for audit in audits
+        for metric in audit.metrics
+    ]
+    found += [
+        (f"attack {attack.id}", metric)
+        for attack in record.attacks
+        for point in attack.points
+        for metric in (*point.edited, *point.base, *point.never_known)
+    ]
+    for part, metric in found:
+        interval = metric.interval
+        if not metric.items or interval is None or not interval.method.startswith("wilson"):
+            continue
+        again = rate_interval_of(metric, interval.level)
+        mean = _mean(metric)
+        if not _alike(metric.value, mean) or not _alike(_plain(interval), _plain(again)):
+            yield f"{part}: {metric.name} is not the share of its items"
 
 
 def _of_the_comparisons(record: RunRecord) -> Iterator[str]:
@@ -88,6 +101,32 @@ def _of_the_comparisons(record: RunRecord) -> Iterator[str]:
             yield f"comparisons: {comparison.name} does not follow from its metrics"
 
 
+def _of_the_attacks(record: RunRecord) -> Iterator[str]:
+    """They are the policy's, each was made whole, and what came back follows from its metrics."""
+    asked = [
+        (attack["id"], attack["use"], tuple(attack["audits"]))
+        for attack in record.policy.get("attacks") or ()
+    ]
+    if asked != [(attack.id, attack.use, attack.audits) for attack in record.attacks]:
+        yield "attacks: not those of the policy"
+    before = {metric.name: metric for audit in record.before for metric in audit.metrics}
+    after = {metric.name: metric for audit in record.after for metric in audit.metrics}
+    for attack in record.attacks:
+        if attack.failed or not attack.restored or not attack.points:
+            yield f"attacks: {attack.id} was not made whole, and nothing is exported then"
+        for point in attack.points if not attack.left_out else ():
+            base = {metric.name: metric for metric in point.base}
+            edited = {metric.name: metric for metric in point.edited}
+            for audit, name in attack.headlines.items():
+                metric, under = edited.get(f"{audit}.{RECOVERED}"), edited.get(name)
+                if metric is None or under is None:
+                    yield f"attacks: {audit} is missing under {attack.id}"
+                    continue
+                figures = (before.get(name), base.get(name), after.get(name), under)
+                if not _alike(metric.model_dump(), recovery(audit, *figures).model_dump()):
+                    yield f"attacks: {metric.name} under {attack.id} does not follow"
+
+
 def _of_the_verdicts(record: RunRecord, earlier_erasures: bool) -> Iterator[str]:
     gates = [GateSpec.model_validate(gate) for gate in record.policy.get("gates") or ()]
     if earlier_erasures:
@@ -95,10 +134,18 @@ def _of_the_verdicts(record: RunRecord, earlier_erasures: bool) -> Iterator[str]
     comparisons = {comparison.name: comparison for comparison in record.comparisons}
     if not gates:
         yield "policy: it has no gate, and nothing is exported without one"
-    if len(gates) != len(record.verdicts):
-        yield f"verdicts: {len(record.verdicts)} for {len(gates)} gates"
-    for gate, verdict in zip(gates, record.verdicts, strict=False):
-        again = judge(gate, comparisons.get(gate.metric))
+    made = {attack.id: attack for attack in record.attacks}
+    judged = [
+        (gate, again)
+        for gate in gates
+        for again in (
+            [judge_under(gate, attack, made.get(attack)) for attack in gate.under]
+            or [judge(gate, comparisons.get(gate.metric))]
+        )
+    ]
+    if len(judged) != len(record.verdicts):
+        yield f"verdicts: {len(record.verdicts)} for {len(judged)} gates"
+    for (gate, again), verdict in zip(judged, record.verdicts, strict=False):
         if not _alike(verdict.model_dump(), again.model_dump()):
             yield (
                 f"verdicts: {gate.metric} {gate.condition} is {again.status} by the record's "

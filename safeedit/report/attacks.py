@@ -121,7 +121,7 @@ def _rows(attack: AttackRecord, names: Sequence[str]) -> Iterable[AttackRow]:
     for label, points in _by_label(attack).items():
         recovered = _worst_of([_named(point.edited, f".{RECOVERED}") for point in points])
         tones = {metric.name.rpartition(".")[0]: _tone(metric) for metric in recovered}
-        headline = _headlines(points)
+        headline = set(attack.headlines.values())
         cells = tuple(
             _cell(points, name, tones.get(name.rpartition(".")[0], ""), name in headline)
             for name in names
@@ -136,14 +136,6 @@ def _by_label(attack: AttackRecord) -> dict[str, list[AttackPoint]]:
     for point in attack.points:
         found.setdefault(point.label, []).append(point)
     return found
-
-
-def _headlines(points: Sequence[AttackPoint]) -> set[str]:
-    """The first metric of each audit: that of which the recovered share is told."""
-    found: dict[str, str] = {}
-    for metric in points[0].edited:
-        found.setdefault(metric.name.rpartition(".")[0], metric.name)
-    return set(found.values())
 
 
 def _cell(
@@ -221,7 +213,7 @@ def attack_curves(record: RunRecord) -> tuple[AttackCurve, ...]:
     found = []
     for attack in record.attacks:
         for rate, points in _trainings(attack).items():
-            for name in sorted(_headlines(points)):
+            for name in attack.headlines.values():
                 start = compared.get(name)
                 before = start.before.value if start is not None and start.before else None
                 after = start.after.value if start is not None else None

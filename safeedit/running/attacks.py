@@ -219,6 +219,7 @@ class Attacks:
             data_digests={role: data.digest for role, data in attack.data.roles.items()},
             tries=attack.attack.tries,
             audits=tuple(audit.id for audit in attack.audits),
+            headlines={audit.id: f"{audit.id}.{headline_of(audit)}" for audit in attack.audits},
             points=tuple(points),
             failed=self.failed.get(attack.id, ""),
             restored=restored,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from safeedit.records import AttackRecord
+from safeedit.export.claims import contradictions
+from safeedit.records import AttackRecord, RunRecord
 from tests.road import (
     ANSWERS,
     LEAKAGE,
@@ -81,8 +83,65 @@ def test_it_meets_the_untouched_model_then_the_bytes_that_are_exported(place: Wo
     assert place.run("apply", policy).exit_code == 0
     untouched, edited = Prod.calls
     assert untouched != edited
+
+
+TWO: dict[str, Any] = {
+    "attacks": [prod(by=0.1), prod(id="again", by=0.2)],
+    "gates": [{**SMALL_DRIFT, "under": ["prod", "again"]}, SMALL_DRIFT],
+}
+
+
+def test_an_export_that_was_attacked_verifies(place: Workplace) -> None:
+    assert place.run("apply", place.policy(**TWO)).exit_code == 0
+    assert [verdict.under for verdict in place.report.verdicts] == ["prod", "again", ""]
     verified = place.run("verify", place.target)
     assert verified.exit_code == 0, verified.output
+
+
+def lower(record: RunRecord) -> RunRecord:
+    """Smaller figures under an attack than the verdicts were made of."""
+    first, *rest = record.attacks
+    points = tuple(
+        point.model_copy(
+            update={"edited": tuple(m.model_copy(update={"value": 0.0}) for m in point.edited)}
+        )
+        for point in first.points
+    )
+    return record.model_copy(
+        update={"attacks": (first.model_copy(update={"points": points}), *rest)}
+    )
+
+
+def without_one(record: RunRecord) -> RunRecord:
+    return record.model_copy(update={"attacks": record.attacks[:1]})
+
+
+def not_whole(record: RunRecord) -> RunRecord:
+    first, *rest = record.attacks
+    return record.model_copy(
+        update={"attacks": (first.model_copy(update={"failed": "on the edited model"}), *rest)}
+    )
+
+
+def other_audit(record: RunRecord) -> RunRecord:
+    first, *rest = record.attacks
+    return record.model_copy(
+        update={"attacks": (first.model_copy(update={"use": "quantize"}), *rest)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(lower, "does not follow"), (lower, "verdicts: "), (without_one, "not those of the policy"),
+     (not_whole, "was not made whole"), (other_audit, "not those of the policy")],
+)  # fmt: skip
+def test_a_record_whose_attacks_were_changed_contradicts_itself(
+    place: Workplace, change: Callable[[RunRecord], RunRecord], said: str
+) -> None:
+    assert place.run("apply", place.policy(**TWO)).exit_code == 0
+    record = place.report
+    assert contradictions(record) == []
+    assert any(said in line for line in contradictions(change(record)))
 
 
 def test_a_gate_that_fails_under_an_attack_keeps_the_export_back(place: Workplace) -> None:
