@@ -78,7 +78,7 @@ def policy(edit: Mapping[str, Any], seed: int, seeds: int) -> dict[str, Any]:
         "model": {"source": MODEL, "dtype": "float32"},
         "edits": [{**edit, "control": False}],
         "audits": [
-            {"use": "leakage", "forget": FORGET},
+            {"use": "leakage", "forget": FORGET, "askings": []},
             {"use": "locality", "near": NEAR, "max_new_tokens": 32},
         ],
         "attacks": attacks(seeds),
@@ -97,8 +97,8 @@ def main(arguments: Sequence[str]) -> None:
         found = run(policy(edit, given.seed, given.seeds), given, f"edit-{number}")
         after = figures(found["after"])
         before = figures(found["before"])
-        rows.append([name, "none", "", cell(after, "leakage.extraction_rate"),
-                     cell(before, "leakage.extraction_rate"), ""])  # fmt: skip
+        rows.append([name, "none", "–", cell(after, "leakage.extraction_rate"),
+                     cell(before, "leakage.extraction_rate"), "–"])  # fmt: skip
         costs.append(
             f"- {name}: near accuracy kept {cell(after, 'locality.near_accuracy_kept')}, "
             f"{found['resources']['wall_seconds']:.0f} s, of which attacks "

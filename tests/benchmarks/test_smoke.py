@@ -9,6 +9,7 @@ import importlib
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from tests.workflows.remedi.lessons import rows
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 HELPERS = {"known", "table"}
 """Files in that folder that measure nothing by themselves."""
+LONG = {"max_position_embeddings": 2048}
+"""Room for whole passages of prose, whose letters are tokens here."""
 WORDS = (" he", " she", " they", " Freedonia")
 NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
 
@@ -148,11 +151,14 @@ def test_sanitation(table: Callable[..., Table]) -> None:
 
 
 @pytest.mark.trains
-def test_attacks(table: Callable[..., Table]) -> None:
-    rows = table("attacks", "--model", "model", "--limit", 6, "--rows", 1)
+def test_attacks(table: Callable[..., Table], place: Path) -> None:
+    shutil.copytree(place / "model", place / "long")
+    config = place / "long" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **LONG}))
+    rows = table("attacks", "--model", "long", "--limit", 6, "--rows", 1)
     strengths = [row[2] for row in rows[1:]]
     assert "40 steps at 5e-05" in strengths
-    assert len(strengths) == 10
+    assert len(strengths) == 11
     assert all(row[5] for row in rows[2:]), "each says how much came back, or why it can't"
 
 
