@@ -77,7 +77,7 @@ def plan_of(
 
 
 def _show_plan(plan: Plan) -> None:
-    from safeedit.report.wording import duration
+    from safeedit.report.wording import duration, plural
 
     summary = plan.summary()
     model = summary["model"]
@@ -103,7 +103,8 @@ def _show_plan(plan: Plan) -> None:
     for attack in summary["attacks"]:
         seeds = f", {attack['seeds']} seeds" if attack["seeds"] > 1 else ""
         put(
-            f"attack {attack['id']} ({attack['use']}): {attack['strengths']} strengths{seeds}, "
+            f"attack {attack['id']} ({attack['use']}): {plural(attack['strengths'], 'strength')}"
+            f"{seeds}, "
             f"repeats {', '.join(attack['audits'])}"
         )
         for key, value in attack["params"].items():

@@ -201,7 +201,11 @@ class GateSpec(PolicyPart):
     @property
     def condition(self) -> str:
         """The gate in words, e.g. ``max 0.02 at confidence 0.95 under quantize``."""
+        return self.condition_under(*self.under)
+
+    def condition_under(self, *attacks: str) -> str:
+        """The gate in words, of some of its attacks."""
         text = f"{self.kind} {self.bound}"
         if self.confidence:
             text += f" at confidence {self.confidence:g}"
-        return f"{text} under {' and '.join(self.under)}" if self.under else text
+        return f"{text} under {' and '.join(attacks)}" if attacks else text

@@ -106,7 +106,7 @@ def judge_under(gate: GateSpec, name: str, attack: AttackRecord | None) -> Verdi
     if attack is None or not attack.points:
         why = f": it failed {attack.failed}" if attack is not None and attack.failed else ""
         reason = f"was not measured under {name}{why}"
-        return _verdict(gate, "inconclusive", reason).model_copy(update={"under": name})
+        return _under(gate, name, _verdict(gate, "inconclusive", reason))
     judged = [_at_point(gate, name, point) for point in attack.points]
     side = 1.0 if gate.meaning.passes == "below" else -1.0
 
@@ -130,9 +130,12 @@ def _at_point(gate: GateSpec, name: str, point: AttackPoint) -> Verdict:
     metric = found.get(gate.metric)
     verdict = judge(gate, None if metric is None else compare(base.get(gate.metric), metric))
     reason = verdict.reason.removeprefix(f"{gate.metric} ")
-    return verdict.model_copy(
-        update={"under": name, "reason": f"{gate.metric} under {name} ({point.label}) {reason}"}
-    )
+    told = f"{gate.metric} under {name} ({point.label}) {reason}"
+    return _under(gate, name, verdict.model_copy(update={"reason": told}))
+
+
+def _under(gate: GateSpec, name: str, verdict: Verdict) -> Verdict:
+    return verdict.model_copy(update={"under": name, "condition": gate.condition_under(name)})
 
 
 def overall(verdicts: Iterable[Verdict]) -> tuple[Status, int]:

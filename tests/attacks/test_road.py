@@ -93,7 +93,11 @@ TWO: dict[str, Any] = {
 
 def test_an_export_that_was_attacked_verifies(place: Workplace) -> None:
     assert place.run("apply", place.policy(**TWO)).exit_code == 0
-    assert [verdict.under for verdict in place.report.verdicts] == ["prod", "again", ""]
+    verdicts = place.report.verdicts
+    assert [verdict.under for verdict in verdicts] == ["prod", "again", ""]
+    assert [verdict.condition.partition(" under ")[2] for verdict in verdicts] == [
+        "prod", "again", "",
+    ]  # fmt: skip
     verified = place.run("verify", place.target)
     assert verified.exit_code == 0, verified.output
 
