@@ -48,7 +48,7 @@ class Noise:
 
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> AttackProposal:
         """Noise for every matrix of the blocks: the same draw at every strength."""
-        names = [site.weight for role in model.shape.roles for site in model.sites(role)]
+        names = [site.weight for site in model.matrices()]
         return AttackProposal(
             self.strengths(),
             lambda dose: {name: _noisy(dose, ctx.seed, name) for name in names},

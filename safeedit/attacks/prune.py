@@ -47,7 +47,7 @@ class Prune:
 
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> AttackProposal:
         """Pruning of every matrix of the blocks."""
-        names = [site.weight for role in model.shape.roles for site in model.sites(role)]
+        names = [site.weight for site in model.matrices()]
         return AttackProposal(
             self.strengths(),
             lambda dose: dict.fromkeys(names, _without_smallest(dose)),

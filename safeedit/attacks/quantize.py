@@ -97,7 +97,7 @@ class Quantize:
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> AttackProposal:
         """Rounding of every matrix of the blocks; nothing is fitted."""
         ways = self._ways()
-        names = [site.weight for role in model.shape.roles for site in model.sites(role)]
+        names = [site.weight for site in model.matrices()]
         if not names:
             raise EditError("the model has no matrices in its blocks that could be rounded")
         return AttackProposal(

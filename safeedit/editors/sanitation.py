@@ -308,7 +308,7 @@ def _some(data: Dataset, count: int, seed: int) -> list[Item]:
 def _lora(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContext) -> Learnt:
     params, forget, engine = editor.params, data["forget"], model.engine
     wanted = {tensor.name for tensor in editor.touches(model.shape)}
-    sites = [s for role in model.shape.roles for s in model.sites(role) if s.weight in wanted]
+    sites = [site for site in model.matrices() if site.weight in wanted]
     template = engine.codec.resolve(forget.template)
     refusal = _refusal(engine, params, template)
     prompts = engine.encode([p.text for p in forget.phrasings("fit")], template)

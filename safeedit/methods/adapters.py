@@ -6,9 +6,10 @@ left as it was; what was learnt comes back as factors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,24 +23,27 @@ class Adapters:
     """Adapters at their sites, while they are there."""
 
     trained: tuple[nn.Parameter, ...]
-    _modules: dict[str, nn.Module]
+    remove: Callable[[], None]
+    """Takes them off again: the model is as it was, and frozen."""
+    _modules: Mapping[str, Any]
+    """Name of a matrix -> peft's module around it."""
 
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Name of a matrix -> left ``(out, rank)``, scaled, and right ``(rank, in)``, copies in
         fp32: what their product adds to the matrix, (out, in)."""
-        found = {}
-        for name, module in self._modules.items():
-            left, right = module.lora_B["default"].weight, module.lora_A["default"].weight  # type: ignore[index,union-attr]
-            scale: float = module.scaling["default"]  # type: ignore[index,assignment]
-            found[name] = (left.detach().float() * scale, right.detach().float().clone())
-        return found
+        return {
+            name: (
+                module.lora_B["default"].weight.detach().float() * module.scaling["default"],
+                module.lora_A["default"].weight.detach().float().clone(),
+            )
+            for name, module in self._modules.items()
+        }
 
 
-@contextmanager
-def adapters(
+def put_adapters(
     model: ModelHandle, sites: Sequence[Site], *, rank: int, alpha: float, seed: int
-) -> Iterator[Adapters]:
-    """The model with adapters, fresh and without effect, that learn; without them afterwards.
+) -> Adapters:
+    """Give matrices adapters, fresh and without effect, that learn.
 
     Args:
         model: Whose; its own weights stay frozen.
@@ -58,10 +62,27 @@ def adapters(
         fan_in_fan_out=sites[0].transposed,
         lora_dropout=0.0,  # noise on a few hundred examples
     )
-    adapted = get_peft_model(model.model, config)
-    try:
-        modules = {site.weight: model.model.get_submodule(site.module) for site in sites}
-        yield Adapters(tuple(p for p in adapted.parameters() if p.requires_grad), modules)
-    finally:
+    adapted: Any = get_peft_model(model.model, config)
+
+    def remove() -> None:
         adapted.unload()
         model.model.requires_grad_(False)
+
+    return Adapters(
+        tuple(parameter for parameter in adapted.parameters() if parameter.requires_grad),
+        remove,
+        {site.weight: model.model.get_submodule(site.module) for site in sites},
+    )
+
+
+@contextmanager
+def adapters(
+    model: ModelHandle, sites: Sequence[Site], *, rank: int, alpha: float, seed: int
+) -> Iterator[Adapters]:
+    """The model with adapters within the context, and without them after it; see
+    :func:`put_adapters`."""
+    made = put_adapters(model, sites, rank=rank, alpha=alpha, seed=seed)
+    try:
+        yield made
+    finally:
+        made.remove()

@@ -185,6 +185,14 @@ class ModelHandle:
         """
         return self.shape.sites(role, layers)
 
+    def matrices(self, layers: Sequence[int] | None = None) -> tuple[Site, ...]:
+        """The matrices of all roles in ``layers`` (default: all): what the blocks are made of.
+
+        Raises:
+            UsageError: The model has no such layer.
+        """
+        return tuple(site for role in self.shape.roles for site in self.sites(role, layers))
+
     def tensor_names(self) -> tuple[str, ...]:
         """Names of all parameters and saved buffers; a tied tensor has one name."""
         return tuple(self._tensors.all())

@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from safeedit.contracts import BaseParams, RunContext
 from safeedit.errors import EditError
+from safeedit.methods.adapters import put_adapters
 from safeedit.methods.tuning import (
     BaseAnswers,
     Example,
@@ -231,7 +232,7 @@ class Learner:
             below = model.engine.hidden(texts, [self._first - 1], "all")[self._first - 1]
             self._entering = {id(e): each for e, each in zip(examples, below, strict=True)}
             self._tuples = _blocks_return_tuples(model)
-        sites = [s for role in self.handle.shape.roles for s in self.handle.sites(role, layers)]
+        sites = self.handle.matrices(layers)
         self._current: dict[str, Callable[[], Tensor]] = {}
         if params.method == "lora":
             self._adapt(sites, params)
@@ -280,18 +281,8 @@ class Learner:
             self.model.tensor(name).copy_(current())
 
     def _adapt(self, sites: Sequence[Site], params: PlantParams) -> None:
-        from peft import LoraConfig, get_peft_model
-
-        torch.manual_seed(params.seed)
         stored = {site: self.handle.tensor(site.weight).detach() for site in sites}
-        config = LoraConfig(
-            r=params.rank,
-            lora_alpha=params.alpha,
-            target_modules=[site.module for site in sites],
-            fan_in_fan_out=sites[0].transposed,
-            lora_dropout=0.0,
-        )
-        get_peft_model(self.handle.model, config)
+        put_adapters(self.handle, sites, rank=params.rank, alpha=params.alpha, seed=params.seed)
         for site, weight in stored.items():
             module: Any = self.handle.model.get_submodule(site.module)
 
