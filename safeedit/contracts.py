@@ -381,25 +381,22 @@ class Auditor(Protocol):
     ) -> AuditOutcome: ...
 
 
-def asked_of_base(attack: Attack, data: EditData, seed: int) -> Mapping[str, Template]:
-    """Questions whose answers by the untouched model an attack uses, on its own data.
-
-    Such an attack has a method ``asks(data, seed)``; the answers come in
-    :attr:`RunContext.base_says`, and are in memory only.
-
-    Returns:
-        Question -> how it is put.
-    """
-    ask = getattr(attack, "asks", None)
-    return {} if ask is None else ask(data, seed)
-
-
 @dataclass(frozen=True)
 class PutPrompts:
     """Texts that an audit puts to the model, and how."""
 
     texts: Sequence[str]
     template: Template
+
+
+def asked_of_base(attack: Attack, data: EditData, seed: int) -> PutPrompts:
+    """Questions whose answers by the untouched model an attack uses, on its own data.
+
+    Such an attack has a method ``asks(data, seed)``; the answers come in
+    :attr:`RunContext.base_says`, and are in memory only.
+    """
+    ask = getattr(attack, "asks", None)
+    return PutPrompts((), "auto") if ask is None else ask(data, seed)
 
 
 def further_prompts(

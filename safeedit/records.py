@@ -311,7 +311,8 @@ class AttackPoint(Record):
 
 
 class AttackRecord(Record):
-    """One attack on the edited model, which was restored afterwards."""
+    """One attack on the edited model. Its weights were restored afterwards, which a digest proved:
+    else there were no record."""
 
     id: str
     use: str
@@ -325,8 +326,6 @@ class AttackRecord(Record):
     points: tuple[AttackPoint, ...] = ()
     failed: str = ""
     """Why nothing was measured, or not all; gates under this attack are inconclusive then."""
-    restored: bool = True
-    """Whether the weights after the attack were proved to be those before, by digest."""
     left_out: int = 0
     """Items that the attack used and the audits under it therefore did not ask."""
     seconds: float = 0.0

@@ -47,8 +47,8 @@ from safeedit.contracts import (
     BaseParams,
     DataRole,
     EditData,
+    PutPrompts,
     RunContext,
-    Template,
 )
 from safeedit.data import Dataset, Item
 from safeedit.errors import EditError
@@ -142,12 +142,11 @@ class Relearn:
         """1 for the fewest steps at the lowest rate, and so on."""
         return tuple(float(number) for number in range(1, len(self._plans()) + 1))
 
-    def asks(self, data: EditData, seed: int) -> dict[str, Template]:
+    def asks(self, data: EditData, seed: int) -> PutPrompts:
         """Questions whose answers by the untouched model are wanted."""
-        if self.params.answers == "given":
-            return {}
         chosen = _chosen(data["data"], self.params.examples, seed)
-        return {text: data["data"].template for item, text in chosen if item.answer}
+        wanted = [text for item, text in chosen if item.answer and self.params.answers != "given"]
+        return PutPrompts(wanted, data["data"].template)
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens trained on, roughly, for ``plan``."""
@@ -204,19 +203,16 @@ def _examples(
     template = engine.codec.resolve(data.template)
     end = engine.codec.tokenizer.eos_token_id
     stop = [] if end is None else [int(end)]
+    asked = [(item, text) for item, text in chosen if item.answer]
+    prompts = engine.encode([text for _, text in asked], data.template)
     found = []
-    for item, text in chosen:
-        if not item.answer:
-            (ids,) = engine.encode([text], "plain")
-            if len(ids) > 1:
-                found.append(Example(ids[:1], ids[1:_LONGEST]))
-            continue
-        (prompt,) = engine.encode([text], data.template)
+    for (item, text), prompt in zip(asked, prompts, strict=True):
         answer = list(base_says.get(text, ()))
         if not answer or not contains_alias(engine.decode(answer), item.aliases):
-            answer = [*engine.continuation(item.answer, template), *stop]
+            answer = [*engine.continuation(item.answer or "", template), *stop]
         found.append(Example(prompt[-_LONGEST:], answer[:_LONGEST]))
-    return found
+    mute = engine.encode([text for item, text in chosen if not item.answer], "plain")
+    return found + [Example(ids[:1], ids[1:_LONGEST]) for ids in mute if len(ids) > 1]
 
 
 class _Training:
@@ -288,7 +284,7 @@ class _Training:
     def _adapt(self, rate: float) -> None:
         """One training of adapters at one rate, all of its stops kept: they are small."""
         model = self.model
-        sites = [site for role in model.shape.roles for site in model.sites(role)]
+        sites = model.matrices()
         self._begin(rate)
         alpha = 2.0 * self.params.rank
         with adapters(model, sites, rank=self.params.rank, alpha=alpha, seed=self.ctx.seed) as made:

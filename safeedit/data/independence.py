@@ -94,17 +94,25 @@ def _buckets(items: Sequence[Item], *, erased: bool) -> dict[Hashable, list[int]
     """Items that are one for having something in common, by what they have in common."""
     found: dict[Hashable, list[int]] = {}
     for index, item in enumerate(items):
-        common: list[Hashable] = [("prompt", normalise_prompt(item.prompt))]
-        if item.subject:
-            names = {normalise_prompt(name) for name in item.names}
-            answers = {normalise_prompt(each) for each in item.aliases}
-            common += [
-                ("fact", *pair) for pair in itertools.product(sorted(names), sorted(answers))
-            ]
-        elif erased and item.answer:
-            common.append(("answer", normalise_prompt(item.answer), _numbers(item.prompt)))
-        for each in common:
+        for each in marks(item, erased=erased):
             found.setdefault(each, []).append(index)
+    return found
+
+
+def marks(item: Item, *, erased: bool) -> list[Hashable]:
+    """What an item tells, as marks: two that have one in common tell the same thing.
+
+    Args:
+        item: Of any data.
+        erased: It is to be erased.
+    """
+    found: list[Hashable] = [("prompt", normalise_prompt(item.prompt))]
+    if item.subject:
+        names = {normalise_prompt(name) for name in item.names}
+        answers = {normalise_prompt(each) for each in item.aliases}
+        found += [("fact", *pair) for pair in itertools.product(sorted(names), sorted(answers))]
+    elif erased and item.answer:
+        found.append(("answer", normalise_prompt(item.answer), _numbers(item.prompt)))
     return found
 
 

@@ -112,7 +112,7 @@ def _of_the_attacks(record: RunRecord) -> Iterator[str]:
     before = {metric.name: metric for audit in record.before for metric in audit.metrics}
     after = {metric.name: metric for audit in record.after for metric in audit.metrics}
     for attack in record.attacks:
-        if attack.failed or not attack.restored or not attack.points:
+        if attack.failed or not attack.points:
             yield f"attacks: {attack.id} was not made whole, and nothing is exported then"
         for point in attack.points if not attack.left_out else ():
             base = {metric.name: metric for metric in point.base}

@@ -8,12 +8,13 @@ this is meant, it is refused.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from safeedit import catalog
-from safeedit.contracts import Attack, EditData
+from safeedit.contracts import EditData
 from safeedit.data import Dataset, Item
+from safeedit.data.independence import marks
 from safeedit.data.splitting import normalise_prompt
 from safeedit.data.subjects import same_subject
 from safeedit.planning.located import Located
@@ -68,7 +69,8 @@ def plan_attack(
             f"{spec.use} draws nothing at random: every seed would give the same",
             "remove seeds",
         )
-    _check_strengths(loaded, at, attack)
+    if not attack.strengths():
+        raise loaded.error(at, "the attack has no strength to try", "give it at least one")
     named = tuple(audit for name in spec.audits for audit in audits if audit.id == name)
     parts = _parted(loaded, at, spec, data, named, warnings)
     return PlannedAttack(
@@ -96,11 +98,6 @@ def headline_of(audit: PlannedAudit) -> str:
     its first."""
     declared: str | None = getattr(audit.auditor, "headline", None)
     return declared or audit.auditor.metrics[0].name
-
-
-def _check_strengths(loaded: LoadedPolicy, at: FieldPath, attack: Attack) -> None:
-    if not attack.strengths():
-        raise loaded.error(at, "the attack has no strength to try", "give it at least one")
 
 
 def _parted(
@@ -158,7 +155,7 @@ def _parted(
 def _overlapping(
     loaded: LoadedPolicy, at: FieldPath, spec: AttackSpec, audit: PlannedAudit, count: int
 ) -> Exception:
-    where = next((key for key in ("data",) if (*at, key) in loaded.positions), "use")
+    where = "data" if "data" in spec.options else "use"
     items = "1 item" if count == 1 else f"{count} items"
     return loaded.error(
         (*at, where),
@@ -187,9 +184,9 @@ def _subject(item: Item) -> str:
     return same_subject(item.subject) if item.subject else normalise_prompt(item.prompt)
 
 
-def _identities(item: Item) -> Iterator[tuple[str, str]]:
-    """By what two items are known to tell the same: a question, or what is said of whom."""
-    for text in (item.prompt, *item.paraphrases):
-        yield "asked", normalise_prompt(text)
-    if item.subject and item.answer:
-        yield same_subject(item.subject), same_subject(item.answer)
+def _identities(item: Item) -> Iterator[Hashable]:
+    """By what two items are known to tell the same, in any of their wordings."""
+    yield from marks(item, erased=True)
+    translated = (translation.prompt for translation in item.translations)
+    for text in (*item.paraphrases, *item.reverse_questions, *translated):
+        yield "prompt", normalise_prompt(text)

@@ -81,10 +81,6 @@ class PlannedAttack:
     left_out: int
     """Items that the audits leave out, since the attack uses them."""
 
-    @property
-    def seeds(self) -> int:
-        return self.spec.seeds
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -265,7 +261,7 @@ class Plan:
             "params": self.hidden.value(attack.params.model_dump(mode="json")),
             "audits": [audit.id for audit in attack.audits],
             "strengths": len(attack.attack.strengths()),
-            "seeds": attack.seeds,
+            "seeds": attack.spec.seeds,
             "items_left_out": attack.left_out,
         }
 
@@ -302,9 +298,9 @@ def _of_attacks(plan: Plan) -> tuple[int, int]:
     """Tokens of audits under all attacks, and of the attacks' own training, on one model."""
     asked, taught = 0, 0
     for attack in plan.attacks:
-        points = len(attack.attack.strengths()) * attack.seeds
+        points = len(attack.attack.strengths()) * attack.spec.seeds
         asked += points * sum(_cost(audit.auditor, audit.data) for audit in attack.audits)
-        trained = attack.seeds if attack.data.roles else 0
+        trained = attack.spec.seeds if attack.data.roles else 0
         taught += trained * _cost(attack.attack, attack.data.roles)
     return asked, taught
 

@@ -311,6 +311,16 @@ def model_line(record: RunRecord) -> str:
     )
 
 
+def without_value(audit: Audit) -> str:
+    """The metrics of an audit that have no value, those with one reason together."""
+    names: dict[str, list[str]] = {}
+    for name, note in audit.unmeasured:
+        names.setdefault(note, []).append(name)
+    return "; ".join(
+        f"{listing(found)} ({note})" if note else listing(found) for note, found in names.items()
+    )
+
+
 def limits(record: RunRecord) -> tuple[str, ...]:
     """What the run does not show. Never empty."""
     found: list[str] = []
@@ -335,10 +345,7 @@ def limits(record: RunRecord) -> tuple[str, ...]:
         found.append(f"Not tested: resistance to {listing(untried)}.")
     for audit in audits(record):
         if audit.unmeasured:
-            names = ", ".join(
-                f"{name} ({note})" if note else name for name, note in audit.unmeasured
-            )
-            found.append(f"Without a value in {audit.id}: {names}.")
+            found.append(f"Without a value in {audit.id}: {without_value(audit)}.")
     wanted = [str(audit.get("id")) for audit in record.policy.get("audits") or ()]
     if skipped := [audit for audit in wanted if audit not in {a.id for a in record.after}]:
         found.append(f"Skipped, though the policy asks for it: {listing(skipped)}.")

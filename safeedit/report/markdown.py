@@ -103,8 +103,7 @@ def metrics(record: RunRecord) -> list[str]:
         if audit.rows:
             lines += table(head, [_cells(row, two_models, controlled) for row in audit.rows])
         if audit.unmeasured:
-            without = (f"{name} ({why})" if why else name for name, why in audit.unmeasured)
-            lines += [f"Without a value: {escape(', '.join(without))}.", ""]
+            lines += [f"Without a value: {escape(content.without_value(audit))}.", ""]
     return lines
 
 

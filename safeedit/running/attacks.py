@@ -98,7 +98,7 @@ class Attacks:
 
     def _seeds(self, attack: PlannedAttack) -> range:
         first = self.audits.ctx.seed
-        return range(first, first + attack.seeds)
+        return range(first, first + attack.spec.seeds)
 
     def _context(self, seed: int) -> RunContext:
         return replace(
@@ -115,11 +115,12 @@ class Attacks:
     def _ask_base(self, model: ModelHandle, attack: PlannedAttack, seed: int) -> None:
         """What the attack wants to know of the untouched model, greedily."""
         asked = asked_of_base(attack.attack, attack.data, seed)
-        texts = [text for text in asked if text not in self.base_says]
+        texts = [text for text in dict.fromkeys(asked.texts) if text not in self.base_says]
+        if not texts:
+            return
         engine = model.engine
-        prompts = [engine.encode([text], asked[text])[0] for text in texts]
         found = engine.generate(
-            prompts,
+            engine.encode(texts, asked.template),
             max_new_tokens=_LONGEST_ANSWER,
             progress=self.audits.ctx.progress,
             description="answers of the untouched model",
@@ -206,8 +207,7 @@ class Attacks:
                 raise
             except (EditError, AuditError) as error:
                 self._fail(attack, "edited", error)
-        restored = model.tensor_digests(fresh=True) == untouched
-        if not restored:
+        if model.tensor_digests(fresh=True) != untouched:
             raise TamperedError(
                 f"attack {attack.id}: the weights after it are not those before",
                 remedy="report this with the model's architecture and dtype",
@@ -222,7 +222,6 @@ class Attacks:
             headlines={audit.id: f"{audit.id}.{headline_of(audit)}" for audit in attack.audits},
             points=tuple(points),
             failed=self.failed.get(attack.id, ""),
-            restored=restored,
             left_out=attack.left_out,
             seconds=time.perf_counter() - start,
         )

@@ -34,7 +34,6 @@ def test_an_attack_is_made_on_both_models_and_its_gate_judged(place: Workplace) 
     assert ran.exit_code == 0, ran.stderr
     (attack,) = attacks_of(place)
     assert [point.label for point in attack.points] == ["int8 per channel", "int2 per group of 32"]
-    assert attack.restored
     for point in attack.points:
         assert [metric.name for metric in point.base] == ["drift.distance"]
         assert [metric.name for metric in point.edited] == ["drift.distance", "drift.recovered"]

@@ -5,7 +5,6 @@ A new file in ``safeedit/attacks`` is walked without being named here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,9 @@ def data_for(attack: Attack) -> EditData:
 
 
 def context(tmp_path: Path, model: ModelHandle, seed: int = 0) -> RunContext:
-    read: Callable[[str], Tensor] = lambda name: torch.zeros_like(model.oriented(name))  # noqa: E731
+    def read(name: str) -> Tensor:
+        return torch.zeros_like(model.oriented(name))
+
     return RunContext(seed=seed, cache=tmp_path, secret=b"s" * 32, base_tensor=read)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -88,9 +89,9 @@ def _chains(handle: ModelHandle, answer: str) -> list[list[int]]:
     tokenizer = handle.engine.codec.tokenizer
     found = []
     for end in ENDS:
-        template = "chat" if end == "\n" else "plain"
+        template: Literal["chat", "plain"] = "chat" if end == "\n" else "plain"
         (first,) = tokenizer(end, add_special_tokens=False)["input_ids"]
-        said = handle.engine.continuation(answer, template)  # type: ignore[arg-type]
+        said = handle.engine.continuation(answer, template)
         found.append([first, *said, tokenizer.eos_token_id])
     return found
 
