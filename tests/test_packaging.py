@@ -142,8 +142,8 @@ def test_exact_pins_are_in_the_constraints_and_nowhere_else() -> None:
     assert {distribution(requirement) for requirement in wanted} <= set(map(distribution, pins))
 
 
-OPTIONAL = {"bitsandbytes"}
-"""Used where a user has it: its own rounding in place of ours."""
+OPTIONAL = {"bitsandbytes": "nf4"}
+"""Library that is used where a user has it -> the extra that brings it."""
 
 
 def test_every_library_that_the_package_imports_is_a_dependency() -> None:
@@ -157,7 +157,10 @@ def test_every_library_that_the_package_imports_is_a_dependency() -> None:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.partition(".")[0])
     foreign = imported - set(sys.stdlib_module_names) - {"safeedit"}
-    foreign -= OPTIONAL
+    extras = project()["optional-dependencies"]
+    for library, extra in OPTIONAL.items():
+        assert library in map(distribution, extras[extra])
+        foreign.remove(library)
     assert {name for name in foreign if distribution(names.get(name, name)) not in wanted} == set()
 
 

@@ -35,7 +35,7 @@ from safeedit.errors import EditError
 from safeedit.model.handle import ModelHandle
 from safeedit.records import AttackClass
 
-Format = Literal["nf4", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+NumberFormat = Literal["nf4", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 _NF4_BLOCK = 64
 _NF4 = (
@@ -60,7 +60,7 @@ class Params(BaseParams):
         description="Neighbouring inputs that share a scale below 8 bits; 0: a whole output "
         "channel. Fewer is closer to the original, 32 and 128 are usual",
     )
-    formats: tuple[Format, ...] = Field(
+    formats: tuple[NumberFormat, ...] = Field(
         (),
         description="Also formats that users meet: nf4 (bitsandbytes, QLoRA), q8_0, q5_1, q5_0, "
         "q4_1, q4_0 (llama.cpp)",
