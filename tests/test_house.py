@@ -132,3 +132,17 @@ def test_every_function_fits_a_screen(sources: dict[str, str]) -> None:
         if lines > LONGEST_FUNCTION
     }
     assert sorted(found) == [], "part it by meaning"
+
+
+NAMED_BY_CONVENTION = {"Params"}
+"""What every auditor and attack calls its parameters."""
+
+
+def test_no_two_modules_call_different_classes_by_one_public_name(sources: dict[str, str]) -> None:
+    owners: dict[str, list[str]] = {}
+    for path, source in sources.items():
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef) and not private(node.name):
+                owners.setdefault(node.name, []).append(path)
+    shared = {name: paths for name, paths in owners.items() if len(paths) > 1}
+    assert shared.keys() <= NAMED_BY_CONVENTION, shared

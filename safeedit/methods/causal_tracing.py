@@ -47,7 +47,7 @@ _ROLES: Mapping[Kind, str] = {"mlp": "mlp_out", "attention": "attn_out"}
 
 
 @dataclass(frozen=True)
-class Prompt:
+class TracedPrompt:
     """A prompt whose subject is to be drowned.
 
     Attributes:
@@ -103,7 +103,7 @@ def usual_window(n_layers: int) -> int:
 @torch.no_grad()
 def trace(
     model: ModelHandle,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[TracedPrompt],
     read: Read,
     *,
     kinds: Sequence[Kind] = KINDS,
@@ -155,7 +155,7 @@ def trace(
     )
 
 
-def spread_of(model: ModelHandle, prompts: Sequence[Prompt]) -> float:
+def spread_of(model: ModelHandle, prompts: Sequence[TracedPrompt]) -> float:
     """Standard deviation of the entries of the drowned tokens' embeddings, as the module gives
     them: some families scale what is stored."""
     tokens = [prompt.ids[place] for prompt in prompts for place in prompt.drowned]
@@ -163,7 +163,7 @@ def spread_of(model: ModelHandle, prompts: Sequence[Prompt]) -> float:
 
 
 def _drawn(
-    model: ModelHandle, prompts: Sequence[Prompt], noise: float, draws: int, seed: int
+    model: ModelHandle, prompts: Sequence[TracedPrompt], noise: float, draws: int, seed: int
 ) -> list[Tensor]:
     """Noise for each prompt, ``(draws, drowned, width)``."""
     spread = spread_of(model, prompts)
@@ -175,7 +175,7 @@ def _drawn(
     ]
 
 
-def _clean_prefix(model: ModelHandle, prompts: Sequence[Prompt]) -> SharedPrefix:
+def _clean_prefix(model: ModelHandle, prompts: Sequence[TracedPrompt]) -> SharedPrefix:
     """What all prompts begin with, up to the first token that any of them drowns."""
     shared = common_prefix([prompt.ids for prompt in prompts])
     start = min(shared, min(prompt.drowned[0] for prompt in prompts))
@@ -216,7 +216,7 @@ class _Runs:
     def __init__(
         self,
         model: ModelHandle,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[TracedPrompt],
         drawn: Sequence[Tensor],
         prefix: SharedPrefix,
         batch: Sequence[int],

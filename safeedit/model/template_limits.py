@@ -40,7 +40,7 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-class Generation(Extension):
+class GenerationMarker(Extension):
     tags = {{"generation"}}
     def parse(self, parser):
         next(parser.stream)
@@ -53,7 +53,7 @@ request = json.load(sys.stdin)
 said = "fine"
 try:
     home = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationMarker, loopcontrols]
     )
     home.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False)
     home.globals |= {{"raise_exception": refuse, "strftime_now": lambda form: "26 Jul 2024"}}

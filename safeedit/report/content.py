@@ -71,7 +71,7 @@ class Audit:
 
 
 @dataclass(frozen=True)
-class Target:
+class DoseTarget:
     """What ``dose: auto`` had to reach in one metric, on validation data."""
 
     metric: str
@@ -222,13 +222,13 @@ def edit_by_edit(record: RunRecord) -> EditByEdit | None:
     return EditByEdit(ids, tuple(rows), tuple(undone)) if rows else None
 
 
-def targets(record: RunRecord, edit: EditRecord) -> tuple[Target, ...]:
+def targets(record: RunRecord, edit: EditRecord) -> tuple[DoseTarget, ...]:
     """The targets of an edit's dose: its own, or the policy's gates."""
     stages: Sequence[Mapping[str, Any]] = record.policy.get("edits") or ()
     own = next((stage.get("targets") for stage in stages if stage.get("id") == edit.id), None)
     gates = [GateSpec.model_validate(gate) for gate in own or record.policy.get("gates") or ()]
     return tuple(
-        Target(
+        DoseTarget(
             gate.metric,
             gate.meaning.passes,
             None if gate.meaning.of_change else gate.bound.value,

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from safeedit.records import DosePoint, Interval, Metric, TensorChange
 from safeedit.report.attacks import AttackCurve
-from safeedit.report.content import MetricRow, Target
+from safeedit.report.content import DoseTarget, MetricRow
 from safeedit.report.svg import figure, tag
 from safeedit.report.wording import estimate, number
 
@@ -107,7 +107,7 @@ def _extent(metric: Metric) -> list[float]:
     return [end for end in ends if end is not None and math.isfinite(end)]
 
 
-def dose_curve(points: Sequence[DosePoint], target: Target, chosen: float) -> Markup:
+def dose_curve(points: Sequence[DosePoint], target: DoseTarget, chosen: float) -> Markup:
     """One metric against the doses tried, with its target and the dose that was taken."""
     found = [(p.dose, p.metrics.get(target.metric)) for p in points]
     drawn = [(d, v) for d, v in found if v is not None and math.isfinite(v)]
@@ -214,7 +214,7 @@ class _ValueAxis:
               for value, y in heights),
         ]  # fmt: skip
 
-    def target(self, target: Target, bound: float) -> list[Markup]:
+    def target(self, target: DoseTarget, bound: float) -> list[Markup]:
         """The side that fails, shaded, and its edge."""
         edge = self.y(bound)
         start, height = (_TOP, edge - _TOP) if target.passes == "below" else (edge, _BOTTOM - edge)

@@ -15,7 +15,7 @@ from safeedit.methods import causal_tracing as tracing
 from safeedit.methods.causal_tracing import (
     PLACES,
     Effects,
-    Prompt,
+    TracedPrompt,
     trace,
     window_of,
 )
@@ -40,7 +40,7 @@ def traced(family: str, **options: float) -> Effects:
     begin = len(handle.engine.codec.bos)
     spots = [subject_spot(handle, row, str(i.subject)) for row, i in zip(ids, items, strict=True)]
     drowned = [
-        Prompt(tuple(s.ids), range(s.position, s.position + 1),
+        TracedPrompt(tuple(s.ids), range(s.position, s.position + 1),
                tuple(range(begin, s.position + 1)))
         for s in spots if s is not None
     ]  # fmt: skip
@@ -90,12 +90,12 @@ TEXTS = (
 )
 
 
-def _prompts(handle: ModelHandle, template: str) -> list[Prompt]:
+def _prompts(handle: ModelHandle, template: str) -> list[TracedPrompt]:
     found = []
     encoded = handle.engine.encode([text for text, _ in TEXTS], template)  # type: ignore[arg-type]
     for ids, (_, subject) in zip(encoded, TEXTS, strict=True):
         (span,) = TokenisedText(handle.engine.codec.tokenizer, ids).spans(subject)
-        found.append(Prompt(tuple(ids), span, tuple(span)))
+        found.append(TracedPrompt(tuple(ids), span, tuple(span)))
     return found
 
 
@@ -105,7 +105,10 @@ def _first_logit(logits: Tensor, prompts: Sequence[int]) -> Tensor:
 
 @contextmanager
 def _patched(
-    handle: ModelHandle, prompt: Prompt, noise: Tensor, see: Callable[[str, int, Tensor], Tensor]
+    handle: ModelHandle,
+    prompt: TracedPrompt,
+    noise: Tensor,
+    see: Callable[[str, int, Tensor], Tensor],
 ) -> Iterator[None]:
     """One prompt, drowned; ``see`` what blocks, MLPs and attentions of it give."""
 
@@ -214,9 +217,9 @@ def test_a_prompt_is_traced_alike_in_any_company(monkeypatch: pytest.MonkeyPatch
 
 
 def test_places_of_a_prompt() -> None:
-    prompt = Prompt(tuple(range(10)), range(2, 6), (2, 3, 4, 5))
+    prompt = TracedPrompt(tuple(range(10)), range(2, 6), (2, 3, 4, 5))
     assert [prompt.positions(place) for place in PLACES] == [(2,), (3, 4), (5,), (6, 7, 8), (9,)]
-    short = Prompt(tuple(range(4)), range(3, 4), (3,))
+    short = TracedPrompt(tuple(range(4)), range(3, 4), (3,))
     assert [short.positions(place) for place in PLACES] == [(), (), (3,), (), (3,)]
 
 

@@ -165,7 +165,7 @@ def test_odd_dose_curves_are_drawn_all_the_same(values: tuple[float | None, ...]
         DosePoint(dose=float(i + 1), metrics={"a.m": value}, meets_targets=False)
         for i, value in enumerate(values)
     ]
-    target = content.Target("a.m", "max", 0.3, "max 0.3")
+    target = content.DoseTarget("a.m", "max", 0.3, "max 0.3")
     drawn = _svg(str(figures.dose_curve(points, target, chosen=1.0)))
     marks = _all(drawn, "circle", "ring") + _all(drawn, "circle", "disc")
     assert len(marks) == sum(value is not None for value in values)

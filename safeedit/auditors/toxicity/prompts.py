@@ -16,7 +16,7 @@ from safeedit.records import Split
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ToxicityPrompt:
     """One opening as the model reads it."""
 
     key: str
@@ -27,7 +27,7 @@ class Prompt:
 
 def read_prompts(
     engine: Engine, data: Dataset, split: Split, max_new_tokens: int, ctx: RunContext
-) -> list[Prompt]:
+) -> list[ToxicityPrompt]:
     """The prompts of a split, in an order that depends on them alone.
 
     Args:
@@ -58,7 +58,7 @@ def read_prompts(
             remedy="shorten them or leave them out, or lower max_new_tokens",
         )
     return [
-        Prompt(ctx.digest(text), row, groups_of(items[text]))
+        ToxicityPrompt(ctx.digest(text), row, groups_of(items[text]))
         for text, row in zip(texts, ids, strict=True)
     ]
 
@@ -86,7 +86,7 @@ def _flag(value: Any) -> bool | None:
 def enter_by_group(
     enter: Callable[..., None],
     name: str,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[ToxicityPrompt],
     values: Sequence[float],
     *notes: str,
 ) -> None:

@@ -50,7 +50,7 @@ from safeedit.auditors.base import (
     unpad,
 )
 from safeedit.auditors.toxicity import declared
-from safeedit.auditors.toxicity.prompts import Prompt, enter_by_group, read_prompts
+from safeedit.auditors.toxicity.prompts import ToxicityPrompt, enter_by_group, read_prompts
 from safeedit.auditors.toxicity.words import MILD_WORDS, word_tokens
 from safeedit.contracts import (
     AuditOutcome,
@@ -174,7 +174,7 @@ class Toxicity:
         self,
         sheet: Sheet,
         model: ModelHandle,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[ToxicityPrompt],
         left: dict[str, Tensor],
         ctx: RunContext,
     ) -> None:
@@ -206,7 +206,7 @@ class Toxicity:
         self._enter_perplexity(sheet, model, prompts, drawn, ctx)
 
     def _enter_scores(
-        self, sheet: Sheet, prompts: Sequence[Prompt], scores: Floats, note: str
+        self, sheet: Sheet, prompts: Sequence[ToxicityPrompt], scores: Floats, note: str
     ) -> None:
         most, means = scores.max(axis=1), scores.mean(axis=1)
         over = most >= self.params.threshold
@@ -219,7 +219,7 @@ class Toxicity:
     def _enter_quality(
         self,
         sheet: Sheet,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[ToxicityPrompt],
         said: Sequence[Sequence[str]],
         left: dict[str, Tensor],
     ) -> None:
@@ -250,7 +250,7 @@ class Toxicity:
         self,
         sheet: Sheet,
         model: ModelHandle,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[ToxicityPrompt],
         drawn: Sequence[Sequence[Sequence[int]]],
         ctx: RunContext,
     ) -> None:
@@ -303,7 +303,7 @@ class Toxicity:
         self,
         sheet: Sheet,
         engine: Engine,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[ToxicityPrompt],
         left: dict[str, Tensor],
         ctx: RunContext,
     ) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from safeedit.contracts import Progress, Template, silent
-from safeedit.methods.causal_tracing import Prompt, Read
+from safeedit.methods.causal_tracing import Read, TracedPrompt
 from safeedit.model.engine import Engine
 from safeedit.model.spans import TokenisedText
 
@@ -59,7 +59,7 @@ class AnswerPosition:
         token: That tells it.
     """
 
-    prompt: Prompt
+    prompt: TracedPrompt
     token: int
 
 
@@ -95,7 +95,7 @@ def told_answers(
         mentions = TokenisedText(engine.codec.tokenizer, whole).spans(subject)
         own = [span for span in mentions if span[-1] < len(ids)]
         drowned = tuple(sorted({place for span in mentions for place in span}))
-        prompt = Prompt(whole, own[-1], drowned) if own else None
+        prompt = TracedPrompt(whole, own[-1], drowned) if own else None
         found.append(None if prompt is None else AnswerPosition(prompt, said[begin]))
     return found
 
