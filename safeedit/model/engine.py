@@ -150,15 +150,14 @@ class Engine:
             samples: Answers per prompt; more than one only makes sense with ``sampling``.
             seed: An answer depends on it, its prompt's index and its own number alone.
             stop_ids: Tokens that end an answer; None is :attr:`stop_ids`.
-            progress: Counts answers.
-            description: For ``progress``.
+            progress: Counts answers, as ``description``.
 
         Returns:
             ``[prompt][sample]`` -> ids of the new tokens, without the one that ended it.
 
         Raises:
             AuditError: See the module.
-            UsageError: As many numbers of tokens, or drafts, as prompts were needed.
+            UsageError: Numbers of tokens or drafts are not as many as prompts.
         """
         check_prompts(self.handle, prompts)
         if isinstance(max_new_tokens, int):
