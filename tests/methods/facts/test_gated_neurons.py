@@ -348,7 +348,7 @@ def test_nothing_is_written_into_the_model_by_reading_keys() -> None:
 
 
 def test_other_subjects_are_kept_apart_however_few_they_are() -> None:
-    # One token, half a subject, stands at one place only: drowned among the background unless named.
+    # One token, half a subject, at one place only: drowned among the background unless named.
     handle = tiny_handle("llama")
     embeddings = handle.model.get_input_embeddings().weight
     with torch.no_grad():
