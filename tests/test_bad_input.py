@@ -126,6 +126,18 @@ def test_a_model_that_is_missing(place: Workplace) -> None:
     assert f"asked for at {place_of(policy, 'source:')}" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["audit", "attack"])
+def test_a_checkpoint_on_the_command_line_that_is_missing(place: Workplace, command: str) -> None:
+    policy = place.policy(attacks=[{"use": "quantize", "audits": ["drift"]}])
+    missing = place.folder / "modell"
+    named = ("--model", missing) if command == "audit" else (missing,)
+    how = ("--policy", policy) if command == "attack" else (policy,)
+    result = place.run(command, *how, *named)
+    assert result.exit_code == 3
+    assert f"{missing}: " in result.stderr
+    assert str(policy) not in result.stderr, "the policy does not name it"
+
+
 @pytest.mark.parametrize(
     ("parts", "where", "what"),
     [

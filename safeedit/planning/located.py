@@ -11,7 +11,8 @@ class Located:
     """Says which field of the policy led to an error.
 
     An error without a place gets the field's position; one that is about a whole file (of data, of
-    a model) keeps the file and says where the policy names it.
+    a model) keeps the file and says where the policy names it. A field that the command line gave
+    has no place in the policy.
     """
 
     def __init__(self, loaded: LoadedPolicy, at: FieldPath) -> None:
@@ -22,6 +23,8 @@ class Located:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not isinstance(error, SafeeditError) or error.line is not None:
+            return
+        if self.at in self.loaded.given:
             return
         inner: FieldPath = tuple(error.field.split("."))
         # Its own field, below the one at hand or beside it (model.revision, model.source).

@@ -47,6 +47,8 @@ class LoadedPolicy:
     digest: str
     """sha256 over the policy's meaning: comments, order of keys and layout don't count."""
     positions: Mapping[FieldPath, Position]
+    given: frozenset[FieldPath] = frozenset()
+    """Fields whose value the command line gave: an error about one is not the policy's."""
 
     @property
     def base(self) -> Path:
@@ -68,7 +70,8 @@ class LoadedPolicy:
     def with_model_source(self, source: str) -> LoadedPolicy:
         """The same policy for another model."""
         model = self.policy.model.model_copy(update={"source": source, "revision": None})
-        return self._with(self.policy.model_copy(update={"model": model}))
+        found = self._with(self.policy.model_copy(update={"model": model}))
+        return replace(found, given=self.given | {("model", "source")})
 
     def without_edits(self, *, attacks: bool = False) -> LoadedPolicy:
         """The same policy, only measuring: no edits, nothing exported, and no attacks nor gates

@@ -28,6 +28,7 @@ from safeedit.model.handle import ModelHandle
 from tests.editors.searching import weigh_background
 from tests.fixtures import context
 from tests.tiny_models import FAMILIES, tiny_handle
+from tests.training import seeded
 
 EDITORS = catalog.names("editors")
 QUICK: dict[str, Any] = {
@@ -390,7 +391,8 @@ def test_a_delta_says_what_made_it_and_outlives_a_file(
     dose = proposal.doses[0]
     delta = proposal.at(dose)
     assert delta.base == shared_llama.digest()
-    assert (delta.origin.editor, delta.origin.seed, delta.origin.dose) == (name, 11, dose)
+    made_by = (delta.origin.editor, delta.origin.seed, delta.origin.dose)
+    assert made_by == (name, seeded(11), dose)
     first = catalog.editor(name).roles[0].name
     assert delta.origin.data_digest == _data(name)[first].digest
     params = catalog.editor(name).Params(**delta.origin.params)

@@ -57,8 +57,11 @@ def test_steered_and_compiled_are_measured_alike(tmp_path: Path) -> None:
     )  # fmt: skip
     steers = learnt.learnt_of(handle, lessons_of(data, "test"))
     steered = lift(handle, steering(handle, steers), later, [], "plain", ctx)
-    weights = lift(handle, handle.applied(proposal.at(1)), later, [], "plain", ctx)
-    assert weights.margin > 0.25 * steered.margin > 0
+    change = proposal.at(1)
+    weights = lift(handle, handle.applied(change), later, [], "plain", ctx)
+    control = handle.applied(change.random_like(0, handle))
+    unrelated = lift(handle, control, later, [], "plain", ctx)
+    assert steered.margin > weights.margin > 2 * abs(unrelated.margin)
 
 
 def test_the_built_in_lessons_share_no_name_and_no_attribute_between_splits() -> None:
