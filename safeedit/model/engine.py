@@ -150,7 +150,8 @@ class Engine:
             samples: Answers per prompt; more than one only makes sense with ``sampling``.
             seed: An answer depends on it, its prompt's index and its own number alone.
             stop_ids: Tokens that end an answer; None is :attr:`stop_ids`.
-            progress: Counts answers, as ``description``.
+            progress: Counts answers.
+            description: For ``progress``.
 
         Returns:
             ``[prompt][sample]`` -> ids of the new tokens, without the one that ended it.
@@ -176,11 +177,8 @@ class Engine:
             stop=frozenset(self.stop_ids if stop_ids is None else stop_ids),
         )
         found = progress(generation.each(self._batcher), description, len(generation.answers))
-        answers = dict(found)
-        drawn = range(samples)
-        return [
-            [list(answers[i, generation.written(n)]) for n in drawn] for i in range(len(prompts))
-        ]
+        answers, drawn = dict(found), [generation.written(n) for n in range(samples)]
+        return [[list(answers[i, n]) for n in drawn] for i in range(len(prompts))]
 
     # Scoring --------------------------------------------------------------------------
 
