@@ -22,6 +22,7 @@ index, never quoted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -34,6 +35,7 @@ from safeedit.model import batching
 from safeedit.model.activations import What
 from safeedit.model.architectures import Site
 from safeedit.model.batching import Batcher, common_prefix
+from safeedit.model.foreknown import ForeknownAnswers
 from safeedit.model.generation import Generation
 from safeedit.model.passes import block_outputs, check_prompts, context_length, padded_inputs
 from safeedit.model.sampling import Sampling
@@ -62,6 +64,8 @@ class Engine:
     def __init__(self, handle: ModelHandle, max_batch_tokens: int | None = None) -> None:
         self.handle = handle
         self._batcher = Batcher(max_batch_tokens or _automatic_tokens(handle))
+        self._foreknown = ForeknownAnswers()
+        self._learns = False
 
     # Text -----------------------------------------------------------------------------
 
@@ -126,6 +130,16 @@ class Engine:
 
     # Generation -----------------------------------------------------------------------
 
+    @contextmanager
+    def foreknowing(self, answers: ForeknownAnswers, *, learn: bool) -> Iterator[None]:
+        """Within it, ``answers`` are drafts of greedy ones, and ``learn`` adds what is answered."""
+        before = self._foreknown, self._learns
+        self._foreknown, self._learns = answers, learn
+        try:
+            yield
+        finally:
+            self._foreknown, self._learns = before
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -161,16 +175,11 @@ class Engine:
             UsageError: Numbers of tokens or drafts are not as many as prompts.
         """
         check_prompts(self.handle, prompts)
-        if isinstance(max_new_tokens, int):
-            max_new_tokens = [max_new_tokens] * len(prompts)
-        drafts = [()] * len(prompts) if drafts is None else drafts
-        if not len(max_new_tokens) == len(drafts) == len(prompts):
-            raise UsageError("prompts, max_new_tokens and drafts must be equally many")
         generation = Generation(
             self.handle,
             prompts,
             max_new_tokens,
-            drafts=drafts,
+            drafts=self._foreknown.drafts(prompts, drafts),
             sampling=sampling,
             samples=samples,
             seed=seed,
@@ -178,6 +187,8 @@ class Engine:
         )
         found = progress(generation.each(self._batcher), description, len(generation.answers))
         answers, drawn = dict(found), [generation.written(n) for n in range(samples)]
+        if self._learns and generation.greedy:
+            self._foreknown.learn(prompts, [answers[i, 0] for i in range(len(prompts))])
         return [[list(answers[i, n]) for n in drawn] for i in range(len(prompts))]
 
     # Scoring --------------------------------------------------------------------------

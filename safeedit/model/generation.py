@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from safeedit.errors import UsageError
 from safeedit.model import batching
 from safeedit.model.batching import Batcher
 from safeedit.model.lanes import Lanes, Row, regrouped
@@ -96,19 +97,22 @@ class Generation:
     Args:
         handle: The model.
         prompts: Token ids, none of them empty.
-        max_new_tokens: Of each; fewer where the context ends.
+        max_new_tokens: Of all or of each; fewer where the context ends.
         drafts: Of each, answers that it may have; passed over where answers are sampled.
         sampling: None takes the likeliest token each time.
         samples: Answers per prompt, where they are sampled; greedy ones are all the same.
         seed: An answer depends on it, its prompt's index and its own number alone.
         stop: Tokens that end an answer.
+
+    Raises:
+        UsageError: There are more numbers of tokens than prompts, or fewer.
     """
 
     def __init__(
         self,
         handle: ModelHandle,
         prompts: Sequence[Sequence[int]],
-        max_new_tokens: Sequence[int],
+        max_new_tokens: int | Sequence[int],
         *,
         drafts: Sequence[Sequence[Sequence[int]]],
         sampling: Sampling | None,
@@ -119,6 +123,10 @@ class Generation:
         self.handle, self.prompts, self.stop = handle, prompts, stop
         self.sampling, self.seed = sampling, seed
         self.greedy = sampling is None or sampling.temperature == 0
+        if isinstance(max_new_tokens, int):
+            max_new_tokens = [max_new_tokens] * len(prompts)
+        if len(max_new_tokens) != len(prompts):
+            raise UsageError("prompts and max_new_tokens must be equally many")
         self.longest = max(max_new_tokens, default=0)
         context = context_length(handle)
         self.answers = [
