@@ -122,13 +122,13 @@ def _ridge_rows(
     for owned in sorted(set(of_key)):
         # As if all were others' mentions: one matrix for all keys of as many subjects. What a key's
         # own weigh instead is an update of low rank.
-        apart = 1 / max(1, count - owned)
+        apart, together = 1 / max(1, count - owned), 1 / max(1, owned)
         factor = torch.linalg.cholesky(loaded + apart * mentions)
         for key in (key for key, found in enumerate(of_key) if found == owned):
             own = subjects % keys == key
-            wanted = torch.where(own, share / owned, -apart * share) @ inputs
+            wanted = torch.where(own, together * share, -apart * share) @ inputs
             aim = (wanted - weight * background.mean)[:, None]
-            more = share[own] * (1 / owned - apart)
+            more = share[own] * (together - apart)
             rows[key] = _updated_solution(factor, inputs[own], more, aim)
     return rows
 
