@@ -7,7 +7,8 @@ the right, what stands before them masked, under explicit positions. So no promp
 neighbours' padding, and results equal those of one prompt at a time up to the rounding of sums:
 1e-4 nats in float32. In bfloat16 rounding is coarse: on SmolLM2, whether a prefix is shared moves a
 log-probability by 0.07 nats on average, as much as bfloat16 itself does, and one greedy answer
-in sixteen turns on it. The same call on the same weights gives the same result.
+in sixteen turns on it. The same call on the same weights gives the same result; in float32, drafts
+move it by the rounding of sums.
 
 What leaves a call is what was read (chosen log-probabilities, ranks, a divergence), never a
 distribution over the vocabulary per item. How it is done: :mod:`~safeedit.model.batching` (sizes of
@@ -159,7 +160,7 @@ class Engine:
             prompts: Token ids, see :meth:`encode`.
             max_new_tokens: Tokens at most, of all or of each; fewer where the context ends.
             drafts: Of each prompt, answers that it may well have, first ones tried first: what they
-                get right is not written token by token.
+                get right is not written token by token. Float32 only, and greedily.
             sampling: None takes the likeliest token each time.
             samples: Answers per prompt; more than one only makes sense with ``sampling``.
             seed: An answer depends on it, its prompt's index and its own number alone.

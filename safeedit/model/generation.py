@@ -6,7 +6,8 @@ model reads all its weights for each token of a batch, however few rows there ar
 An edited model mostly says what it said before the edit. Such a *draft* is run through it like a
 prompt, some tokens at first and more as long as each is what the model would have written; from the
 first that is not, the answer is written as ever. So answers do not depend on drafts, but for the
-rounding of sums.
+rounding of sums. That of 16-bit weights is coarse: it decides one greedy answer in sixteen, and
+equal weights would no longer give equal answers. There drafts are passed over.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ class Generation:
         handle: The model.
         prompts: Token ids, none of them empty.
         max_new_tokens: Of all or of each; fewer where the context ends.
-        drafts: Of each, answers that it may have; passed over where answers are sampled.
+        drafts: Of each, answers that it may have; passed over where answers are sampled, and by
+            models of 16 bits.
         sampling: None takes the likeliest token each time.
         samples: Answers per prompt, where they are sampled; greedy ones are all the same.
         seed: An answer depends on it, its prompt's index and its own number alone.
@@ -128,10 +130,11 @@ class Generation:
             max_new_tokens = [max_new_tokens] * len(prompts)
         if len(max_new_tokens) != len(prompts):
             raise UsageError("prompts and max_new_tokens must be equally many")
+        self.verifies = self.greedy and handle.dtype.itemsize >= torch.float32.itemsize
         self.longest = max(max_new_tokens, default=0)
         context = context_length(handle)
         self.answers = [
-            _Answer(i, sample, min(most, context - len(prompt)), known if self.greedy else ())
+            _Answer(i, sample, min(most, context - len(prompt)), known if self.verifies else ())
             for i, (prompt, most, known) in enumerate(
                 zip(prompts, max_new_tokens, drafts, strict=True)
             )
@@ -161,7 +164,7 @@ class Generation:
             if found is None:
                 writing = []
                 for answer in at_work:
-                    answer.begin_again(foreknown=self.greedy)
+                    answer.begin_again(foreknown=self.verifies)
                 waiting.extendleft(reversed(at_work))
                 continue
             writing, ended = found

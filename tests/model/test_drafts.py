@@ -198,6 +198,19 @@ def test_sampled_answers_pass_drafts_over() -> None:
     assert handle.engine.generate(prompts, **options, drafts=[[[1, 2]]] * 3) == plain
 
 
+def test_where_rounding_is_coarse_drafts_are_passed_over() -> None:
+    handle = tiny_handle("llama", torch.bfloat16)
+    prompts = token_rows(4, 6, 6)
+    answers = written(handle, prompts, [])
+
+    def run() -> None:
+        drafts = [[answer] for answer in answers]
+        found = handle.engine.generate(prompts, max_new_tokens=LENGTH, stop_ids=[], drafts=drafts)
+        assert [answer for (answer,) in found] == answers
+
+    assert len(passes(handle, run)) == LENGTH
+
+
 def test_drafts_and_prompts_must_be_equally_many() -> None:
     with pytest.raises(UsageError, match="equally many"):
         tiny_handle("llama").engine.generate([[5]], max_new_tokens=3, drafts=[])
