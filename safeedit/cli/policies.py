@@ -92,6 +92,12 @@ def _show_plan(plan: Plan) -> None:
             f"edit {edit['id']} ({edit['use']}): {span}, {len(edit['tensors'])} tensors, "
             f"{edit['parameters_touched']:,} parameters, dose {edit['dose']}"
         )
+        if tried := edit["layers_tried"]:
+            places = "; ".join(",".join(map(str, layers)) for layers in tried)
+            put(
+                f"    layers: auto tries {places} on a few facts, and takes what does best on "
+                "validation data"
+            )
         for target in edit["targets"]:
             put(f"    target {target['metric']}: {target['condition']}, on validation data")
         for key, value in edit["params"].items():

@@ -69,8 +69,9 @@ def trace(
         from safeedit.model.sources import open_model
 
         model = open_model(
-            plan.model_source, revision=spec.revision, dtype=spec.dtype, device=spec.device
-        )
+            plan.model_source, revision=spec.revision, dtype=spec.dtype, device=spec.device,
+            adapter=plan.adapter,
+        )  # fmt: skip
         how = TracingSettings(facts=facts, noise=noise, draws=draws, window=window, seed=seed)
         found = trace_edit(model, plan, edit, how, ctx, checked)
     _write(found, folder)

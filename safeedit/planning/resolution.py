@@ -30,7 +30,7 @@ from safeedit.planning.coverage import check_edits, check_erasure, warn_of_local
 from safeedit.planning.erasures import plan_ledger
 from safeedit.planning.lengths import check_lengths
 from safeedit.planning.located import Located
-from safeedit.planning.options import model_source
+from safeedit.planning.options import adapter_folder, model_source
 from safeedit.planning.plan import Plan
 from safeedit.planning.questions import check_questions
 from safeedit.planning.stages import plan_audit, plan_edit
@@ -61,7 +61,10 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
             usable(policy.export.dir)
     with Located(loaded, ("model", "source")):
         source = model_source(loaded, policy.model.source)
-        found = inspect_model(source, revision=policy.model.revision, dtype=policy.model.dtype)
+        adapter = adapter_folder(loaded)
+        found = inspect_model(
+            source, revision=policy.model.revision, dtype=policy.model.dtype, adapter=adapter
+        )
         shape = ModelShape.from_config(found.config)
     warnings += [f"model: {note}" for note in found.notes]
     edits = tuple(plan_edit(loaded, index, shape, key) for index in range(len(policy.edits)))
@@ -77,6 +80,7 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
     plan = Plan(
         loaded=loaded,
         model_source=source,
+        adapter=adapter,
         model_digest=found.identity,
         dtype=found.dtype,
         shape=shape,

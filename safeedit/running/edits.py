@@ -15,11 +15,12 @@ from safeedit.delta import WeightDelta
 from safeedit.errors import EditError
 from safeedit.model.handle import ModelHandle
 from safeedit.planning.plan import PlannedEdit
-from safeedit.records import ControlRecord, EditRecord
+from safeedit.records import ControlRecord, EditRecord, LayersTried
 from safeedit.running.audits import Audits
 from safeedit.running.clock import Clock
 from safeedit.running.controls import measure_controls
 from safeedit.running.doses import choose_dose
+from safeedit.running.layers import Places
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,23 @@ class Edited:
     """Whether any stored weight is another now."""
 
 
-def apply_edit(audits: Audits, clock: Clock, model: ModelHandle, edit: PlannedEdit) -> Edited:
-    """Fit, choose the dose, measure the controls, apply, and prove what was not touched.
+def apply_edit(
+    audits: Audits,
+    clock: Clock,
+    model: ModelHandle,
+    edit: PlannedEdit,
+    places: Places | None = None,
+) -> Edited:
+    """Choose the layers where that is asked for, fit, choose the dose, measure the controls, apply,
+    and prove what was not touched.
 
     Args:
         audits: Those of the run.
         clock: Its stages ``edit ID: fit``, ``dose`` and ``control`` are gone through.
         model: Changed in place.
         edit: From the plan.
+        places: Those that it is tried at, under ``layers: auto``; its stage is
+            ``edit ID: layers``.
 
     Raises:
         EditError: The editor changed the model while proposing, proposed no dose, or its delta
@@ -47,6 +57,10 @@ def apply_edit(audits: Audits, clock: Clock, model: ModelHandle, edit: PlannedEd
     """
     start = time.perf_counter()
     before = model.tensor_digests(fresh=True)
+    tried: tuple[LayersTried, ...] = ()
+    if places is not None:
+        with clock.stage(f"edit {edit.id}: layers"):
+            edit, tried = places.choose(model)
     planned = {tensor.name for tensor in edit.tensors}
     with clock.stage(f"edit {edit.id}: fit"):
         proposal = edit.editor.propose(model, edit.data, audits.ctx)
@@ -77,6 +91,7 @@ def apply_edit(audits: Audits, clock: Clock, model: ModelHandle, edit: PlannedEd
         dose_mode="auto" if edit.spec.dose == "auto" else "fixed",
         dose_curve=chosen.curve,
         targets_met=chosen.met,
+        layers_tried=tried,
         changes=undo.changes,
         delta_digest=delta.digest(),
         untouched_verified=len(before.keys() - planned),
