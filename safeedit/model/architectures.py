@@ -385,6 +385,11 @@ class ModelShape:
         return frozenset(site.weight for role in self.roles for site in self.sites(role))
 
     @property
+    def norm_after_mlp(self) -> bool:
+        """Whether a norm stands between what an MLP writes and the residual."""
+        return bool(self.architecture.post_mlp_norm)
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """Roles the architecture has."""
         return tuple(self.architecture.roles)

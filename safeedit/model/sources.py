@@ -80,8 +80,7 @@ def open_model(
         device: ``auto`` (the first of cuda, mps, cpu there is), or one of these, or
             ``cuda:1``. Under ``auto``, a model too large for one GPU is spread over all, and
             over main memory if need be.
-        adapter: Folder of a LoRA adapter of PEFT to merge into it, see
-            :mod:`safeedit.model.adapter`.
+        adapter: Folder of a LoRA adapter to merge into it (:mod:`safeedit.model.adapter`).
 
     Returns:
         The model in evaluation mode, its weights checked to be finite.

@@ -59,13 +59,7 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
     if policy.export is not None:
         with Located(loaded, ("export", "dir")):
             usable(policy.export.dir)
-    with Located(loaded, ("model", "source")):
-        source = model_source(loaded, policy.model.source)
-        adapter = adapter_folder(loaded)
-        found = inspect_model(
-            source, revision=policy.model.revision, dtype=policy.model.dtype, adapter=adapter
-        )
-        shape = ModelShape.from_config(found.config)
+    source, adapter, found, shape = _model(loaded)
     warnings += [f"model: {note}" for note in found.notes]
     edits = tuple(plan_edit(loaded, index, shape, key) for index in range(len(policy.edits)))
     audits = tuple(
@@ -96,6 +90,15 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
     if plan.export_dir is not None:
         _check_export(plan, exporting=exporting, warnings=warnings)
     return replace(plan, warnings=tuple(warnings))
+
+
+def _model(loaded: LoadedPolicy) -> tuple[str, str | None, Inspected, ModelShape]:
+    """Where model and adapter lie, what their headers say, and the shape."""
+    spec = loaded.policy.model
+    with Located(loaded, ("model", "source")):
+        source, adapter = model_source(loaded, spec.source), adapter_folder(loaded)
+        found = inspect_model(source, revision=spec.revision, dtype=spec.dtype, adapter=adapter)
+        return source, adapter, found, ModelShape.from_config(found.config)
 
 
 def _check(plan: Plan, found: Inspected, *, editing: bool, warnings: list[str]) -> None:

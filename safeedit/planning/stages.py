@@ -79,8 +79,9 @@ def _tried(params: BaseParams, shape: ModelShape) -> list[BaseParams]:
     if getattr(params, "layers", None) != AUTO:
         return [params]
     own = type(params).model_fields["layers"].default
+    most = 1 if shape.norm_after_mlp else None  # over several layers nothing can be spread then
     return [params.model_copy(update={"layers": layers})
-            for layers in candidates(own, shape.n_layers)]  # fmt: skip
+            for layers in candidates(own, shape.n_layers, most)]  # fmt: skip
 
 
 def _check_data(

@@ -12,7 +12,7 @@ import re
 from fractions import Fraction
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, WithJsonSchema
 
 from safeedit.errors import UsageError
 
@@ -63,19 +63,31 @@ LayersOrAuto = Annotated[
 ]
 """The same, of an editor whose layers a run can choose."""
 
+
+def may_be_chosen(params: type[BaseModel]) -> bool:
+    """Whether an editor's layers may be ``auto``."""
+    field = params.model_fields.get("layers")
+    return field is not None and any(
+        isinstance(each, BeforeValidator) and each.func is _check_or_auto for each in field.metadata
+    )
+
+
 _DEPTHS = (Fraction(4, 100), Fraction(28, 100), Fraction(42, 100), Fraction(58, 100))
 """Where in the depth ``auto`` looks beside an editor's own place: what is known of a subject is
 brought together in the first half of a model, and little that is changed after it tells."""
 
 
-def candidates(own: str | tuple[int, ...], n_layers: int) -> tuple[tuple[int, ...], ...]:
+def candidates(
+    own: str | tuple[int, ...], n_layers: int, most: int | None = None
+) -> tuple[tuple[int, ...], ...]:
     """What ``auto`` tries: an editor's own place, then as many layers at other depths; none twice.
 
     Args:
         own: The editor's layers by default.
         n_layers: Of the model.
+        most: Layers at a time.
     """
-    first = resolve(own, n_layers)
+    first = resolve(own, n_layers)[-(most or n_layers) :]
     width = len(first)
     starts = (min(math.floor(depth * n_layers), n_layers - width) for depth in _DEPTHS)
     others = (tuple(range(start, start + width)) for start in starts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from safeedit.contracts import Proposal
 from safeedit.delta import WeightDelta
@@ -83,12 +84,8 @@ def apply_edit(
             f"edit {edit.id} changed no stored weight: its effect vanishes in {model.dtype}"
         )
     record = EditRecord(
-        id=edit.id,
-        use=edit.spec.use,
-        params=audits.plan.hidden.value(edit.params.model_dump(mode="json")),
-        data_digests={role: data.digest for role, data in edit.data.roles.items()},
+        **_of_plan(audits, edit),
         dose=chosen.dose,
-        dose_mode="auto" if edit.spec.dose == "auto" else "fixed",
         dose_curve=chosen.curve,
         targets_met=chosen.met,
         layers_tried=tried,
@@ -100,6 +97,17 @@ def apply_edit(
         seconds=time.perf_counter() - start,
     )
     return Edited(record, delta, changed)
+
+
+def _of_plan(audits: Audits, edit: PlannedEdit) -> dict[str, Any]:
+    """What the record of an edit has from its plan."""
+    return {
+        "id": edit.id,
+        "use": edit.spec.use,
+        "params": audits.plan.hidden.value(edit.params.model_dump(mode="json")),
+        "data_digests": {role: data.digest for role, data in edit.data.roles.items()},
+        "dose_mode": "auto" if edit.spec.dose == "auto" else "fixed",
+    }
 
 
 def _check_proposal(
