@@ -46,11 +46,10 @@ def apply_edit(
 
     Args:
         audits: Those of the run.
-        clock: Its stages ``edit ID: fit``, ``dose`` and ``control`` are gone through.
+        clock: Its stages ``edit ID: layers``, ``fit``, ``dose`` and ``control`` are gone through.
         model: Changed in place.
         edit: From the plan.
-        places: Those that it is tried at, under ``layers: auto``; its stage is
-            ``edit ID: layers``.
+        places: Those that it is tried at, under ``layers: auto``.
 
     Raises:
         EditError: The editor changed the model while proposing, proposed no dose, or its delta
@@ -62,21 +61,17 @@ def apply_edit(
     if places is not None:
         with clock.stage(f"edit {edit.id}: layers"):
             edit, tried = places.choose(model)
-    planned = {tensor.name for tensor in edit.tensors}
     with clock.stage(f"edit {edit.id}: fit"):
         proposal = edit.editor.propose(model, edit.data, audits.ctx)
     _check_proposal(proposal, model, edit, before)
     with clock.stage(f"edit {edit.id}: dose"):
         chosen = choose_dose(audits, model, edit, proposal)
-    delta = proposal.at(chosen.dose)
-    if stray := sorted(delta.updates.keys() - planned):
-        raise EditError(f"edit {edit.id}: the delta names tensors outside its plan: {stray}")
+    delta = _within_plan(edit, proposal.at(chosen.dose))
     controls: tuple[ControlRecord, ...] = ()
     if edit.spec.control:
         with clock.stage(f"edit {edit.id}: control"):
             own = proposal.controls(chosen.dose)
             controls = measure_controls(audits, model, edit, delta, own)
-
     undo = model.apply(delta)
     changed = _changed(model, edit, delta, before)
     if not changed:
@@ -91,7 +86,7 @@ def apply_edit(
         layers_tried=tried,
         changes=undo.changes,
         delta_digest=delta.digest(),
-        untouched_verified=len(before.keys() - planned),
+        untouched_verified=len(before.keys() - {tensor.name for tensor in edit.tensors}),
         notes=proposal.notes,
         controls=controls,
         seconds=time.perf_counter() - start,
@@ -108,6 +103,13 @@ def _of_plan(audits: Audits, edit: PlannedEdit) -> dict[str, Any]:
         "data_digests": {role: data.digest for role, data in edit.data.roles.items()},
         "dose_mode": "auto" if edit.spec.dose == "auto" else "fixed",
     }
+
+
+def _within_plan(edit: PlannedEdit, delta: WeightDelta) -> WeightDelta:
+    planned = {tensor.name for tensor in edit.tensors}
+    if stray := sorted(delta.updates.keys() - planned):
+        raise EditError(f"edit {edit.id}: the delta names tensors outside its plan: {stray}")
+    return delta
 
 
 def _check_proposal(
