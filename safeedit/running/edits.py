@@ -57,10 +57,7 @@ def apply_edit(
     """
     start = time.perf_counter()
     before = model.tensor_digests(fresh=True)
-    tried: tuple[LayersTried, ...] = ()
-    if places is not None:
-        with clock.stage(f"edit {edit.id}: layers"):
-            edit, tried = places.choose(model)
+    edit, tried = _placed(clock, model, edit, places)
     with clock.stage(f"edit {edit.id}: fit"):
         proposal = edit.editor.propose(model, edit.data, audits.ctx)
     _check_proposal(proposal, model, edit, before)
@@ -103,6 +100,16 @@ def _of_plan(audits: Audits, edit: PlannedEdit) -> dict[str, Any]:
         "data_digests": {role: data.digest for role, data in edit.data.roles.items()},
         "dose_mode": "auto" if edit.spec.dose == "auto" else "fixed",
     }
+
+
+def _placed(
+    clock: Clock, model: ModelHandle, edit: PlannedEdit, places: Places | None
+) -> tuple[PlannedEdit, tuple[LayersTried, ...]]:
+    """The edit at its layers, and what was tried to choose them."""
+    if places is None:
+        return edit, ()
+    with clock.stage(f"edit {edit.id}: layers"):
+        return places.choose(model)
 
 
 def _within_plan(edit: PlannedEdit, delta: WeightDelta) -> WeightDelta:
