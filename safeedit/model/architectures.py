@@ -12,6 +12,7 @@ the table: transformers' own ``get_input_embeddings`` and ``get_output_embedding
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -243,6 +244,13 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
             "neighbour, so statistics of one MLP matrix per layer do not exist",
             remedy=_supported(),
         )
+    if _keeps_a_state(config.to_dict()):
+        raise UnsupportedModelError(
+            f"{kind} is no pure transformer: layers of it keep a state (state-space layers, linear "
+            "attention, short convolutions), and have no attention or no MLP of the kind whose "
+            "matrices are edited",
+            remedy=_supported(),
+        )
     if kind not in ARCHITECTURES:
         raise UnsupportedModelError(
             f"safeedit does not know where a model of type '{kind}' keeps its weights",
@@ -264,6 +272,21 @@ def _counts_experts(settings: Mapping[Any, Any]) -> bool:
         else "experts" in str(name) and isinstance(value, int) and value > 1
         for name, value in settings.items()
     )
+
+
+_STATE = re.compile(
+    r"mamba|ssm_|state_size|conv_kernel|conv_L_cache|lru_width|linear_num_|block_types?$|^rwkv"
+)
+"""Settings that only models with recurrent or convolutional layers have."""
+
+
+def _keeps_a_state(settings: Mapping[Any, Any]) -> bool:
+    kinds = settings.get("layer_types") or ()
+    return "linear_attention" in kinds or any(
+        _keeps_a_state(value) if isinstance(value, Mapping) and name == "text_config"
+        else _STATE.search(str(name)) is not None
+        for name, value in settings.items()
+    )  # fmt: skip
 
 
 def supported() -> dict[str, str]:
