@@ -12,7 +12,6 @@ the table: transformers' own ``get_input_embeddings`` and ``get_output_embedding
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +24,7 @@ from torch import nn
 
 from safeedit.contracts import TensorPlan
 from safeedit.errors import UnsupportedModelError, UsageError
+from safeedit.model.config_kinds import counts_experts, keeps_a_state
 from safeedit.model.guard import BUILDING, readable
 from safeedit.model.quiet import quiet
 
@@ -238,13 +238,13 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
             "knowledge of a fact sits in one stack of blocks",
             remedy=_supported(),
         )
-    if _counts_experts(config.to_dict()):
+    if counts_experts(config.to_dict()):
         raise UnsupportedModelError(
             f"{kind} is a mixture of experts: each token passes through other matrices than its "
             "neighbour, so statistics of one MLP matrix per layer do not exist",
             remedy=_supported(),
         )
-    if _keeps_a_state(config.to_dict()):
+    if keeps_a_state(config.to_dict()):
         raise UnsupportedModelError(
             f"{kind} is no pure transformer: layers of it keep a state (state-space layers, linear "
             "attention, short convolutions), and have no attention or no MLP of the kind whose "
@@ -262,31 +262,6 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
     if kind == "opt" and not getattr(config, "do_layer_norm_before", True):
         return replace(row, post_mlp_norm="final_layer_norm")
     return row
-
-
-def _counts_experts(settings: Mapping[Any, Any]) -> bool:
-    # num_experts, num_local_experts, n_routed_experts, ffn_config.moe_num_experts ...
-    return any(
-        _counts_experts(value)
-        if isinstance(value, Mapping)
-        else "experts" in str(name) and isinstance(value, int) and value > 1
-        for name, value in settings.items()
-    )
-
-
-_STATE = re.compile(
-    r"mamba|ssm_|state_size|conv_kernel|conv_L_cache|lru_width|linear_num_|block_types?$|^rwkv"
-)
-"""Settings that only models with recurrent or convolutional layers have."""
-
-
-def _keeps_a_state(settings: Mapping[Any, Any]) -> bool:
-    kinds = settings.get("layer_types") or ()
-    return "linear_attention" in kinds or any(
-        _keeps_a_state(value) if isinstance(value, Mapping) and name == "text_config"
-        else _STATE.search(str(name)) is not None
-        for name, value in settings.items()
-    )  # fmt: skip
 
 
 def supported() -> dict[str, str]:
