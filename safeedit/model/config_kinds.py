@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-
 _STATE = re.compile(
     r"mamba|ssm_|state_size|conv_kernel|conv_L_cache|lru_width|linear_num_|block_types?$|^rwkv"
 )
