@@ -260,7 +260,7 @@ class LayersTried(Record):
     dose: float
     """The one that did best there."""
     metrics: dict[str, float | None]
-    """On validation data of these facts, at that dose."""
+    """Those of the targets, on validation data of these facts, at that dose."""
     meets_targets: bool
     misses: tuple[str, ...] = ()
     facts: int

@@ -6,22 +6,33 @@ validation wordings of these facts and on a part of the other validation items. 
 whose best dose misses fewest targets, of these the one that misses by least, and of places that
 meet all the one that is furthest within them; of equal ones the first. Test data is not looked at.
 
-What a few facts say need not hold for many: the report lists what each place gave.
+What a few facts say need not hold for many: the report lists what each place gave. What was found
+is kept in the cache under everything that decides it, with a seal of the digests' key; it holds
+figures, no data.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
 import random
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from safeedit.cache import PRIVATE, write_atomically
+from safeedit.code import code_digest
 from safeedit.contracts import EditData
 from safeedit.data import Dataset, Item
 from safeedit.data.independence import marks
 from safeedit.errors import EditError
+from safeedit.export.disk import read_plain
 from safeedit.model.handle import ModelHandle
 from safeedit.planning.plan import PlannedEdit
+from safeedit.private import private_folder
 from safeedit.records import LayersTried
 from safeedit.running.audits import Audits
 from safeedit.running.doses import TriedDose, best_of, try_doses
@@ -83,11 +94,21 @@ class Places:
             self.audits.measure_base(model, audit, "validation")
 
     def choose(self, model: ModelHandle) -> tuple[PlannedEdit, tuple[LayersTried, ...]]:
-        """The edit at the place that does best, and what each place gave.
+        """The edit at the place that does best, and what each place gave; from the cache where
+        the same was tried before.
 
         Raises:
             EditError: It can't be made at any of them.
         """
+        key = self._key(model)
+        tried = self._kept(key)
+        if tried is None:
+            tried = self._try(model)
+            self._keep(key, tried)
+        taken = next(each.layers for each in tried if each.taken)
+        return next(place for place in self.edit.places if _layers(place) == taken), tried
+
+    def _try(self, model: ModelHandle) -> tuple[LayersTried, ...]:
         found: list[tuple[PlannedEdit, TriedDose, float]] = []
         failed: EditError | None = None
         edit, places = self.edit, self.edit.places
@@ -105,12 +126,13 @@ class Places:
         if not found:
             assert failed is not None
             raise failed
+        aimed = [gate.metric for gate in self.edit.targets]
         chosen = min(found, key=lambda each: (each[1].shortfall, -each[1].room))[0]
-        return chosen, tuple(
+        return tuple(
             LayersTried(
-                layers=tuple(sorted({t.layer for t in place.tensors if t.layer is not None})),
+                layers=_layers(place),
                 dose=best.point.dose,
-                metrics=best.point.metrics,
+                metrics={name: best.point.metrics.get(name) for name in aimed},
                 meets_targets=best.point.meets_targets,
                 misses=best.point.misses,
                 facts=self.facts,
@@ -119,6 +141,54 @@ class Places:
             )
             for place, best, seconds in found
         )
+
+    def _key(self, model: ModelHandle) -> str:
+        """Everything that decides what is found."""
+        edit, audits = self.edit, self.audits
+        parts = {
+            # With the weights as they are now, data, code, versions, seed.
+            "audits": [
+                audits.cache_key(model, audit, "validation", None) for audit in audits.plan.audits
+            ],
+            "base": audits.plan.model_digest,
+            "use": edit.spec.use,
+            "places": [place.params.model_dump(mode="json") for place in edit.places],
+            "dose": edit.spec.dose,
+            "targets": [gate.model_dump(mode="json") for gate in edit.targets],
+            "data": {role: data.digest for role, data in self.data.roles.items()},
+            "code": code_digest(type(edit.editor).__module__, __name__),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _seal(self, key: str, tried: str) -> str:
+        told = f"safeedit layers {key} {tried}".encode()
+        return hmac.new(self.audits.ctx.secret, told, hashlib.sha256).hexdigest()
+
+    def _kept(self, key: str) -> tuple[LayersTried, ...] | None:
+        """What was found before; None where nothing was, or not as it was written."""
+        try:
+            entry = json.loads(read_plain(self._file(key)))
+            if not hmac.compare_digest(self._seal(key, entry["tried"]), entry["seal"]):
+                return None
+            tried = json.loads(entry["tried"])
+            return tuple(LayersTried.model_validate(each) for each in tried)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def _keep(self, key: str, tried: tuple[LayersTried, ...]) -> None:
+        """That it can't be kept is no reason to stop."""
+        text = json.dumps([each.model_dump(mode="json") for each in tried])
+        entry = json.dumps({"tried": text, "seal": self._seal(key, text)})
+        with suppress(OSError):
+            private_folder(self._file(key).parent)
+            write_atomically(self._file(key), entry.encode(), PRIVATE)
+
+    def _file(self, key: str) -> Path:
+        return self.audits.ctx.cache / "layers" / f"{key}.json"
+
+
+def _layers(place: PlannedEdit) -> tuple[int, ...]:
+    return tuple(sorted({t.layer for t in place.tensors if t.layer is not None}))
 
 
 def _few(items: tuple[Item, ...], most: int, seed: int) -> tuple[Item, ...]:

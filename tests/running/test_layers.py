@@ -26,7 +26,7 @@ from safeedit.policy.layers import LayersOrAuto, candidates, resolve
 from safeedit.running.layers import FACTS
 from tests.editors import toy
 from tests.fixtures import context
-from tests.road import DRIFT, Drift, Workplace, register
+from tests.road import DRIFT, Drift, Workplace, change_code, register
 
 
 class AnywhereParams(BaseParams):
@@ -152,6 +152,32 @@ def test_a_second_run_takes_the_same(place: Workplace) -> None:
             del tried["seconds"]
     assert first["edits"][0]["layers_tried"] == second["edits"][0]["layers_tried"]
     assert first["edits"][0]["delta_digest"] == second["edits"][0]["delta_digest"]
+
+
+def test_what_was_found_is_found_again_unless_anything_has_changed(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fits(**more: Any) -> int:
+        Anywhere.fitted.clear()
+        policy = place.policy(edits=[edit(distance(min=3.5), **more)], export=None)
+        done = place.run("apply", policy, "--report", place.folder / "r")
+        assert done.exit_code == 0, done.stderr
+        return len(Anywhere.fitted)
+
+    assert (fits(), fits()) == (3, 1)
+    assert fits(offered=[1.0, 2.5]) == 3, "other parameters"
+    assert fits(targets=[distance(min=3.4)]) == 3, "other targets"
+    assert fits(dose=2.0) == 3, "another dose"
+    (kept, *_) = sorted((place.cache / "layers").glob("*.json"))
+    assert kept.stat().st_mode & 0o077 == 0
+    for file in (place.cache / "layers").glob("*.json"):
+        text = file.read_text()
+        assert "Zyx" not in text
+        assert "Vor" not in text
+        file.write_text(text.replace("taken", "token"))
+    assert fits() == 3, "changed by somebody"
+    change_code(monkeypatch, "safeedit.running.layers")
+    assert fits() == 3, "other code"
 
 
 def test_a_place_where_it_can_not_be_made_is_passed_over(place: Workplace) -> None:
