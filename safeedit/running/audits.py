@@ -18,6 +18,7 @@ from safeedit import __version__
 from safeedit.code import code_digest
 from safeedit.contracts import AuditOutcome, RunContext, ScorerRef
 from safeedit.errors import AuditError
+from safeedit.model.foreknown import ForeknownAnswers
 from safeedit.model.handle import ModelHandle
 from safeedit.planning.plan import Plan, PlannedAudit
 from safeedit.records import AuditRecord, Comparison, Metric, Split
@@ -46,6 +47,8 @@ class Audits:
     """Audit -> bare names of the metrics that choosing doses looks at on validation data."""
     skipped: set[str] = field(default_factory=set)
     """Audits that could not be made on test data."""
+    answers: ForeknownAnswers = field(default_factory=ForeknownAnswers)
+    """What models of this run have said, in memory only."""
 
     def __post_init__(self) -> None:
         for edit in self.plan.edits:
@@ -117,7 +120,9 @@ class Audits:
         if base is None or not audit.spec.control:
             return ()
         try:
-            return self.measure(model, audit, "test", base.reference, wanted).record.metrics
+            # What it says is no draft of what comes after it: it is not to stay.
+            found = self.measure(model, audit, "test", base.reference, wanted, learn=False)
+            return found.record.metrics
         except AuditError as error:
             self.ctx.warn(f"{what} could not be measured by {audit.id}: {error.message}")
             return ()
@@ -136,6 +141,8 @@ class Audits:
         split: Split,
         reference: Mapping[str, torch.Tensor] | None,
         wanted: frozenset[str] | None = None,
+        *,
+        learn: bool = True,
     ) -> Audited:
         """Make one audit.
 
@@ -146,13 +153,15 @@ class Audits:
             reference: What the audit of the untouched model left; None for that model itself.
             wanted: Bare names of metrics to look at; None: all, or on validation data those that
                 doses are chosen by.
+            learn: Whether other models may be expected to answer as this one does.
 
         Raises:
             AuditError: It can't be made.
         """
         start = time.perf_counter()
         ctx = replace(self.ctx, wanted=wanted or self._wanted(audit, split))
-        outcome: AuditOutcome = audit.auditor.audit(model, audit.data, split, ctx, reference)
+        with model.engine.foreknowing(self.answers, learn=learn):
+            outcome: AuditOutcome = audit.auditor.audit(model, audit.data, split, ctx, reference)
         record = AuditRecord(
             id=audit.id,
             use=audit.spec.use,
