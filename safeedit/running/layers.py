@@ -86,7 +86,12 @@ class Places:
         )
         plan = replace(audits.plan, audits=few_audits, edits=(edit,))
         quiet = replace(audits.ctx, warn=lambda message: None)
-        return cls(edit, EditData(roles), Audits(plan, quiet, audits.store), len(chosen))
+        return cls(
+            edit,
+            EditData(roles),
+            Audits(plan, quiet, audits.store, answers=audits.answers),
+            len(chosen),
+        )
 
     def measure_base(self, model: ModelHandle) -> None:
         """What the untouched model gives on these facts, that the places are held against."""
