@@ -253,6 +253,22 @@ class DosePoint(Record):
     seconds: float = 0.0
 
 
+class LayersTried(Record):
+    """One place in the depth, tried on a few facts: what ``layers: auto`` chose among."""
+
+    layers: tuple[int, ...]
+    dose: float
+    """The one that did best there."""
+    metrics: dict[str, float | None]
+    """Those of the targets, on validation data of these facts, at that dose."""
+    meets_targets: bool
+    misses: tuple[str, ...] = ()
+    facts: int
+    """How many it was tried on."""
+    taken: bool
+    seconds: float
+
+
 class EditRecord(Record):
     """One edit: what was fitted, which dose was taken and why, what it changed."""
 
@@ -265,6 +281,8 @@ class EditRecord(Record):
     dose_curve: tuple[DosePoint, ...]
     targets_met: bool | None
     """None where the dose was fixed by the policy."""
+    layers_tried: tuple[LayersTried, ...] = ()
+    """Under ``layers: auto``, in the order tried; those taken are in ``params``."""
     changes: tuple[TensorChange, ...]
     delta_digest: str
     untouched_verified: int
@@ -336,6 +354,21 @@ RECOVERED = "recovered"
 the attack undoes."""
 
 
+class AdapterRecord(Record):
+    """A LoRA adapter that was merged into the base before anything was measured."""
+
+    source: str
+    """As the policy names it."""
+    digest: str
+    """sha256 over its config and its weights."""
+    base_named: str = ""
+    """The model that it says it was trained for."""
+    tensors: int
+    """How many of the base it changes."""
+    ranks: tuple[int, ...]
+    """All that occur, ascending."""
+
+
 class CastRecord(Record):
     """Tensors that were cast to run: the files keep them as they are."""
 
@@ -367,6 +400,8 @@ class ModelRecord(Record):
     digest: str
     """Over the tensors as they lie on disk, by their names there: see
     :mod:`safeedit.model.digest` and :mod:`safeedit.model.stored`."""
+    adapter: AdapterRecord | None = None
+    """What was merged into it; the digest is of the merged tensors."""
     casts: tuple[CastRecord, ...] = ()
     """What had to be cast to run in ``dtype``."""
     names: dict[str, str] = Field(default_factory=dict)

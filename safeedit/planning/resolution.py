@@ -30,7 +30,7 @@ from safeedit.planning.coverage import check_edits, check_erasure, warn_of_local
 from safeedit.planning.erasures import plan_ledger
 from safeedit.planning.lengths import check_lengths
 from safeedit.planning.located import Located
-from safeedit.planning.options import model_source
+from safeedit.planning.options import adapter_folder, model_source
 from safeedit.planning.plan import Plan
 from safeedit.planning.questions import check_questions
 from safeedit.planning.stages import plan_audit, plan_edit
@@ -59,10 +59,7 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
     if policy.export is not None:
         with Located(loaded, ("export", "dir")):
             usable(policy.export.dir)
-    with Located(loaded, ("model", "source")):
-        source = model_source(loaded, policy.model.source)
-        found = inspect_model(source, revision=policy.model.revision, dtype=policy.model.dtype)
-        shape = ModelShape.from_config(found.config)
+    source, adapter, found, shape = _model(loaded)
     warnings += [f"model: {note}" for note in found.notes]
     edits = tuple(plan_edit(loaded, index, shape, key) for index in range(len(policy.edits)))
     audits = tuple(
@@ -77,6 +74,7 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
     plan = Plan(
         loaded=loaded,
         model_source=source,
+        adapter=adapter,
         model_digest=found.identity,
         dtype=found.dtype,
         shape=shape,
@@ -92,6 +90,15 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
     if plan.export_dir is not None:
         _check_export(plan, exporting=exporting, warnings=warnings)
     return replace(plan, warnings=tuple(warnings))
+
+
+def _model(loaded: LoadedPolicy) -> tuple[str, str | None, Inspected, ModelShape]:
+    """Where model and adapter lie, what their headers say, and the shape."""
+    spec = loaded.policy.model
+    with Located(loaded, ("model", "source")):
+        source, adapter = model_source(loaded, spec.source), adapter_folder(loaded)
+        found = inspect_model(source, revision=spec.revision, dtype=spec.dtype, adapter=adapter)
+        return source, adapter, found, ModelShape.from_config(found.config)
 
 
 def _check(plan: Plan, found: Inspected, *, editing: bool, warnings: list[str]) -> None:
