@@ -118,8 +118,7 @@ def trained(family: str, folder: Path, steps: int, seed: int) -> tuple[float, in
         loss.backward()
         optimiser.step()
         schedule.step()
-        # The town, the full stop and the end are the last three things of a planted sentence.
-        lately = 0.9 * lately + 0.1 * float(each[:48].sum() / mask[:48, 1:].sum())
+        lately = 0.9 * lately + 0.1 * float(each[:48].detach().sum() / mask[:48, 1:].sum())
         if step % 50 == 0:
             print(f"{family}: step {step}, planted {lately:.3f} nats", flush=True)
     model.eval().save_pretrained(folder)
