@@ -213,6 +213,10 @@ def test_engine(run: Run) -> None:
                       text, re.MULTILINE)  # fmt: skip
     assert [name for name, *_ in rows] == ["scoring, chat", "scoring, plain"] + ["generation"] * 2
     assert all(float(rate) > 0 and float(ratio) > 0 for _, rate, ratio in rows)
+    assert re.findall(r"^drafts, (\w+).* (\d+) of 4 differ", text, re.MULTILINE) == [
+        ("right", "0"),
+        ("wrong", "0"),
+    ]
 
 
 def test_matching(run: Run) -> None:
