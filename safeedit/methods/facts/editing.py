@@ -10,7 +10,7 @@ keys are one (same subject, same words before it) share one value, learnt for al
 facts on the same subject are held by divergence while the value is learnt.
 
 An answer that is to be unlikely is aimed at where telling it begins, and, as far as it is made of
-digits, at each further token that carries some: what is told of a number in part, or ranked among
+digits, at each further token that carries some, in its first phrasing: what is told of a number in part, or ranked among
 numbers like it, is not forgotten. Digits that all answers of one shape have in one place are no
 secret, and left alone.
 """
@@ -329,7 +329,7 @@ class FactEdit:
         """Where the model, in its own words, tells the answer: that is where it must not.
 
         Where it does not tell it, the answer is taken to come first. Where it is to be unlikely,
-        its further digits follow.
+        its further digits follow, in the first phrasing alone: each is a pass of its own.
         """
         engine = self.model.engine
         free = self._free_digits()
@@ -351,7 +351,7 @@ class FactEdit:
                 aim = SuppressTokens(tokens, SEARCH.floor, SEARCH.rank)
             first = TokenPosition((*spot.ids, *said[:begin]), spot.position)
             rows.append([ObjectivePrompt(first, aim)])
-            if self.params.target == "unlikely":
+            if self.params.target == "unlikely" and spot is fact.prompts[0]:
                 rows[-1] += self._further(fact, spot, said, begin, free)
         return rows
 

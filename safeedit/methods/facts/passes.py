@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -143,11 +144,11 @@ class Passes:
         owners = torch.tensor([self.owners[row] for row in chosen])
         values = torch.empty(len(chosen), 2, dtype=torch.float64)
         slopes = torch.empty(len(chosen), 2, self.model.d_model, dtype=torch.float64)
-        ranked = any(isinstance(row.aim, SuppressTokens) and row.aim.rank for row in self.rows)
 
-        def run(batch: list[int]) -> list[tuple[Tensor, Tensor]]:
-            rows = [chosen[index] for index in batch]
-            leaf = shifts[owners[batch]].to(self.model.device).requires_grad_(True)
+        def run(ranked: bool, group: list[int], batch: list[int]) -> list[tuple[Tensor, Tensor]]:
+            places = [group[index] for index in batch]
+            rows = [chosen[place] for place in places]
+            leaf = shifts[owners[places]].to(self.model.device).requires_grad_(True)
             logits = self.model.logits(torch.cat(self._run(rows, leaf))).float()
             found = away([self.rows[row].aim for row in rows], logits)
             # Without a rank the two are one, and so are their slopes.
@@ -156,9 +157,16 @@ class Passes:
             own = torch.stack([each[0], each[-1]], 1).double().cpu()
             return list(zip(found.detach().double().cpu(), own, strict=True))
 
-        for index, (value, slope) in self._batched(chosen, run):
-            values[index], slopes[index] = value, slope
+        for ranked in (True, False):
+            group = [place for place, row in enumerate(chosen) if self._ranked(row) == ranked]
+            found = self._batched([chosen[place] for place in group], partial(run, ranked, group))
+            for index, (value, slope) in found:
+                values[group[index]], slopes[group[index]] = value, slope
         return values, slopes, owners
+
+    def _ranked(self, row: int) -> bool:
+        aim = self.rows[row].aim
+        return isinstance(aim, SuppressTokens) and bool(aim.rank)
 
     def _keeps(self, row: int) -> bool:
         return isinstance(self.rows[row].aim, KeepDistribution)
