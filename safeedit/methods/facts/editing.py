@@ -9,10 +9,10 @@ A fact's key depends on the template, so each fact has a value in each of ``temp
 keys are one (same subject, same words before it) share one value, learnt for all of them. Preserved
 facts on the same subject are held by divergence while the value is learnt.
 
-An answer that is to be unlikely is aimed at where telling it begins, and, as far as it is made of
-digits, at each further token that carries some, in its first phrasing: what is told of a number in part, or ranked among
-numbers like it, is not forgotten. Digits that all answers of one shape have in one place are no
-secret, and left alone.
+An answer that is to be unlikely is aimed at where telling it begins, and, in its first phrasing, at
+each further token that carries digits: what is told of a number in part, or ranked among numbers
+like it, is not forgotten. Digits that all answers of one shape have in one place are no secret, and
+left alone.
 """
 
 from __future__ import annotations
