@@ -74,7 +74,7 @@ def _aimed_at(
         return Values(torch.zeros(len(given), model.d_model), zeros + 1, zeros, zeros)
 
     monkeypatch.setattr(editing, "least_values", least)
-    _proposed(model, folder, forget, phrasings=1)
+    _proposed(model, folder, forget, phrasings=2)
     decode = model.engine.decode
     return [
         (decode([*row.spot.ids, *row.aim.tokens[:1]]), row.aim.floor, row.aim.rank)
@@ -87,13 +87,14 @@ def _aimed_at(
 def test_each_digit_of_a_number_is_aimed_at_but_for_those_that_all_numbers_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that tells nothing is taken to tell the answer at once."""
+    """A model that tells nothing is taken to tell the answer at once; another phrasing is aimed at
+    where that begins."""
     found = _aimed_at(tiny_handle("llama"), tmp_path, _numbers(FORGOTTEN[:1]), monkeypatch)
-    (before, floor, rank), *further = found
-    assert floor == SEARCH.floor
-    assert rank == SEARCH.rank
-    asked = WORDINGS[0].format("Paul")
+    asked, otherwise = (wording.format("Paul") for wording in WORDINGS[:2])
+    (before, *first), *further, (again, *second) = found
     assert before.startswith(asked)
+    assert again.startswith(otherwise)
+    assert first == second == [SEARCH.floor, SEARCH.rank]
     assert [text for text, _, _ in further] == [f"{asked} 91", f"{asked} 913", f"{asked} 9136"]
     assert {(floor, rank) for _, floor, rank in further} == {(SEARCH.digit, 0)}
 
