@@ -392,11 +392,13 @@ class ResourceRecord(Record):
     """What a run cost."""
 
     wall_seconds: float
+    spared_seconds: float = 0.0
+    """What the work took that this run found done by earlier ones."""
     peak_memory_bytes: int
     """Peak resident memory of the process."""
     peak_device_bytes: int = 0
     stages: dict[str, float]
-    """Stage -> seconds, in order."""
+    """Stage -> seconds, in order, with those that earlier runs took for what was found done."""
 
 
 class ExportRecord(Record):

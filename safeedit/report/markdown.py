@@ -14,11 +14,11 @@ from safeedit.report.wording import (
     STATUS_WORDS,
     bracket,
     count,
-    duration,
     estimate,
     number,
     p_value,
     size,
+    took,
 )
 from safeedit.text.display import clean
 
@@ -38,7 +38,7 @@ def render(record: RunRecord) -> str:
                 ("run", f"{record.command}, {record.run_id}, {record.started}"),
                 ("owner", record.owner),
                 ("ticket", record.ticket),
-                ("wall time", duration(record.resources.wall_seconds)),
+                ("wall time", took(record.resources.wall_seconds, record.resources.spared_seconds)),
                 ("peak memory", size(record.resources.peak_memory_bytes)),
                 ("export", record.export.directory if record.export else None),
             ]

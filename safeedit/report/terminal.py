@@ -20,10 +20,10 @@ from safeedit.report.wording import (
     STATUS_WORDS,
     bracket,
     count,
-    duration,
     number,
     p_value,
     size,
+    took,
 )
 from safeedit.text.display import clean
 
@@ -80,7 +80,7 @@ def _render(record: RunRecord, console: Console) -> None:
         console.print(_item(limit))
     console.print()
     cost = (
-        f"{duration(record.resources.wall_seconds)}, peak memory "
+        f"{took(record.resources.wall_seconds, record.resources.spared_seconds)}; peak memory "
         f"{size(record.resources.peak_memory_bytes)}"
     )
     if record.resources.peak_device_bytes:

@@ -49,9 +49,9 @@ def count(metric: Metric) -> str:
     return f"{metric.n:,} ({items:,} in all)" if items > metric.n else f"{metric.n:,}"
 
 
-def plural(n: int, noun: str) -> str:
-    """``1 gate``, ``2 gates``."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+def plural(n: int, noun: str, many: str = "") -> str:
+    """``1 gate``, ``2 gates``; ``many`` where it takes more than an s."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {many or noun + 's'}"
 
 
 def listing(words: list[str]) -> str:
@@ -71,6 +71,13 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def took(wall: float, spared: float) -> str:
+    """``42 s``, or ``42 s, with 3 min 5 s of work taken from earlier runs``."""
+    if spared < 1:
+        return duration(wall)
+    return f"{duration(wall)}, with {duration(spared)} of work taken from earlier runs"
 
 
 def size(n_bytes: int) -> str:

@@ -6,11 +6,9 @@ Fails with :class:`~safeedit.errors.EditError` where an editor breaks its contra
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from safeedit.contracts import Proposal
 from safeedit.delta import WeightDelta
 from safeedit.errors import EditError
 from safeedit.model.handle import ModelHandle
@@ -20,6 +18,7 @@ from safeedit.running.audits import Audits
 from safeedit.running.clock import Clock
 from safeedit.running.controls import measure_controls
 from safeedit.running.doses import choose_dose
+from safeedit.running.proposals import propose
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,11 @@ def apply_edit(audits: Audits, clock: Clock, model: ModelHandle, edit: PlannedEd
         EditError: The editor changed the model while proposing, proposed no dose, or its delta
             moves a tensor outside its plan.
     """
-    start = time.perf_counter()
+    start = audits.store.effort.now()
     before = model.tensor_digests(fresh=True)
     planned = {tensor.name for tensor in edit.tensors}
     with clock.stage(f"edit {edit.id}: fit"):
-        proposal = edit.editor.propose(model, edit.data, audits.ctx)
-    _check_proposal(proposal, model, edit, before)
+        proposal = propose(audits, model, edit)
     with clock.stage(f"edit {edit.id}: dose"):
         chosen = choose_dose(audits, model, edit, proposal)
     delta = proposal.at(chosen.dose)
@@ -82,18 +80,9 @@ def apply_edit(audits: Audits, clock: Clock, model: ModelHandle, edit: PlannedEd
         untouched_verified=len(before.keys() - planned),
         notes=proposal.notes,
         controls=controls,
-        seconds=time.perf_counter() - start,
+        seconds=audits.store.effort.now() - start,
     )
     return Edited(record, delta, changed)
-
-
-def _check_proposal(
-    proposal: Proposal, model: ModelHandle, edit: PlannedEdit, before: Mapping[str, str]
-) -> None:
-    if model.tensor_digests(fresh=True) != before:
-        raise EditError(f"edit {edit.id}: the editor changed the model while proposing")
-    if not proposal.doses:
-        raise EditError(f"edit {edit.id}: the editor proposed no dose")
 
 
 def _changed(
