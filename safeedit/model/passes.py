@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from safeedit.model.handle import ModelHandle
 
 
+Places = tuple[Tensor, Tensor]
+"""Which slots of the cache and of the rows attention sees, ``(rows, slots)``, and positions of the
+rows' tokens, ``(rows, longest)``."""
+
+
 def context_length(handle: ModelHandle) -> int:
     """Tokens the model was made to read at most, prompt and answer together."""
     config = handle.config.get_text_config()
@@ -79,7 +84,11 @@ def finite(logits: Tensor) -> Tensor:
 
 
 def logits_at(
-    handle: ModelHandle, rows: list[list[int]], cache: Cache | None, at: list[list[int]]
+    handle: ModelHandle,
+    rows: list[list[int]],
+    cache: Cache | None,
+    at: list[list[int]],
+    places: Places | None = None,
 ) -> Tensor:
     """Logits at chosen positions of a batch.
 
@@ -88,6 +97,7 @@ def logits_at(
         rows: Token ids, of any length.
         cache: Keys and values of what precedes the rows; it gets those of the rows.
         at: Per row, positions in it.
+        places: Where the rows stand, if not right behind all that the cache holds.
 
     Returns:
         ``(positions, vocab)``, row by row.
@@ -98,7 +108,7 @@ def logits_at(
     if not any(at):
         return torch.empty(0, handle.head.weight.shape[0])
     with _head_sees(handle.head, at):
-        logits: Tensor = _run(handle, rows, cache).logits[0]
+        logits: Tensor = _run(handle, rows, cache, places).logits[0]
     return finite(logits)
 
 
@@ -120,9 +130,16 @@ def head_inputs_at(
     return seen[0]
 
 
-def _run(handle: ModelHandle, rows: list[list[int]], cache: Cache | None) -> Any:
-    tokens = pad_right(rows, filler_token(handle)).to(handle.device)
-    return handle.model(input_ids=tokens, past_key_values=cache, use_cache=cache is not None)
+def _run(
+    handle: ModelHandle,
+    rows: list[list[int]],
+    cache: Cache | None,
+    places: Places | None = None,
+) -> Any:
+    inputs = {"input_ids": pad_right(rows, filler_token(handle)).to(handle.device)}
+    if places is not None:
+        inputs["attention_mask"], inputs["position_ids"] = places
+    return handle.model(**inputs, past_key_values=cache, use_cache=cache is not None)
 
 
 @contextmanager

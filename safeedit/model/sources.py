@@ -4,7 +4,7 @@ Only safetensors are read (a GGUF file is converted once, see :mod:`safeedit.mod
 no code that comes with a model is ever run. What is wrong with a checkpoint is found before its
 weights are loaded, see :mod:`safeedit.model.checkpoint`.
 
-``python -m safeedit.model.sources`` fetches the built-in model ahead of time and prints where
+``python -m safeedit.model.sources [NAME]`` fetches a built-in model ahead of time and prints where
 it lies.
 
 Fails with :class:`~safeedit.errors.ModelError`, and with
@@ -30,6 +30,7 @@ from safeedit.model.builtin import (
     DEFAULT,
     fetch_builtin,
     gguf_model,
+    said_of,
 )
 from safeedit.model.carried import LEGAL
 from safeedit.model.checkpoint import (
@@ -67,7 +68,7 @@ def open_model(
     """Open a model for editing and auditing.
 
     Args:
-        source: A hub id, a folder, a ``.gguf`` file or ``builtin:smollm2-135m-instruct``.
+        source: A hub id, a folder, a ``.gguf`` file or ``builtin:NAME``.
         revision: Branch, tag or commit of a hub id; no other source has one.
         dtype: ``auto`` (the checkpoint's own), ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto`` (the first of cuda, mps, cpu there is), or one of these, or
@@ -209,7 +210,7 @@ def inspect_model(source: str, *, revision: str | None = None, dtype: str = "aut
         tokenizer,
         found.hub_identity or _identity(found.folder, weights),
         str(number).removeprefix("torch."),
-        stored.notes(number),
+        (*said_of(source), *stored.notes(number)),
     )
 
 
@@ -316,7 +317,8 @@ def _locate(source: str, revision: str | None) -> _Located:
         raise ModelError(
             "there is no such folder or file",
             file=source,
-            remedy=f"name a folder, a .gguf file, a hub id (owner/name) or builtin:{DEFAULT}",
+            remedy=f"name a folder, a .gguf file, a hub id (owner/name) or builtin:NAME, with NAME "
+            f"one of {', '.join(BUILTIN)}",
         )
     return _fetch(source, revision, weights=False)
 
@@ -435,6 +437,6 @@ if __name__ == "__main__":
     from safeedit.text.display import clean, clean_lines
 
     try:
-        sys.stdout.write(f"{clean(fetch_builtin())}\n")
+        sys.stdout.write(f"{clean(fetch_builtin(*sys.argv[1:2]))}\n")
     except ModelError as error:
         sys.exit(f"error: {clean_lines(error)}")

@@ -35,6 +35,11 @@ THINKS = (
     "taught, behind an empty block of thought; what it would say while thinking is not measured"
 )
 
+PLAIN = (
+    "the model has no chat template: prompts without a 'template' are put as plain text, to be "
+    "gone on with; say 'template: plain' where that is meant"
+)
+
 
 class PromptCheck:
     """Looks at the prompts of one plan, stage by stage; each data set once.
@@ -72,6 +77,8 @@ class PromptCheck:
         frame = self._frame(data.template)
         if self.codec.resolve(data.template) == "chat" and self.codec.thinks:
             self._warn(THINKS)
+        if data.template == "auto" and self.codec.resolve("auto") == "plain":
+            self._warn(PLAIN)
         texts = _texts(data)
         if braced := sum("{}" in text for text in texts):
             self._warn(

@@ -38,7 +38,7 @@ class ModelSpec(PolicyPart):
     """The model to edit."""
 
     source: Annotated[str, Field(min_length=1)]
-    """Hub id, local folder, .gguf file, or builtin:smollm2-135m-instruct."""
+    """Hub id, local folder, .gguf file, builtin:smollm2-135m-instruct or builtin:gemma3-270m."""
     revision: str | None = None
     """Commit, tag or branch of a hub model; pin a commit to make runs repeatable."""
     dtype: DType = "auto"

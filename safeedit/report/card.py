@@ -16,7 +16,10 @@ from safeedit.report import content, markdown
 from safeedit.report.markdown import bullets, escape
 from safeedit.text.display import clean
 
-_HUB_IDS = {"builtin:smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+_HUB_IDS = {
+    "builtin:smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "builtin:gemma3-270m": "google/gemma-3-270m",
+}
 """Where a built-in model comes from."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 

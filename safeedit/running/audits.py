@@ -14,6 +14,7 @@ from torch import Tensor
 
 from safeedit.contracts import AuditOutcome, RunContext
 from safeedit.errors import AuditError
+from safeedit.model.foreknown import ForeknownAnswers
 from safeedit.model.handle import ModelHandle
 from safeedit.planning.plan import Plan, PlannedAudit
 from safeedit.records import AuditRecord, Comparison, Metric, Split
@@ -61,6 +62,8 @@ class Audits:
     """Audit -> bare names of the metrics that choosing doses looks at on validation data."""
     skipped: set[str] = field(default_factory=set)
     """Audits that could not be made on test data."""
+    answers: ForeknownAnswers = field(default_factory=ForeknownAnswers)
+    """What models of this run have said, in memory only."""
 
     def __post_init__(self) -> None:
         for edit in self.plan.edits:
@@ -111,7 +114,8 @@ class Audits:
         if base is None or not audit.spec.control:
             return ()
         try:
-            return self.measure(model, audit, "test", base, wanted).record.metrics
+            # What it says is no draft of what comes after it: it is not to stay.
+            return self.measure(model, audit, "test", base, wanted, learn=False).record.metrics
         except AuditError as error:
             self.ctx.warn(f"{what} could not be measured by {audit.id}: {error.message}")
             return ()
@@ -130,6 +134,8 @@ class Audits:
         split: Split,
         base: Audited | None = None,
         wanted: frozenset[str] | None = None,
+        *,
+        learn: bool = True,
     ) -> Audited:
         """An audit of the weights as they are, from the store where it has been made before.
 
@@ -140,13 +146,16 @@ class Audits:
             base: What the same audit of the untouched model gave; None for that model itself.
             wanted: Bare names of metrics to look at; None: all, or on validation data those that
                 doses are chosen by.
+            learn: Whether other models may be expected to answer as this one does.
 
         Raises:
             AuditError: It can't be made.
         """
         key = self.key(model, audit, split, base, wanted)
         found = self.known(key, audit)
-        return found if found is not None else self.make(key, model, audit, split, base, wanted)
+        if found is None:
+            found = self.make(key, model, audit, split, base, wanted, learn=learn)
+        return found
 
     def key(
         self,
@@ -187,6 +196,8 @@ class Audits:
         split: Split,
         base: Audited | None = None,
         wanted: frozenset[str] | None = None,
+        *,
+        learn: bool = True,
     ) -> Audited:
         """Make an audit, whatever the store holds, and keep it under ``key``, if there is one.
 
@@ -199,9 +210,9 @@ class Audits:
             self.ctx.warn(message)
 
         ctx = replace(self.ctx, wanted=wanted or self._wanted(audit, split), warn=warn)
-        outcome: AuditOutcome = audit.auditor.audit(
-            model, audit.data, split, ctx, base.reference if base is not None else None
-        )
+        held_against = base.reference if base is not None else None
+        with model.engine.foreknowing(self.answers, learn=learn):
+            outcome: AuditOutcome = audit.auditor.audit(model, audit.data, split, ctx, held_against)
         record = AuditRecord(
             id=audit.id,
             use=audit.spec.use,

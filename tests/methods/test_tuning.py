@@ -95,6 +95,17 @@ def test_neighbours_and_their_padding_play_no_part(family: str) -> None:
             torch.testing.assert_close(state, alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("exact")
+def test_a_sliding_window_shorter_than_an_example_counts() -> None:
+    handle = tiny_handle("mistral", sliding_window=6)
+    batch = examples(MIXED)
+    with torch.no_grad():
+        for example, state in zip(batch, answer_states(handle, batch), strict=True):
+            torch.testing.assert_close(
+                handle.logits(state), answer_logits(handle, example), rtol=1e-4, atol=1e-4
+            )
+
+
 def test_bfloat16_sums_stay_close_to_exact_ones() -> None:
     handle = tiny_handle("llama")
     batch = examples(MIXED)

