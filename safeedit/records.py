@@ -196,12 +196,33 @@ class ScorerCard(Record):
     """Version that measured it."""
 
 
+class Nearness(Record):
+    """How little would turn a verdict: an item, another sample, or a good deal more."""
+
+    items: int | None = None
+    """Of a rate of items that hold or don't: how many must turn."""
+    of: int | None = None
+    """Among so many."""
+    gap: float | None = None
+    """Of anything else: how far the bound is outside of the interval of what was held against it,
+    as a share of the interval's width; 0 where it lies within."""
+
+    @property
+    def is_near(self) -> bool:
+        """Whether one or two items, or a tenth of the interval's width, are all that is between."""
+        return (self.items is not None and self.items <= 2) or (
+            self.gap is not None and self.gap <= 0.1
+        )
+
+
 class Verdict(Record):
     """What one gate decided, and why."""
 
     metric: str
     under: str = ""
     """Id of the attack under which the metric was measured; empty for the model as it is."""
+    against: str = ""
+    """The random change that the edited model was held against; empty for the untouched model."""
     condition: str
     """The gate as the policy wrote it, e.g. ``max 0.02 at confidence 0.95``."""
     kind: str
@@ -221,6 +242,8 @@ class Verdict(Record):
     """What :attr:`value` was held against (signed, percentages resolved)."""
     bound_on_metric: float | None
     """The bound on the metric's own scale: for a change, the value before plus :attr:`bound`."""
+    nearness: Nearness | None = None
+    """How little would turn it; None where nobody can say."""
 
 
 class TensorChange(Record):

@@ -112,8 +112,8 @@ class Plan:
 
     @property
     def gates_as_is(self) -> tuple[GateSpec, ...]:
-        """Those on the model as it is, under no attack."""
-        return tuple(gate for gate in self.gates if not gate.under)
+        """Those on the model as it is, under no attack and beside no control."""
+        return tuple(gate for gate in self.gates if gate.as_is)
 
     @property
     def export_dir(self) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from safeedit.records import EditRecord, RunRecord
+from safeedit.records import EditRecord, RunRecord, Verdict
 from safeedit.report import content
 from safeedit.report.attacks import ATTACKS_EXPLAINED, attack_matrix
 from safeedit.report.content import MetricRow
@@ -15,6 +15,7 @@ from safeedit.report.wording import (
     bracket,
     count,
     estimate,
+    how_near,
     number,
     p_value,
     size,
@@ -80,13 +81,17 @@ def gates(record: RunRecord) -> list[str]:
             STATUS_WORDS[verdict.status],
             escape(verdict.metric),
             escape(verdict.condition),
-            escape(verdict.reason.removeprefix(f"{verdict.metric} ")),
+            escape("; ".join(filter(None, (_why(verdict), how_near(verdict))))),
         )
         for verdict in record.verdicts
     ]
     if not rows:
         return ["## Gates", "", "The policy sets none.", ""]
     return ["## Gates", "", *table(("verdict", "metric", "condition", "why"), rows)]
+
+
+def _why(verdict: Verdict) -> str:
+    return verdict.reason.removeprefix(f"{verdict.metric} ")
 
 
 def metrics(record: RunRecord) -> list[str]:

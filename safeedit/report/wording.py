@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from safeedit.records import Interval, Metric
+from safeedit.records import Interval, Metric, Verdict
 
 STATUS_WORDS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive"}
 NOTHING = "–"
@@ -74,10 +74,10 @@ def duration(seconds: float) -> str:
 
 
 def took(wall: float, spared: float) -> str:
-    """``42 s``, or ``42 s, with 3 min 5 s of work taken from earlier runs``."""
+    """``42 s``, or ``42 s (3 min 5 s of work were taken from earlier runs)``."""
     if spared < 1:
         return duration(wall)
-    return f"{duration(wall)}, with {duration(spared)} of work taken from earlier runs"
+    return f"{duration(wall)} ({duration(spared)} of work were taken from earlier runs)"
 
 
 def size(n_bytes: int) -> str:
@@ -96,3 +96,16 @@ def share(part: float, whole: float) -> str:
         return NOTHING
     percent = 100 * part / whole
     return f"{percent:.1f} %" if percent >= 0.1 or not percent else f"{percent:.1g} %"
+
+
+def how_near(verdict: Verdict) -> str:
+    """What would turn a verdict: ``1 item of 82 would turn it``; empty where nobody can say."""
+    near = verdict.nearness
+    if near is None:
+        return ""
+    if near.items is not None:
+        return f"{plural(near.items, 'item')} of {near.of:,} would turn it"
+    assert near.gap is not None
+    if near.gap == 0:
+        return "another sample could turn it: the bound lies within the interval"
+    return f"the bound is {near.gap:.2g} of the interval's width outside of the interval"

@@ -24,7 +24,7 @@ from safeedit.records import AttackPoint, AttackRecord, Metric
 from safeedit.running.audits import Audited, Audits, Metrics
 from safeedit.running.clock import Clock
 from safeedit.running.keys import joined, strength
-from safeedit.running.store import Entry
+from safeedit.running.store import Finding
 from safeedit.statistics.recovery import recovery
 
 _LONGEST_ANSWER = 24
@@ -249,7 +249,7 @@ class Attacks:
             assert proposal is not None
             point, warnings = self._point(model, attack, proposal, seed, dose, after)
             said = {"point": point.model_dump(mode="json"), "warnings": warnings}
-            store.write("attack", keys[dose], Entry(said, {}, point.seconds), what)
+            store.write("attack", keys[dose], Finding(said, {}, point.seconds), what)
             yield point
 
     def _point_key(

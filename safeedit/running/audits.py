@@ -19,7 +19,7 @@ from safeedit.model.handle import ModelHandle
 from safeedit.planning.plan import Plan, PlannedAudit
 from safeedit.records import AuditRecord, Comparison, Metric, Split
 from safeedit.running.keys import audit_key
-from safeedit.running.store import Entry, Store
+from safeedit.running.store import Finding, Store
 from safeedit.statistics.metrics import compare
 
 Metrics = dict[str, Metric]
@@ -226,7 +226,7 @@ class Audits:
         reference = dict(outcome.reference) if base is None else {}
         if key is not None:
             said = {"record": record.model_dump(mode="json"), "warnings": warnings}
-            entry = Entry(said, reference, record.seconds)
+            entry = Finding(said, reference, record.seconds)
             self.store.write("audit", key, entry, f"audit {audit.id}")
         return _renamed(Audited(record, reference, key or "", tuple(warnings)), audit.id)
 

@@ -21,7 +21,7 @@ from safeedit.model.handle import ModelHandle
 from safeedit.planning.plan import PlannedEdit
 from safeedit.running.audits import Audits
 from safeedit.running.keys import edit_key, joined
-from safeedit.running.store import Entry
+from safeedit.running.store import Finding
 
 _Changes = list[tuple[str, WeightDelta]]
 
@@ -77,7 +77,7 @@ class _Kept:
             self.at(dose)
             if self.edit.spec.control:
                 self.controls(dose)
-        self.audits.store.write("edit", self.key, Entry(said, {}, seconds), self._what)
+        self.audits.store.write("edit", self.key, Finding(said, {}, seconds), self._what)
         return doses
 
     def at(self, dose: float) -> WeightDelta:
@@ -115,7 +115,7 @@ class _Kept:
         packed, tensors = _packed(found)
         said = {"changes": packed, "notes": dict(self.notes), "warnings": list(self._heard)}
         self._heard.clear()
-        entry = Entry(said, tensors, time.perf_counter() - start)
+        entry = Finding(said, tensors, time.perf_counter() - start)
         self.audits.store.write("dose", key, entry, self._what)
         return found
 
@@ -140,7 +140,7 @@ class _Kept:
             self._heard.append(message)
             self.audits.ctx.warn(message)
 
-    def _repeat(self, entry: Entry, *, aloud: bool = True) -> None:
+    def _repeat(self, entry: Finding, *, aloud: bool = True) -> None:
         """Note and say what the editor noted and said then."""
         self.notes.update(entry.said["notes"])
         for message in entry.said["warnings"] if aloud else ():
@@ -157,7 +157,7 @@ def _packed(changes: _Changes) -> tuple[list[tuple[str, str]], dict[str, Tensor]
     return said, tensors
 
 
-def _unpacked(entry: Entry) -> _Changes:
+def _unpacked(entry: Finding) -> _Changes:
     """What :func:`_packed` was given.
 
     Raises:

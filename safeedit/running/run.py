@@ -364,7 +364,7 @@ class Run:
         plan, policy = self.plan, self.plan.loaded.policy
         found = {metric.name: metric for record in after for metric in record.metrics}
         comparisons = self.audits.comparisons(found, "test")
-        verdicts = verdicts_of(self.audits, comparisons, attacks)
+        verdicts = verdicts_of(self.audits, comparisons, self.edits, attacks)
         status, exit_code = overall(verdicts)
         required = {audit.id for audit in plan.audits if audit.spec.required}
         if status == "pass" and self.audits.skipped & required:

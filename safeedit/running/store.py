@@ -43,7 +43,7 @@ SAID, TENSORS = "said.json", "tensors.safetensors"
 
 
 @dataclass(frozen=True)
-class Entry:
+class Finding:
     """What was found: JSON values, and tensors by name."""
 
     said: dict[str, Any]
@@ -77,7 +77,7 @@ class Store:
         store._sweep()
         return store
 
-    def read(self, kind: Kind, key: str, what: str, *, again: bool = False) -> Entry | None:
+    def read(self, kind: Kind, key: str, what: str, *, again: bool = False) -> Finding | None:
         """The entry of this key.
 
         Args:
@@ -99,7 +99,7 @@ class Store:
             if not hmac.compare_digest(self._seal(folder.name, text, tensors), str(entry["seal"])):
                 raise ValueError("the seal is not that of this name, text and tensors")
             said = entry["said"]
-            found = Entry(dict(said["what"]), load(tensors), float(said["seconds"]))
+            found = Finding(dict(said["what"]), load(tensors), float(said["seconds"]))
         except (
             *(OSError, ValueError, KeyError, TypeError, RecursionError),
             SafetensorError,
@@ -114,7 +114,7 @@ class Store:
             os.utime(folder)  # the time of last use, by which old entries are told
         return found
 
-    def write(self, kind: Kind, key: str, found: Entry, what: str) -> None:
+    def write(self, kind: Kind, key: str, found: Finding, what: str) -> None:
         """Keep an entry; that it can't be kept is no reason to stop.
 
         Args:

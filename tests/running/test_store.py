@@ -20,7 +20,7 @@ import torch
 from safeedit.cache import write_atomically
 from safeedit.records import RunRecord
 from safeedit.running.clock import Clock
-from safeedit.running.store import Entry, Kind, Store
+from safeedit.running.store import Finding, Kind, Store
 from safeedit.workflows.verification import verify
 from tests.road import (
     DRIFT,
@@ -426,7 +426,7 @@ def test_an_entry_that_would_fill_the_disk_is_not_kept(
     said: list[str] = []
     store = Store(tmp_path / "store", b"k" * 32, said.append)
     usage = shutil.disk_usage(tmp_path)
-    entry = Entry({}, {"weights": torch.zeros(1000)})
+    entry = Finding({}, {"weights": torch.zeros(1000)})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=15_000))
     store.write("dose", "0" * 64, entry, "edit nudge")
     assert said == ["edit nudge was not kept for later runs: it takes 0 of the 0 MiB that are free"]
