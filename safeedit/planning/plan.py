@@ -101,6 +101,8 @@ class Plan:
     """What of the policy may not be repeated, since it quotes data to be erased."""
     attacks: tuple[PlannedAttack, ...] = ()
     ledger: LedgerUpdate | None = None
+    powers: Mapping[GateSpec, str] = field(default_factory=dict)
+    """What a gate can tell at the number of items at hand, in words, as far as that is known."""
     key: bytes | None = field(default=None, repr=False)
     """Of the digests of data."""
 
@@ -225,7 +227,10 @@ class Plan:
                 }
                 for name, data in self.datasets()
             },
-            "gates": listed_gates(self.gates),
+            "gates": [
+                {**listed, "power": self.powers.get(gate, "")}
+                for gate, listed in zip(self.gates, listed_gates(self.gates), strict=True)
+            ],
             "ledger": None if self.ledger is None else self.ledger.summary(),
             "export": None if self.export_dir is None else str(self.export_dir),
             "report": str(self.report_dir),
