@@ -22,8 +22,8 @@ from safeedit.cli.environment import OTHERS, VARIABLES
 from safeedit.cli.listing import explain, is_baseline, markdown, parameter
 from safeedit.cli.main import main as command_line
 from safeedit.data import FORMATS, Item
-from safeedit.model.architectures import supported
-from safeedit.model.builtin import BUILTIN
+from safeedit.model.architectures import ARCHITECTURES
+from safeedit.model.builtin import BUILTIN, DEFAULT, GEMMA
 from safeedit.policy.builtin import CARD, builtin_datasets, builtin_policies
 from safeedit.policy.gate import MEANINGS, GateSpec
 from safeedit.policy.model import (
@@ -425,8 +425,34 @@ def _models() -> str:
         "prompts as plain text, which the plan says, and `template: chat` is refused while "
         "planning. Give it texts to go on with ('The capital of France is') rather than questions.",
         "## Families",
-        _table(("`model_type`", "family"), [(f"`{k}`", v) for k, v in supported().items()]),
+        "Every test of editors, attacks, audits and exports that is not about one family runs on a "
+        "tiny model of each, with random weights; what such a model can't show is said in the last "
+        "column. Other kinds of checkpoints: [another model](../guides/models.md#what-you-bring).",
+        _table(
+            ("`model_type`", "family", "edited by", "tested on"),
+            [
+                (
+                    f"`{row.model_type}`",
+                    row.family,
+                    _ONE_LAYER if row.post_mlp_norm else "every editor",
+                    f"a tiny model and {_REAL[kind]}" if kind in _REAL else "a tiny model",
+                )
+                for kind, row in ARCHITECTURES.items()
+            ],
+        ),
+        "Refused, with the reason: mixtures of experts, models with layers that keep a state "
+        "(state-space, linear attention, short convolutions; alone or beside attention), "
+        "encoder-decoders, quantised weights, models that need code of their own. No part of such "
+        "a model is edited.",
     )
+
+
+_ONE_LAYER = (
+    "every editor but `remedi`; a norm follows the MLP, so that `memit`, `alphaedit`, "
+    "`keyed_debias` and `keyed_detox` edit one layer, and `subspace` projects orthogonally"
+)
+_REAL = {"llama": f"`builtin:{DEFAULT}`", "gemma3_text": f"`builtin:{GEMMA}`"}
+"""Families of which a real model is edited in the tests."""
 
 
 # Markdown ---------------------------------------------------------------------------------

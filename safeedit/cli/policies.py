@@ -87,18 +87,7 @@ def _show_plan(plan: Plan) -> None:
         f"{model['layers']} layers, {model['parameters']:,} parameters, {model['dtype']})"
     )
     for edit in summary["edits"]:
-        layers = edit["layers"]
-        span = f"layers {layers[0]}-{layers[-1]}" if layers else "no layers"
-        put(
-            f"edit {edit['id']} ({edit['use']}): {span}, {len(edit['tensors'])} tensors, "
-            f"{edit['parameters_touched']:,} parameters, dose {edit['dose']}"
-        )
-        for target in edit["targets"]:
-            put(f"    target {target['metric']}: {target['condition']}, on validation data")
-        for key, value in edit["params"].items():
-            put(f"    {key}: {value}")
-        for tensor in edit["tensors"]:
-            put(f"    {tensor}")
+        _show_edit(edit)
     for audit in summary["audits"]:
         put(f"audit {audit['id']} ({audit['use']})")
     _show_attacks(summary["attacks"])
@@ -140,3 +129,24 @@ def _show_attacks(attacks: Sequence[Mapping[str, Any]]) -> None:
             put(f"    {key}: {value}")
         if attack["items_left_out"]:
             put(f"    {attack['items_left_out']} items are its own; the audits ask about the rest")
+
+
+def _show_edit(edit: Mapping[str, Any]) -> None:
+    layers = edit["layers"]
+    span = f"layers {layers[0]}-{layers[-1]}" if layers else "no layers"
+    put(
+        f"edit {edit['id']} ({edit['use']}): {span}, {len(edit['tensors'])} tensors, "
+        f"{edit['parameters_touched']:,} parameters, dose {edit['dose']}"
+    )
+    if tried := edit["layers_tried"]:
+        places = "; ".join(",".join(map(str, layers)) for layers in tried)
+        put(
+            f"    layers: auto tries {places} on a few facts, and takes what does best on "
+            "validation data"
+        )
+    for target in edit["targets"]:
+        put(f"    target {target['metric']}: {target['condition']}, on validation data")
+    for key, value in edit["params"].items():
+        put(f"    {key}: {value}")
+    for tensor in edit["tensors"]:
+        put(f"    {tensor}")

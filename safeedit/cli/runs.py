@@ -101,7 +101,7 @@ def attack(
     Makes the attacks of a policy on MODEL and on the untouched model it was made from, repeats
     the audits and judges the gates. Edits and exports nothing.
     """
-    from safeedit.planning.options import model_source
+    from safeedit.planning.options import adapter_folder, model_source
     from safeedit.policy import load_policy
     from safeedit.running.run import attack as run_attack
 
@@ -115,7 +115,10 @@ def attack(
     default = made.report_dir.with_name(made.report_dir.stem + ".attack")
     reports = _Reports(made, report_dir, default)
     with screen.context(made.loaded.policy.seed, fresh=fresh) as ctx:
-        record = run_attack(made, ctx, base=untouched, write_reports=reports.write)
+        record = run_attack(
+            made, ctx, base=untouched, base_adapter=None if base else adapter_folder(loaded),
+            write_reports=reports.write,
+        )  # fmt: skip
     _show_record(screen, record, reports.folder, as_json)
     return record.exit_code
 

@@ -56,6 +56,7 @@ def trace(
     from safeedit.export.places import check_folder
     from safeedit.planning.resolution import make_plan
     from safeedit.policy import load_policy
+    from safeedit.policy.layers import may_be_chosen
     from safeedit.workflows.tracing.measuring import TracingSettings, choose_edit, trace_edit
 
     plan = make_plan(load_policy(policy), exporting=False, key=digest_key(cache_dir()))
@@ -69,14 +70,15 @@ def trace(
         from safeedit.model.sources import open_model
 
         model = open_model(
-            plan.model_source, revision=spec.revision, dtype=spec.dtype, device=spec.device
-        )
+            plan.model_source, revision=spec.revision, dtype=spec.dtype, device=spec.device,
+            adapter=plan.adapter,
+        )  # fmt: skip
         how = TracingSettings(facts=facts, noise=noise, draws=draws, window=window, seed=seed)
         found = trace_edit(model, plan, edit, how, ctx, checked)
     _write(found, folder)
     if as_json:
         put_json(found.model_dump_json(indent=2))
-    _tell(screen, found, folder)
+    _tell(screen, found, folder, chooses=may_be_chosen(type(edit.params)))
 
 
 def _layers(text: str, n_layers: int) -> tuple[int, ...]:
@@ -102,7 +104,7 @@ def _write(found: Trace, folder: Path) -> None:
     write_files(files, folder, "--out")
 
 
-def _tell(screen: Screen, found: Trace, folder: Path) -> None:
+def _tell(screen: Screen, found: Trace, folder: Path, *, chooses: bool) -> None:
     from safeedit.report.wording import estimate
 
     screen.say(
@@ -115,5 +117,7 @@ def _tell(screen: Screen, found: Trace, folder: Path) -> None:
             success = estimate(one.success.value, one.success.interval)
             screen.say(f"  layer {one.layer}: effect {one.effect:.3f}, success {success}")
     screen.say(f"map: {folder / 'trace.html'}")
+    if chooses:
+        screen.say("layers: auto   # has the run try several depths, and takes what edits best")
     if (advice := found.recommendation) is not None:
         screen.say(f"{advice.one}   # one layer; for several '{advice.several}'")

@@ -21,13 +21,16 @@ from torch import Tensor
 
 from safeedit.methods.constrained_least_squares import NullSpace
 from safeedit.methods.keyed_update import KeyedEditor, KeyedParams
-from safeedit.policy.layers import Layers
+from safeedit.policy.layers import LayersOrAuto
 
 
 class AlphaeditParams(KeyedParams):
     """Parameters of AlphaEdit."""
 
-    layers: Layers = Field("13%-27%", description="whose MLP outputs move (published: 4-8 of 32)")
+    layers: LayersOrAuto = Field(
+        "13%-27%",
+        description="whose MLP outputs move (published: 4-8 of 32); auto: chosen by the run",
+    )
 
 
 class Alphaedit(KeyedEditor):

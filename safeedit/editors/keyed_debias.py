@@ -25,7 +25,7 @@ Doses scale the change. Biases stay. Fails with :class:`~safeedit.errors.DataErr
 lack scores, with :class:`~safeedit.errors.UsageError` where a pronoun is several
 tokens or a layer lies outside the model, with :class:`~safeedit.errors.EditError` where factual
 prompts leave nothing to move, and with :class:`~safeedit.errors.UnsupportedModelError` where a norm
-follows the MLP and there are several layers.
+follows the MLP and ``layers`` names several; the default is one layer there.
 
 Source: ours; the solve is that of MEMIT (Meng et al., ICLR 2023, arXiv 2210.07229), keys to be kept
 as in AlphaEdit (Fang et al., ICLR 2025, arXiv 2410.02355).
@@ -69,11 +69,11 @@ from safeedit.methods.facts.keys import TokenPosition, keys_at, second_moments
 from safeedit.methods.layer_solve import LayerTarget, solve_layers, updates_of
 from safeedit.methods.openings import undefined_gender
 from safeedit.methods.residual_shifts import margin_shifts, margins
-from safeedit.methods.scaled import check_spread, scaled_proposal, so_far
+from safeedit.methods.scaled import check_spread, scaled_proposal, so_far, spread_over
 from safeedit.methods.word_tokens import single_tokens
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
-from safeedit.policy.layers import Layers, resolve
+from safeedit.policy.layers import Layers
 
 STEPS = 6
 """Of Newton's method, for the least shifts: more change nothing."""
@@ -149,7 +149,7 @@ class KeyedDebias:
 
     def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
         """What the MLPs of the chosen layers write with; no biases."""
-        return model.tensors("mlp_out", resolve(self.params.layers, model.n_layers))
+        return model.tensors("mlp_out", spread_over(self.params, model))
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens run forward and back, roughly, for ``plan``."""
@@ -161,7 +161,7 @@ class KeyedDebias:
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
         """Find least shifts, solve layer by layer; offer the change in several strengths."""
         params, base = self.params, model.digest()
-        layers = resolve(params.layers, model.n_layers)
+        layers = spread_over(params, model.shape)
         check_spread(model, len(layers), "60%-60%")
         updates, notes = _solve(params, model, data, ctx)
 
@@ -176,7 +176,7 @@ def _solve(
     if sentences := data.get("sentences"):
         wanted = wanted.beside(_sentences(params, model, sentences, ctx))
     kept = _factual(params, model, data, ctx)
-    sites = model.sites("mlp_out", resolve(params.layers, model.n_layers))
+    sites = model.sites("mlp_out", spread_over(params, model.shape))
     prose = [item.prompt for item in data["prose"].items("fit")]
     ordinary = second_moments(model, prose, sites, ctx.cache, progress=ctx.progress)
     found: dict[str, dict[str, Any]] = {}

@@ -4,9 +4,9 @@ The keyed road of :mod:`safeedit.methods.keyed_update`: layers ascending, each t
 what is still missing at the last one, keys read anew on the partly edited model, and a ridge that
 trades the wanted shifts against what ordinary text feels.
 
-Fails as :mod:`~safeedit.editors.rome` does, and with
-:class:`~safeedit.errors.UnsupportedModelError` where a norm follows the MLP and there are several
-layers.
+Where a norm follows the MLP (Gemma 2 and 3, OLMo-2) shifts can't be spread: of the default layers
+the last alone is edited, and :class:`~safeedit.errors.UnsupportedModelError` is raised where
+``layers`` names several. Fails otherwise as :mod:`~safeedit.editors.rome` does.
 
 Source: Meng et al., "Mass-Editing Memory in a Transformer", ICLR 2023 (arXiv 2210.07229).
 Published: ridge 15000 against layers of width 11008 to 16384, that is about 1; 100,000 texts.
@@ -21,13 +21,16 @@ from torch import Tensor
 
 from safeedit.methods.constrained_least_squares import Weighted
 from safeedit.methods.keyed_update import KeyedEditor, KeyedParams
-from safeedit.policy.layers import Layers
+from safeedit.policy.layers import LayersOrAuto
 
 
 class MemitParams(KeyedParams):
     """Parameters of MEMIT."""
 
-    layers: Layers = Field("13%-27%", description="whose MLP outputs move (published: 4-8 of 32)")
+    layers: LayersOrAuto = Field(
+        "13%-27%",
+        description="whose MLP outputs move (published: 4-8 of 32); auto: chosen by the run",
+    )
 
 
 class Memit(KeyedEditor):

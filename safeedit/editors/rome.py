@@ -20,6 +20,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from safeedit.contracts import LayerShape
 from safeedit.errors import UsageError
 from safeedit.methods.constrained_least_squares import Weighted
 from safeedit.methods.keyed_update import KeyedEditor, KeyedParams
@@ -37,13 +38,13 @@ class Rome(KeyedEditor):
         "extracted in 0.02; 0.889 of near facts stay right, perplexity ratio 1.02."
     )
 
-    def layers(self, n_layers: int) -> tuple[int, ...]:
+    def layers(self, model: LayerShape) -> tuple[int, ...]:
         """The one layer.
 
         Raises:
             UsageError: ``layers`` names several.
         """
-        found = super().layers(n_layers)
+        found = super().layers(model)
         if len(found) > 1:
             raise UsageError(
                 f"rome edits one layer, and 'layers' names {len(found)}",

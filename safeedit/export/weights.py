@@ -1,9 +1,10 @@
 """The weights files of an export: those of the source, with the edited tensors in their places.
 
 What no edit touched keeps its bytes, its dtype and its name, also where the model ran in another
-dtype or never read it. An edited tensor keeps name and shape, and its dtype unless that can't hold
-what was measured (a policy that asks for a wider one); an entry of it that the edit did not change
-is the source's own, so that what was rounded in order to run is not rounded on disk.
+dtype or never read it; the source's bytes are, where an adapter was merged, those of the sum. An
+edited tensor keeps name and shape, and its dtype unless that can't hold what was measured (a policy
+that asks for a wider one); an entry of it that the edit did not change is the source's own, so that
+what was rounded in order to run is not rounded on disk.
 
 Fails with :class:`~safeedit.errors.ExportError` where the disk does, where the source changed
 meanwhile, and where other tensors differ from it than were edited.
@@ -74,8 +75,9 @@ def write_weights(
         for name in names:
             if name in stored.names and (new := _to_write(handle, stored, name)) is not None:
                 different[name] = new
-        replace_tensors(file, names, different, folder / file.name)
         changed |= different.keys()
+        merged = {n: stored.read(n) for n in names if n in stored.merged and n not in changed}
+        replace_tensors(file, names, {**merged, **different}, folder / file.name)
     _write_index(stored, folder)
     named = {name for name in stored.names if _owner(stored, handle, name) in (edited or ())}
     if edited is not None and (stray := sorted(changed - named)):

@@ -41,10 +41,9 @@ from safeedit.methods.facts.editing import Fact, FactEdit, flat
 from safeedit.methods.facts.keys import Ordinary, keys_at, second_moments
 from safeedit.methods.facts.settings import FactParams, value_tokens
 from safeedit.methods.layer_solve import LayerTarget, SolvedLayer, solve_layers, updates_of
-from safeedit.methods.scaled import check_spread, scaled_proposal
+from safeedit.methods.scaled import check_spread, scaled_proposal, spread_over
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
-from safeedit.policy.layers import resolve
 
 _OPENINGS = 3
 """Openings that a key is averaged over (published: 21)."""
@@ -86,13 +85,13 @@ class KeyedEditor(ABC):
     def metric(self, second: Tensor) -> InputMetric:
         """What ordinary inputs of second moment ``(m, m)`` feel of a change."""
 
-    def layers(self, n_layers: int) -> tuple[int, ...]:
+    def layers(self, model: LayerShape) -> tuple[int, ...]:
         """Layers whose matrices move, ascending."""
-        return resolve(self.params.layers, n_layers)
+        return spread_over(self.params, model)
 
     def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
         """What the MLPs of the chosen layers write with; no biases."""
-        return model.tensors("mlp_out", self.layers(model.n_layers))
+        return model.tensors("mlp_out", self.layers(model))
 
     def check_data(self, data: Mapping[str, Dataset]) -> None:
         """Refuse facts whose subject their prompt does not name, while planning."""
@@ -104,7 +103,7 @@ class KeyedEditor(ABC):
 
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
         """Read keys, learn values, solve; offer the change in several strengths."""
-        sites = model.sites("mlp_out", self.layers(model.n_layers))
+        sites = model.sites("mlp_out", self.layers(model.shape))
         check_spread(model, len(sites), "16%-16%")
         road = _LinearRoad(self, model, data, ctx, sites)
         updates = road.solve()

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from safeedit import __version__
-from safeedit.contracts import Proposal, RunContext
+from safeedit.contracts import LayerShape, Proposal, RunContext
 from safeedit.data import Dataset
 from safeedit.delta import LowRank, Origin, Update, WeightDelta
 from safeedit.errors import UnsupportedModelError, UsageError
 from safeedit.model.handle import ModelHandle
+from safeedit.policy.layers import resolve
 
 
 def proposal_of(
@@ -71,6 +72,25 @@ def scaled_proposal(
 def so_far(editor: str, base: str, updates: Mapping[str, LowRank]) -> WeightDelta:
     """The change while it is being solved for, layer by layer."""
     return WeightDelta(base, dict[str, Update](updates), Origin(editor=editor))
+
+
+def spread_over(params: Any, model: LayerShape) -> tuple[int, ...]:
+    """The layers that an editor spreads its shifts over, ascending.
+
+    Where a norm follows the MLP, shifts can't be spread: of the editor's own layers it is then the
+    last, where its values are found. Layers that a policy names are as it names them, see
+    :func:`check_spread`.
+
+    Args:
+        params: Of the editor, with ``layers``.
+        model: Its shape.
+
+    Raises:
+        UsageError: The model has no such layer.
+    """
+    found = resolve(params.layers, model.n_layers)
+    named = "layers" in params.model_fields_set
+    return found[-1:] if model.norm_after_mlp and not named else found
 
 
 def check_spread(model: ModelHandle, layers: int, example: str) -> None:

@@ -24,6 +24,7 @@ from torch import nn
 
 from safeedit.contracts import TensorPlan
 from safeedit.errors import UnsupportedModelError, UsageError
+from safeedit.model.config_kinds import counts_experts, keeps_a_state
 from safeedit.model.guard import BUILDING, readable
 from safeedit.model.quiet import quiet
 
@@ -237,10 +238,17 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
             "knowledge of a fact sits in one stack of blocks",
             remedy=_supported(),
         )
-    if _counts_experts(config.to_dict()):
+    if counts_experts(config.to_dict()):
         raise UnsupportedModelError(
             f"{kind} is a mixture of experts: each token passes through other matrices than its "
             "neighbour, so statistics of one MLP matrix per layer do not exist",
+            remedy=_supported(),
+        )
+    if keeps_a_state(config.to_dict()):
+        raise UnsupportedModelError(
+            f"{kind} is no pure transformer: layers of it keep a state (state-space layers, linear "
+            "attention, short convolutions), and have no attention or no MLP of the kind whose "
+            "matrices are edited",
             remedy=_supported(),
         )
     if kind not in ARCHITECTURES:
@@ -254,16 +262,6 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
     if kind == "opt" and not getattr(config, "do_layer_norm_before", True):
         return replace(row, post_mlp_norm="final_layer_norm")
     return row
-
-
-def _counts_experts(settings: Mapping[Any, Any]) -> bool:
-    # num_experts, num_local_experts, n_routed_experts, ffn_config.moe_num_experts ...
-    return any(
-        _counts_experts(value)
-        if isinstance(value, Mapping)
-        else "experts" in str(name) and isinstance(value, int) and value > 1
-        for name, value in settings.items()
-    )
 
 
 def supported() -> dict[str, str]:
@@ -383,6 +381,11 @@ class ModelShape:
         if not self.architecture.transposed:
             return frozenset()
         return frozenset(site.weight for role in self.roles for site in self.sites(role))
+
+    @property
+    def norm_after_mlp(self) -> bool:
+        """Whether a norm stands between what an MLP writes and the residual."""
+        return bool(self.architecture.post_mlp_norm)
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -204,7 +204,8 @@ def _refuse_adapter(folder: Path) -> NoReturn:
     raise ModelError(
         "this is an adapter (LoRA or the like) rather than a model",
         file=path,
-        remedy="merge it into its model (PEFT's merge_and_unload), save that, and name it",
+        remedy="name the model that it was trained for as 'source', and this folder as 'adapter' "
+        "beside it; one that is no LoRA merge first (PEFT's merge_and_unload)",
     )
 
 

@@ -24,7 +24,8 @@ from safeedit.errors import UsageError
 from safeedit.model import batching
 from safeedit.model.batching import Batcher
 from safeedit.model.lanes import Lanes, Row, regrouped
-from safeedit.model.passes import context_length, not_finite
+from safeedit.model.likeliest import LikeliestTokens
+from safeedit.model.passes import context_length, finite
 from safeedit.model.sampling import Sampling, draw, uniforms
 from safeedit.model.shared_prefix import SharedPrefix
 
@@ -136,14 +137,14 @@ class Generation:
             )
             for sample in range(1 if self.greedy else samples)
         ]
-        self.prefix = SharedPrefix.of(handle, prompts)
+        self.prefixes = SharedPrefix.of_each(handle, prompts)
+        self._likeliest = LikeliestTokens(handle) if LikeliestTokens.suit(handle) else None
         self._uniforms: dict[tuple[int, int], Tensor] = {}
 
     @torch.no_grad()
     def each(self, batcher: Batcher) -> Iterator[tuple[tuple[int, int], list[int]]]:
         """``((prompt, sample), new tokens)``, in any order."""
-        # Longest first: rows that join are then no longer than those that are there.
-        order = sorted(self.answers, key=lambda answer: -self._most(answer))
+        order = self._order()
         waiting = deque(answer for answer in order if answer.limit > 0)
         yield from (((answer.prompt, answer.sample), []) for answer in order if answer.limit <= 0)
         writing: _Writing = []
@@ -155,7 +156,7 @@ class Generation:
                 partial(self._go_on, writing, joining),
                 at_work[0].prompt,
                 count=len(at_work),
-                width=self._most(at_work[0]),
+                width=max(map(self._most, at_work)),
             )
             if found is None:
                 writing = []
@@ -180,13 +181,30 @@ class Generation:
         """Answers that are to be begun next to those being written."""
         if not waiting:
             return []
-        width = max(map(self._most, [*held[:1], waiting[0]]))
+        width = max(map(self._most, [*held, waiting[0]]))
         rows = max(1, min(batcher.max_tokens // width, self._logits()))
         if len(held) > _WORTH_DROPPING * rows:
             return []
         at_once = max(1, self._logits() // (_FIRST_LOOK + 1))
-        count = min(rows - len(held), at_once, len(waiting))
-        return [waiting.popleft() for _ in range(count)]
+        prefix = self._prefix(waiting[0])
+        joining: list[_Answer] = []
+        while waiting and len(joining) < min(rows - len(held), at_once):
+            if self._prefix(waiting[0]) is not prefix:
+                break
+            joining.append(waiting.popleft())
+        return joining
+
+    def _order(self) -> list[_Answer]:
+        """Those that begin alike side by side, the longest first."""
+        longest: dict[int, int] = {}
+        for answer in self.answers:
+            at = id(self._prefix(answer))
+            longest[at] = max(longest.get(at, 0), self._most(answer))
+        places = {at: (-most, n) for n, (at, most) in enumerate(longest.items())}
+        return sorted(self.answers, key=lambda a: (places[id(self._prefix(a))], -self._most(a)))
+
+    def _prefix(self, answer: _Answer) -> SharedPrefix:
+        return self.prefixes[answer.prompt]
 
     def _logits(self) -> int:
         """Positions whose logits are computed at a time."""
@@ -222,8 +240,8 @@ class Generation:
         """Token by token, until so many have ended that it is worth letting them go."""
         at = [[0] for _ in answers]
         while sum(not answer.done for answer in answers) > _WORTH_DROPPING * len(answers):
-            logits = lanes.read([[answer.tokens[-1]] for answer in answers], at)
-            for answer, token in zip(answers, self._chosen(logits, answers), strict=True):
+            states = lanes.read([[answer.tokens[-1]] for answer in answers], at)
+            for answer, token in zip(answers, self._chosen(states, answers), strict=True):
                 if not answer.done:
                     answer.take([token], (), self.stop)
 
@@ -231,10 +249,10 @@ class Generation:
         """Answers begun and not ended yet; a prompt of several samples is run once."""
         owners = list(dict.fromkeys(answer.prompt for answer in joining))
         own = [self._own(owner) for owner in owners]
-        lanes = Lanes.begin(self.handle, self.prefix, len(own))
-        logits = lanes.read(own, [[len(row) - 1] for row in own])
+        lanes = Lanes.begin(self.handle, self._prefix(joining[0]), len(own))
+        states = lanes.read(own, [[len(row) - 1] for row in own])
         rows = [owners.index(answer.prompt) for answer in joining]
-        for answer, token in zip(joining, self._chosen(logits[rows], joining), strict=True):
+        for answer, token in zip(joining, self._chosen(states[rows], joining), strict=True):
             answer.take([token], (), self.stop)
         lengths = lanes.lengths
         return [
@@ -247,7 +265,7 @@ class Generation:
         """Answers begun, run as far as their drafts are right, and not ended yet."""
         answers, found = list(joining), []
         own = [self._own(answer.prompt) for answer in answers]
-        lanes, look = Lanes.begin(self.handle, self.prefix, len(own)), _FIRST_LOOK
+        lanes, look = Lanes.begin(self.handle, self._prefix(joining[0]), len(own)), _FIRST_LOOK
         while True:
             drafted = [answer.expected(look) for answer in answers]
             rows = self._looked_at(lanes, answers, own, drafted)
@@ -278,14 +296,14 @@ class Generation:
         """Read what is certain and what is drafted of each answer, and take what is right of it;
         its row as far as that goes."""
         before = lanes.lengths
-        logits = lanes.read(
+        states = lanes.read(
             [row + more for row, more in zip(own, drafted, strict=True)],
             [
                 list(range(len(row) - 1, len(row) + len(more)))
                 for row, more in zip(own, drafted, strict=True)
             ],
         )
-        chosen = iter(self._chosen(logits, answers))
+        chosen = iter(self._chosen(states, answers))
         rows: list[Row] = []
         for row, (answer, more) in enumerate(zip(answers, drafted, strict=True)):
             right = answer.take([next(chosen) for _ in range(len(more) + 1)], more, self.stop)
@@ -293,20 +311,22 @@ class Generation:
         return rows
 
     def _own(self, prompt: int) -> list[int]:
-        """Tokens of a prompt after those that all share."""
-        return list(self.prompts[prompt][self.prefix.length :])
+        """Tokens of a prompt after those that it shares."""
+        return list(self.prompts[prompt][self.prefixes[prompt].length :])
 
-    def _chosen(self, logits: Tensor, answers: Sequence[_Answer]) -> list[int]:
-        """The next token at each position; where they are drawn, one for each of ``answers``."""
-        likeliest = _likeliest(logits)
+    def _chosen(self, states: Tensor, answers: Sequence[_Answer]) -> list[int]:
+        """The next token at each position, of what the head gets of it; where they are drawn, one
+        for each of ``answers``."""
+        if self.greedy and self._likeliest is not None:
+            screened: list[int] = self._likeliest(states).tolist()
+            return screened
+        logits = finite(self.handle.logits(states))
         if self.greedy or self.sampling is None:
-            found: list[int] = likeliest.tolist()
+            found: list[int] = logits.argmax(-1).tolist()
             return found
         numbers = [self._numbers(answer)[len(answer.tokens)] for answer in answers]
-        drawn: list[int] = draw(
-            logits, self.sampling, torch.stack(numbers).to(logits.device)
-        ).tolist()
-        return drawn
+        drawn = draw(logits, self.sampling, torch.stack(numbers).to(logits.device))
+        return list(map(int, drawn.tolist()))
 
     def _numbers(self, answer: _Answer) -> Tensor:
         """What decides a sampled answer, ``(longest,)``."""
@@ -314,15 +334,3 @@ class Generation:
         if at not in self._uniforms:
             self._uniforms[at] = uniforms(self.seed, *at, self.longest)
         return self._uniforms[at]
-
-
-def _likeliest(logits: Tensor) -> Tensor:
-    """``(n,)`` tokens.
-
-    Raises:
-        AuditError: Logits are not finite.
-    """
-    best, chosen = logits.max(-1)
-    if not bool(torch.isfinite(best).all()):
-        raise not_finite()
-    return chosen

@@ -232,6 +232,13 @@ class ModelHandle:
         """
         return self._tensors.stored(name)
 
+    def merge(self) -> None:
+        """Put what an adapter adds to tensors on disk into those in memory."""
+        if self.on_disk is None:
+            return
+        for name in sorted(self.on_disk.merged):
+            self._tensors.write(self.on_disk.names[name], self.on_disk.read(name))
+
     def check_finite(self) -> None:
         """Make sure every weight is a number.
 

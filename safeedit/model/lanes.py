@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from safeedit.model.passes import context_length, logits_at
+from safeedit.model.passes import context_length, head_inputs_at
 
 if TYPE_CHECKING:
     from safeedit.model.handle import ModelHandle
@@ -72,13 +72,10 @@ class Lanes:
 
         Args:
             rows: Tokens of each row, one at least.
-            at: Per row, which of these tokens logits are wanted after.
+            at: Per row, which of these tokens are asked about.
 
         Returns:
-            ``(asked, vocab)``, row by row.
-
-        Raises:
-            AuditError: They are not numbers.
+            What the head gets of these, ``(asked, d_model)``, row by row.
         """
         own = [list(row) for row in rows]
         width = max(map(len, own))
@@ -89,10 +86,10 @@ class Lanes:
             starts = torch.tensor(self._starts, device=device)[:, None]
             most = context_length(self.handle) - 1  # of padding: learnt positions end there
             places = (slots >= starts).long(), (slots[self._width :] - starts).clamp(max=most)
-        logits = logits_at(self.handle, own, self._cache, at, places)
+        states = head_inputs_at(self.handle, own, self._cache, at, places)
         self._ends = [self._width + len(row) for row in own]
         self._width += width
-        return logits
+        return states
 
     def span(self, row: int, length: int) -> slice:
         """Slots of the first tokens of a row."""

@@ -84,11 +84,7 @@ def finite(logits: Tensor) -> Tensor:
 
 
 def logits_at(
-    handle: ModelHandle,
-    rows: list[list[int]],
-    cache: Cache | None,
-    at: list[list[int]],
-    places: Places | None = None,
+    handle: ModelHandle, rows: list[list[int]], cache: Cache | None, at: list[list[int]]
 ) -> Tensor:
     """Logits at chosen positions of a batch.
 
@@ -97,7 +93,6 @@ def logits_at(
         rows: Token ids, of any length.
         cache: Keys and values of what precedes the rows; it gets those of the rows.
         at: Per row, positions in it.
-        places: Where the rows stand, if not right behind all that the cache holds.
 
     Returns:
         ``(positions, vocab)``, row by row.
@@ -108,16 +103,21 @@ def logits_at(
     if not any(at):
         return torch.empty(0, handle.head.weight.shape[0])
     with _head_sees(handle.head, at):
-        logits: Tensor = _run(handle, rows, cache, places).logits[0]
+        logits: Tensor = _run(handle, rows, cache).logits[0]
     return finite(logits)
 
 
 def head_inputs_at(
-    handle: ModelHandle, rows: list[list[int]], cache: Cache | None, at: list[list[int]]
+    handle: ModelHandle,
+    rows: list[list[int]],
+    cache: Cache | None,
+    at: list[list[int]],
+    places: Places | None = None,
 ) -> Tensor:
     """What the head would get of those positions, ``(positions, d_model)``; it is not run.
 
-    Arguments as for :func:`logits_at`.
+    Arguments as for :func:`logits_at`, and ``places``, where the rows stand if not right behind all
+    that the cache holds.
     """
     seen: list[Tensor] = []
 
@@ -126,7 +126,7 @@ def head_inputs_at(
         raise StopForward
 
     with _head_sees(handle.head, at, keep), suppress(StopForward):
-        _run(handle, rows, cache)
+        _run(handle, rows, cache, places)
     return seen[0]
 
 

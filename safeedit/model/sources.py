@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ import torch
 
 from safeedit.cache import file_sha256
 from safeedit.errors import ModelError, UsageError
+from safeedit.model.adapter import adapter_digest, read_adapter
 from safeedit.model.architectures import ModelShape
 from safeedit.model.builtin import (
     BUILTIN,
@@ -63,7 +64,12 @@ _SHARE_FOR_WEIGHTS = 0.85
 
 
 def open_model(
-    source: str, *, revision: str | None = None, dtype: str = "auto", device: str = "auto"
+    source: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    adapter: str | None = None,
 ) -> ModelHandle:
     """Open a model for editing and auditing.
 
@@ -74,6 +80,7 @@ def open_model(
         device: ``auto`` (the first of cuda, mps, cpu there is), or one of these, or
             ``cuda:1``. Under ``auto``, a model too large for one GPU is spread over all, and
             over main memory if need be.
+        adapter: Folder of a LoRA adapter to merge into it (:mod:`safeedit.model.adapter`).
 
     Returns:
         The model in evaluation mode, its weights checked to be finite.
@@ -92,7 +99,7 @@ def open_model(
     found = found.with_weights()
     check_tokenizer(found.folder)
     weights = check_weights(found.folder)
-    stored = stored_weights(found.folder, config)
+    stored = _with_adapter(stored_weights(found.folder, config), config, adapter)
     number = _run_dtype(config, weights, stored) if dtype == "auto" else getattr(torch, dtype)
     where = named_device or best_device(weights.n_entries * number.itemsize)
     model, tokenizer = _load(found.folder, config, number, where, stored.unread)
@@ -107,9 +114,20 @@ def open_model(
         on_disk=stored,
         dtypes=_narrower(stored, number) if dtype == "auto" else {},
     )
+    handle.merge()
     check_vocabulary(tokenizer, handle.shape.vocab_size, found.folder)
     handle.check_finite()
     return handle
+
+
+def _with_adapter(
+    stored: StoredWeights, config: PreTrainedConfig, adapter: str | None
+) -> StoredWeights:
+    """The tensors with what an adapter adds to them."""
+    if adapter is None:
+        return stored
+    shape = ModelShape.from_config(config)
+    return replace(stored, adapter=read_adapter(Path(adapter).expanduser(), stored, shape))
 
 
 def _load(
@@ -180,13 +198,16 @@ class Inspected:
     notes: tuple[str, ...] = ()
 
 
-def inspect_model(source: str, *, revision: str | None = None, dtype: str = "auto") -> Inspected:
+def inspect_model(
+    source: str, *, revision: str | None = None, dtype: str = "auto", adapter: str | None = None
+) -> Inspected:
     """All that can be known of a model from its config and the headers of its files.
 
     Args:
         source: As for :func:`open_model`, as all of them.
         revision: Of a hub id.
         dtype: What it is to run in.
+        adapter: As for :func:`open_model`.
 
     Raises:
         ModelError: As :func:`open_model`, as far as it can be known.
@@ -196,21 +217,29 @@ def inspect_model(source: str, *, revision: str | None = None, dtype: str = "aut
     found = _locate(source, revision)
     config = read_config(found.folder)
     weights = check_weights(found.folder) if found.has_weights() else None
-    stored = stored_weights(found.folder, config) if weights is not None else None
+    stored = None
+    if weights is not None:
+        stored = _with_adapter(stored_weights(found.folder, config), config, adapter)
     tokenizer = _tokenizer(found.folder)
     check_vocabulary(tokenizer, ModelShape.from_config(config).vocab_size, found.folder)
     if weights is None or stored is None:
         own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
         run = own if dtype == "auto" else dtype
         unseen = _NOT_HERE.format(name=found.hub_id)
-        return Inspected(config, tokenizer, found.hub_identity, run, (unseen,))
+        added = f"+lora:{adapter_digest(Path(adapter))}" if adapter is not None else ""
+        return Inspected(config, tokenizer, found.hub_identity + added, run, (unseen,))
     number = _run_dtype(config, weights, stored) if dtype == "auto" else getattr(torch, dtype)
+    identity, merged = found.hub_identity or _identity(found.folder, weights), stored.adapter
     return Inspected(
         config,
         tokenizer,
-        found.hub_identity or _identity(found.folder, weights),
+        identity if merged is None else f"{identity}+lora:{merged.digest}",
         str(number).removeprefix("torch."),
-        (*said_of(source), *stored.notes(number)),
+        (
+            *said_of(source),
+            *stored.notes(number),
+            *(() if merged is None else merged.notes(source)),
+        ),
     )
 
 

@@ -37,6 +37,8 @@ from safeedit.records import CastRecord
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from safeedit.model.adapter import Adapter
+
 FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Dtypes of weights that can be edited, as safetensors and as torch call them."""
 
@@ -66,13 +68,21 @@ class StoredWeights:
             hold a tied tensor twice, both names are there.
         tied: False where the config ties the head to the embedding, and the files hold a head of
             its own, which counts.
+        adapter: What is added to some of them as they are read; whatever is said of a tensor as
+            stored is then said of the sum.
     """
 
     folder: Path
     headers: Mapping[str, TensorHeader]
     names: Mapping[str, str]
     tied: bool = True
+    adapter: Adapter | None = None
     _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def merged(self) -> frozenset[str]:
+        """The file's names of the tensors that an adapter adds to."""
+        return frozenset(self.adapter.factors if self.adapter is not None else ())
 
     @cached_property
     def unread(self) -> tuple[str, ...]:
@@ -148,12 +158,17 @@ class StoredWeights:
         Raises:
             ModelError: The file is gone or damaged.
         """
-        return read_tensor(self.headers[name].file, name)
+        tensor = read_tensor(self.headers[name].file, name)
+        if self.adapter is None or name not in self.adapter.factors:
+            return tensor
+        return self.adapter.factors[name].added_to(tensor)
 
     def digests(self) -> dict[str, str]:
         """The file's name of every tensor -> SHA-256 over dtype, shape and bytes; read once."""
         if not self._digests:
-            self._digests.update(stored_digests(self.headers))
+            as_is = {n: head for n, head in self.headers.items() if n not in self.merged}
+            self._digests.update(stored_digests(as_is))
+            self._digests.update({n: tensor_digest(self.read(n)) for n in self.merged})
         return dict(self._digests)
 
 

@@ -67,7 +67,8 @@ def check_gates(loaded: LoadedPolicy, audits: Sequence[PlannedAudit], warnings: 
 def check_enough(
     loaded: LoadedPolicy, edits: Sequence[PlannedEdit], audits: Sequence[PlannedAudit]
 ) -> None:
-    """Every audit has something to measure: test items, and validation items for ``dose: auto``."""
+    """Every audit has something to measure: test items, and validation items for ``dose: auto`` and
+    ``layers: auto``."""
     for audit in audits:
         with Located(loaded, audit.at):
             if role := _without_items(audit, "test"):
@@ -76,18 +77,24 @@ def check_enough(
                     remedy="give it data with a test split, or at least three items",
                 )
     for index, edit in enumerate(edits):
-        if edit.spec.dose != "auto":
+        chosen = _chosen(edit)
+        if not chosen:
             continue
         for audit in audits:
             targets = sorted({gate.metric for gate in edit.targets} & audit.metrics.keys())
             role = _without_items(audit, "validation") if targets else ""
             if role:
                 raise loaded.error(
-                    ("edits", index, "targets" if edit.spec.targets else "dose"),
-                    f"'dose: auto' can't be held against {targets[0]} on validation data: the "
+                    ("edits", index, "targets" if edit.spec.targets else chosen),
+                    f"'{chosen}: auto' can't be held against {targets[0]} on validation data: the "
                     f"{role} data of audit {audit.id} has none",
                     "give that data a validation split, or list 'targets' that have one",
                 )
+
+
+def _chosen(edit: PlannedEdit) -> str:
+    """What of an edit is chosen on validation data; nothing where nothing is."""
+    return "dose" if edit.spec.dose == "auto" else "layers" if edit.places else ""
 
 
 def _without_items(audit: PlannedAudit, split: Split) -> str:
@@ -121,7 +128,7 @@ def check_splits(
         for role, data in edit.data.roles.items():
             used.append((f"fit split of edit {edit.id}: {role}", fitted[role]))
             used.append((f"validation split of edit {edit.id}: {role}", _asked(data, "validation")))
-    wanted = {gate.metric for edit in edits if edit.spec.dose == "auto" for gate in edit.targets}
+    wanted = {gate.metric for edit in edits if _chosen(edit) for gate in edit.targets}
     for audit in audits:
         if wanted & audit.metrics.keys():
             for role, data in audit.data.items():
@@ -188,6 +195,8 @@ def check_prompts(
 
 def check_place(plan: Plan, target: Path) -> None:
     """The export is neither its own source, nor lies in it, nor holds it."""
+    if plan.adapter is not None:
+        check_apart(target, Path(plan.adapter), what="the export", name="the adapter")
     source = plan.source_path
     if source is None:
         return

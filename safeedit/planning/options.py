@@ -14,7 +14,7 @@ from safeedit.contracts import BaseParams, DataRole, ModelRef, ScorerRef
 from safeedit.data import Dataset, load_dataset
 from safeedit.data.columns import answer_hint
 from safeedit.data.loading import with_defaults
-from safeedit.errors import DataError, UsageError
+from safeedit.errors import DataError, ModelError, UsageError
 from safeedit.model.sources import open_config
 from safeedit.planning.located import Located
 from safeedit.policy import AttackSpec, AuditSpec, DataSpec, EditSpec, LoadedPolicy
@@ -190,3 +190,23 @@ def model_source(loaded: LoadedPolicy, source: str) -> str:
             f"{os.path.relpath(path, loaded.base)}",
         )
     return source
+
+
+def adapter_folder(loaded: LoadedPolicy) -> str | None:
+    """Where the policy's adapter lies, read from the policy's folder like all paths.
+
+    Raises:
+        ModelError: There is no such folder.
+    """
+    given = loaded.policy.model.adapter
+    if given is None:
+        return None
+    folder = loaded.base / Path(given).expanduser()
+    if not folder.is_dir():
+        raise ModelError(
+            "there is no such folder with an adapter",
+            field="adapter",
+            remedy="name a local folder, relative to the policy; fetch an adapter of the hub first "
+            "('hf download OWNER/NAME --local-dir DIR')",
+        )
+    return str(folder)

@@ -45,6 +45,8 @@ class PlannedEdit:
     """What a dose must reach on validation data."""
     erased: tuple[Dataset, ...]
     """Its data to be erased with the test split, which no editor sees: what may not be repeated."""
+    places: tuple[PlannedEdit, ...] = ()
+    """Under ``layers: auto``, the same edit at each of the layers that are tried."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class Plan:
     warnings: tuple[str, ...]
     hidden: Withholding
     """What of the policy may not be repeated, since it quotes data to be erased."""
+    adapter: str | None = None
+    """Folder of the adapter that is merged into the model, as seen from here."""
     attacks: tuple[PlannedAttack, ...] = ()
     ledger: LedgerUpdate | None = None
     powers: Mapping[GateSpec, str] = field(default_factory=dict)
@@ -209,6 +213,7 @@ class Plan:
             "fingerprint": self.fingerprint(),
             "model": {
                 "source": policy.model.source,
+                "adapter": policy.model.adapter,
                 "architecture": self.shape.architecture.family,
                 "layers": self.shape.n_layers,
                 "width": self.shape.d_model,
@@ -244,10 +249,11 @@ class Plan:
             "use": edit.spec.use,
             "dose": edit.spec.dose,
             "params": self.hidden.value(edit.params.model_dump(mode="json")),
-            "layers": sorted({t.layer for t in edit.tensors if t.layer is not None}),
+            "layers": _layers(edit),
             "tensors": [t.name for t in edit.tensors],
             "parameters_touched": sum(_size(t.shape) for t in edit.tensors),
             "targets": listed_gates(edit.targets) if edit.spec.dose == "auto" else [],
+            "layers_tried": [_layers(place) for place in edit.places],
         }
 
     def _audit_summary(self, audit: PlannedAudit) -> dict[str, Any]:
@@ -297,6 +303,10 @@ class Plan:
             "training_tokens": training,
             "seconds": (2 * n * (forward * rounds + 2 * under) + 6 * n * training) / flops,
         }
+
+
+def _layers(edit: PlannedEdit) -> list[int]:
+    return sorted({t.layer for t in edit.tensors if t.layer is not None})
 
 
 def _of_attacks(plan: Plan) -> tuple[int, int]:

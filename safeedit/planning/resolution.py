@@ -30,7 +30,7 @@ from safeedit.planning.coverage import check_edits, check_erasure, warn_of_local
 from safeedit.planning.erasures import plan_ledger
 from safeedit.planning.lengths import check_lengths
 from safeedit.planning.located import Located
-from safeedit.planning.options import model_source
+from safeedit.planning.options import adapter_folder, model_source
 from safeedit.planning.plan import Plan
 from safeedit.planning.power import power
 from safeedit.planning.questions import check_questions
@@ -60,10 +60,7 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
     if policy.export is not None:
         with Located(loaded, ("export", "dir")):
             usable(policy.export.dir)
-    with Located(loaded, ("model", "source")):
-        source = model_source(loaded, policy.model.source)
-        found = inspect_model(source, revision=policy.model.revision, dtype=policy.model.dtype)
-        shape = ModelShape.from_config(found.config)
+    source, adapter, found, shape = _model(loaded)
     warnings += [f"model: {note}" for note in found.notes]
     edits = tuple(plan_edit(loaded, index, shape, key) for index in range(len(policy.edits)))
     audits = tuple(
@@ -78,6 +75,7 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
     plan = Plan(
         loaded=loaded,
         model_source=source,
+        adapter=adapter,
         model_digest=found.identity,
         dtype=found.dtype,
         shape=shape,
@@ -100,6 +98,15 @@ def _with_powers(plan: Plan, warnings: list[str]) -> Plan:
     warnings += [found.warning for found in powers.values() if found.warning]
     told = {gate: str(found) for gate, found in powers.items()}
     return replace(plan, warnings=tuple(warnings), powers=told)
+
+
+def _model(loaded: LoadedPolicy) -> tuple[str, str | None, Inspected, ModelShape]:
+    """Where model and adapter lie, what their headers say, and the shape."""
+    spec = loaded.policy.model
+    with Located(loaded, ("model", "source")):
+        source, adapter = model_source(loaded, spec.source), adapter_folder(loaded)
+        found = inspect_model(source, revision=spec.revision, dtype=spec.dtype, adapter=adapter)
+        return source, adapter, found, ModelShape.from_config(found.config)
 
 
 def _check(plan: Plan, found: Inspected, *, editing: bool, warnings: list[str]) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from safeedit import catalog
-from safeedit.contracts import Auditor, EditData, Editor
+from safeedit.contracts import Auditor, BaseParams, EditData, Editor
 from safeedit.data import Dataset
 from safeedit.model.architectures import ModelShape
 from safeedit.planning.located import Located
 from safeedit.planning.options import read_options
 from safeedit.planning.plan import PlannedAudit, PlannedEdit
 from safeedit.policy import AuditSpec, EditSpec, LoadedPolicy
+from safeedit.policy.layers import AUTO, candidates
 from safeedit.policy.reading import FieldPath
 
 
@@ -35,9 +37,10 @@ def plan_edit(
     with Located(loaded, (*at, "use")):
         kind = catalog.editor(spec.use)
     data, params = read_options(loaded, at, spec, kind.roles, kind.Params, key)
-    editor = kind(params)
+    tried = _tried(params, shape)
+    editor = kind(tried[0])
     with Located(loaded, at):
-        tensors = tuple(editor.touches(shape))
+        touched = [tuple(kind(each).touches(shape)) for each in tried]
     _check_data(loaded, at, spec, editor, data)
     targets = spec.targets or tuple(gate for gate in loaded.policy.gates if gate.as_is)
     if spec.dose == "auto" and not targets:
@@ -46,16 +49,39 @@ def plan_edit(
             "'dose: auto' needs targets to meet, and the policy has no gates",
             "add 'targets' to the edit or 'gates' to the policy, or give a number",
         )
-    return PlannedEdit(
+    if len(tried) > 1 and not targets:
+        raise loaded.error(
+            (*at, "layers"),
+            "'layers: auto' needs targets to choose by, and the policy has no gates",
+            "add 'targets' to the edit or 'gates' to the policy, or name layers",
+        )
+    planned = PlannedEdit(
         spec.id,
         spec,
         editor,
         params,
         EditData({role: found.without("test") for role, found in data.items()}),
-        tensors,
+        tuple(dict.fromkeys(tensor for tensors in touched for tensor in tensors)),
         targets,
         tuple(found for found in data.values() if found.erased),
     )
+    if len(tried) == 1:
+        return planned
+    places = tuple(
+        replace(planned, editor=kind(each), params=each, tensors=tensors)
+        for each, tensors in zip(tried, touched, strict=True)
+    )
+    return replace(planned, places=places)
+
+
+def _tried(params: BaseParams, shape: ModelShape) -> list[BaseParams]:
+    """The parameters at each of the layers that ``layers: auto`` tries; otherwise as they are."""
+    if getattr(params, "layers", None) != AUTO:
+        return [params]
+    own = type(params).model_fields["layers"].default
+    most = 1 if shape.norm_after_mlp else None  # over several layers nothing can be spread then
+    return [params.model_copy(update={"layers": layers})
+            for layers in candidates(own, shape.n_layers, most)]  # fmt: skip
 
 
 def _check_data(

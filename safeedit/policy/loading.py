@@ -68,7 +68,9 @@ class LoadedPolicy:
 
     def with_model_source(self, source: str) -> LoadedPolicy:
         """The same policy for another model."""
-        model = self.policy.model.model_copy(update={"source": source, "revision": None})
+        model = self.policy.model.model_copy(
+            update={"source": source, "revision": None, "adapter": None}
+        )
         found = self._with(self.policy.model_copy(update={"model": model}))
         return replace(found, given=self.given | {("model", "source")})
 

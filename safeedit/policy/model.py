@@ -41,6 +41,9 @@ class ModelSpec(PolicyPart):
     """Hub id, local folder, .gguf file, builtin:smollm2-135m-instruct or builtin:gemma3-270m."""
     revision: str | None = None
     """Commit, tag or branch of a hub model; pin a commit to make runs repeatable."""
+    adapter: Annotated[str, Field(min_length=1)] | None = None
+    """Folder of a LoRA adapter of PEFT that is merged into the model before anything is measured;
+    relative to the policy file. The export is the merged checkpoint."""
     dtype: DType = "auto"
     """Type of the weights while editing and in the export; auto keeps the model's own."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"

@@ -38,7 +38,8 @@ def render(record: RunRecord) -> str:
         f"# {escape(record.policy_name)}",
         "",
         f"This checkpoint is {escape(base)}, edited by safeedit "
-        f"{escape(record.environment.safeedit)} under a policy. {_outcome(record)}",
+        f"{escape(record.environment.safeedit)} under a policy. {_merged(record)}"
+        f"{_outcome(record)}",
         "",
     ]
     lines += ["## What was edited", ""]
@@ -69,6 +70,15 @@ def render(record: RunRecord) -> str:
         "passed on.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _merged(record: RunRecord) -> str:
+    adapter = record.model.adapter
+    if adapter is None:
+        return ""
+    return (
+        f"A LoRA adapter was merged into it first, whose files have the sha256 `{adapter.digest}`. "
+    )
 
 
 def _outcome(record: RunRecord) -> str:

@@ -251,6 +251,7 @@ def edit_facts(record: RunRecord, edit: EditRecord) -> tuple[tuple[str, str], ..
     elif not edit.targets_met:
         mode = "no dose met all targets on validation data; this one came nearest"
     facts = [
+        *_layers_tried(edit),
         ("dose", f"{edit.dose:g} ({mode})"),
         ("tensors changed", f"{plural(len(edit.changes), 'tensor')}{span and ', '}{span}"),
         (
@@ -271,6 +272,25 @@ def edit_facts(record: RunRecord, edit: EditRecord) -> tuple[tuple[str, str], ..
     )
     facts.append(("time", duration(edit.seconds)))
     return tuple(facts)
+
+
+def _layers_tried(edit: EditRecord) -> list[tuple[str, str]]:
+    """What ``layers: auto`` chose among, a line for each place."""
+    found = []
+    for place in edit.layers_tried:
+        figures = ", ".join(f"{name} {number(value)}" for name, value in place.metrics.items())
+        off = plural(len(place.misses), "target")
+        told = "targets met" if place.meets_targets else f"{off} off"
+        word = "layer" if len(place.layers) == 1 else "layers"
+        found.append(
+            (
+                f"{word} {listing([str(layer) for layer in place.layers])}, "
+                f"{'taken' if place.taken else 'tried'}",
+                f"{plural(place.facts, 'fact')} of validation data at dose {place.dose:g}: "
+                f"{told}; {figures}",
+            )
+        )
+    return found
 
 
 def weights_facts(record: RunRecord) -> tuple[tuple[str, str | None], ...]:
@@ -305,6 +325,8 @@ def model_line(record: RunRecord) -> str:
     """The base model in one line."""
     model = record.model
     source = f"{model.source}@{model.revision}" if model.revision else model.source
+    if model.adapter is not None:
+        source += f" with {model.adapter.source} merged"
     return (
         f"{source} ({model.architecture}, {model.parameters:,} parameters, {model.dtype} on "
         f"{model.device})"

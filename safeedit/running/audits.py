@@ -67,7 +67,7 @@ class Audits:
 
     def __post_init__(self) -> None:
         for edit in self.plan.edits:
-            for gate in edit.targets if edit.spec.dose == "auto" else ():
+            for gate in edit.targets if edit.spec.dose == "auto" or edit.places else ():
                 self.aims[gate.audit] = self.aims.get(gate.audit, frozenset()) | {gate.name}
 
     def baseline_metrics(self, split: Split) -> Metrics:

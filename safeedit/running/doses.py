@@ -25,6 +25,25 @@ class ChosenDose:
     """Whether it meets all targets; None for a fixed dose."""
 
 
+@dataclass(frozen=True)
+class TriedDose:
+    """One dose, and what each target says of it on validation data."""
+
+    point: DosePoint
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def shortfall(self) -> tuple[int, float]:
+        """How many targets it misses, and by how much in all, for comparison with others."""
+        misses = [verdict for verdict in self.verdicts if verdict.status != "pass"]
+        return len(misses), sum(map(_distance, misses))
+
+    @property
+    def room(self) -> float:
+        """How far within its targets it is, in all: each counts 1 at most."""
+        return sum(_distance(verdict) for verdict in self.verdicts if verdict.status == "pass")
+
+
 def choose_dose(
     audits: Audits, model: ModelHandle, edit: PlannedEdit, proposal: Proposal
 ) -> ChosenDose:
@@ -34,27 +53,36 @@ def choose_dose(
     """
     if edit.spec.dose != "auto":
         return ChosenDose(float(edit.spec.dose))
+    tried = try_doses(audits, model, edit, proposal)
+    curve = tuple(each.point for each in tried)
+    best = best_of(tried).point
+    if not best.meets_targets:
+        audits.ctx.warn(
+            f"edit {edit.id}: no dose met all targets on validation data; "
+            f"took {best.dose:g}, which missed {len(best.misses)}"
+        )
+    return ChosenDose(best.dose, curve, best.meets_targets)
+
+
+def try_doses(
+    audits: Audits, model: ModelHandle, edit: PlannedEdit, proposal: Proposal
+) -> list[TriedDose]:
+    """Doses in ascending order, up to the first that meets all targets; a fixed one alone."""
+    doses = proposal.doses if edit.spec.dose == "auto" else (float(edit.spec.dose),)
     targets = [gate.model_copy(update={"min_n": 1, "confidence": None}) for gate in edit.targets]
     ids = {gate.audit for gate in targets}
     used = [audit for audit in audits.plan.audits if audit.id in ids]
-    curve: list[DosePoint] = []
-    shortfalls: list[float] = []
-    what = f"edit {edit.id}: trying doses"
-    for dose in audits.ctx.progress(proposal.doses, what, len(proposal.doses)):
-        point, misses = _try(audits, model, proposal, dose, used, targets)
-        curve.append(point)
-        shortfalls.append(sum(map(_shortfall, misses)))
-        if not misses:
-            return ChosenDose(dose, tuple(curve), True)
-    # The nearest; of equally near ones the least, since doses ascend.
-    best = min(
-        zip(curve, shortfalls, strict=True), key=lambda pair: (len(pair[0].misses), pair[1])
-    )[0]
-    audits.ctx.warn(
-        f"edit {edit.id}: no dose met all targets on validation data; "
-        f"took {best.dose:g}, which missed {len(best.misses)}"
-    )
-    return ChosenDose(best.dose, tuple(curve), False)
+    tried: list[TriedDose] = []
+    for dose in audits.ctx.progress(doses, f"edit {edit.id}: trying doses", len(doses)):
+        tried.append(_try(audits, model, proposal, dose, used, targets))
+        if tried[-1].point.meets_targets:
+            break
+    return tried
+
+
+def best_of(tried: Sequence[TriedDose]) -> TriedDose:
+    """The nearest to its targets; of equally near ones the first, which is the least."""
+    return min(tried, key=lambda each: each.shortfall)
 
 
 def _try(
@@ -64,8 +92,8 @@ def _try(
     dose: float,
     used: Sequence[PlannedAudit],
     targets: Sequence[GateSpec],
-) -> tuple[DosePoint, list[Verdict]]:
-    """One dose, measured on validation data, and the targets that it misses."""
+) -> TriedDose:
+    """One dose, measured on validation data."""
     start = audits.store.effort.now()
     found: Metrics = {}
     with model.applied(proposal.at(dose)):
@@ -73,7 +101,7 @@ def _try(
             audited = audits.against_base(model, audit, "validation")
             found |= audited.metrics if audited is not None else {}
     comparisons = audits.comparisons(found, "validation")
-    verdicts = [judge(gate, comparisons.get(gate.metric)) for gate in targets]
+    verdicts = tuple(judge(gate, comparisons.get(gate.metric)) for gate in targets)
     misses = [verdict for verdict in verdicts if verdict.status != "pass"]
     point = DosePoint(
         dose=dose,
@@ -82,12 +110,13 @@ def _try(
         misses=tuple(verdict.reason for verdict in misses),
         seconds=audits.store.effort.now() - start,
     )
-    return point, misses
+    return TriedDose(point, verdicts)
 
 
-def _shortfall(miss: Verdict) -> float:
-    """How far a missed target is, as a share of the greater of value and bound; 1 without a
+def _distance(verdict: Verdict) -> float:
+    """How far value and bound of a target are apart, as a share of the greater of them; 1 without a
     value."""
-    if miss.value is None or miss.bound is None:
+    if verdict.value is None or verdict.bound is None:
         return 1.0
-    return abs(miss.value - miss.bound) / max(abs(miss.value), abs(miss.bound), 1e-12)
+    value, bound = verdict.value, verdict.bound
+    return abs(value - bound) / max(abs(value), abs(bound), 1e-12)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from safeedit.delta import WeightDelta
 from safeedit.errors import EditError
 from safeedit.model.handle import ModelHandle
 from safeedit.planning.plan import PlannedEdit
-from safeedit.records import ControlRecord, EditRecord
+from safeedit.records import ControlRecord, EditRecord, LayersTried
 from safeedit.running.audits import Audits
 from safeedit.running.clock import Clock
 from safeedit.running.controls import measure_controls
 from safeedit.running.doses import choose_dose
+from safeedit.running.layers import Places
 from safeedit.running.proposals import propose
 
 
@@ -31,14 +33,22 @@ class Edited:
     """Whether any stored weight is another now."""
 
 
-def apply_edit(audits: Audits, clock: Clock, model: ModelHandle, edit: PlannedEdit) -> Edited:
-    """Fit, choose the dose, measure the controls, apply, and prove what was not touched.
+def apply_edit(
+    audits: Audits,
+    clock: Clock,
+    model: ModelHandle,
+    edit: PlannedEdit,
+    places: Places | None = None,
+) -> Edited:
+    """Choose the layers where that is asked for, fit, choose the dose, measure the controls, apply,
+    and prove what was not touched.
 
     Args:
         audits: Those of the run.
-        clock: Its stages ``edit ID: fit``, ``dose`` and ``control`` are gone through.
+        clock: Its stages ``edit ID: layers``, ``fit``, ``dose`` and ``control`` are gone through.
         model: Changed in place.
         edit: From the plan.
+        places: Those that it is tried at, under ``layers: auto``.
 
     Raises:
         EditError: The editor changed the model while proposing, proposed no dose, or its delta
@@ -46,20 +56,17 @@ def apply_edit(audits: Audits, clock: Clock, model: ModelHandle, edit: PlannedEd
     """
     start = audits.store.effort.now()
     before = model.tensor_digests(fresh=True)
-    planned = {tensor.name for tensor in edit.tensors}
+    edit, tried = _placed(clock, model, edit, places)
     with clock.stage(f"edit {edit.id}: fit"):
         proposal = propose(audits, model, edit)
     with clock.stage(f"edit {edit.id}: dose"):
         chosen = choose_dose(audits, model, edit, proposal)
-    delta = proposal.at(chosen.dose)
-    if stray := sorted(delta.updates.keys() - planned):
-        raise EditError(f"edit {edit.id}: the delta names tensors outside its plan: {stray}")
+    delta = _within_plan(edit, proposal.at(chosen.dose))
     controls: tuple[ControlRecord, ...] = ()
     if edit.spec.control:
         with clock.stage(f"edit {edit.id}: control"):
             own = proposal.controls(chosen.dose)
             controls = measure_controls(audits, model, edit, delta, own)
-
     undo = model.apply(delta)
     changed = _changed(model, edit, delta, before)
     if not changed:
@@ -67,22 +74,47 @@ def apply_edit(audits: Audits, clock: Clock, model: ModelHandle, edit: PlannedEd
             f"edit {edit.id} changed no stored weight: its effect vanishes in {model.dtype}"
         )
     record = EditRecord(
-        id=edit.id,
-        use=edit.spec.use,
-        params=audits.plan.hidden.value(edit.params.model_dump(mode="json")),
-        data_digests={role: data.digest for role, data in edit.data.roles.items()},
+        **_of_plan(audits, edit),
         dose=chosen.dose,
-        dose_mode="auto" if edit.spec.dose == "auto" else "fixed",
         dose_curve=chosen.curve,
         targets_met=chosen.met,
+        layers_tried=tried,
         changes=undo.changes,
         delta_digest=delta.digest(),
-        untouched_verified=len(before.keys() - planned),
+        untouched_verified=len(before.keys() - {tensor.name for tensor in edit.tensors}),
         notes=proposal.notes,
         controls=controls,
         seconds=audits.store.effort.now() - start,
     )
     return Edited(record, delta, changed)
+
+
+def _of_plan(audits: Audits, edit: PlannedEdit) -> dict[str, Any]:
+    """What the record of an edit has from its plan."""
+    return {
+        "id": edit.id,
+        "use": edit.spec.use,
+        "params": audits.plan.hidden.value(edit.params.model_dump(mode="json")),
+        "data_digests": {role: data.digest for role, data in edit.data.roles.items()},
+        "dose_mode": "auto" if edit.spec.dose == "auto" else "fixed",
+    }
+
+
+def _placed(
+    clock: Clock, model: ModelHandle, edit: PlannedEdit, places: Places | None
+) -> tuple[PlannedEdit, tuple[LayersTried, ...]]:
+    """The edit at its layers, and what was tried to choose them."""
+    if places is None:
+        return edit, ()
+    with clock.stage(f"edit {edit.id}: layers"):
+        return places.choose(model)
+
+
+def _within_plan(edit: PlannedEdit, delta: WeightDelta) -> WeightDelta:
+    planned = {tensor.name for tensor in edit.tensors}
+    if stray := sorted(delta.updates.keys() - planned):
+        raise EditError(f"edit {edit.id}: the delta names tensors outside its plan: {stray}")
+    return delta
 
 
 def _changed(

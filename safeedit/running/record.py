@@ -68,7 +68,7 @@ def data_record(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def model_record(
-    source: str, revision: str | None, model: ModelHandle, place: str = ""
+    source: str, revision: str | None, model: ModelHandle, place: str = "", adapter: str = ""
 ) -> ModelRecord:
     """A model of a run: source, shape, digest, and what of its files was cast or not read.
 
@@ -77,6 +77,7 @@ def model_record(
         revision: Of a hub model.
         model: Opened.
         place: The source as seen from here, where that is written otherwise.
+        adapter: The folder of what was merged into it, as the policy names it.
     """
     stored = model.on_disk
     assert stored is not None, "a run opens its model from files"
@@ -90,6 +91,7 @@ def model_record(
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         digest=digest_of(stored.digests()),
+        adapter=None if stored.adapter is None else stored.adapter.record(adapter),
         casts=stored.casts(model.dtype),
         names=stored.renamed(model.shape.tied),
         unread=stored.unread,

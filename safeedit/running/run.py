@@ -51,6 +51,7 @@ from safeedit.running.clock import Clock
 from safeedit.running.controls import gates_so_far
 from safeedit.running.edits import apply_edit
 from safeedit.running.keys import scorer_notes
+from safeedit.running.layers import Places
 from safeedit.running.record import data_record, environment_record, model_record, verdicts_of
 from safeedit.running.store import Store
 from safeedit.scorers.score_cache import scorers
@@ -103,6 +104,7 @@ def attack(
     ctx: RunContext,
     *,
     base: str,
+    base_adapter: str | None = None,
     write_reports: WriteReports = lambda record: None,
 ) -> RunRecord:
     """Attack the plan's model, whoever edited it, and hold it against the one it was made from.
@@ -111,17 +113,20 @@ def attack(
         plan: Its model is the edited one; it has no edits and no export.
         ctx: As for :func:`execute`.
         base: Source of the untouched model.
+        base_adapter: Folder of an adapter to merge into it.
         write_reports: Called with the final record.
     """
     stages = ["audit before", *map(base_stage, plan.attacks), "open model", "audit after"]
     run = Run(plan, ctx, "attack", [*stages, *map(edited_stage, plan.attacks)])
-    return run.attack(base, write_reports)
+    return run.attack(base, base_adapter, write_reports)
 
 
 def _stages(plan: Plan) -> list[str]:
     """The stages of a run to its verdict, in order."""
     found = ["open model", "audit before", *map(base_stage, plan.attacks)]
     for number, edit in enumerate(plan.edits, 1):
+        if edit.places:
+            found.append(f"edit {edit.id}: layers")
         found += [f"edit {edit.id}: fit", f"edit {edit.id}: dose"]
         if edit.spec.control:
             found.append(f"edit {edit.id}: control")
@@ -163,6 +168,8 @@ class Run:
         self.clock = Clock(tuple(stages), ctx.stages, store.effort)
         self.audits = Audits(plan, self.ctx, store)
         self.attacks = Attacks(self.audits, self.clock)
+        self.places: dict[str, Places] = {}
+        """Of each edit whose layers are to be chosen."""
         self.edits: list[EditRecord] = []
         self.deltas: dict[str, WeightDelta] = {}
         self.idle = False
@@ -222,9 +229,9 @@ class Run:
         write_reports(record)
         return record
 
-    def attack(self, base: str, write_reports: WriteReports) -> RunRecord:
+    def attack(self, base: str, base_adapter: str | None, write_reports: WriteReports) -> RunRecord:
         """Attack the model as it is; see :func:`attack`."""
-        untouched = self._open_base(base)
+        untouched = self._open_base(base, base_adapter)
         self._measure_base(untouched)
         self.attacks.measure_base(untouched)
         del untouched  # not two copies of the weights at once
@@ -236,10 +243,10 @@ class Run:
         write_reports(record)
         return record
 
-    def _open_base(self, source: str) -> ModelHandle:
+    def _open_base(self, source: str, adapter: str | None = None) -> ModelHandle:
         spec = self.plan.loaded.policy.model
-        model = open_model(source, dtype=spec.dtype, device=spec.device)
-        self.compared_with = model_record(source, None, model)
+        model = open_model(source, dtype=spec.dtype, device=spec.device, adapter=adapter)
+        self.compared_with = model_record(source, None, model, adapter=adapter or "")
         return model
 
     def _open(self) -> ModelHandle:
@@ -249,12 +256,15 @@ class Run:
         torch.manual_seed(self.ctx.seed)
         with self.clock.stage("open model"):
             model = open_model(
-                plan.model_source, revision=spec.revision, dtype=spec.dtype, device=spec.device
-            )
+                plan.model_source, revision=spec.revision, dtype=spec.dtype, device=spec.device,
+                adapter=plan.adapter,
+            )  # fmt: skip
         left = left_behind(model.folder) if plan.export_dir and model.folder else ()
         if left:
             self.ctx.warn(f"files of the model that an export does not get: {', '.join(left)}")
-        self.model = model_record(spec.source, spec.revision, model, plan.model_source)
+        self.model = model_record(
+            spec.source, spec.revision, model, plan.model_source, spec.adapter or ""
+        )
         return model
 
     def _measure_base(self, model: ModelHandle, splits: Sequence[Split] = ("test",)) -> None:
@@ -264,12 +274,17 @@ class Run:
                 for audit in self.plan.audits:
                     if split == "test" or audit.id in self.audits.aims:
                         self.audits.measure_base(model, audit, split)
+            for edit in self.plan.edits if "validation" in splits else ():
+                if edit.places:
+                    self.places[edit.id] = Places.of(self.audits, edit)
+                    self.places[edit.id].measure_base(model)
 
     def _edit(self, model: ModelHandle) -> None:
         """One edit after the other, in place."""
         untouched = model.digest()
         for number, edit in enumerate(self.plan.edits, 1):
-            edited = apply_edit(self.audits, self.clock, model, edit)
+            places = self.places.get(edit.id)
+            edited = apply_edit(self.audits, self.clock, model, edit, places)
             record = edited.record
             if number < len(self.plan.edits):
                 with self.clock.stage(f"edit {edit.id}: gates so far"):

@@ -36,7 +36,7 @@ from safeedit.export.disk import read_plain
 from safeedit.private import private_folder
 from safeedit.running.clock import Effort
 
-Kind = Literal["audit", "edit", "dose", "attack"]
+Kind = Literal["audit", "edit", "dose", "layers", "attack"]
 
 FOLDER = "store"
 SAID, TENSORS = "said.json", "tensors.safetensors"

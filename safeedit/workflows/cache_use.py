@@ -12,14 +12,19 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from safeedit.errors import ModelError
-from safeedit.running.store import FOLDER
+from safeedit.running.store import FOLDER, Kind
+
+ENTRIES = get_args(Kind)
+"""Kinds of the store's entries."""
 
 KINDS: dict[str, tuple[str, bool]] = {
     "audit": ("audits of models, finished", True),
     "edit": ("edits, fitted", True),
     "dose": ("edits, at one strength", True),
+    "layers": ("layers chosen for an edit", True),
     "attack": ("attacks, at one strength", True),
     "moments": ("second moments of activations", True),
     "remedi": ("maps learnt by REMEDI", True),
@@ -122,7 +127,7 @@ def prune(gone: list[Kept]) -> None:
 def _entries(cache: Path, kind: str) -> Iterator[Kept]:
     here = cache / FOLDER
     pattern = f"{kind}-*"
-    if kind not in ("audit", "edit", "dose", "attack"):
+    if kind not in ENTRIES:
         here, pattern = cache / kind, "*"
     for path in here.glob(pattern) if here.is_dir() else ():
         if path.name.startswith("."):

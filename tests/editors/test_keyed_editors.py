@@ -19,12 +19,13 @@ from safeedit.delta import LowRank
 from safeedit.errors import DataError, EditError, SafeeditError, UnsupportedModelError, UsageError
 from safeedit.methods.facts.keys import keys_at, subject_spot
 from safeedit.methods.keyed_update import KeyedEditor
+from safeedit.model.architectures import ModelShape
 from safeedit.model.handle import ModelHandle
 from tests.editors import toy
 from tests.editors.searching import searching
 from tests.editors.toy import FACTS, FORGOTTEN, KEPT, REFUSAL, WORDINGS
 from tests.fixtures import context
-from tests.tiny_models import tiny_handle
+from tests.tiny_models import tiny_config, tiny_handle
 
 pytestmark = pytest.mark.trains
 
@@ -361,3 +362,17 @@ def test_every_keyed_editor_is_one() -> None:
 )
 def test_the_longest_shared_span(texts: tuple[str, ...], span: str) -> None:
     assert shared_span(texts) == span
+
+
+@pytest.mark.parametrize("name", ["memit", "alphaedit", "keyed_debias"])
+def test_where_a_norm_follows_the_mlp_the_last_of_the_default_layers_is_edited(name: str) -> None:
+    kind = catalog.editor(name)
+    depth = {"num_hidden_layers": 18}
+    with_norm, without = (
+        ModelShape.from_config(tiny_config(family, **depth)) for family in ("gemma3_text", "llama")
+    )
+    own = sorted({t.layer or 0 for t in kind(kind.Params()).touches(without)})
+    assert len(own) > 1
+    assert [t.layer for t in kind(kind.Params()).touches(with_norm)] == own[-1:]
+    named = kind(kind.Params.model_validate({"layers": "2-3"}))
+    assert [t.layer for t in named.touches(with_norm)] == [2, 3], "refused when it is fitted"

@@ -232,7 +232,26 @@ def test_quantised_weights_are_refused_as_such(family: str, method: str) -> None
         architecture_of(config)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "mamba", "bloom"])
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        "mamba",
+        "mamba2",
+        "bamba",
+        "zamba2",
+        "falcon_h1",
+        "recurrent_gemma",
+        "lfm2",
+        "qwen3_5_text",
+        "olmo_hybrid",
+    ],
+)
+def test_a_model_with_layers_that_keep_a_state_is_refused_as_one(model_type: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"{model_type} is no pure transformer"):
+        architecture_of(AutoConfig.for_model(model_type))
+
+
+@pytest.mark.parametrize("model_type", ["bert", "stablelm", "bloom"])
 def test_an_unknown_type_is_refused_with_what_is_supported(model_type: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"'{model_type}'") as refusal:
         architecture_of(AutoConfig.for_model(model_type))

@@ -562,7 +562,10 @@ class TestAGgufFile:
         ("kind", "dtype"),
         [
             (GGMLQuantizationType.Q8_0, torch.bfloat16),
+            (GGMLQuantizationType.Q4_0, torch.bfloat16),
             (GGMLQuantizationType.Q4_1, torch.bfloat16),
+            (GGMLQuantizationType.Q5_0, torch.bfloat16),
+            (GGMLQuantizationType.Q5_1, torch.bfloat16),
             (GGMLQuantizationType.BF16, torch.bfloat16),
             (GGMLQuantizationType.F16, torch.float16),
             (GGMLQuantizationType.F32, torch.float32),

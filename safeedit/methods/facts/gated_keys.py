@@ -110,20 +110,33 @@ def _ridge_rows(
     inputs: Tensor, subjects: Tensor, background: Moments, keys: int, ridge: float, weight: float
 ) -> Tensor:
     """The minimisers that :func:`separate` says, ``(keys, width)``, fp64."""
-    eye = torch.eye(len(background.second), dtype=torch.float64)
-    loaded = background.second + ridge * background.second.diagonal().mean() * eye
-    own = torch.nn.functional.one_hot(subjects % keys, keys).double()
-    wanted = 2 * own - 1
     # Each subject weighs the same, and a key's own as much as all others together.
-    share = (1 / torch.bincount(subjects)[subjects].double())[:, None]
-    others = (1 - own) * share
-    balance = own * share / (own * share).sum(0) + others / others.sum(0).clamp(min=1)
-    return torch.stack(
-        [
-            torch.linalg.solve(
-                inputs.T @ (balance[:, k, None] * inputs) + weight * loaded,
-                inputs.T @ (balance[:, k] * wanted[:, k]) - weight * background.mean,
-            )
-            for k in range(keys)
-        ]
-    )
+    share = 1 / torch.bincount(subjects)[subjects].double()
+    count = int(subjects.max()) + 1
+    eye = torch.eye(len(background.second), dtype=torch.float64)
+    diagonal = ridge * background.second.diagonal().mean() * eye
+    loaded = weight * (background.second + diagonal)
+    mentions = inputs.T @ (share[:, None] * inputs)
+    rows = torch.empty(keys, len(loaded), dtype=torch.float64)
+    of_key = [len(range(key, count, keys)) for key in range(keys)]
+    for owned in sorted(set(of_key)):
+        # As if all were others' mentions: one matrix for all keys of as many subjects. What a key's
+        # own weigh instead is an update of low rank.
+        apart, together = 1 / max(1, count - owned), 1 / max(1, owned)
+        factor = torch.linalg.cholesky(loaded + apart * mentions)
+        for key in (key for key, found in enumerate(of_key) if found == owned):
+            own = subjects % keys == key
+            wanted = torch.where(own, together * share, -apart * share) @ inputs
+            aim = (wanted - weight * background.mean)[:, None]
+            more = share[own] * (together - apart)
+            rows[key] = _updated_solution(factor, inputs[own], more, aim)
+    return rows
+
+
+def _updated_solution(factor: Tensor, rows: Tensor, weights: Tensor, aim: Tensor) -> Tensor:
+    """``(d,)`` the solution ``x`` of ``(A + rows' diag(weights) rows) x = aim``, by the identity of
+    Sherman, Morrison and Woodbury; ``factor`` is the Cholesky factor of ``A``."""
+    solved = torch.cholesky_solve(torch.cat([aim, rows.T], 1), factor)
+    plain, moved = solved[:, :1], solved[:, 1:]
+    inner = torch.eye(len(rows), dtype=rows.dtype) + weights[:, None] * (rows @ moved)
+    return (plain - moved @ torch.linalg.solve(inner, weights[:, None] * (rows @ plain)))[:, 0]

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from safeedit.contracts import BaseParams
 from safeedit.data import Dataset
-from safeedit.policy.layers import Layers
+from safeedit.policy.layers import LayersOrAuto
 
 CONTEXTS = (
     "{}",
@@ -60,7 +60,11 @@ _LEAST_STEPS = 12
 class FactParams(BaseParams):
     """Parameters of whatever learns values of facts."""
 
-    layers: Layers = Field("16%-16%", description="whose MLP outputs move")
+    layers: LayersOrAuto = Field(
+        "16%-16%",
+        description="whose MLP outputs move; auto: the run tries this place and others on a few "
+        "facts and takes what does best on validation data",
+    )
     target: Literal["refusal", "unlikely", "entropy", "replace"]
     templates: tuple[Literal["data", "chat", "plain"], ...] = Field(
         ("data",),

@@ -253,10 +253,11 @@ class Learner:
         """As :func:`~safeedit.methods.tuning.answer_states`, of the model as it learns."""
         if not self._first:
             return answer_states(self.handle, batch)
-        rows = [self._entering[id(example)] for example in batch]
+        # The last token of an ending is predicted, never read.
+        rows = [self._entering[id(example)][:-1] for example in batch]
         hidden = pad_sequence(rows, batch_first=True).float().to(self.handle.device)
         with starting_at(self.handle.blocks(), self._first, hidden, tuples=self._tuples):
-            return answer_states(self.handle, batch)
+            return answer_states(self.handle, batch, side_by_side=True)
 
     def step(self, loss: Tensor, left: float) -> None:
         """One step down the gradient; ``left`` is the share of the cycles still to come, to
