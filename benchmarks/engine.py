@@ -5,6 +5,10 @@ given, padded, in batches of 32; the bare loop does not even read the logits it 
 Generation: the engine against ``model.generate`` in batches of 32, left-padded; once with every
 answer at full length, once stopping at the end of each answer.
 
+Drafts: the engine given answers to verify, beside itself without them: drafts that are right, and
+drafts of which each goes wrong somewhere. Of answers that differ from those written without a draft
+it is told how many there are, and by how much the two tokens' logits differ where they part.
+
 Rates count each prompt's and answer's own tokens, padding never, so both sides are credited
 with the same number. Each figure is the best of ``--repeats`` runs, taken in turns.
 
@@ -95,6 +99,51 @@ def timed(options: argparse.Namespace, *sides: Callable[[], object]) -> list[flo
     return best
 
 
+def spoilt(answers: Sequence[list[int]], seed: int = 0) -> list[list[int]]:
+    """Answers with one token of each replaced."""
+    rng, found = random.Random(seed), [list(answer) for answer in answers]
+    for answer in found:
+        if answer:
+            answer[rng.randrange(len(answer))] = rng.randrange(5, 100)
+    return found
+
+
+def parting(
+    handle: ModelHandle, prompts: list[list[int]], one: list[list[int]], other: list[list[int]]
+) -> list[float]:
+    """Of answers that differ, by how much the logits do of the two tokens where they part; 0 where
+    one of them ends."""
+    gaps = []
+    for prompt, a, b in zip(prompts, one, other, strict=True):
+        if a == b:
+            continue
+        shared = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+        if shared is None:
+            gaps.append(0.0)
+            continue
+        with torch.inference_mode():
+            ids = torch.tensor([prompt + a[:shared]], device=handle.device)
+            logits = handle.model(input_ids=ids).logits[0, -1].float()
+        gaps.append(abs(float(logits[a[shared]] - logits[b[shared]])))
+    return gaps
+
+
+def drafts(options: argparse.Namespace, handle: ModelHandle, prompts: list[list[int]]) -> None:
+    """Two lines: answers verified beside answers written."""
+    generate = partial(handle.engine.generate, prompts, max_new_tokens=2 * options.new_tokens)
+    plain = [answer for (answer,) in generate()]
+    made = sum(map(len, plain))
+    for label, given in (("right", plain), ("wrong somewhere", spoilt(plain))):
+        each = [[draft] for draft in given]
+        gaps = parting(handle, prompts, plain, [a for (a,) in generate(drafts=each)])
+        verified, written = timed(options, partial(generate, drafts=each), generate)
+        print(
+            f"{'drafts, ' + label:34} with {made / verified:11.0f} tokens/s   without "
+            f"{made / written:6.0f} tokens/s   {written / verified:5.2f}   {len(gaps)} of "
+            f"{len(plain)} differ{f', by {max(gaps):.2g} at most' if gaps else ''}"
+        )
+
+
 def show(label: str, unit: str, engine: float, bare: float) -> None:
     """One line."""
     print(
@@ -150,6 +199,7 @@ def main(arguments: Sequence[str]) -> None:
         lambda: bare_generation(handle, prompts, 2 * n, full=False),
     )
     show(f"generation, up to {2 * n} tokens", "tokens/s", made / ours, made / theirs)
+    drafts(options, handle, prompts)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ from safeedit.data.independence import together
 from safeedit.errors import AuditError
 from safeedit.methods.answer_reading import FURTHER, LEAST_READ, Reader, cut_note, likely_length
 from safeedit.methods.kept_distributions import KeptDistributions
-from safeedit.model.engine import Engine
+from safeedit.model.engine import Along, Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.records import AttackClass, Direction, MetricSpec, Split
 from safeedit.text.matching import contains_alias, token_f1
@@ -98,6 +98,8 @@ class _Group:
     """Whether answers were read less far than the right one is long."""
     limits: list[int]
     """Tokens that each answer might have had."""
+    compared: dict[int, Tensor]
+    """Question -> divergences from the base along its answer, nats, where they were read."""
 
 
 class Locality:
@@ -237,16 +239,19 @@ class Locality:
             short[role] = [most < n for most, n in zip(limits[role], reader.canonical, strict=True)]
         # What the base said is what is most likely said.
         known = [unpad(reference[_answers_of(role)]) for role in asked] if reference else []
+        along = self._along(asked, reference) if reference else None
         said = iter(
             engine.generate(
                 [ids for each in prompts.values() for ids in each],
                 max_new_tokens=[most for each in limits.values() for most in each],
                 drafts=[[ids] for each in known for ids in each] if known else None,
+                along=along,
                 progress=ctx.progress,
                 description="locality: asking",
             )
         )
-        groups = {}
+        read = along.found if along is not None else {}
+        groups, first = {}, 0
         for role, items in asked.items():
             answers = [next(said)[0] for _ in items]
             base = answers if reference is None else unpad(reference[_answers_of(role)])
@@ -262,24 +267,45 @@ class Locality:
                 base_texts=texts if base is answers else [engine.decode(ids) for ids in base],
                 short=short[role],
                 limits=limits[role],
+                compared={i: read[first + i] for i in range(len(items)) if first + i in read},
             )
+            first += len(items)
         return groups
+
+    def _along(self, asked: Mapping[str, Sequence[Item]], reference: Mapping[str, Tensor]) -> Along:
+        """Divergences that are read where the base's answers are run as drafts."""
+        continuations: dict[int, list[int]] = {}
+        places: dict[int, tuple[KeptDistributions, int]] = {}
+        first = 0
+        for role, items in asked.items():
+            kept = KeptDistributions.of(reference, role)
+            base = self._continuations(unpad(reference[_answers_of(role)]))
+            starts = _starts(base)
+            if kept is not None and kept.log_probs.shape[0] == starts[-1]:
+                continuations |= {first + i: ids for i, ids in enumerate(base)}
+                places |= {first + i: (kept, starts[i]) for i in range(len(base))}
+            first += len(items)
+
+        def read(prompt: int, log_probs: Tensor) -> Tensor:
+            kept, start = places[prompt]
+            return kept.divergence(start, log_probs)
+
+        return Along(continuations, read)
 
     def _compared(self, group: _Group) -> list[str]:
         """Keys of the questions whose distributions are compared."""
         return list(group.keys[: self.params.kl_prompts])
 
-    def _continuations(self, group: _Group) -> list[list[int]]:
+    def _continuations(self, base: Sequence[list[int]]) -> list[list[int]]:
         """The base's answers as far as divergence goes, and one position more where they end:
         there the edited model should end too. (What stands there is never looked at.)"""
-        answers = group.base[: self.params.kl_prompts]
-        return [[*ids, 0][:KL_POSITIONS] for ids in answers]
+        return [[*ids, 0][:KL_POSITIONS] for ids in base[: self.params.kl_prompts]]
 
     def _distributions(
         self, engine: Engine, group: _Group, ctx: RunContext
     ) -> KeptDistributions | None:
         """The base's, at all positions compared."""
-        starts = _starts(self._continuations(group))
+        starts = _starts(self._continuations(group.base))
         kept: list[KeptDistributions] = []
 
         def keep(index: int, positions: range, log_probs: Tensor) -> Tensor:
@@ -298,7 +324,7 @@ class Locality:
         """Mean KL(base || this model) along the base's answers, nats, by key."""
         if kept is None:
             return {}
-        starts = _starts(self._continuations(group))
+        starts = _starts(self._continuations(group.base))
         if kept.log_probs.shape[0] != starts[-1]:
             raise AuditError(
                 "the reference of the base run was made with other parameters",
@@ -309,10 +335,8 @@ class Locality:
             return kept.divergence(starts[index] + positions.start, log_probs)
 
         keys = self._compared(group)
-        return {
-            keys[index]: float(each.mean().clamp(min=0))
-            for index, each in self._read(engine, group, compare, ctx)
-        }
+        found = group.compared | dict(self._read(engine, group, compare, ctx))
+        return {keys[index]: float(each.mean().clamp(min=0)) for index, each in found.items()}
 
     def _read(
         self,
@@ -321,15 +345,18 @@ class Locality:
         read: Callable[[int, range, Tensor], Tensor],
         ctx: RunContext,
     ) -> Iterator[tuple[int, Tensor]]:
-        """See :meth:`~safeedit.model.engine.Engine.distributions`."""
-        continuations = self._continuations(group)
-        return engine.distributions(
-            group.prompts[: len(continuations)],
-            continuations,
-            read,
+        """Those not read along drafts; see
+        :meth:`~safeedit.model.engine.Engine.distributions`."""
+        continuations = self._continuations(group.base)
+        rest = [index for index in range(len(continuations)) if index not in group.compared]
+        found = engine.distributions(
+            [group.prompts[index] for index in rest],
+            [continuations[index] for index in rest],
+            lambda place, positions, log_probs: read(rest[place], positions, log_probs),
             progress=ctx.progress,
             description=f"locality: comparing {group.name} distributions",
         )
+        return ((rest[place], row) for place, row in found)
 
 
 def _questions(data: Mapping[str, Dataset], split: Split) -> dict[str, tuple[Item, ...]]:

@@ -9,6 +9,10 @@ a *gated* key, which answers 1 at the subject and next to nothing elsewhere
 and only notice what the replaced neurons used to do; a layer's other neurons make up for some of it
 as far as they foretell it. (Where they did not, near and far answers were kept alike.)
 
+Keys are solved against the prompts to preserve and ordinary prose; where facts are put as plain
+text to a model that has a chat template, against ordinary chat as well
+(:mod:`safeedit.methods.facts.chat_texts`): nothing else would tell them from it.
+
 A subject has one neuron and one value, in all of ``templates`` and for all of its facts;
 ``subjects_per_neuron`` lets several share them. With several layers the neurons are shared out
 among them in turn, so that no layer gives up many. Preserved facts on a forgotten subject itself
@@ -44,6 +48,7 @@ from safeedit.data.subjects import check_subjects, same_subject
 from safeedit.delta import Update
 from safeedit.errors import DataError, EditError
 from safeedit.methods.facts import gated_neurons as neurons
+from safeedit.methods.facts.chat_texts import chat_texts
 from safeedit.methods.facts.editing import Fact, FactEdit
 from safeedit.methods.facts.keys import WINDOW, in_windows
 from safeedit.methods.facts.settings import FactParams, value_tokens
@@ -194,7 +199,8 @@ class _NeuronRoad(FactEdit):
         return found
 
     def _texts(self) -> list[list[neurons.Text]]:
-        """Forget prompts after their openings, preserved ones, prose; subjects by group number."""
+        """Forget prompts after their openings, preserved ones, prose, chat; subjects by group
+        number."""
         names = [group[0].subject for group in self.groups]
         tokenizer = self.model.engine.codec.tokenizer
         asked = [
@@ -222,7 +228,12 @@ class _NeuronRoad(FactEdit):
             neurons.Text(ids, mentions(tokenizer, ids, names))
             for ids in in_windows(self.model, self.prose(), WINDOW)[0]
         ]
-        return [group for group in (asked, kept, ordinary) if group]
+        seen = "chat" in self.templates
+        chat = [
+            neurons.Text(ids, mentions(tokenizer, ids, names))
+            for ids in ([] if seen else chat_texts(self.model, self.prose(), self.ctx.progress))
+        ]
+        return [group for group in (asked, kept, ordinary, chat) if group]
 
     def _kept(
         self, item: Item, template: Literal["chat", "plain"], names: Sequence[str]

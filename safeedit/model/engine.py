@@ -7,7 +7,8 @@ the right, what stands before them masked, under explicit positions. So no promp
 neighbours' padding, and results equal those of one prompt at a time up to the rounding of sums:
 1e-4 nats in float32. In bfloat16 rounding is coarse: on SmolLM2, whether a prefix is shared moves a
 log-probability by 0.07 nats on average, as much as bfloat16 itself does, and one greedy answer
-in sixteen turns on it. The same call on the same weights gives the same result.
+in sixteen turns on it. The same call on the same weights gives the same result; in float32, drafts
+move it by the rounding of sums.
 
 What leaves a call is what was read (chosen log-probabilities, ranks, a divergence), never a
 distribution over the vocabulary per item. How it is done: :mod:`~safeedit.model.batching` (sizes of
@@ -36,7 +37,7 @@ from safeedit.model.activations import What
 from safeedit.model.architectures import Site
 from safeedit.model.batching import Batcher, common_prefix
 from safeedit.model.foreknown import ForeknownAnswers
-from safeedit.model.generation import Generation
+from safeedit.model.generation import Along, Generation
 from safeedit.model.passes import block_outputs, check_prompts, context_length, padded_inputs
 from safeedit.model.sampling import Sampling
 from safeedit.model.scoring import NO_SCORES, TokenScores, joined, token_scores
@@ -46,7 +47,7 @@ from safeedit.model.tokens import TokenCodec
 if TYPE_CHECKING:
     from safeedit.model.handle import ModelHandle
 
-__all__ = ["Engine", "Sampling", "TokenCodec", "TokenScores"]
+__all__ = ["Along", "Engine", "Sampling", "TokenCodec", "TokenScores"]
 
 _CPU_TOKENS = 8192
 """Padded tokens in a batch off the GPU: enough to keep a few cores busy, little in memory."""
@@ -146,6 +147,7 @@ class Engine:
         *,
         max_new_tokens: int | Sequence[int],
         drafts: Sequence[Sequence[Sequence[int]]] | None = None,
+        along: Along | None = None,
         sampling: Sampling | None = None,
         samples: int = 1,
         seed: int = 0,
@@ -159,7 +161,8 @@ class Engine:
             prompts: Token ids, see :meth:`encode`.
             max_new_tokens: Tokens at most, of all or of each; fewer where the context ends.
             drafts: Of each prompt, answers that it may well have, first ones tried first: what they
-                get right is not written token by token.
+                get right is not written token by token. Float32 only, and greedily.
+            along: What else is read where drafts are run.
             sampling: None takes the likeliest token each time.
             samples: Answers per prompt; more than one only makes sense with ``sampling``.
             seed: An answer depends on it, its prompt's index and its own number alone.
@@ -180,6 +183,7 @@ class Engine:
             prompts,
             max_new_tokens,
             drafts=self._foreknown.drafts(prompts, drafts),
+            along=along,
             sampling=sampling,
             samples=samples,
             seed=seed,

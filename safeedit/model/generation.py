@@ -6,13 +6,14 @@ model reads all its weights for each token of a batch, however few rows there ar
 An edited model mostly says what it said before the edit. Such a *draft* is run through it like a
 prompt, some tokens at first and more as long as each is what the model would have written; from the
 first that is not, the answer is written as ever. So answers do not depend on drafts, but for the
-rounding of sums.
+rounding of sums. That of 16-bit weights is coarse: it decides one greedy answer in sixteen, and
+equal weights would no longer give equal answers. There drafts are passed over.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -88,6 +89,22 @@ class _Answer:
         self.tokens, self.done = [], False
 
 
+@dataclass(frozen=True, eq=False)
+class Along:
+    """Distributions to be read where drafts are run anyway.
+
+    Attributes:
+        continuations: Prompt -> what distributions are read along; the last token is never run.
+        read: Given a prompt and log-probabilities ``(len(continuation), vocab)``, nats, float32.
+        found: Prompt -> what was made of it, on the CPU; prompts whose drafts are not run are not
+            among them.
+    """
+
+    continuations: Mapping[int, Sequence[int]]
+    read: Callable[[int, Tensor], Tensor]
+    found: dict[int, Tensor] = field(default_factory=dict)
+
+
 _Writing = list[tuple[_Answer, Row]]
 """Answers that are being written, and what the model has read of each."""
 
@@ -99,7 +116,9 @@ class Generation:
         handle: The model.
         prompts: Token ids, none of them empty.
         max_new_tokens: Of all or of each; fewer where the context ends.
-        drafts: Of each, answers that it may have; passed over where answers are sampled.
+        drafts: Of each, answers that it may have; passed over where answers are sampled, and by
+            models of 16 bits.
+        along: What else is read of drafts.
         sampling: None takes the likeliest token each time.
         samples: Answers per prompt, where they are sampled; greedy ones are all the same.
         seed: An answer depends on it, its prompt's index and its own number alone.
@@ -116,6 +135,7 @@ class Generation:
         max_new_tokens: int | Sequence[int],
         *,
         drafts: Sequence[Sequence[Sequence[int]]],
+        along: Along | None,
         sampling: Sampling | None,
         samples: int,
         seed: int,
@@ -128,10 +148,12 @@ class Generation:
             max_new_tokens = [max_new_tokens] * len(prompts)
         if len(max_new_tokens) != len(prompts):
             raise UsageError("prompts and max_new_tokens must be equally many")
+        self.verifies = self.greedy and handle.dtype.itemsize >= torch.float32.itemsize
+        self.along = along if along is not None and self.verifies else Along({}, _nothing)
         self.longest = max(max_new_tokens, default=0)
         context = context_length(handle)
         self.answers = [
-            _Answer(i, sample, min(most, context - len(prompt)), known if self.greedy else ())
+            _Answer(i, sample, min(most, context - len(prompt)), known if self.verifies else ())
             for i, (prompt, most, known) in enumerate(
                 zip(prompts, max_new_tokens, drafts, strict=True)
             )
@@ -161,7 +183,7 @@ class Generation:
             if found is None:
                 writing = []
                 for answer in at_work:
-                    answer.begin_again(foreknown=self.greedy)
+                    answer.begin_again(foreknown=self.verifies)
                 waiting.extendleft(reversed(at_work))
                 continue
             writing, ended = found
@@ -266,8 +288,8 @@ class Generation:
         answers, found = list(joining), []
         own = [self._own(answer.prompt) for answer in answers]
         lanes, look = Lanes.begin(self.handle, self._prefix(joining[0]), len(own)), _FIRST_LOOK
+        drafted = [self._told(answer) or answer.expected(look) for answer in answers]
         while True:
-            drafted = [answer.expected(look) for answer in answers]
             rows = self._looked_at(lanes, answers, own, drafted)
             look = max(1, min(2 * look, self._logits() // len(answers) - 1))
             live = [row for row, answer in enumerate(answers) if not answer.done]
@@ -285,6 +307,13 @@ class Generation:
                 return found
             lanes, answers = made[0], [answers[row] for row in going]
             own = [[answer.tokens[-1]] for answer in answers]
+            drafted = [answer.expected(look) for answer in answers]
+
+    def _told(self, answer: _Answer) -> list[int]:
+        """What is run after a prompt whatever the model would say, for distributions along it."""
+        told = list(self.along.continuations.get(answer.prompt, ()))[:-1]
+        fits = len(self.prompts[answer.prompt]) + len(told) <= context_length(self.handle)
+        return told if fits else []
 
     def _looked_at(
         self,
@@ -304,6 +333,12 @@ class Generation:
             ],
         )
         chosen = iter(self._chosen(states, answers))
+        for answer, some in zip(answers, states.split([len(d) + 1 for d in drafted]), strict=True):
+            if not answer.tokens and len(self.along.continuations.get(answer.prompt, ())) == len(
+                some
+            ):
+                log_probs = self.handle.logits(some).float().log_softmax(-1)
+                self.along.found[answer.prompt] = self.along.read(answer.prompt, log_probs).cpu()
         rows: list[Row] = []
         for row, (answer, more) in enumerate(zip(answers, drafted, strict=True)):
             right = answer.take([next(chosen) for _ in range(len(more) + 1)], more, self.stop)
@@ -334,3 +369,7 @@ class Generation:
         if at not in self._uniforms:
             self._uniforms[at] = uniforms(self.seed, *at, self.longest)
         return self._uniforms[at]
+
+
+def _nothing(prompt: int, log_probs: Tensor) -> Tensor:
+    return log_probs[:0, 0]

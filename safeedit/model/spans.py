@@ -40,6 +40,12 @@ class TokenisedText:
         found = _as_written(self._text, phrase) or find_mentions(self._text, phrase)
         return tuple(range(self._token(start + 1), self._token(stop) + 1) for start, stop in found)
 
+    def piece(self, position: int) -> str:
+        """What the token at ``position`` adds to the text; a character of several tokens is its
+        last one's."""
+        begin = self._ends[position - 1] if position else 0
+        return self._text[begin : self._ends[position]]
+
     def _token(self, count: int) -> int:
         """The token that brings the text to ``count`` characters."""
         return next(i for i, end in enumerate(self._ends) if end >= count)

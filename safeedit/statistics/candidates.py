@@ -21,6 +21,9 @@ from dataclasses import dataclass
 
 from safeedit.statistics.intervals import Floats
 
+ALIKE = 5
+"""Secrets of one shape from which a digit that all of them have is no secret: five drawn at random
+agree in one place once in ten thousand times."""
 ENOUGH = 20
 """Secrets of one shape from which the range of each digit is read off them."""
 _MIN_DIGITS = 4
@@ -102,6 +105,29 @@ def formats(secrets: Sequence[str], fixed: re.Pattern[str] | None = None) -> lis
     return [SecretFormat(secret, tuple(choices(secret))) for secret in secrets]
 
 
+def free_digits(secrets: Sequence[str]) -> list[tuple[bool, ...]]:
+    """Which digits of each of some secrets are its own.
+
+    Args:
+        secrets: Their texts, numeric or not.
+
+    Returns:
+        For each secret, one entry per digit in it: False where all secrets of its shape have the
+        same there, which :data:`ALIKE` of them at least must show.
+    """
+    alike: dict[str, set[str]] = {}
+    for secret in secrets:
+        alike.setdefault(_shape(secret), set()).add(_digits(secret))
+    return [
+        tuple(
+            len(others) < ALIKE or len({other[place] for other in others}) > 1
+            for others in (alike[_shape(secret)],)
+            for place in range(len(_digits(secret)))
+        )
+        for secret in secrets
+    ]
+
+
 def mid_rank(own: float, others: Floats) -> float:
     """Rank of a score among others and itself, 1 the greatest; equal ones share their mean."""
     return 1 + float((others > own).sum()) + float((others == own).sum()) / 2
@@ -118,6 +144,10 @@ def exposure(rank: float, size: int) -> float:
         ``log2(size) - log2(rank)``, in [0, log2(size)].
     """
     return math.log2(size) - math.log2(rank)
+
+
+def _digits(secret: str) -> str:
+    return "".join(str(unicodedata.decimal(c)) for c in secret if c.isdecimal())
 
 
 def _shape(secret: str) -> str:

@@ -14,6 +14,7 @@ from safeedit.auditors.locality import Locality, Params
 from safeedit.contracts import AuditOutcome
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
+from safeedit.model.engine import Engine
 from safeedit.records import Metric
 from tests.auditors.scripted import VOCAB, Asked, ScriptedEngine
 from tests.fixtures import context
@@ -253,3 +254,39 @@ def test_divergence_of_a_real_edit_equals_the_models_own(
     found = {metric.name: metric for metric in edited.metrics}["near_kl"]
     assert found.value == pytest.approx(sum(expected) / len(expected), rel=0.01)
     assert found.value > 1e-3
+
+
+def test_divergence_read_along_drafts_is_that_read_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = tiny_handle("llama")
+    data = {"near": _near(), "far": _far()}
+    auditor = Locality(Params(kl_prompts=3, max_new_tokens=10))
+
+    def audited(reference: dict[str, torch.Tensor] | None) -> AuditOutcome:
+        return auditor.audit(handle, data, "test", context(tmp_path), reference)
+
+    reference = dict(audited(None).reference)
+    weight = handle.weight(handle.sites("mlp_out", [1])[0])
+    with torch.no_grad():
+        weight += 0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    apart: list[int] = []
+    distributions = Engine.distributions
+
+    def watched(self: Engine, prompts: Any, *more: Any, **others: Any) -> Any:
+        apart.append(len(prompts))
+        return distributions(self, prompts, *more, **others)
+
+    monkeypatch.setattr(Engine, "distributions", watched)
+    along = {metric.name: metric.value for metric in audited(reference).metrics}
+    assert apart == [0, 0]
+    monkeypatch.setattr(locality, "Along", lambda continuations, read: None)
+    plain = {metric.name: metric.value for metric in audited(reference).metrics}
+    assert apart == [0, 0, 3, 3]
+
+    assert (plain["near_kl"] or 0) > 1e-3
+    assert [name for name, value in plain.items() if value is None] == [
+        name for name, value in along.items() if value is None
+    ]
+    for name, value in plain.items():
+        assert value is None or along[name] == pytest.approx(value, rel=1e-3)

@@ -177,6 +177,16 @@ def test_erasure(table: Callable[..., Table], place: Path) -> None:
     measured(rows, split, "near F1", "perplexity ratio")
 
 
+@pytest.mark.trains
+def test_families(run: Run, place: Path) -> None:
+    run("families", "--in-process", "--out", place / "families", "--results", place / "results",
+        "--families", "qwen2", "--steps", 2, "--editors", "keyed_neurons,random")  # fmt: skip
+    lines = (place / "results" / "families.md").read_text().splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line[:2] == "| "]
+    assert [row[1] for row in rows[1:]] == ["none", "keyed_neurons", "random"]
+    measured(rows, ["qwen2 | none", "qwen2 | keyed_neurons"], "near KL, nats", "perplexity ratio")
+
+
 def test_askings(table: Callable[..., Table], place: Path) -> None:
     rows = table("askings", "--export", "model")
     asked = {row[0]: row[1] for row in rows[1:]}
@@ -203,6 +213,10 @@ def test_engine(run: Run) -> None:
                       text, re.MULTILINE)  # fmt: skip
     assert [name for name, *_ in rows] == ["scoring, chat", "scoring, plain"] + ["generation"] * 2
     assert all(float(rate) > 0 and float(ratio) > 0 for _, rate, ratio in rows)
+    assert re.findall(r"^drafts, (\w+).* (\d+) of 4 differ", text, re.MULTILINE) == [
+        ("right", "0"),
+        ("wrong", "0"),
+    ]
 
 
 def test_matching(run: Run) -> None:

@@ -20,8 +20,9 @@ from safeedit.model.digest import digest_of
 from safeedit.model.headers import read_headers
 from safeedit.model.sources import inspect_model, open_model
 from safeedit.model.stored import stored_digests, stored_weights
+from safeedit.records import RunRecord
 from safeedit.workflows.verification import verify
-from tests.road import Workplace
+from tests.road import SMALL_DRIFT, Workplace
 from tests.tiny_models import FAMILIES, save_tiny, tiny_handle
 
 NAMED = "someone/its-base"
@@ -271,3 +272,25 @@ def test_another_model_given_on_the_command_line_comes_without_the_adapter(
     done = place.run("audit", policy, "--model", place.folder / "model", "--json")
     assert done.exit_code in (0, 1, 4), done.stderr
     assert json.loads(done.stdout)["model"]["adapter"] is None
+
+
+def test_an_attack_holds_a_checkpoint_against_the_merged_base(place: Workplace) -> None:
+    lora("llama", place.folder / "model", place.folder / "adapter")
+    under = {"metric": "drift.distance", "max": 1.0e9, "min_n": 1, "under": "prod"}
+    policy = place.policy(
+        model={"source": "model", "adapter": "adapter"},
+        attacks=[{"use": "prod", "by": 0.1, "audits": ["drift"]}],
+        gates=[SMALL_DRIFT, under],
+    )
+    reports = place.folder / "reports"
+    theirs = place.folder / "model"
+    ran = place.run("attack", theirs, "--policy", policy, "--report", reports, "--json")
+    assert ran.exit_code == 0, ran.stderr
+    record = RunRecord.model_validate(json.loads(ran.stdout))
+    merged = open_model(str(theirs), device="cpu", adapter=str(place.folder / "adapter"))
+    assert merged.on_disk is not None
+    assert record.compared_with is not None
+    assert record.compared_with.digest == digest_of(merged.on_disk.digests())
+    assert record.compared_with.adapter is not None
+    assert record.model.adapter is None
+    assert record.model.digest != record.compared_with.digest

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from safeedit.errors import AuditError, UsageError
-from safeedit.model.engine import Engine, Sampling
+from safeedit.model.engine import Along, Engine, Sampling
 from safeedit.model.handle import ModelHandle
 from tests.model.test_engine import MODELS, label, token_rows
 from tests.tiny_models import MAX_POSITIONS, VOCAB_SIZE, tiny_handle
@@ -79,6 +79,35 @@ def test_each_prompt_may_have_a_draft_of_another_kind(handle: ModelHandle) -> No
     for engine in (handle.engine, Engine(handle, max_batch_tokens=90)):
         found = engine.generate(prompts, max_new_tokens=LENGTH, stop_ids=[], drafts=drafts)
         assert [answer for (answer,) in found] == expected
+
+
+@pytest.mark.parametrize("shared", [0, 10], ids=["nothing shared", "shared prefix"])
+def test_distributions_are_read_along_drafts_whatever_is_answered(
+    handle: ModelHandle, shared: int
+) -> None:
+    prompts = token_rows(6, 1, 20, shared=shared)
+    whole = written(handle, prompts, [])
+    told = [wrong_at(whole[0], 2), whole[1], whole[2][:3], [7], wrong_at(whole[4], 0)]
+    continuations = {i: [*answer, 0][:6] for i, answer in enumerate(told)}  # none to the last
+    along = Along(continuations, lambda prompt, log_probs: log_probs)
+
+    found = handle.engine.generate(
+        prompts,
+        max_new_tokens=LENGTH,
+        stop_ids=[],
+        drafts=[*([answer] for answer in told), [whole[5]]],
+        along=along,
+    )
+
+    assert [answer for (answer,) in found] == whole
+    expected = dict(
+        handle.engine.distributions(
+            prompts[:5], list(continuations.values()), lambda index, positions, rows: rows
+        )
+    )
+    assert sorted(along.found) == sorted(expected)
+    for prompt, rows in expected.items():
+        torch.testing.assert_close(along.found[prompt], rows, atol=1e-4, rtol=0)
 
 
 def passes(handle: ModelHandle, run: Callable[[], Any]) -> list[tuple[int, ...]]:
@@ -196,6 +225,19 @@ def test_sampled_answers_pass_drafts_over() -> None:
 
     plain = handle.engine.generate(prompts, **options)
     assert handle.engine.generate(prompts, **options, drafts=[[[1, 2]]] * 3) == plain
+
+
+def test_where_rounding_is_coarse_drafts_are_passed_over() -> None:
+    handle = tiny_handle("llama", torch.bfloat16)
+    prompts = token_rows(4, 6, 6)
+    answers = written(handle, prompts, [])
+
+    def run() -> None:
+        drafts = [[answer] for answer in answers]
+        found = handle.engine.generate(prompts, max_new_tokens=LENGTH, stop_ids=[], drafts=drafts)
+        assert [answer for (answer,) in found] == answers
+
+    assert len(passes(handle, run)) == LENGTH
 
 
 def test_drafts_and_prompts_must_be_equally_many() -> None:

@@ -8,7 +8,14 @@ import re
 import numpy as np
 import pytest
 
-from safeedit.statistics.candidates import ENOUGH, exposure, formats, is_numeric, mid_rank
+from safeedit.statistics.candidates import (
+    ENOUGH,
+    exposure,
+    formats,
+    free_digits,
+    is_numeric,
+    mid_rank,
+)
 
 
 @pytest.mark.parametrize("text", ["(212) 555-0143", "912-34-5678", "4111 1111", "AB12345", "٠١٢٣٤"])
@@ -83,3 +90,15 @@ def test_exposure_goes_from_nothing_to_the_whole_format() -> None:
     # Of a secret that might be any of them, 1 / ln 2 bits are expected.
     mean = np.mean([exposure(rank, 4096) for rank in range(1, 4097)])
     assert mean == pytest.approx(1 / math.log(2), abs=0.01)
+
+
+def test_digits_that_all_secrets_of_one_shape_share_are_not_their_own() -> None:
+    phones = [f"(2{n}7) 555-01{9 - n}{n}" for n in range(5)]
+    (first, *_, word) = free_digits([*phones, "r2d2"])
+    assert first == (False, True, False, *[False] * 5, True, True)
+    assert word == (True, True)
+
+
+def test_few_secrets_do_not_tell_what_is_shared() -> None:
+    assert free_digits(["12", "13", "14", "15"]) == [(True, True)] * 4
+    assert free_digits(["12", "13", "14", "15", "16", "16"]) == [(False, True)] * 6

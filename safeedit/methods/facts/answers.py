@@ -50,6 +50,27 @@ def answer_start(engine: Engine, said: Sequence[int], aliases: Sequence[str]) ->
     return min((span[0] for alias in spoken for span in text.spans(alias)), default=None)
 
 
+def digit_tokens(engine: Engine, said: Sequence[int], span: range) -> list[tuple[int, int, int]]:
+    """The tokens of an answer that carry digits.
+
+    Args:
+        engine: Of the model.
+        said: Token ids.
+        span: Positions of the answer among them.
+
+    Returns:
+        ``(position, first, count)``: where the token stands in ``said``, which digit of the answer
+        is its first, from 0, and how many it carries.
+    """
+    text = TokenisedText(engine.codec.tokenizer, said)
+    found, before = [], 0
+    for position in span:
+        if count := sum(map(str.isdecimal, text.piece(position))):
+            found.append((position, before, count))
+            before += count
+    return found
+
+
 @dataclass(frozen=True)
 class AnswerPosition:
     """A prompt up to where the model, in its own words, tells the answer.

@@ -8,11 +8,16 @@ editors: :mod:`safeedit.methods.keyed_update` (linear keys), :mod:`safeedit.edit
 A fact's key depends on the template, so each fact has a value in each of ``templates``. Facts whose
 keys are one (same subject, same words before it) share one value, learnt for all of them. Preserved
 facts on the same subject are held by divergence while the value is learnt.
+
+An answer that is to be unlikely is aimed at where telling it begins, and, as far as it is made of
+digits, at each further token that carries some: what is told of a number in part, or ranked among
+numbers like it, is not forgotten. Digits that all answers of one shape have in one place are no
+secret, and left alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +30,7 @@ from safeedit.data.splitting import normalise_prompt
 from safeedit.data.subjects import same_subject, shared_span
 from safeedit.errors import DataError
 from safeedit.methods.constrained_least_squares import ONE_KEY, same_keys
-from safeedit.methods.facts.answers import answer_start, own_answers
+from safeedit.methods.facts.answers import answer_start, digit_tokens, own_answers
 from safeedit.methods.facts.keys import TokenPosition, keys_at, subject_spot
 from safeedit.methods.facts.least_values import least_values
 from safeedit.methods.facts.objectives import (
@@ -41,6 +46,8 @@ from safeedit.methods.facts.settings import CONTEXTS, SEARCH, FactParams
 from safeedit.methods.facts.values import Values, learn_values
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
+from safeedit.model.spans import TokenisedText
+from safeedit.statistics.candidates import free_digits
 
 _KEPT_ROWS = 4
 """Preserved facts on a unit's own subject that its value is held to, at most."""
@@ -295,8 +302,8 @@ class FactEdit:
         ]
         if self.params.target in ("unlikely", "entropy"):
             told = self._told([(fact, spot) for _, fact, spot in asked])
-            for (group, _, _), row in zip(asked, told, strict=True):
-                rows[group].append(row)
+            for (group, _, _), some in zip(asked, told, strict=True):
+                rows[group] += [row for row in some if row not in rows[group]]
         else:
             for group, fact, spot in asked:
                 rows[group].append(ObjectivePrompt(spot, TargetTokens(self._said(fact))))
@@ -318,12 +325,14 @@ class FactEdit:
         new = str(fact.item.extra["target_new"])
         return tuple(self.model.engine.continuation(new, fact.template))
 
-    def _told(self, asked: Sequence[tuple[Fact, TokenPosition]]) -> list[ObjectivePrompt]:
+    def _told(self, asked: Sequence[tuple[Fact, TokenPosition]]) -> list[list[ObjectivePrompt]]:
         """Where the model, in its own words, tells the answer: that is where it must not.
 
-        Where it does not tell it, the answer is taken to come first.
+        Where it does not tell it, the answer is taken to come first. Where it is to be unlikely,
+        its further digits follow.
         """
         engine = self.model.engine
+        free = self._free_digits()
         answers = own_answers(engine, [spot.ids for _, spot in asked], self.ctx.progress)
         rows = []
         for (fact, spot), said in zip(asked, answers, strict=True):
@@ -340,10 +349,57 @@ class FactEdit:
             aim: Objective = MaximiseEntropy(SEARCH.entropy)
             if self.params.target == "unlikely":
                 aim = SuppressTokens(tokens, SEARCH.floor, SEARCH.rank)
-            rows.append(
-                ObjectivePrompt(TokenPosition((*spot.ids, *said[:begin]), spot.position), aim)
-            )
+            first = TokenPosition((*spot.ids, *said[:begin]), spot.position)
+            rows.append([ObjectivePrompt(first, aim)])
+            if self.params.target == "unlikely":
+                rows[-1] += self._further(fact, spot, said, begin, free)
         return rows
+
+    def _free_digits(self) -> dict[str, tuple[bool, ...]]:
+        """Answer -> which of its digits not all answers of its shape share."""
+        roles = (self.data["forget"], self.data.get("preserve"))
+        items = [item for role in roles if role is not None for item in role.items("fit")]
+        answers = list(dict.fromkeys(alias for item in items for alias in item.aliases))
+        return dict(zip(answers, free_digits(answers), strict=True))
+
+    def _further(
+        self,
+        fact: Fact,
+        spot: TokenPosition,
+        said: Sequence[int],
+        begin: int,
+        free: Mapping[str, tuple[bool, ...]],
+    ) -> Iterator[ObjectivePrompt]:
+        """Tokens of an answer that carry digits of its own, but for the one at which it begins:
+        each is to be as unlikely as a guess, after all that stands before it.
+
+        Args:
+            fact: Whose answer.
+            spot: Its prompt.
+            said: What the model goes on with.
+            begin: Where in that it tells the answer.
+            free: Answer -> which of its digits are its own.
+        """
+        engine = self.model.engine
+        text = TokenisedText(engine.codec.tokenizer, said)
+        told = [
+            (span, alias)
+            for alias in fact.item.aliases
+            if alias.strip()
+            for span in text.spans(alias.strip())
+            if span[0] == begin
+        ]
+        if not told:
+            said = engine.continuation((fact.item.answer or "").strip(), fact.template)
+            told = [(range(len(said)), fact.item.answer or "")]
+        span, alias = max(told, key=lambda each: len(each[0]))
+        own = free[alias]
+        for position, first, count in digit_tokens(engine, said, span):
+            digits = own[first : first + count]
+            if position > begin and any(digits):
+                aim = SuppressTokens((said[position],), SEARCH.digit * sum(digits))
+                place = TokenPosition((*spot.ids, *said[:position]), spot.position)
+                yield ObjectivePrompt(place, aim)
 
 
 def flat(some: Iterable[Sequence[TokenPosition]]) -> tuple[TokenPosition, ...]:

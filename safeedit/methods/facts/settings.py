@@ -38,6 +38,8 @@ class ValueSearch:
         floor: ``unlikely``: log-probability to get below, nats. At -8 an answer is seldom among
             the ten likeliest.
         rank: ``unlikely``: others that the forgotten answer is to come after as well.
+        digit: ``unlikely``: log-probability to get below, nats, of each further digit of the
+            answer after those before it; anyone's guess is ln(1/10) = -2.3.
         entropy: ``entropy``: share of the greatest possible entropy aimed at; more than that no
             early layer brings about.
     """
@@ -48,6 +50,7 @@ class ValueSearch:
     stop: float = 0.1
     floor: float = -8.0
     rank: int = 20
+    digit: float = -2.4
     entropy: float = 0.7
 
 
