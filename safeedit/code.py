@@ -83,12 +83,14 @@ def reached(name: str) -> frozenset[str]:
     return frozenset(found)
 
 
+_distributions = cache(packages_distributions)
+"""Asked once: it reads what every installed package says of itself."""
+
+
 def _foreign(name: str) -> str:
     module = sys.modules.get(name)
     file = inspect.getsourcefile(module) if module is not None else None
     source = Path(file).read_bytes() if file is not None and Path(file).is_file() else b""
     top = name.partition(".")[0]
-    versions = sorted(
-        f"{each} {version(each)}" for each in packages_distributions().get(top, ())
-    )  # fmt: skip
+    versions = sorted(f"{each} {version(each)}" for each in _distributions().get(top, ()))
     return f"{name}\0{hashlib.sha256(source).hexdigest()}\0{versions}\n"

@@ -175,6 +175,9 @@ class RunContext:
     scorer: Callable[[ScorerRef], ReadyScorer] = _no_scorer
     """Opens a scorer, once for all who ask."""
 
+    fresh: bool = False
+    """Whether what earlier runs have found is made anew rather than taken from the store."""
+
     base_tensor: Callable[[str], Tensor] | None = None
     """Reads a tensor of the untouched model by its name, ``(out, in)``: what an attacker has who
     holds the base. None where there is no base to read."""

@@ -223,6 +223,8 @@ class Nudge:
     Params: ClassVar[type[BaseParams]] = NudgeParams
     summary: ClassVar[str] = "moves a matrix a little"
     roles: ClassVar[tuple[DataRole, ...]] = (DataRole("kept", "anything"),)
+    calls: ClassVar[list[str]] = []
+    """``fit`` or the dose asked for, in order; emptied by :func:`register`."""
 
     def __init__(self, params: Any) -> None:
         self.params: NudgeParams = params
@@ -231,6 +233,7 @@ class Nudge:
         return model.tensors(self.params.role, [self.params.layer])
 
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
+        Nudge.calls.append("fit")
         (plan,) = self.touches(model.shape)
         generator = torch.Generator().manual_seed(ctx.seed)
         left = torch.randn(plan.shape[0], 1, generator=generator) * self.params.size
@@ -238,6 +241,7 @@ class Nudge:
         base = model.digest()
 
         def at(dose: float) -> WeightDelta:
+            Nudge.calls.append(f"{dose:g}")
             updates: dict[str, Update] = {plan.name: LowRank(left * dose, right)}
             return WeightDelta(base, updates, Origin(editor="nudge", seed=ctx.seed, dose=dose))
 
@@ -430,5 +434,6 @@ def register(monkeypatch: pytest.MonkeyPatch, **editors: type[Any]) -> None:
     monkeypatch.setattr(catalog, "auditor", also(catalog.auditor, AUDITORS))
     monkeypatch.setattr(catalog, "attack", also(catalog.attack, {"prod": Prod}))
     Prod.calls.clear()
+    Nudge.calls.clear()
     Drift.calls.clear()
     Drift.asked.clear()

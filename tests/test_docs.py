@@ -133,10 +133,9 @@ def parse(command: click.Command, arguments: list[str], parent: click.Context | 
         if arguments:
             raise
         return  # a sentence that names the command
-    if isinstance(command, click.Group):
-        name, child, rest = command.resolve_command(
-            context, [*context._protected_args, *context.args]
-        )
+    left = [*context._protected_args, *context.args]
+    if isinstance(command, click.Group) and (left or not command.invoke_without_command):
+        name, child, rest = command.resolve_command(context, left)
         assert name is not None
         assert child is not None
         parse(child, rest, context)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from safeedit.cli.digest_key import digest_key
+from safeedit.cli.options import fresh_option, json_option
 from safeedit.cli.screen import Screen
 from safeedit.cli.terminal import put_json
 
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 )
 @click.option("--success", help="Metric that says how well an edit works.  [by the audits]")
 @click.option("--locality", help="Metric that says how much else stays.  [by the audits]")
-@click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
+@fresh_option
+@json_option
 @click.pass_obj
 def compare(
     screen: Screen,
@@ -40,6 +42,7 @@ def compare(
     out: Path | None,
     success: str | None,
     locality: str | None,
+    fresh: bool,
     as_json: bool,
 ) -> int:
     """Run the one edit of POLICY with several editors; who erases, and what stays?
@@ -63,7 +66,7 @@ def compare(
     )  # fmt: skip
     folder = out or _folder(loaded)
     check_folder(folder, "--out", "the comparison")
-    with screen.context(loaded.policy.seed) as ctx:
+    with screen.context(loaded.policy.seed, fresh=fresh) as ctx:
         found = run_contest(
             contest,
             ctx,

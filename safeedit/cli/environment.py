@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 VARIABLES: Mapping[str, str] = MappingProxyType(
     {
-        "SAFEEDIT_CACHE": "Folder for models, audits of the base and the digest key; by default "
+        "SAFEEDIT_CACHE": "Folder for models, what runs have found and the digest key; by default "
         "the user's cache folder.",
         "SAFEEDIT_DIGEST_KEY": "Key of the digests that stand for items in records; by default "
         "one is made at first use and kept in the cache. Give the same key where runs on "

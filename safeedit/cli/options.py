@@ -14,3 +14,8 @@ report_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the reports (default: beside the export).",
 )
+fresh_option = click.option(
+    "--fresh",
+    is_flag=True,
+    help="Do again what earlier runs have finished: nothing that the cache holds of it is used.",
+)

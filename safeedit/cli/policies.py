@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ def plan_of(
 
 
 def _show_plan(plan: Plan) -> None:
-    from safeedit.report.wording import duration, plural
+    from safeedit.report.wording import duration
 
     summary = plan.summary()
     model = summary["model"]
@@ -90,17 +90,7 @@ def _show_plan(plan: Plan) -> None:
         _show_edit(edit)
     for audit in summary["audits"]:
         put(f"audit {audit['id']} ({audit['use']})")
-    for attack in summary["attacks"]:
-        seeds = f", {attack['seeds']} seeds" if attack["seeds"] > 1 else ""
-        put(
-            f"attack {attack['id']} ({attack['use']}): {plural(attack['strengths'], 'strength')}"
-            f"{seeds}, "
-            f"repeats {', '.join(attack['audits'])}"
-        )
-        for key, value in attack["params"].items():
-            put(f"    {key}: {value}")
-        if attack["items_left_out"]:
-            put(f"    {attack['items_left_out']} items are its own; the audits ask about the rest")
+    _show_attacks(summary["attacks"])
     for name, data in summary["data"].items():
         counts = ", ".join(f"{split} {count}" for split, count in data["items"].items())
         put(f"data {name}: {counts}; digest {data['digest'][:16]}")
@@ -108,6 +98,8 @@ def _show_plan(plan: Plan) -> None:
             put(f"    {note}")
     for gate in summary["gates"]:
         put(f"gate {gate['metric']}: {gate['condition']}")
+        if gate["power"]:
+            put(f"    {gate['power']}")
     if counts := summary["ledger"]:
         put(
             f"ledger: {counts['earlier']} rows carried on, {counts['entering']} to enter, "
@@ -121,6 +113,22 @@ def _show_plan(plan: Plan) -> None:
     put(f"export: {summary['export'] or 'none'}")
     for warning in summary["warnings"]:
         tell(f"warning: {warning}")
+
+
+def _show_attacks(attacks: Sequence[Mapping[str, Any]]) -> None:
+    from safeedit.report.wording import plural
+
+    for attack in attacks:
+        seeds = f", {attack['seeds']} seeds" if attack["seeds"] > 1 else ""
+        put(
+            f"attack {attack['id']} ({attack['use']}): {plural(attack['strengths'], 'strength')}"
+            f"{seeds}, "
+            f"repeats {', '.join(attack['audits'])}"
+        )
+        for key, value in attack["params"].items():
+            put(f"    {key}: {value}")
+        if attack["items_left_out"]:
+            put(f"    {attack['items_left_out']} items are its own; the audits ask about the rest")
 
 
 def _show_edit(edit: Mapping[str, Any]) -> None:

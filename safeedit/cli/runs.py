@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from safeedit.cli.options import json_option, policy_argument, report_option
+from safeedit.cli.options import fresh_option, json_option, policy_argument, report_option
 from safeedit.cli.policies import plan_of
 from safeedit.cli.screen import Screen
 from safeedit.cli.terminal import put_json
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("policy", type=click.Path(path_type=Path))
+@fresh_option
 @json_option
 @report_option
 @click.pass_obj
-def apply(screen: Screen, policy: Path, as_json: bool, report_dir: Path | None) -> int:
+def apply(screen: Screen, policy: Path, fresh: bool, as_json: bool, report_dir: Path | None) -> int:
     """Run POLICY (or a plan made by 'plan -o'): edit, audit, judge, export what passed."""
     from safeedit.planning.file import check_unmoved, is_plan, read_plan
     from safeedit.running.run import execute
@@ -35,7 +36,7 @@ def apply(screen: Screen, policy: Path, as_json: bool, report_dir: Path | None) 
     if written:
         check_unmoved(made, written)
     reports = _Reports(made, report_dir, made.report_dir, beside=made.export_dir)
-    with screen.context(made.loaded.policy.seed) as ctx:
+    with screen.context(made.loaded.policy.seed, fresh=fresh) as ctx:
         record = execute(made, ctx, write_reports=reports.write)
     _show_record(screen, record, reports.folder, as_json)
     if noted():
@@ -48,6 +49,7 @@ def apply(screen: Screen, policy: Path, as_json: bool, report_dir: Path | None) 
 @policy_argument
 @click.option("--model", "source", help="Measure this model instead of the policy's.")
 @click.option("--base", help="Compare with this untouched model.")
+@fresh_option
 @json_option
 @report_option
 @click.pass_obj
@@ -56,6 +58,7 @@ def audit(
     policy: Path,
     source: str | None,
     base: str | None,
+    fresh: bool,
     as_json: bool,
     report_dir: Path | None,
 ) -> int:
@@ -65,7 +68,7 @@ def audit(
     made = plan_of(policy, source=source, editing=False)
     default = made.report_dir.with_name(made.report_dir.stem + ".audit")
     reports = _Reports(made, report_dir, default)
-    with screen.context(made.loaded.policy.seed) as ctx:
+    with screen.context(made.loaded.policy.seed, fresh=fresh) as ctx:
         record = measure(made, ctx, base=base, write_reports=reports.write)
     _show_record(screen, record, reports.folder, as_json)
     return record.exit_code
@@ -80,6 +83,7 @@ def audit(
     help="Policy with the attacks, audits and gates; its model is the untouched one.",
 )
 @click.option("--base", help="The untouched model, if it is another than the policy's.")
+@fresh_option
 @json_option
 @report_option
 @click.pass_obj
@@ -88,6 +92,7 @@ def attack(
     model: str,
     policy: Path,
     base: str | None,
+    fresh: bool,
     as_json: bool,
     report_dir: Path | None,
 ) -> int:
@@ -109,7 +114,7 @@ def attack(
     made = plan_of(policy, source=model, editing=False, attacking=True)
     default = made.report_dir.with_name(made.report_dir.stem + ".attack")
     reports = _Reports(made, report_dir, default)
-    with screen.context(made.loaded.policy.seed) as ctx:
+    with screen.context(made.loaded.policy.seed, fresh=fresh) as ctx:
         record = run_attack(
             made, ctx, base=untouched, base_adapter=None if base else adapter_folder(loaded),
             write_reports=reports.write,

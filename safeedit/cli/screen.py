@@ -33,9 +33,9 @@ class Screen:
     def warn(self, message: str) -> None:
         tell(f"warning: {message}")
 
-    def context(self, seed: int) -> AbstractContextManager[RunContext]:
+    def context(self, seed: int, *, fresh: bool = False) -> AbstractContextManager[RunContext]:
         """What work on a model may know of its surroundings, progress bars included."""
-        return RunSurroundings(self, seed)
+        return RunSurroundings(self, seed, fresh)
 
     def beside(self, bars: RichProgress, message: str) -> None:
         """A warning while bars are drawn: above them, never read as markup, never wrapped."""
@@ -50,8 +50,8 @@ class Screen:
 class RunSurroundings:
     """A run context whose progress bars live as long as the ``with`` block."""
 
-    def __init__(self, screen: Screen, seed: int) -> None:
-        self.screen, self.seed = screen, seed
+    def __init__(self, screen: Screen, seed: int, fresh: bool) -> None:
+        self.screen, self.seed, self.fresh = screen, seed, fresh
 
     def __enter__(self) -> RunContext:
         from safeedit.cache import cache_dir
@@ -70,6 +70,7 @@ class RunSurroundings:
             progress=shown.progress,
             stages=shown.stage,
             warn=lambda message: self.screen.beside(self.bars, message),
+            fresh=self.fresh,
         )
 
     def __exit__(self, *exception: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -185,21 +185,51 @@ class WeightDelta:
             sort_keys=True,
         )
 
+    def packed(self) -> tuple[str, dict[str, Tensor]]:
+        """A header that says what it is, JSON, and its tensors by name."""
+        return self._header(), {
+            f"{name}::{part}": tensor
+            for name, update in self.updates.items()
+            for part, tensor in update.parts.items()
+        }
+
+    @classmethod
+    def unpacked(cls, header: str, tensors: Mapping[str, Tensor]) -> WeightDelta:
+        """The delta that :meth:`packed` gave.
+
+        Raises:
+            ModelError: They are not of a delta of this version.
+        """
+        try:
+            return cls._unpacked(json.loads(header), tensors.__getitem__, len(tensors))
+        except _UNREADABLE as error:
+            raise _unreadable(error) from error
+
+    @classmethod
+    def _unpacked(
+        cls, header: dict[str, Any], tensor: Callable[[str], Tensor], count: int
+    ) -> WeightDelta:
+        if header["format"] != FORMAT:
+            raise ValueError(f"its format is not '{FORMAT}'")
+        updates = {}
+        for name, kind in header["updates"].items():
+            build, parts = KINDS[kind]
+            updates[name] = build(*(tensor(f"{name}::{part}") for part in parts))
+        if count != sum(len(KINDS[kind][1]) for kind in header["updates"].values()):
+            raise ValueError("it holds tensors that its header does not name")
+        return cls(header["base"], updates, Origin(**header["origin"]))
+
     def save(self, path: Path | str) -> None:
         """Write as safetensors; whole or not at all.
 
         Raises:
             OSError: The file can't be written.
         """
-        path = Path(path)
-        tensors = {
-            # A clone where factors share storage (views of one matrix): safetensors refuses
-            # to store aliases.
-            f"{name}::{part}": tensor.clone()
-            for name, update in self.updates.items()
-            for part, tensor in update.parts.items()
-        }
-        write_atomically(path, save(tensors, metadata={"safeedit": self._header()}), PRIVATE)
+        header, tensors = self.packed()
+        # A clone where factors share storage (views of one matrix): safetensors refuses
+        # to store aliases.
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        write_atomically(Path(path), save(tensors, metadata={"safeedit": header}), PRIVATE)
 
     @classmethod
     def load(cls, path: Path | str) -> WeightDelta:
@@ -208,29 +238,27 @@ class WeightDelta:
         Raises:
             ModelError: The file is missing, damaged, or not a delta of this version.
         """
-        remedy = "the file is damaged or not a safeedit delta; make it again with apply"
         try:
             check_regular(path)
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["safeedit"])
-                if header["format"] != FORMAT:
-                    raise ValueError(f"its format is not '{FORMAT}'")
-                updates = {}
-                for name, kind in header["updates"].items():
-                    build, parts = KINDS[kind]
-                    tensors = [file.get_tensor(f"{name}::{part}") for part in parts]
-                    updates[name] = build(*tensors)
-                stored = sum(len(KINDS[kind][1]) for kind in header["updates"].values())
-                if len(file.keys()) != stored:
-                    raise ValueError("it holds tensors that its header does not name")
-                return cls(header["base"], updates, Origin(**header["origin"]))
+                return cls._unpacked(header, file.get_tensor, len(file.keys()))
         except FileNotFoundError as error:
             raise ModelError("this delta file does not exist", file=path) from error
-        except (
-            *(SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError),
-            *(EditError, RecursionError),
-        ) as error:
-            reason = error.message if isinstance(error, EditError) else error
-            raise ModelError(f"cannot read this delta: {reason}", file=path, remedy=remedy) from (
-                error
-            )
+        except _UNREADABLE as error:
+            raise _unreadable(error, path) from error
+
+
+_UNREADABLE = (
+    *(SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError),
+    *(EditError, RecursionError),
+)
+
+
+def _unreadable(error: Exception, path: Path | str | None = None) -> ModelError:
+    reason = error.message if isinstance(error, EditError) else error
+    return ModelError(
+        f"cannot read this delta: {reason}",
+        file=path,
+        remedy="the file is damaged or not a safeedit delta; make it again with apply",
+    )

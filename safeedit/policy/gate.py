@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
 
 from safeedit.policy.parts import NAME, STAGE_NAME, PolicyPart, exactly_one
 from safeedit.records import PassingSide
@@ -138,6 +145,16 @@ _UNDER_SCHEMA = {
 }
 
 
+_IN_PLACE = "random in place of "
+_AGAINST = rf"^random( in place of {STAGE_NAME.strip('^$')})?$"
+
+
+def _against(value: str) -> str:
+    if re.fullmatch(_AGAINST, value) is None:
+        raise ValueError("should be random, or random in place of ID, with an edit's id")
+    return value
+
+
 class GateSpec(PolicyPart):
     """A condition that the edited checkpoint must meet to be exported."""
 
@@ -150,6 +167,15 @@ class GateSpec(PolicyPart):
     ] = Field((), strict=False)
     """Ids of attacks: the metric must hold under each of them, at every strength and seed, instead
     of on the model as it is; one id, or a list."""
+    against: (
+        Annotated[
+            str, AfterValidator(_against), WithJsonSchema({"type": "string", "pattern": _AGAINST})
+        ]
+        | None
+    ) = None
+    """``random``: a change is held against the edit's random control rather than against the model
+    before the edits, whichever of them does better; of several edits, ``random in place of ID``
+    says which one's control, made without the edits after it."""
     min: Limit | None = None
     """The metric must be at least this."""
     max: Limit | None = None
@@ -170,6 +196,14 @@ class GateSpec(PolicyPart):
     @model_validator(mode="after")
     def _check(self) -> GateSpec:
         exactly_one(self, tuple(MEANINGS))
+        if self.against and not self.meaning.of_change:
+            listed = ", ".join(kind for kind in MEANINGS if MEANINGS[kind].of_change)
+            raise ValueError(
+                f"'against' asks how far a metric is from a random change's, and {self.kind} asks "
+                f"for its value: use one of {listed}"
+            )
+        if self.against and self.under:
+            raise ValueError("takes 'against' or 'under': no random change is made under attacks")
         return self
 
     @property
@@ -181,6 +215,18 @@ class GateSpec(PolicyPart):
     def name(self) -> str:
         """Name of the metric within its audit."""
         return self.metric.rpartition(".")[2]
+
+    @property
+    def as_is(self) -> bool:
+        """Whether it asks of the edited model alone, under no attack and beside no control."""
+        return not (self.under or self.against)
+
+    @property
+    def in_place_of(self) -> str:
+        """Id of the edit whose random control it is held against; empty where a policy has one
+        edit, or where the gate is held against no control."""
+        named = (self.against or "").startswith(_IN_PLACE)
+        return (self.against or "").removeprefix(_IN_PLACE) if named else ""
 
     @property
     def kind(self) -> str:
@@ -206,6 +252,8 @@ class GateSpec(PolicyPart):
     def condition_under(self, *attacks: str) -> str:
         """The gate in words, of some of its attacks."""
         text = f"{self.kind} {self.bound}"
+        if self.against:
+            text += f" against {self.against}"
         if self.confidence:
             text += f" at confidence {self.confidence:g}"
         return f"{text} under {' and '.join(attacks)}" if attacks else text

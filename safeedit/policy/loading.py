@@ -20,7 +20,6 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from safeedit.errors import PolicyError
-from safeedit.policy.gate import GateSpec
 from safeedit.policy.model import Policy
 from safeedit.policy.reading import FieldPath, Position, dotted, read_yaml
 from safeedit.policy.suggest import did_you_mean
@@ -76,13 +75,11 @@ class LoadedPolicy:
         return replace(found, given=self.given | {("model", "source")})
 
     def without_edits(self, *, attacks: bool = False) -> LoadedPolicy:
-        """The same policy, only measuring: no edits, nothing exported, and no attacks nor gates
-        under them unless these are asked for."""
-        kept = {} if attacks else {"attacks": (), "gates": self._gates_as_is()}
+        """The same policy, only measuring: no edits, nothing exported, no gates against an edit's
+        control, and no attacks nor gates under them unless these are asked for."""
+        gates = tuple(g for g in self.policy.gates if g.as_is or (attacks and not g.against))
+        kept = {"gates": gates} if attacks else {"gates": gates, "attacks": ()}
         return self._with(self.policy.model_copy(update={"edits": (), "export": None, **kept}))
-
-    def _gates_as_is(self) -> tuple[GateSpec, ...]:
-        return tuple(gate for gate in self.policy.gates if not gate.under)
 
     def _with(self, policy: Policy) -> LoadedPolicy:
         return replace(self, policy=policy, digest=policy_digest(policy))

@@ -7,7 +7,7 @@ at editors, auditors, data or models: names are resolved by :mod:`safeedit.plann
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -382,6 +382,9 @@ class Policy(PolicyPart):
         repeated = {attack.id: attack.audits for attack in self.attacks}
         for i, gate in enumerate(self.gates):
             yield from _gate_conflicts(("gates", i), gate, audits, repeated)
+            if gate.against:
+                audit = next((each for each in self.audits if each.id == gate.audit), None)
+                yield from _control_conflicts(("gates", i), gate, self.edits, audit)
         for i, edit in enumerate(self.edits):
             for j, gate in enumerate(edit.targets):
                 where = ("edits", i, "targets", j)
@@ -391,6 +394,12 @@ class Policy(PolicyPart):
                         "write a gate under the attack instead"
                     )
                     yield (*where, "under"), text
+                elif gate.against:
+                    text = (
+                        "has no place in a target: controls are made once the dose is chosen; "
+                        "write a gate against the control instead"
+                    )
+                    yield (*where, "against"), text
                 else:
                     yield from _gate_conflicts(where, gate, audits, repeated)
 
@@ -419,3 +428,22 @@ def _gate_conflicts(
             (*where, "metric"),
             "is the share of an effect that an attack undoes; say which with 'under: ID'",
         )
+
+
+def _control_conflicts(
+    where: tuple[str | int, ...], gate: GateSpec, edits: Sequence[EditSpec], audit: AuditSpec | None
+) -> Iterator[Conflict]:
+    """A gate against a random change that nobody makes or measures."""
+    drawn = [edit.id for edit in edits if edit.control]
+    at = (*where, "against")
+    if audit is not None and not audit.control:
+        yield at, f"asks for a control of {audit.id}, which says 'control: false'"
+    if gate.in_place_of and gate.in_place_of not in drawn:
+        known = f"those with a control: {', '.join(drawn)}" if drawn else "none has a control"
+        yield at, f"names an edit that is not there or has no control: {gate.in_place_of} ({known})"
+    elif not gate.in_place_of and len(drawn) != 1:
+        if drawn:
+            text = f"must say which edit's control: 'random in place of {drawn[-1]}', say"
+        else:
+            text = "needs an edit that has a control, and the policy has none: set 'control: true'"
+        yield at, text

@@ -63,7 +63,8 @@ def page_environment() -> Environment:
     )
     for function in (
         wording.bracket, wording.count, wording.duration, wording.estimate, wording.number,
-        wording.p_value, wording.plural, wording.size, content.without_value,
+        wording.p_value, wording.plural, wording.size, wording.took, wording.how_near,
+        content.without_value,
     ):  # fmt: skip
         environment.filters[function.__name__] = function
     environment.globals["before_after"] = figures.before_after

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from safeedit.records import EditRecord, RunRecord
+from safeedit.records import EditRecord, RunRecord, Verdict
 from safeedit.report import content
 from safeedit.report.attacks import ATTACKS_EXPLAINED, attack_matrix
 from safeedit.report.content import MetricRow
@@ -14,11 +14,12 @@ from safeedit.report.wording import (
     STATUS_WORDS,
     bracket,
     count,
-    duration,
     estimate,
+    how_near,
     number,
     p_value,
     size,
+    took,
 )
 from safeedit.text.display import clean
 
@@ -38,7 +39,7 @@ def render(record: RunRecord) -> str:
                 ("run", f"{record.command}, {record.run_id}, {record.started}"),
                 ("owner", record.owner),
                 ("ticket", record.ticket),
-                ("wall time", duration(record.resources.wall_seconds)),
+                ("wall time", took(record.resources.wall_seconds, record.resources.spared_seconds)),
                 ("peak memory", size(record.resources.peak_memory_bytes)),
                 ("export", record.export.directory if record.export else None),
             ]
@@ -80,13 +81,17 @@ def gates(record: RunRecord) -> list[str]:
             STATUS_WORDS[verdict.status],
             escape(verdict.metric),
             escape(verdict.condition),
-            escape(verdict.reason.removeprefix(f"{verdict.metric} ")),
+            escape("; ".join(filter(None, (_why(verdict), how_near(verdict))))),
         )
         for verdict in record.verdicts
     ]
     if not rows:
         return ["## Gates", "", "The policy sets none.", ""]
     return ["## Gates", "", *table(("verdict", "metric", "condition", "why"), rows)]
+
+
+def _why(verdict: Verdict) -> str:
+    return verdict.reason.removeprefix(f"{verdict.metric} ")
 
 
 def metrics(record: RunRecord) -> list[str]:

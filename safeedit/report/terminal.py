@@ -20,10 +20,11 @@ from safeedit.report.wording import (
     STATUS_WORDS,
     bracket,
     count,
-    duration,
+    how_near,
     number,
     p_value,
     size,
+    took,
 )
 from safeedit.text.display import clean
 
@@ -58,8 +59,11 @@ def _render(record: RunRecord, console: Console) -> None:
     if record.verdicts:
         _print(console, "Gates", _gates(record))
         for verdict in record.verdicts:
+            near = how_near(verdict)
             if verdict.status != "pass":
-                console.print(_item(verdict.reason))
+                console.print(_item("; ".join(filter(None, (verdict.reason, near)))))
+            elif verdict.nearness is not None and verdict.nearness.is_near:
+                console.print(_item(f"{verdict.metric} {verdict.condition} passes, but {near}"))
     two_models = content.compares(record)
     for audit in content.audits(record):
         if audit.rows:
@@ -80,7 +84,7 @@ def _render(record: RunRecord, console: Console) -> None:
         console.print(_item(limit))
     console.print()
     cost = (
-        f"{duration(record.resources.wall_seconds)}, peak memory "
+        f"{took(record.resources.wall_seconds, record.resources.spared_seconds)}, peak memory "
         f"{size(record.resources.peak_memory_bytes)}"
     )
     if record.resources.peak_device_bytes:

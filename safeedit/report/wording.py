@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from safeedit.records import Interval, Metric
+from safeedit.records import Interval, Metric, Verdict
 
 STATUS_WORDS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive"}
 NOTHING = "–"
@@ -49,9 +49,9 @@ def count(metric: Metric) -> str:
     return f"{metric.n:,} ({items:,} in all)" if items > metric.n else f"{metric.n:,}"
 
 
-def plural(n: int, noun: str) -> str:
-    """``1 gate``, ``2 gates``."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+def plural(n: int, noun: str, many: str = "") -> str:
+    """``1 gate``, ``2 gates``; ``many`` where it takes more than an s."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {many or noun + 's'}"
 
 
 def listing(words: list[str]) -> str:
@@ -73,6 +73,13 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def took(wall: float, spared: float) -> str:
+    """``42 s``, or ``42 s (3 min 5 s of work were taken from earlier runs)``."""
+    if spared < 1:
+        return duration(wall)
+    return f"{duration(wall)} ({duration(spared)} of work were taken from earlier runs)"
+
+
 def size(n_bytes: int) -> str:
     """``1.9 GB``, in powers of ten."""
     amount = float(n_bytes)
@@ -89,3 +96,16 @@ def share(part: float, whole: float) -> str:
         return NOTHING
     percent = 100 * part / whole
     return f"{percent:.1f} %" if percent >= 0.1 or not percent else f"{percent:.1g} %"
+
+
+def how_near(verdict: Verdict) -> str:
+    """What would turn a verdict: ``1 item of 82 would turn it``; empty where nobody can say."""
+    near = verdict.nearness
+    if near is None:
+        return ""
+    if near.items is not None:
+        return f"{plural(near.items, 'item')} of {near.of:,} would turn it"
+    assert near.gap is not None
+    if near.gap == 0:
+        return "another sample could turn it: the bound lies within the interval"
+    return f"the bound is {near.gap:.2g} of the interval's width outside of the interval"

@@ -14,15 +14,17 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from safeedit.code import code_digest
 from safeedit.contracts import AttackProposal, RunContext, asked_of_base
 from safeedit.errors import AuditError, EditError
 from safeedit.model.handle import ModelHandle
 from safeedit.planning.attacks import NEVER_KNOWN, headline_of
 from safeedit.planning.plan import PlannedAttack, PlannedAudit
 from safeedit.records import AttackPoint, AttackRecord, Metric
-from safeedit.running.audits import Audits, Metrics, renamed
+from safeedit.running.audits import Audited, Audits, Metrics
 from safeedit.running.clock import Clock
-from safeedit.running.store import Audited
+from safeedit.running.keys import joined, strength
+from safeedit.running.store import Finding
 from safeedit.statistics.recovery import recovery
 
 _LONGEST_ANSWER = 24
@@ -141,7 +143,7 @@ class Attacks:
             return
         wanted = attack.wanted[audit.id]
         try:
-            found = self.audits.stored_or_measured(model, audit, "test", wanted=wanted)
+            found = self.audits.measure(model, audit, "test", wanted=wanted)
         except AuditError as error:
             self._fail(attack, "untouched", error)
             return
@@ -150,15 +152,13 @@ class Attacks:
     def _attack_base(self, model: ModelHandle, attack: PlannedAttack, seed: int) -> None:
         """All strengths with one seed; nothing is trained where the store has every figure."""
         doses = attack.attack.strengths()
-        asked = [audit for audit in attack.audits if (attack.id, audit.id) in self.before]
+        asked = self._asked(attack)
         keys = {
-            (dose, audit.id): self.audits.cache_key(
-                model, audit, "test", attack.wanted[audit.id], self._made_by(attack, seed, dose)
-            )
+            (dose, audit.id): self._key(model, attack, audit, strength(attack, seed, dose))
             for dose in doses
             for audit in asked
         }
-        known = {at: self.audits.store.read(key, at[1]) for at, key in keys.items()}
+        known = {(d, a.id): self.audits.known(keys[d, a.id], a) for d in doses for a in asked}
         proposal = None
         if any(found is None for found in known.values()):
             proposal = _proposed(attack, model, self._context(seed))
@@ -168,36 +168,39 @@ class Attacks:
                 assert proposal is not None
                 with model.rewritten(proposal.at(dose)):
                     for audit in missing:
-                        measured = self._under(model, attack, audit)
-                        self.audits.store.write(keys[dose, audit.id], measured)
-                        known[dose, audit.id] = measured
+                        known[dose, audit.id] = self._make(
+                            keys[dose, audit.id], model, attack, audit
+                        )
             self.base[attack.id, seed, dose] = {
-                audit.id: renamed(found, audit.id)
-                for audit in asked
-                if (found := known[dose, audit.id]) is not None
+                audit.id: found for audit in asked if (found := known[dose, audit.id]) is not None
             }
 
-    def _made_by(self, attack: PlannedAttack, seed: int, dose: float) -> dict[str, object]:
-        """What decides what an attack makes of a model, for the key of its figures."""
-        return {
-            "attack": attack.spec.use,
-            "module": type(attack.attack).__module__,
-            "params": attack.params.model_dump(mode="json"),
-            "data": {role: data.digest for role, data in attack.data.roles.items()},
-            "seed": seed,
-            "dose": dose,
-        }
+    def _asked(self, attack: PlannedAttack) -> list[PlannedAudit]:
+        return [audit for audit in attack.audits if (attack.id, audit.id) in self.before]
 
-    def _under(self, model: ModelHandle, attack: PlannedAttack, audit: PlannedAudit) -> Audited:
-        reference = self.before[attack.id, audit.id].reference
-        return self.audits.measure(model, audit, "test", reference, attack.wanted[audit.id])
+    def _key(
+        self,
+        model: ModelHandle,
+        attack: PlannedAttack,
+        audit: PlannedAudit,
+        under: Mapping[str, object],
+    ) -> str:
+        """Of an audit of a model, as it is before the attack, under one strength of it."""
+        before, wanted = self.before[attack.id, audit.id], attack.wanted[audit.id]
+        return self.audits.key(model, audit, "test", before, wanted, under)
+
+    def _make(
+        self, key: str | None, model: ModelHandle, attack: PlannedAttack, audit: PlannedAudit
+    ) -> Audited:
+        before, wanted = self.before[attack.id, audit.id], attack.wanted[audit.id]
+        return self.audits.make(key, model, audit, "test", before, wanted)
 
     # The edited model -------------------------------------------------------------------
 
     def _attack_edited(
         self, model: ModelHandle, attack: PlannedAttack, after: Metrics
     ) -> AttackRecord:
-        start = time.perf_counter()
+        start = self.audits.store.effort.now()
         untouched = model.tensor_digests(fresh=True)
         points: list[AttackPoint] = []
         for seed in self._seeds(attack):
@@ -223,35 +226,89 @@ class Attacks:
             points=tuple(points),
             failed=self.failed.get(attack.id, ""),
             left_out=attack.left_out,
-            seconds=time.perf_counter() - start,
+            seconds=self.audits.store.effort.now() - start,
         )
 
     def _points(
         self, model: ModelHandle, attack: PlannedAttack, seed: int, after: Metrics
     ) -> Iterator[AttackPoint]:
-        """Every strength with one seed."""
-        proposal = _proposed(attack, model, self._context(seed))
-        asked = [audit for audit in attack.audits if (attack.id, audit.id) in self.before]
-        for dose in proposal.doses:
-            start = time.perf_counter()
-            base = self.base.get((attack.id, seed, dose), {})
-            found: list[Metric] = []
-            invented: list[Metric] = []
-            with model.rewritten(proposal.at(dose)):
-                for audit in asked:
-                    under = self._under(model, attack, audit)
-                    found += self._with_recovery(attack, audit, under, base, after)
-                    invented += self._never_known(model, attack, audit)
-            yield AttackPoint(
-                dose=dose,
-                label=proposal.label(dose),
-                seed=seed,
-                edited=tuple(found),
-                base=tuple(m for name in base for m in self._looked_at(attack, base[name])),
-                never_known=tuple(invented),
-                notes=proposal.notes(dose),
-                seconds=time.perf_counter() - start,
-            )
+        """Every strength with one seed; nothing is attacked again whose outcome the store has."""
+        doses = attack.attack.strengths()
+        store, what = self.audits.store, f"attack {attack.id}"
+        keys = {dose: self._point_key(model, attack, seed, dose, after) for dose in doses}
+        known = {dose: store.read("attack", key, what) for dose, key in keys.items()}
+        proposal = None
+        if any(entry is None for entry in known.values()):
+            proposal = _proposed(attack, model, self._context(seed))
+        for dose in doses:
+            if (entry := known[dose]) is not None:
+                for warning in entry.said["warnings"]:
+                    self.audits.ctx.warn(warning)
+                yield AttackPoint.model_validate(entry.said["point"])
+                continue
+            assert proposal is not None
+            point, warnings = self._point(model, attack, proposal, seed, dose, after)
+            said = {"point": point.model_dump(mode="json"), "warnings": warnings}
+            store.write("attack", keys[dose], Finding(said, {}, point.seconds), what)
+            yield point
+
+    def _point_key(
+        self, model: ModelHandle, attack: PlannedAttack, seed: int, dose: float, after: Metrics
+    ) -> str:
+        """Of one strength: of every audit under it, of both models, and of what they are held
+        against."""
+        under = strength(attack, seed, dose)
+        base = self.base.get((attack.id, seed, dose), {})
+        control = attack.data.get(NEVER_KNOWN)
+        return joined(
+            "attack",
+            code_digest(__name__),
+            control.digest if control is not None else None,
+            [
+                [
+                    audit.id,
+                    self._key(model, attack, audit, under),
+                    base[audit.id].key if audit.id in base else None,
+                    _said(after.get(f"{audit.id}.{headline_of(audit)}")),
+                ]
+                for audit in self._asked(attack)
+            ],
+        )
+
+    def _point(
+        self,
+        model: ModelHandle,
+        attack: PlannedAttack,
+        proposal: AttackProposal,
+        seed: int,
+        dose: float,
+        after: Metrics,
+    ) -> tuple[AttackPoint, list[str]]:
+        """One strength, measured, and what its audits warned of."""
+        start = time.perf_counter()
+        base = self.base.get((attack.id, seed, dose), {})
+        found: list[Metric] = []
+        invented: list[Metric] = []
+        warnings: list[str] = []
+        with model.rewritten(proposal.at(dose)):
+            for audit in self._asked(attack):
+                under = self._make(None, model, attack, audit)
+                found += self._with_recovery(attack, audit, under, base, after)
+                warnings += under.warnings
+                if (control := self._never_known(model, attack, audit)) is not None:
+                    invented += control.metrics.values()
+                    warnings += control.warnings
+        point = AttackPoint(
+            dose=dose,
+            label=proposal.label(dose),
+            seed=seed,
+            edited=tuple(found),
+            base=tuple(m for name in base for m in self._looked_at(attack, base[name])),
+            never_known=tuple(invented),
+            notes=proposal.notes(dose),
+            seconds=time.perf_counter() - start,
+        )
+        return point, warnings
 
     def _looked_at(self, attack: PlannedAttack, found: Audited) -> tuple[Metric, ...]:
         """The metrics of an audit that the attack is for; others were not measured in full."""
@@ -279,16 +336,17 @@ class Attacks:
 
     def _never_known(
         self, model: ModelHandle, attack: PlannedAttack, audit: PlannedAudit
-    ) -> tuple[Metric, ...]:
+    ) -> Audited | None:
         """The same audit of what nobody knew: what the attack makes the model invent."""
         control = attack.data.get(NEVER_KNOWN)
         roles = [role.name for role in audit.auditor.roles if role.erased and role.answered]
         if control is None or not roles:
-            return ()
+            return None
         asked = replace(audit, data={**audit.data, roles[0]: control})
         wanted = frozenset({"extraction_rate_unconditional"})
-        found = self.audits.measure(model, asked, "test", None, wanted)
-        return tuple(m for m in found.record.metrics if m.name.rpartition(".")[2] in wanted)
+        found = self.audits.make(None, model, asked, "test", None, wanted)
+        metrics = tuple(m for m in found.record.metrics if m.name.rpartition(".")[2] in wanted)
+        return replace(found, record=found.record.model_copy(update={"metrics": metrics}))
 
 
 def _proposed(attack: PlannedAttack, model: ModelHandle, ctx: RunContext) -> AttackProposal:
@@ -298,6 +356,10 @@ def _proposed(attack: PlannedAttack, model: ModelHandle, ctx: RunContext) -> Att
     finally:
         if model.tensor_digests(fresh=True) != before:
             raise TamperedError(f"attack {attack.id} changed the model while proposing")
+
+
+def _said(metric: Metric | None) -> object:
+    return metric.model_dump(mode="json") if metric is not None else None
 
 
 def _reader(model: ModelHandle) -> Callable[[str], Tensor] | None:

@@ -1,31 +1,46 @@
-"""The audits of one run: of the untouched model, from the store where possible, and of edited ones.
+"""The audits of one run, of the untouched model and of edited ones: from the store where they have
+been made before.
 
 An audit that can't be made is skipped, loudly; what it should have measured has no value then.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 
-import torch
+from torch import Tensor
 
-from safeedit import __version__
-from safeedit.code import code_digest
-from safeedit.contracts import AuditOutcome, RunContext, ScorerRef
+from safeedit.contracts import AuditOutcome, RunContext
 from safeedit.errors import AuditError
 from safeedit.model.foreknown import ForeknownAnswers
 from safeedit.model.handle import ModelHandle
 from safeedit.planning.plan import Plan, PlannedAudit
 from safeedit.records import AuditRecord, Comparison, Metric, Split
-from safeedit.running.store import Audited, Store
+from safeedit.running.keys import audit_key
+from safeedit.running.store import Finding, Store
 from safeedit.statistics.metrics import compare
 
 Metrics = dict[str, Metric]
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What one audit found on one split."""
+
+    record: AuditRecord
+    reference: dict[str, Tensor]
+    """What it leaves for audits of edited models."""
+    key: str
+    """Of everything that made it; empty where it is not in the store."""
+    warnings: tuple[str, ...] = ()
+    """What it said loudly."""
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Full name -> metric."""
+        return {metric.name: metric for metric in self.record.metrics}
 
 
 @dataclass
@@ -35,7 +50,7 @@ class Audits:
     Args:
         plan: Whose audits.
         ctx: Of the run.
-        store: Where figures of untouched models are kept from run to run.
+        store: Where figures are kept from run to run.
     """
 
     plan: Plan
@@ -64,32 +79,11 @@ class Audits:
         return found
 
     def measure_base(self, model: ModelHandle, audit: PlannedAudit, split: Split) -> None:
-        """Measure the untouched model, from the cache where the same has been measured before."""
+        """Measure the untouched model."""
         try:
-            self.baselines[audit.id, split] = self.stored_or_measured(model, audit, split)
+            self.baselines[audit.id, split] = self.measure(model, audit, split)
         except AuditError as error:
             self._skip(audit, split, error)
-
-    def stored_or_measured(
-        self,
-        model: ModelHandle,
-        audit: PlannedAudit,
-        split: Split,
-        wanted: frozenset[str] | None = None,
-    ) -> Audited:
-        """An audit of the untouched model, from the store where it has been made before.
-
-        Raises:
-            AuditError: It can't be made.
-        """
-        wanted = wanted or self._wanted(audit, split)
-        key = self.cache_key(model, audit, split, wanted)
-        found = self.store.read(key, audit.id)
-        if found is None:
-            found = self.measure(model, audit, split, None, wanted)
-            self.store.write(key, found)
-        # Another policy may call the same audit by another id: names are given on the way out.
-        return renamed(found, audit.id)
 
     def measure_edited(self, model: ModelHandle) -> tuple[AuditRecord, ...]:
         """Measure edited weights with every audit, on test data."""
@@ -102,7 +96,7 @@ class Audits:
         if base is None:
             return None
         try:
-            return self.measure(model, audit, split, base.reference)
+            return self.measure(model, audit, split, base)
         except AuditError as error:
             self._skip(audit, split, error)
             return None
@@ -121,8 +115,7 @@ class Audits:
             return ()
         try:
             # What it says is no draft of what comes after it: it is not to stay.
-            found = self.measure(model, audit, "test", base.reference, wanted, learn=False)
-            return found.record.metrics
+            return self.measure(model, audit, "test", base, wanted, learn=False).record.metrics
         except AuditError as error:
             self.ctx.warn(f"{what} could not be measured by {audit.id}: {error.message}")
             return ()
@@ -139,18 +132,18 @@ class Audits:
         model: ModelHandle,
         audit: PlannedAudit,
         split: Split,
-        reference: Mapping[str, torch.Tensor] | None,
+        base: Audited | None = None,
         wanted: frozenset[str] | None = None,
         *,
         learn: bool = True,
     ) -> Audited:
-        """Make one audit.
+        """An audit of the weights as they are, from the store where it has been made before.
 
         Args:
             model: Measured.
             audit: From the plan.
             split: Of its data.
-            reference: What the audit of the untouched model left; None for that model itself.
+            base: What the same audit of the untouched model gave; None for that model itself.
             wanted: Bare names of metrics to look at; None: all, or on validation data those that
                 doses are chosen by.
             learn: Whether other models may be expected to answer as this one does.
@@ -158,10 +151,68 @@ class Audits:
         Raises:
             AuditError: It can't be made.
         """
+        key = self.key(model, audit, split, base, wanted)
+        found = self.known(key, audit)
+        if found is None:
+            found = self.make(key, model, audit, split, base, wanted, learn=learn)
+        return found
+
+    def key(
+        self,
+        model: ModelHandle,
+        audit: PlannedAudit,
+        split: Split,
+        base: Audited | None = None,
+        wanted: frozenset[str] | None = None,
+        attack: Mapping[str, object] | None = None,
+    ) -> str:
+        """Of an audit in the store; arguments as of :meth:`measure` and
+        :func:`~safeedit.running.keys.audit_key`."""
+        return audit_key(
+            self.ctx, model, audit, split,
+            wanted=wanted or self._wanted(audit, split),
+            base=base.key if base is not None else "", attack=attack,
+        )  # fmt: skip
+
+    def known(self, key: str, audit: PlannedAudit) -> Audited | None:
+        """What the store holds under a key; what the audit warned of is said again."""
+        what = f"audit {audit.id}"
+        entry = self.store.read("audit", key, what)
+        if entry is None:
+            return None
+        record = AuditRecord.model_validate(entry.said["record"])
+        record = record.model_copy(update={"cached": True})
+        warnings = tuple(entry.said["warnings"])
+        for warning in warnings:
+            self.ctx.warn(warning)
+        # Another policy may call the same audit by another id: names are given on the way out.
+        return _renamed(Audited(record, entry.tensors, key, warnings), audit.id)
+
+    def make(
+        self,
+        key: str | None,
+        model: ModelHandle,
+        audit: PlannedAudit,
+        split: Split,
+        base: Audited | None = None,
+        wanted: frozenset[str] | None = None,
+        *,
+        learn: bool = True,
+    ) -> Audited:
+        """Make an audit, whatever the store holds, and keep it under ``key``, if there is one.
+
+        Other arguments and errors as of :meth:`measure`."""
         start = time.perf_counter()
-        ctx = replace(self.ctx, wanted=wanted or self._wanted(audit, split))
+        warnings: list[str] = []
+
+        def warn(message: str) -> None:
+            warnings.append(message)
+            self.ctx.warn(message)
+
+        ctx = replace(self.ctx, wanted=wanted or self._wanted(audit, split), warn=warn)
+        held_against = base.reference if base is not None else None
         with model.engine.foreknowing(self.answers, learn=learn):
-            outcome: AuditOutcome = audit.auditor.audit(model, audit.data, split, ctx, reference)
+            outcome: AuditOutcome = audit.auditor.audit(model, audit.data, split, ctx, held_against)
         record = AuditRecord(
             id=audit.id,
             use=audit.spec.use,
@@ -171,59 +222,17 @@ class Audits:
             covers=audit.auditor.covers,
             seconds=time.perf_counter() - start,
         )
-        return renamed(Audited(record, dict(outcome.reference)), audit.id)
+        # An edited model's own reference serves nobody.
+        reference = dict(outcome.reference) if base is None else {}
+        if key is not None:
+            said = {"record": record.model_dump(mode="json"), "warnings": warnings}
+            entry = Finding(said, reference, record.seconds)
+            self.store.write("audit", key, entry, f"audit {audit.id}")
+        return _renamed(Audited(record, reference, key or "", tuple(warnings)), audit.id)
 
     def _wanted(self, audit: PlannedAudit, split: Split) -> frozenset[str] | None:
         """Everything is measured on test data; on validation data, what doses are chosen by."""
         return self.aims.get(audit.id) if split == "validation" else None
-
-    def cache_key(
-        self,
-        model: ModelHandle,
-        audit: PlannedAudit,
-        split: Split,
-        wanted: frozenset[str] | None,
-        attack: Mapping[str, object] | None = None,
-    ) -> str:
-        """Everything that made an audit of the untouched model; nothing else may serve as the key.
-
-        Args:
-            model: Measured.
-            audit: From the plan.
-            split: Of its data.
-            wanted: Metrics that were looked at; None: all.
-            attack: All that decides what an attack made of the model; its ``module`` is where
-                its code is.
-        """
-        modules = [type(audit.auditor).__module__, "safeedit.model.sources"]
-        if attack is not None:
-            modules.append(str(attack["module"]))
-        parts = {
-            "weights": model.digest(),
-            "config": model.config.to_json_string(use_diff=False),
-            "tokenizer": _tokenizer_digest(model),
-            "device": str(model.device),
-            "use": audit.spec.use,
-            "code": code_digest(*modules),
-            "attack": attack,
-            "params": audit.params.model_dump(mode="json"),
-            "data": {role: data.digest for role, data in audit.data.items()},
-            "template": {role: data.template for role, data in audit.data.items()},
-            "split": split,
-            "wanted": sorted(wanted or ()),
-            "scorers": self.scorer_notes(audit),
-            "seed": self.ctx.seed,
-            "secret": self.ctx.digest("cache key"),
-            "safeedit": __version__,
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-    def scorer_notes(self, audit: PlannedAudit) -> list[str]:
-        """What is known of the scorers that an audit uses, as its figures tell it."""
-        refs = [value for _, value in audit.params if isinstance(value, ScorerRef)]
-        return [self.ctx.scorer(ref).note for ref in refs]
 
     def comparisons(self, found: Mapping[str, Metric], split: Split) -> dict[str, Comparison]:
         """Figures of an edited model beside those of the untouched one, by full name."""
@@ -231,18 +240,12 @@ class Audits:
         return {name: compare(before.get(name), metric) for name, metric in found.items()}
 
 
-def renamed(found: Audited, audit_id: str) -> Audited:
+def _renamed(found: Audited, audit_id: str) -> Audited:
     """Metric names under an audit's id: ``<id>.<metric>``."""
     metrics = tuple(
         metric.model_copy(update={"name": f"{audit_id}.{metric.name.rpartition('.')[2]}"})
         for metric in found.record.metrics
     )
-    record = found.record.model_copy(update={"id": audit_id, "metrics": metrics})
-    return Audited(record, found.reference)
-
-
-def _tokenizer_digest(model: ModelHandle) -> str:
-    backend = getattr(model.tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else repr(model.tokenizer)
-    text += str(getattr(model.tokenizer, "chat_template", ""))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return replace(
+        found, record=found.record.model_copy(update={"id": audit_id, "metrics": metrics})
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -95,7 +94,7 @@ def _try(
     targets: Sequence[GateSpec],
 ) -> TriedDose:
     """One dose, measured on validation data."""
-    start = time.perf_counter()
+    start = audits.store.effort.now()
     found: Metrics = {}
     with model.applied(proposal.at(dose)):
         for audit in used:
@@ -109,7 +108,7 @@ def _try(
         metrics={name: metric.value for name, metric in found.items()},
         meets_targets=not misses,
         misses=tuple(verdict.reason for verdict in misses),
-        seconds=time.perf_counter() - start,
+        seconds=audits.store.effort.now() - start,
     )
     return TriedDose(point, verdicts)
 

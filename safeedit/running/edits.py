@@ -6,12 +6,10 @@ Fails with :class:`~safeedit.errors.EditError` where an editor breaks its contra
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from safeedit.contracts import Proposal
 from safeedit.delta import WeightDelta
 from safeedit.errors import EditError
 from safeedit.model.handle import ModelHandle
@@ -22,6 +20,7 @@ from safeedit.running.clock import Clock
 from safeedit.running.controls import measure_controls
 from safeedit.running.doses import choose_dose
 from safeedit.running.layers import Places
+from safeedit.running.proposals import propose
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,11 @@ def apply_edit(
         EditError: The editor changed the model while proposing, proposed no dose, or its delta
             moves a tensor outside its plan.
     """
-    start = time.perf_counter()
+    start = audits.store.effort.now()
     before = model.tensor_digests(fresh=True)
     edit, tried = _placed(clock, model, edit, places)
     with clock.stage(f"edit {edit.id}: fit"):
-        proposal = edit.editor.propose(model, edit.data, audits.ctx)
-    _check_proposal(proposal, model, edit, before)
+        proposal = propose(audits, model, edit)
     with clock.stage(f"edit {edit.id}: dose"):
         chosen = choose_dose(audits, model, edit, proposal)
     delta = _within_plan(edit, proposal.at(chosen.dose))
@@ -86,7 +84,7 @@ def apply_edit(
         untouched_verified=len(before.keys() - {tensor.name for tensor in edit.tensors}),
         notes=proposal.notes,
         controls=controls,
-        seconds=time.perf_counter() - start,
+        seconds=audits.store.effort.now() - start,
     )
     return Edited(record, delta, changed)
 
@@ -117,15 +115,6 @@ def _within_plan(edit: PlannedEdit, delta: WeightDelta) -> WeightDelta:
     if stray := sorted(delta.updates.keys() - planned):
         raise EditError(f"edit {edit.id}: the delta names tensors outside its plan: {stray}")
     return delta
-
-
-def _check_proposal(
-    proposal: Proposal, model: ModelHandle, edit: PlannedEdit, before: Mapping[str, str]
-) -> None:
-    if model.tensor_digests(fresh=True) != before:
-        raise EditError(f"edit {edit.id}: the editor changed the model while proposing")
-    if not proposal.doses:
-        raise EditError(f"edit {edit.id}: the editor proposed no dose")
 
 
 def _changed(

@@ -7,35 +7,28 @@ whose best dose misses fewest targets, of these the one that misses by least, an
 meet all the one that is furthest within them; of equal ones the first. Test data is not looked at.
 
 What a few facts say need not hold for many: the report lists what each place gave. What was found
-is kept in the cache under everything that decides it, with a seal of the digests' key; it holds
-figures, no data.
+is kept in the store.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
 import random
-import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from safeedit.cache import PRIVATE, write_atomically
 from safeedit.code import code_digest
 from safeedit.contracts import EditData
 from safeedit.data import Dataset, Item
 from safeedit.data.independence import marks
 from safeedit.errors import EditError
-from safeedit.export.disk import read_plain
 from safeedit.model.handle import ModelHandle
 from safeedit.planning.plan import PlannedEdit
-from safeedit.private import private_folder
 from safeedit.records import LayersTried
 from safeedit.running.audits import Audits
 from safeedit.running.doses import TriedDose, best_of, try_doses
+from safeedit.running.keys import joined
+from safeedit.running.proposals import propose
+from safeedit.running.store import Finding
 
 FACTS = 8
 """Facts that each place is tried on, at most."""
@@ -105,11 +98,15 @@ class Places:
         Raises:
             EditError: It can't be made at any of them.
         """
-        key = self._key(model)
-        tried = self._kept(key)
-        if tried is None:
+        key, what = self._key(model), f"edit {self.edit.id}"
+        kept = self.audits.store.read("layers", key, what)
+        if kept is not None:
+            tried = tuple(LayersTried.model_validate(each) for each in kept.said["tried"])
+        else:
             tried = self._try(model)
-            self._keep(key, tried)
+            said = {"tried": [each.model_dump(mode="json") for each in tried]}
+            seconds = sum(each.seconds for each in tried)
+            self.audits.store.write("layers", key, Finding(said, {}, seconds), what)
         taken = next(each.layers for each in tried if each.taken)
         return next(place for place in self.edit.places if _layers(place) == taken), tried
 
@@ -117,17 +114,19 @@ class Places:
         found: list[tuple[PlannedEdit, TriedDose, float]] = []
         failed: EditError | None = None
         edit, places = self.edit, self.edit.places
+        uncontrolled = edit.spec.model_copy(update={"control": False})
         for place in self.audits.ctx.progress(
             places, f"edit {edit.id}: trying layers", len(places)
         ):
-            start = time.perf_counter()
+            start = self.audits.store.effort.now()
             try:
-                proposal = place.editor.propose(model, self.data, self.audits.ctx)
+                few = replace(place, data=self.data, spec=uncontrolled)
+                proposal = propose(self.audits, model, few)
             except EditError as error:
                 failed = error
                 continue
             best = best_of(try_doses(self.audits, model, place, proposal))
-            found.append((place, best, time.perf_counter() - start))
+            found.append((place, best, self.audits.store.effort.now() - start))
         if not found:
             assert failed is not None
             raise failed
@@ -150,46 +149,17 @@ class Places:
     def _key(self, model: ModelHandle) -> str:
         """Everything that decides what is found."""
         edit, audits = self.edit, self.audits
-        parts = {
+        return joined(
             # With the weights as they are now, data, code, versions, seed.
-            "audits": [
-                audits.cache_key(model, audit, "validation", None) for audit in audits.plan.audits
-            ],
-            "base": audits.plan.model_digest,
-            "use": edit.spec.use,
-            "places": [place.params.model_dump(mode="json") for place in edit.places],
-            "dose": edit.spec.dose,
-            "targets": [gate.model_dump(mode="json") for gate in edit.targets],
-            "data": {role: data.digest for role, data in self.data.roles.items()},
-            "code": code_digest(type(edit.editor).__module__, __name__),
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-    def _seal(self, key: str, tried: str) -> str:
-        told = f"safeedit layers {key} {tried}".encode()
-        return hmac.new(self.audits.ctx.secret, told, hashlib.sha256).hexdigest()
-
-    def _kept(self, key: str) -> tuple[LayersTried, ...] | None:
-        """What was found before; None where nothing was, or not as it was written."""
-        try:
-            entry = json.loads(read_plain(self._file(key)))
-            if not hmac.compare_digest(self._seal(key, entry["tried"]), entry["seal"]):
-                return None
-            tried = json.loads(entry["tried"])
-            return tuple(LayersTried.model_validate(each) for each in tried)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
-
-    def _keep(self, key: str, tried: tuple[LayersTried, ...]) -> None:
-        """That it can't be kept is no reason to stop."""
-        text = json.dumps([each.model_dump(mode="json") for each in tried])
-        entry = json.dumps({"tried": text, "seal": self._seal(key, text)})
-        with suppress(OSError):
-            private_folder(self._file(key).parent)
-            write_atomically(self._file(key), entry.encode(), PRIVATE)
-
-    def _file(self, key: str) -> Path:
-        return self.audits.ctx.cache / "layers" / f"{key}.json"
+            [audits.key(model, audit, "validation") for audit in audits.plan.audits],
+            audits.plan.model_digest,
+            edit.spec.use,
+            [place.params.model_dump(mode="json") for place in edit.places],
+            edit.spec.dose,
+            [gate.model_dump(mode="json") for gate in edit.targets],
+            {role: data.digest for role, data in self.data.roles.items()},
+            code_digest(type(edit.editor).__module__, __name__),
+        )
 
 
 def _layers(place: PlannedEdit) -> tuple[int, ...]:

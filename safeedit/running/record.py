@@ -14,34 +14,38 @@ from safeedit.model.digest import digest_of
 from safeedit.model.handle import ModelHandle
 from safeedit.planning.plan import Plan
 from safeedit.policy import GateSpec
-from safeedit.records import AttackRecord, Comparison, EnvironmentRecord, ModelRecord, Verdict
+from safeedit.records import (
+    AttackRecord,
+    Comparison,
+    EditRecord,
+    EnvironmentRecord,
+    ModelRecord,
+    Verdict,
+)
 from safeedit.running.audits import Audits
 from safeedit.statistics.known import unless_unknown
-from safeedit.statistics.verdicts import judge, judge_under
+from safeedit.statistics.verdicts import verdicts_on
 
 
 def verdicts_of(
     audits: Audits,
     comparisons: Mapping[str, Comparison],
+    edits: Sequence[EditRecord],
     attacks: Sequence[AttackRecord] = (),
 ) -> tuple[Verdict, ...]:
     """What every gate of the plan says, the ledger's included; of one under several attacks, one
     verdict for each."""
-    plan, made = audits.plan, {attack.id: attack for attack in attacks}
+    plan = audits.plan
     found = tuple(
-        verdict
+        verdict if verdict.under else _unless_unknown(audits, gate, verdict)
         for gate in plan.gates
-        for verdict in (
-            [judge_under(gate, attack, made.get(attack)) for attack in gate.under]
-            or [_judged(audits, gate, comparisons)]
-        )
+        for verdict in verdicts_on(gate, comparisons, edits, attacks)
     )
     return found if plan.ledger is None else tuple(map(plan.ledger.judged, found))
 
 
-def _judged(audits: Audits, gate: GateSpec, comparisons: Mapping[str, Comparison]) -> Verdict:
+def _unless_unknown(audits: Audits, gate: GateSpec, verdict: Verdict) -> Verdict:
     """What a gate says; nothing, of items of which the base knew none."""
-    verdict = judge(gate, comparisons.get(gate.metric))
     plan = audits.plan
     if not (plan.edits or plan.attacks) or (plan.ledger is not None and gate == plan.ledger.gate):
         return verdict  # a ledger asks of its base that it knows nothing any more

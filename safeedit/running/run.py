@@ -50,6 +50,7 @@ from safeedit.running.audits import Audits
 from safeedit.running.clock import Clock
 from safeedit.running.controls import gates_so_far
 from safeedit.running.edits import apply_edit
+from safeedit.running.keys import scorer_notes
 from safeedit.running.layers import Places
 from safeedit.running.record import data_record, environment_record, model_record, verdicts_of
 from safeedit.running.store import Store
@@ -163,8 +164,9 @@ class Run:
 
         told = replace(ctx, warn=warn)
         self.ctx = replace(told, scorer=scorers(told, catalog.make_scorer))
-        self.clock = Clock(tuple(stages), ctx.stages)
-        self.audits = Audits(plan, self.ctx, Store.of(told))
+        store = Store.of(told)
+        self.clock = Clock(tuple(stages), ctx.stages, store.effort)
+        self.audits = Audits(plan, self.ctx, store)
         self.attacks = Attacks(self.audits, self.clock)
         self.places: dict[str, Places] = {}
         """Of each edit whose layers are to be chosen."""
@@ -250,7 +252,7 @@ class Run:
     def _open(self) -> ModelHandle:
         plan, spec = self.plan, self.plan.loaded.policy.model
         for audit in plan.audits:  # what scorers can't see is said even where all is in the store
-            self.audits.scorer_notes(audit)
+            scorer_notes(self.ctx, audit)
         torch.manual_seed(self.ctx.seed)
         with self.clock.stage("open model"):
             model = open_model(
@@ -377,7 +379,7 @@ class Run:
         plan, policy = self.plan, self.plan.loaded.policy
         found = {metric.name: metric for record in after for metric in record.metrics}
         comparisons = self.audits.comparisons(found, "test")
-        verdicts = verdicts_of(self.audits, comparisons, attacks)
+        verdicts = verdicts_of(self.audits, comparisons, self.edits, attacks)
         status, exit_code = overall(verdicts)
         required = {audit.id for audit in plan.audits if audit.spec.required}
         if status == "pass" and self.audits.skipped & required:

@@ -1,14 +1,19 @@
-"""Before-audits kept between runs: authenticated, private, and measured anew where in doubt.
+"""What runs have found, kept for later ones: authenticated, private, and made anew where in doubt.
 
-An entry is a folder of two files, the audit's record and the tensors it leaves as reference,
-under the digest of everything that made it. What an entry says decides gates, so it is believed
-only with a seal made by the key of the digests (``SAFEEDIT_DIGEST_KEY``, or ``digest.key`` in the
-cache) over both files and the entry's own name: neither a changed figure nor an entry of another
-audit under this name passes.
+An entry is a folder of two files, JSON and tensors, under its kind and the digest of everything
+that made it: a finished audit of some weights, a finished edit, one strength of it, one strength of
+an attack. So a run that was stopped at any point repeats nothing that it had finished, and another
+policy that measures the same takes the same figures.
+
+What an entry says decides gates, so it is believed only with a seal made by the key of the digests
+(``SAFEEDIT_DIGEST_KEY``, or ``digest.key`` in the cache) over both files and the entry's own name:
+neither a changed figure nor an entry of something else under this name passes. No entry holds an
+erased text or a token of one.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import hmac
@@ -20,99 +25,137 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from safeedit.contracts import RunContext
 from safeedit.export.disk import read_plain
 from safeedit.private import private_folder
-from safeedit.records import AuditRecord, Metric
+from safeedit.running.clock import Effort
 
-RECORD, REFERENCE = "record.json", "reference.safetensors"
+Kind = Literal["audit", "edit", "dose", "layers", "attack"]
+
+FOLDER = "store"
+SAID, TENSORS = "said.json", "tensors.safetensors"
 
 
 @dataclass(frozen=True)
-class Audited:
-    """What one audit found on one split: its record and the reference it leaves behind."""
+class Finding:
+    """What was found: JSON values, and tensors by name."""
 
-    record: AuditRecord
-    reference: dict[str, torch.Tensor]
-
-    @property
-    def metrics(self) -> dict[str, Metric]:
-        """Full name -> metric."""
-        return {metric.name: metric for metric in self.record.metrics}
+    said: dict[str, Any]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+    """What it took to make."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """The before-audits in the cache of a run."""
+    """The entries in the cache of a run.
+
+    Args:
+        folder: Where they are.
+        secret: Key of their seals.
+        warn: Where an entry that can't be believed, or kept, is told of.
+        fresh: Read none that earlier runs have left; what is found is kept nevertheless.
+        effort: Is told what an entry that was read had taken to make.
+    """
 
     folder: Path
     secret: bytes = field(repr=False)
     warn: Callable[[str], None]
+    fresh: bool = False
+    effort: Effort = field(default_factory=Effort)
 
     @classmethod
     def of(cls, ctx: RunContext) -> Store:
         """That of a run's cache; what dead runs left half-written there is removed."""
-        store = cls(ctx.cache / "audits", ctx.secret, ctx.warn)
+        store = cls(ctx.cache / FOLDER, ctx.secret, ctx.warn, ctx.fresh)
         store._sweep()
         return store
 
-    def read(self, key: str, audit_id: str) -> Audited | None:
-        """The entry of this key; None where there is none, or, said loudly, where it is not as
-        it was written."""
-        folder = self.folder / key
-        if not os.path.lexists(folder):
+    def read(self, kind: Kind, key: str, what: str, *, again: bool = False) -> Finding | None:
+        """The entry of this key.
+
+        Args:
+            kind: What it is of.
+            key: Digest of everything that made it.
+            what: What it is of, in words of the run, for a warning.
+            again: This run has made or read it before: it saves it nothing more.
+
+        Returns:
+            None where there is none, or, said loudly, where it is not as it was written.
+        """
+        folder = self.folder / _name(kind, key)
+        if (self.fresh and not again) or not os.path.lexists(folder):
             return None
         try:
-            entry = json.loads(read_plain(folder / RECORD))
-            reference = read_plain(folder / REFERENCE, limit=None)
-            text = json.dumps(entry["record"], sort_keys=True)
-            if not hmac.compare_digest(self._seal(key, text, reference), str(entry["seal"])):
-                raise ValueError("the seal is not that of this key, record and reference")
-            record = AuditRecord.model_validate(entry["record"])
-            return Audited(record.model_copy(update={"cached": True}), load(reference))
+            entry = json.loads(read_plain(folder / SAID))
+            tensors = read_plain(folder / TENSORS, limit=None)
+            text = json.dumps(entry["said"], sort_keys=True)
+            if not hmac.compare_digest(self._seal(folder.name, text, tensors), str(entry["seal"])):
+                raise ValueError("the seal is not that of this name, text and tensors")
+            said = entry["said"]
+            found = Finding(dict(said["what"]), load(tensors), float(said["seconds"]))
         except (
             *(OSError, ValueError, KeyError, TypeError, RecursionError),
-            *(ValidationError, SafetensorError),
+            SafetensorError,
         ):
             self.warn(
-                f"audit {audit_id}: what the cache holds of the model before the edits is damaged, "
-                "was changed or was kept under another digest key; it is measured anew"
+                f"{what}: what the cache holds of it is damaged, was changed or was kept under "
+                "another digest key; it is made anew"
             )
             return None
+        self.effort.spared += 0.0 if again else found.seconds
+        with suppress(OSError):
+            os.utime(folder)  # the time of last use, by which old entries are told
+        return found
 
-    def write(self, key: str, found: Audited) -> None:
-        """Keep a before-audit; that it can't be kept is no reason to stop."""
-        folder = self.folder / key
-        temporary = self.folder / f".{key}.{secrets.token_hex(4)}"
-        reference = save({name: tensor.contiguous() for name, tensor in found.reference.items()})
-        record = found.record.model_dump(mode="json")
-        seal = self._seal(key, json.dumps(record, sort_keys=True), reference)
+    def write(self, kind: Kind, key: str, found: Finding, what: str) -> None:
+        """Keep an entry; that it can't be kept is no reason to stop.
+
+        Args:
+            kind: What it is of.
+            key: Digest of everything that made it.
+            found: What to keep; never an erased text, nor a token of one.
+            what: What it is of, in words of the run, for a warning.
+        """
+        name = _name(kind, key)
+        temporary = self._temporary(name)
+        # A clone where tensors share storage: safetensors refuses to store aliases.
+        tensors = save({each: tensor.clone() for each, tensor in found.tensors.items()})
+        said = {"what": found.said, "seconds": found.seconds}
+        seal = self._seal(name, json.dumps(said, sort_keys=True), tensors)
         lock = None
         try:
             private_folder(self.folder)
+            free = shutil.disk_usage(self.folder).free
+            if len(tensors) > free / 4:
+                told = f"it takes {len(tensors) >> 20} of the {free >> 20} MiB that are free"
+                raise OSError(errno.ENOSPC, told)
             private_folder(temporary)
             lock = _lock(temporary)
-            _write(temporary / REFERENCE, reference)
-            _write(temporary / RECORD, json.dumps({"seal": seal, "record": record}).encode())
-            if os.path.lexists(folder):  # it was just found wanting, or another run was first
-                folder.rename(self.folder / f".{key}.{secrets.token_hex(4)}")
-            temporary.rename(folder)
+            _write(temporary / TENSORS, tensors)
+            _write(temporary / SAID, json.dumps({"seal": seal, "said": said}).encode())
+            if os.path.lexists(self.folder / name):  # found wanting, or another run was first
+                (self.folder / name).rename(self._temporary(name))
+            temporary.rename(self.folder / name)
         except OSError as error:
-            self.warn(f"audit {found.record.id} was not kept for later runs: {error.strerror}")
+            self.warn(f"{what} was not kept for later runs: {error.strerror}")
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             if lock is not None:
                 os.close(lock)
             self._sweep()
 
-    def _seal(self, key: str, record: str, reference: bytes) -> str:
-        parts = (b"safeedit audit", key.encode(), record.encode(), reference)
+    def _temporary(self, name: str) -> Path:
+        return self.folder / f".{name}.{secrets.token_hex(4)}"
+
+    def _seal(self, name: str, said: str, tensors: bytes) -> str:
+        parts = (b"safeedit store", name.encode(), said.encode(), tensors)
         digests = b"".join(hashlib.sha256(part).digest() for part in parts)
         return hmac.new(self.secret, digests, hashlib.sha256).hexdigest()
 
@@ -124,6 +167,10 @@ class Store:
                 if lock is not None:  # else its maker lives
                     shutil.rmtree(left, ignore_errors=True)
                     os.close(lock)
+
+
+def _name(kind: Kind, key: str) -> str:
+    return f"{kind}-{key}"
 
 
 def _write(path: Path, content: bytes) -> None:

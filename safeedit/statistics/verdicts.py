@@ -17,14 +17,17 @@ are shares of the value before. Exactly on the bound is inside.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from safeedit.records import (
     AttackPoint,
     AttackRecord,
     Comparison,
+    EditRecord,
     Interval,
+    Metric,
+    Nearness,
     Status,
     Verdict,
 )
@@ -36,12 +39,37 @@ if TYPE_CHECKING:
 EXIT_CODES: dict[Status, int] = {"pass": 0, "fail": 1, "inconclusive": 4}
 
 
-def judge(gate: GateSpec, comparison: Comparison | None) -> Verdict:
+def verdicts_on(
+    gate: GateSpec,
+    comparisons: Mapping[str, Comparison],
+    edits: Sequence[EditRecord],
+    attacks: Sequence[AttackRecord],
+) -> list[Verdict]:
+    """All that a gate says of a run: one verdict, or one for each attack it names.
+
+    Args:
+        gate: The condition.
+        comparisons: Full name of a metric -> before and after the edits.
+        edits: Those of the run, with their controls.
+        attacks: Those of the run.
+    """
+    if gate.under:
+        made = {attack.id: attack for attack in attacks}
+        return [judge_under(gate, name, made.get(name)) for name in gate.under]
+    comparison = comparisons.get(gate.metric)
+    if gate.against:
+        return [judge_against(gate, comparison.after if comparison else None, edits)]
+    return [judge(gate, comparison)]
+
+
+def judge(gate: GateSpec, comparison: Comparison | None, *, beside: str = "") -> Verdict:
     """Hold a metric against one gate.
 
     Args:
         gate: The condition.
         comparison: Its metric before and after; None where it was not measured.
+        beside: The control whose metric stands for that before the edits, in words; empty where
+            it is that.
 
     Returns:
         The verdict, with a reason in words that names the metric and both figures.
@@ -51,23 +79,26 @@ def judge(gate: GateSpec, comparison: Comparison | None) -> Verdict:
     after, before = comparison.after, comparison.before
     if not _known(after.value):
         return _verdict(gate, "inconclusive", _unmeasured("has no value", after.note))
+    held_against = f"with the {beside}" if beside else "before the edits"
     meaning = gate.meaning
     value, n, bound = after.value, after.n, meaning.sign * gate.bound.value
     start = 0.0
     if meaning.of_change:
         if before is None or not _known(before.value) or not _known(comparison.difference):
-            return _verdict(gate, "inconclusive", "has no value before the edits to compare with")
+            return _verdict(gate, "inconclusive", f"has no value {held_against} to compare with")
         assert before is not None
         assert before.value is not None
         value, start = comparison.difference, before.value
         n = comparison.n_pairs or min(before.n, after.n)
         if gate.bound.relative:
             if before.value == 0:
-                reason = f"was 0 before the edits: {gate.bound} of nothing is no bound"
+                reason = f"was 0 {held_against}: {gate.bound} of nothing is no bound"
                 return _verdict(gate, "inconclusive", reason, value)
             bound *= abs(before.value)
     assert value is not None
-    figure = f"changed by {value:+.4g}" if meaning.of_change else f"is {value:.4g}"
+    change = "differs" if beside else "changed"
+    figure = f"{change} by {value:+.4g}" if meaning.of_change else f"is {value:.4g}"
+    near: Nearness | None = None
     if n < gate.min_n and not after.trials:
         status: Status = "inconclusive"
         reason = f"rests on {n} independent {_items(n)}, fewer than the {gate.min_n} asked for"
@@ -76,19 +107,99 @@ def judge(gate: GateSpec, comparison: Comparison | None) -> Verdict:
         reason = f"{figure}, {_relation(value, bound)} the bound {bound:.4g}"
         if after.trials and not meaning.of_change:
             reason += f": {after.note}"
-    elif (interval := _interval(comparison, gate)) is None:
-        status, reason = "inconclusive", f"{figure}, but has no interval at {gate.confidence:g}"
-        if after.trials:
-            reason += ": it counts all items that there are, so leave 'confidence' out"
+        near = nearness(comparison, meaning, value, bound)
     else:
-        ends = [_inside(end, bound, meaning) for end in (interval.low, interval.high)]
-        status = "pass" if all(ends) else "inconclusive" if any(ends) else "fail"
-        where = {"pass": "inside", "fail": "outside", "inconclusive": "on both sides of"}[status]
-        reason = (
-            f"{figure}; its {interval.level:.4g} interval [{interval.low:.4g}, "
-            f"{interval.high:.4g}] lies {where} the bound {bound:.4g}"
-        )
-    return _verdict(gate, status, reason, value, bound, start + bound)
+        interval = _interval(comparison, gate)
+        status, told = _interval_says(gate, comparison, interval, bound)
+        reason, near = f"{figure}{told}", _gap(interval, bound)
+    verdict = _verdict(gate, status, reason, value, bound, start + bound)
+    return verdict.model_copy(update={"nearness": near})
+
+
+def _interval_says(
+    gate: GateSpec, comparison: Comparison, interval: Interval | None, bound: float
+) -> tuple[Status, str]:
+    """On which side of the bound a whole interval lies, and that in words."""
+    if interval is None:
+        told = f", but has no interval at {gate.confidence:g}"
+        if comparison.after.trials:
+            told += ": it counts all items that there are, so leave 'confidence' out"
+        return "inconclusive", told
+    ends = [_inside(end, bound, gate.meaning) for end in (interval.low, interval.high)]
+    status: Status = "pass" if all(ends) else "inconclusive" if any(ends) else "fail"
+    where = {"pass": "inside", "fail": "outside", "inconclusive": "on both sides of"}[status]
+    return status, (
+        f"; its {interval.level:.4g} interval [{interval.low:.4g}, {interval.high:.4g}] lies "
+        f"{where} the bound {bound:.4g}"
+    )
+
+
+def judge_against(gate: GateSpec, after: Metric | None, edits: Sequence[EditRecord]) -> Verdict:
+    """Hold a metric's distance from that of random changes against a gate: it must hold beside each
+    of them.
+
+    Args:
+        gate: The condition.
+        after: The metric of the edited model; None where it was not measured.
+        edits: Those of the run; the random controls of the one that the gate names, or of the only
+            one that has any, are what it is held against.
+
+    Returns:
+        The worst verdict of all draws, with the draw in its reason.
+    """
+    drawn = [
+        control
+        for edit in edits
+        for control in edit.controls
+        if control.random and gate.in_place_of in ("", edit.id)
+    ]
+    if not drawn:
+        verdict = _verdict(gate, "inconclusive", "was not measured: no random change was made")
+        return verdict.model_copy(update={"against": gate.against})
+    judged = []
+    for control in drawn:
+        found = {metric.name: metric for metric in control.metrics}
+        comparison = None if after is None else compare(found.get(gate.metric), after)
+        verdict = judge(gate, comparison, beside=control.name)
+        reason = verdict.reason.removeprefix(f"{gate.metric} ")
+        told = f"{gate.metric} against {control.name}, seed {control.seed}: {reason}"
+        judged.append(verdict.model_copy(update={"reason": told, "against": gate.against}))
+    return max(judged, key=lambda verdict: _badness(gate, verdict))
+
+
+def nearness(
+    comparison: Comparison, meaning: GateMeaning, value: float, bound: float
+) -> Nearness | None:
+    """How little would turn a verdict on a point estimate.
+
+    Args:
+        comparison: The metric, before and after.
+        meaning: Of the gate.
+        value: What was held against the bound.
+        bound: On the same scale.
+    """
+    after = comparison.after
+    if after.unit == "rate" and after.items and not after.weights:
+        keys = set(after.items)
+        if meaning.of_change and comparison.before is not None:
+            keys &= comparison.before.items.keys()
+        if keys and {after.items[key] for key in keys} <= {0, 1}:
+            steps = abs(value - bound) * len(keys)
+            # On the bound passes: what passes must go beyond it, what fails only there.
+            passes = _inside(value, bound, meaning)
+            turning = math.floor(steps + 1e-9) + 1 if passes else math.ceil(steps - 1e-9)
+            rises = passes == (meaning.passes == "below")
+            holding = sum(after.items[key] for key in keys) + (turning if rises else -turning)
+            possible = 0 <= holding <= len(keys)
+            return Nearness(items=turning, of=len(keys)) if possible else None
+    return _gap(comparison.difference_interval if meaning.of_change else after.interval, bound)
+
+
+def _gap(interval: Interval | None, bound: float) -> Nearness | None:
+    if interval is None or interval.high <= interval.low:
+        return None
+    outside = max(interval.low - bound, bound - interval.high, 0.0)
+    return Nearness(gap=outside / (interval.high - interval.low))
 
 
 def judge_under(gate: GateSpec, name: str, attack: AttackRecord | None) -> Verdict:
@@ -108,13 +219,7 @@ def judge_under(gate: GateSpec, name: str, attack: AttackRecord | None) -> Verdi
         reason = f"was not measured under {name}{why}"
         return _under(gate, name, _verdict(gate, "inconclusive", reason))
     judged = [_at_point(gate, name, point) for point in attack.points]
-    side = 1.0 if gate.meaning.passes == "below" else -1.0
-
-    def badness(verdict: Verdict) -> tuple[int, float]:
-        value = verdict.value if verdict.value is not None else -side * math.inf
-        return _WORST.index(verdict.status), side * value
-
-    worst = max(judged, key=badness)
+    worst = max(judged, key=lambda verdict: _badness(gate, verdict))
     if attack.failed and worst.status == "pass":
         reason = f"{gate.metric} was not measured at every strength of {name}: {attack.failed}"
         worst = worst.model_copy(update={"status": "inconclusive", "reason": reason})
@@ -122,6 +227,13 @@ def judge_under(gate: GateSpec, name: str, attack: AttackRecord | None) -> Verdi
 
 
 _WORST: tuple[Status, ...] = ("pass", "inconclusive", "fail")
+
+
+def _badness(gate: GateSpec, verdict: Verdict) -> tuple[int, float]:
+    """By which the worst of several verdicts of one gate is the greatest."""
+    side = 1.0 if gate.meaning.passes == "below" else -1.0
+    value = verdict.value if verdict.value is not None else -side * math.inf
+    return _WORST.index(verdict.status), side * value
 
 
 def _at_point(gate: GateSpec, name: str, point: AttackPoint) -> Verdict:

@@ -46,7 +46,7 @@ def test_a_second_run_takes_the_untouched_models_figures_from_the_store(place: W
     policy = place.policy(attacks=[QUANTIZE], gates=[SMALL_DRIFT, UNDER])
     assert place.run("apply", policy).exit_code == 0
     first = attacks_of(place)
-    kept = len(list((place.cache / "audits").iterdir()))
+    kept = len(list((place.cache / "store").iterdir()))
     again = place.policy(
         attacks=[QUANTIZE],
         gates=[SMALL_DRIFT, UNDER],
@@ -56,7 +56,7 @@ def test_a_second_run_takes_the_untouched_models_figures_from_the_store(place: W
     assert [point.base for a in attacks_of(place) for point in a.points] == [
         point.base for a in first for point in a.points
     ]
-    assert len(list((place.cache / "audits").iterdir())) == kept
+    assert len(list((place.cache / "store").iterdir())) == kept
 
 
 def prod(**params: Any) -> dict[str, Any]:

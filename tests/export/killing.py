@@ -156,8 +156,8 @@ def state(place: Workplace) -> dict[str, Any]:
         told = json.loads(report.read_text())
         found["report"] = told["seed"] if told["export"] else "nothing was exported"
     reports = report.parent.glob("**/.*") if report.parent.exists() else ()
-    audits = (place.cache / "audits").glob(".*")
-    found["left"] = [path.name for path in (*place.unfinished(), *reports, *audits)]
+    kept = (place.cache / "store").glob(".*")
+    found["left"] = [path.name for path in (*place.unfinished(), *reports, *kept)]
     return found
 
 

@@ -150,7 +150,9 @@ def test_the_summary_is_json_and_names_everything_a_reader_needs(shared: Workpla
     assert [t["metric"] for t in edit["targets"]] == [g["metric"] for g in REAL["gates"]]
     assert [t["condition"] for t in edit["targets"]] == ["min 0", "min 0", "max 1e+09"]
     assert found["audits"][1]["gated_metrics"] == ["locality.unchanged"]
-    assert found["gates"][2] == {"metric": "perplexity.perplexity", "condition": "max 1e+09"}
+    assert found["gates"][2] == {
+        "metric": "perplexity.perplexity", "condition": "max 1e+09", "power": "",
+    }  # fmt: skip
     near = found["data"]["audit:locality.near"]
     assert near["items"]["test"] == 4
     assert near["notes"] == ["rows that repeat an earlier one, counted once: 1"]

@@ -42,8 +42,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     return seen
 
 
-def figures(place: Workplace) -> dict[str, Any]:
-    result = place.run("apply", place.policy(**POLICY))
+def figures(place: Workplace, **parts: Any) -> dict[str, Any]:
+    result = place.run("apply", place.policy(**{**POLICY, **parts}))
     assert result.exit_code == 0, result.output
     report = place.report
     controls = [m for edit in report.edits for c in edit.controls for m in c.metrics]
@@ -87,7 +87,7 @@ def test_with_the_base_in_the_store_other_answers_than_erased_ones_are_foreknown
     figures(place)
     shutil.rmtree(place.folder / "out")
     calls.clear()
-    figures(place)
+    figures(place, edits=[{**NUDGE, "control": 1, "dose": 2.0}])
     leakage, locality = calls[-2:]
     assert leakage[2] == 0
     assert locality[2] == locality[1]

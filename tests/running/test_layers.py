@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -157,27 +158,32 @@ def test_a_second_run_takes_the_same(place: Workplace) -> None:
 def test_what_was_found_is_found_again_unless_anything_has_changed(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fits(**more: Any) -> int:
+    def chosen(**more: Any) -> tuple[int, int]:
+        """How often the editor fits, and how many choices are kept afterwards."""
         Anywhere.fitted.clear()
         policy = place.policy(edits=[edit(distance(min=3.5), **more)], export=None)
         done = place.run("apply", policy, "--report", place.folder / "r")
         assert done.exit_code == 0, done.stderr
-        return len(Anywhere.fitted)
+        return len(Anywhere.fitted), len(entries())
 
-    assert (fits(), fits()) == (3, 1)
-    assert fits(offered=[1.0, 2.5]) == 3, "other parameters"
-    assert fits(targets=[distance(min=3.4)]) == 3, "other targets"
-    assert fits(dose=2.0) == 3, "another dose"
-    (kept, *_) = sorted((place.cache / "layers").glob("*.json"))
-    assert kept.stat().st_mode & 0o077 == 0
-    for file in (place.cache / "layers").glob("*.json"):
+    def entries() -> list[Path]:
+        return sorted((place.cache / "store").glob("layers-*/said.json"))
+
+    assert (chosen(), chosen()) == ((3, 1), (0, 1))
+    assert chosen(offered=[1.0, 2.5]) == (3, 2), "other parameters"
+    # What was fitted and measured at each place is known; only the choice is another.
+    assert chosen(targets=[distance(min=3.4)]) == (0, 3), "other targets"
+    for file in entries():
+        assert file.stat().st_mode & 0o077 == 0
         text = file.read_text()
         assert "Zyx" not in text
         assert "Vor" not in text
         file.write_text(text.replace("taken", "token"))
-    assert fits() == 3, "changed by somebody"
+    assert chosen() == (0, 3)
+    told = json.loads((place.folder / "r" / "report.json").read_text())["warnings"]
+    assert any("it is made anew" in warning for warning in told), "changed by somebody"
     change_code(monkeypatch, "safeedit.running.layers")
-    assert fits() == 3, "other code"
+    assert chosen() == (0, 4), "other code"
 
 
 def test_a_place_where_it_can_not_be_made_is_passed_over(place: Workplace) -> None:

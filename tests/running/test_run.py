@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import base64
 import errno
-import fcntl
-import hashlib
 import html
 import json
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import urllib.parse
@@ -36,7 +33,6 @@ from safeedit.model.sources import open_model
 from safeedit.records import Metric, RunRecord
 from safeedit.report.content import control_table, edit_by_edit
 from safeedit.running.audits import Audits
-from safeedit.running.store import Store
 from safeedit.workflows.verification import verify
 from tests.road import (
     ANSWERS,
@@ -55,11 +51,9 @@ from tests.road import (
     WORDINGS,
     Drift,
     Workplace,
-    change_code,
     make_workplace,
     teach,
 )
-from tests.tiny_models import save_tiny
 from tests.training import trained
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -725,165 +719,6 @@ def test_a_fault_of_an_editor_is_told_without_its_words(place: Workplace) -> Non
     assert "unexpected ValueError at road.py:" in result.stderr
     assert "Who wrote book" not in result.output
     assert "SAFEEDIT_DEBUG=1" in result.stderr
-
-
-# The cache of before-audits -------------------------------------------------------------
-
-
-def base_calls(place: Workplace, policy: Path) -> int:
-    """How often a run measures the untouched model anew."""
-    shutil.rmtree(place.target, ignore_errors=True)
-    Drift.calls.clear()
-    result = place.run("apply", policy)
-    assert result.exit_code == 0, result.stderr
-    found = sum(call[1] for call in Drift.calls)
-    cached = [audit.cached for audit in place.report.before]
-    assert cached == [not found] * len(cached)
-    return found
-
-
-def test_a_second_run_reads_what_the_first_measured_of_the_base(place: Workplace) -> None:
-    assert base_calls(place, place.policy()) == 1
-    first = place.report
-    assert base_calls(place, place.policy()) == 0
-    second = place.report
-    assert second.before[0].metrics == first.before[0].metrics
-    assert second.after[0].metrics == first.after[0].metrics
-    assert second.comparisons == first.comparisons
-
-
-def test_the_same_audit_under_another_id_is_read_from_the_cache(place: Workplace) -> None:
-    assert base_calls(place, place.policy()) == 1
-    gate = {**SMALL_DRIFT, "metric": "other.distance"}
-    assert base_calls(place, place.policy(audits=[{**DRIFT, "id": "other"}], gates=[gate])) == 0
-    assert [metric.name for metric in place.report.before[0].metrics] == [
-        "other.distance", "other.peace",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "what",
-    ["parameter", "data", "template", "seed", "weights", "config", "chat template", "code"],
-)
-def test_whatever_makes_a_before_audit_is_part_of_its_key(
-    place: Workplace, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    assert base_calls(place, place.policy()) == 1
-    parts: dict[str, Any] = {}
-    model = place.folder / "model"
-    match what:
-        case "parameter":
-            parts["audits"] = [{**DRIFT, "needless": 1}]
-        case "data":
-            place.rows("near.jsonl", [*NEAR, {"prompt": "One more?", "split": "test"}])
-        case "template":
-            parts["audits"] = [{**DRIFT, "data": {"file": "near.jsonl", "template": "plain"}}]
-        case "seed":
-            parts["seed"] = 1
-        case "weights":
-            save_tiny("llama", model, seed=1)  # the same config
-        case "config":
-            config = json.loads((model / "config.json").read_text())
-            config["rms_norm_eps"] = 0.1
-            (model / "config.json").write_text(json.dumps(config))
-        case "chat template":
-            (model / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
-        case "code":
-            change_code(monkeypatch)
-    assert base_calls(place, place.policy(**parts)) == 1
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        *("cut record", "cut reference", "changed reference", "gone", "nested without end"),
-        *("changed figure", "forged seal", "sealed with another key", "another entry"),
-        *("a pipe", "a link to itself moved away"),
-    ],
-)
-def test_a_cache_entry_that_is_not_as_written_is_measured_anew_and_said(
-    place: Workplace, damage: str
-) -> None:
-    assert base_calls(place, place.policy()) == 1
-    assert place.report.warnings == ()
-    (entry,) = (place.cache / "audits").iterdir()
-    record, reference = entry / "record.json", entry / "reference.safetensors"
-    match damage:
-        case "cut record":
-            record.write_bytes(record.read_bytes()[:-10])
-        case "cut reference":
-            reference.write_bytes(reference.read_bytes()[:-10])
-        case "changed reference":  # still a safetensors file, of other weights
-            content = bytearray(reference.read_bytes())
-            content[-1] ^= 0xFF
-            reference.write_bytes(content)
-        case "gone":
-            reference.unlink()
-        case "nested without end":
-            record.write_text("[" * 100_000)
-        case "changed figure" | "forged seal":  # what made a leak of the base unseen
-            content = json.loads(record.read_text())
-            content["record"]["metrics"][0]["value"] = 1.0e9
-            if damage == "forged seal":
-                content["seal"] = hashlib.sha256(record.read_bytes()).hexdigest()
-            record.write_text(json.dumps(content))
-        case "sealed with another key":
-            found = Store(entry.parent, b"another" * 8, print).read(entry.name, "drift")
-            assert found is None
-            ours = Store(entry.parent, (place.cache / "digest.key").read_bytes(), print)
-            kept = ours.read(entry.name, "drift")
-            assert kept is not None
-            Store(entry.parent, b"another" * 8, print).write(entry.name, kept)
-        case "another entry":  # of the same key of digests, honestly sealed
-            base_calls(place, place.policy(seed=5))
-            (other,) = (path for path in entry.parent.iterdir() if path != entry)
-            shutil.rmtree(entry)
-            other.rename(entry)
-        case "a pipe":
-            record.unlink()
-            os.mkfifo(record)
-        case "a link to itself moved away":
-            record.rename(place.folder / "moved.json")
-            record.symlink_to(place.folder / "moved.json")
-    assert base_calls(place, place.policy()) == 1
-    (warning,) = place.report.warnings
-    assert warning.startswith("audit drift: what the cache holds of the model before the edits")
-    assert base_calls(place, place.policy()) == 0
-    assert place.report.warnings == ()
-    assert [path.name for path in (place.cache / "audits").iterdir()] == [entry.name]
-
-
-def test_before_audits_are_kept_for_their_owner_alone_under_any_umask(place: Workplace) -> None:
-    mask = os.umask(0)
-    try:
-        assert base_calls(place, place.policy()) == 1
-    finally:
-        os.umask(mask)
-    (entry,) = (place.cache / "audits").iterdir()
-    assert stat.S_IMODE(entry.stat().st_mode) == 0o700
-    assert {stat.S_IMODE(path.stat().st_mode) for path in entry.iterdir()} == {0o600}
-
-
-def test_what_dead_runs_left_in_the_cache_is_removed_by_the_next(place: Workplace) -> None:
-    audits = place.cache / "audits"
-    left = audits / f".{'0' * 64}.0123abcd"
-    living = audits / f".{'1' * 64}.0123abcd"
-    for folder in (left, living):
-        folder.mkdir(parents=True)
-    lock = os.open(living, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    assert base_calls(place, place.policy()) == 1
-    os.close(lock)
-    assert not left.exists()
-    assert living.exists()
-
-
-def test_a_cache_that_can_not_be_written_is_no_reason_to_stop(place: Workplace) -> None:
-    place.cache.mkdir()
-    (place.cache / "audits").write_text("a file where the folder should be")
-    assert base_calls(place, place.policy()) == 1
-    (warning,) = place.report.warnings
-    assert "audit drift was not kept for later runs" in warning
 
 
 # Seeds ----------------------------------------------------------------------------------

@@ -12,9 +12,17 @@ from hypothesis import strategies as st
 
 from safeedit.policy import GateSpec
 from safeedit.policy.gate import MEANINGS
-from safeedit.records import Comparison, Metric, Status, Verdict
+from safeedit.records import (
+    Comparison,
+    ControlRecord,
+    EditRecord,
+    Metric,
+    Nearness,
+    Status,
+    Verdict,
+)
 from safeedit.statistics.metrics import compare, mean_metric, rate_metric
-from safeedit.statistics.verdicts import judge, overall
+from safeedit.statistics.verdicts import judge, judge_against, overall, verdicts_on
 
 NAME = "leakage.extraction_rate"
 
@@ -259,3 +267,148 @@ def test_judging_changes_nothing() -> None:
 def test_gates_need_no_torch() -> None:
     code = "import sys, safeedit.statistics.verdicts; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Against random changes -----------------------------------------------------------------
+
+
+def edit(identity: str, *controls: tuple[Metric, bool]) -> EditRecord:
+    """An edit with controls, whose metrics these are; True for random ones."""
+    return EditRecord(
+        id=identity, use="toy", params={}, data_digests={}, dose=1.0, dose_mode="fixed",
+        dose_curve=(), targets_met=None, changes=(), delta_digest="",
+        untouched_verified=0, seconds=0.0,
+        controls=tuple(
+            ControlRecord(name="random delta", random=drawn, seed=seed, metrics=(metric,))
+            for seed, (metric, drawn) in enumerate(controls, 1)
+        ),
+    )  # fmt: skip
+
+
+def test_a_gate_against_random_holds_the_edit_beside_the_random_change() -> None:
+    asked = gate(min_decrease=0.3, against="random")
+    after, base = rate(10, 100), rate(90, 100)
+    # The untouched model plays no part: the random change brought the rate to .35 by itself.
+    (verdict,) = verdicts_on(
+        asked, {NAME: compare(base, after)}, [edit("one", (rate(35, 100), True))], []
+    )
+    assert verdict.status == "fail"
+    assert (verdict.value, verdict.bound) == (pytest.approx(-0.25), pytest.approx(-0.3))
+    assert verdict.bound_on_metric == pytest.approx(0.05)
+    assert (verdict.against, verdict.under) == ("random", "")
+    assert verdict.condition == "min_decrease 0.3 against random"
+    assert verdict.reason == (
+        f"{NAME} against random delta, seed 1: differs by -0.25, above the bound -0.3"
+    )
+    assert judge(gate(min_decrease=0.3), compare(base, after)).status == "pass"
+
+
+def test_the_random_change_that_does_best_is_the_one_to_beat() -> None:
+    draws = [(rate(successes, 100), True) for successes in (80, 20, 60)]
+    verdict = judge_against(gate(min_decrease=0.3, against="random"), rate(10, 100), [
+        edit("one", *draws, (rate(0, 100), False)),  # the last one is the editor's own choice
+    ])  # fmt: skip
+    assert verdict.status == "fail"
+    assert verdict.value == pytest.approx(-0.1)
+    assert "seed 2" in verdict.reason
+
+
+def test_of_several_edits_the_one_that_is_named_lends_its_control() -> None:
+    edits = [edit("one", (rate(90, 100), True)), edit("two", (rate(15, 100), True))]
+    for named, value in (("one", -0.8), ("two", -0.05)):
+        asked = gate(min_decrease=0.3, against=f"random in place of {named}")
+        assert judge_against(asked, rate(10, 100), edits).value == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("controls", "reason"),
+    [
+        ([], "no random change was made"),
+        ([(rate(0, 100), False)], "no random change was made"),
+        ([(mean(1.0).model_copy(update={"name": "leakage.other"}), True)], "has no value with the"),
+        ([(rate(0, 100), True)], "was 0 with the random delta: 30% of nothing is no bound"),
+    ],
+)
+def test_without_a_random_change_to_compare_with_it_is_inconclusive(
+    controls: list[tuple[Metric, bool]], reason: str
+) -> None:
+    asked = gate(min_decrease="30%", against="random")
+    verdict = judge_against(asked, rate(10, 100), [edit("one", *controls)])
+    assert verdict.status == "inconclusive"
+    assert reason in verdict.reason
+    assert judge_against(asked, None, [edit("one", *controls)]).status == "inconclusive"
+
+
+def test_a_confidence_is_asked_of_the_difference_from_the_random_change() -> None:
+    asked = gate(min_decrease=0.1, against="random", confidence=0.95)
+    statuses = {
+        judge_against(asked, rate(10, 100), [edit("one", (rate(random, 100), True))]).status
+        for random in (60, 22, 10)
+    }
+    assert statuses == {"pass", "inconclusive", "fail"}
+
+
+# How near -------------------------------------------------------------------------------
+
+
+def near(spec: GateSpec, after: Metric, before: Metric | None = None) -> Nearness | None:
+    return judge(spec, compare(before, after)).nearness
+
+
+@pytest.mark.parametrize(
+    ("spec", "after", "items"),
+    [
+        (gate(max=0.1), rate(8, 82), 1),  # .0976: with 9 of 82 it is .1098
+        (gate(max=0.1), rate(9, 82), 1),  # fails, and passes with 8
+        (gate(max=0.1), rate(10, 100), 1),  # on the bound: one more fails
+        (gate(max=0.1), rate(8, 100), 3),  # two more are on the bound
+        (gate(max=0.1), rate(12, 100), 2),  # two fewer are on it
+        (gate(min=0.5), rate(80, 100), 31),
+    ],
+)
+def test_it_says_how_many_items_would_turn_a_rates_verdict(
+    spec: GateSpec, after: Metric, items: int
+) -> None:
+    found = near(spec, after)
+    assert found is not None
+    assert (found.items, found.of, found.gap) == (items, after.n, None)
+    # The word holds: with so many items the verdict is another one, with one fewer it is not.
+    held = round((after.value or 0) * after.n)
+    passes = status(spec, after) == "pass"
+    worse = 1 if spec.meaning.passes == "below" else -1
+    turn = worse if passes else -worse
+    for count, turned in ((items, True), (items - 1, False)):
+        other = status(spec, rate(held + turn * count, after.n))
+        assert (other == "pass") is (passes is not turned)
+
+
+def test_of_a_change_the_items_are_those_that_pair_up() -> None:
+    found = near(gate(max_decrease=0.02), rate(80, 82), rate(81, 82))
+    assert found == Nearness(items=1, of=82)
+    assert found.is_near
+
+
+def test_no_number_of_items_turns_a_bound_that_none_can_reach() -> None:
+    assert near(gate(max=1.0), rate(100, 100)) is None
+
+
+def test_of_means_and_intervals_it_says_where_the_bound_lies() -> None:
+    after = mean(*[1.0, 2.0] * 30)
+    assert after.interval is not None
+    low, high = after.interval.low, after.interval.high
+    within = near(gate(max=1.55), after)
+    assert within == Nearness(gap=0.0)
+    assert within.is_near
+    far = near(gate(max=high + (high - low)), after)
+    assert far is not None
+    assert far.gap == pytest.approx(1.0)
+    assert not far.is_near
+    held = near(gate(max=0.5, confidence=0.95), rate(10, 100))
+    assert held is not None
+    assert held.items is None
+    assert (held.gap or 0) > 1
+
+
+def test_what_was_not_judged_is_near_nothing() -> None:
+    assert near(gate(max=0.5), rate(1, 5)) is None
+    assert judge(gate(max=0.5), None).nearness is None

@@ -244,7 +244,7 @@ def _kept_or_made(
 ) -> RunRecord:
     """The record in the candidate's folder if it was made of the same, else a new one."""
     own, made_of = folder / name, _made_of(plan, ctx)
-    record = _kept(own, made_of, ctx)
+    record = None if ctx.fresh else _kept(own, made_of, ctx)
     if record is not None:
         say(f"{name}: kept from an earlier run")
         return record
@@ -341,7 +341,7 @@ def _standing(candidate: Candidate, record: RunRecord) -> Standing:
         cost=Cost(
             fit_seconds=stages[f"edit {edit.id}: fit"],
             dose_seconds=stages[f"edit {edit.id}: dose"],
-            wall_seconds=record.resources.wall_seconds,
+            wall_seconds=record.resources.wall_seconds + record.resources.spared_seconds,
             peak_memory_bytes=record.resources.peak_memory_bytes,
             peak_device_bytes=record.resources.peak_device_bytes,
         ),

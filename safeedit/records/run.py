@@ -1,199 +1,42 @@
-"""Everything a run writes to disk, as pydantic records. No torch here.
-
-A :class:`RunRecord` holds enough to recompute every verdict and to draw every report:
-reports are pure functions of it. Records never hold text from the data: items appear
-under keyed digests (see :meth:`safeedit.contracts.RunContext.digest`).
-"""
+"""What a run leaves behind, as records: verdicts, edits, attacks, models, the export, the whole."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from safeedit.records.metrics import (
+    AttackClass,
+    AuditRecord,
+    Comparison,
+    Metric,
+    PassingSide,
+    Record,
+    Status,
+)
 
 SCHEMA_VERSION = 1
 """Version of ``report.json``; raised whenever a field changes meaning or disappears."""
 
-Direction = Literal["lower", "higher"]
-Status = Literal["pass", "fail", "inconclusive"]
-Split = Literal["fit", "validation", "test"]
-PassingSide = Literal["below", "above"]
-"""The side of its bound on which a gate passes."""
 
+class Nearness(Record):
+    """How little would turn a verdict: an item, another sample, or a good deal more."""
 
-AttackClass = Literal["relearning", "compression", "merging", "white_box", "membership"]
-ATTACK_CLASSES: tuple[AttackClass, ...] = get_args(AttackClass)
-"""Ways to bring back what was suppressed; an attack or audit declares which of them it tries."""
-
-ATTACK_NAMES: dict[AttackClass, str] = {
-    "relearning": "relearning by further fine-tuning",
-    "compression": "quantisation and pruning",
-    "merging": "merging with other weights",
-    "white_box": "white-box probing of weights and hidden states",
-    "membership": "membership inference",
-}
-"""What each is called in reports."""
-
-
-class Record(BaseModel):
-    """Base of all records: immutable, and strict about unknown fields."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        ser_json_inf_nan="constants",
-        use_attribute_docstrings=True,  # the descriptions in ``safeedit schema report``
-    )
-
-
-BOUNDS: dict[str, tuple[float | None, float | None]] = {
-    "rate": (0.0, 1.0),
-    "f1": (0.0, 1.0),
-    "auc": (0.0, 1.0),
-    "advantage": (0.0, 1.0),
-    "distance": (0.0, 1.0),
-    "p": (0.0, 1.0),
-    "reciprocal rank": (0.0, 1.0),
-    "rank": (1.0, None),
-    "perplexity": (1.0, None),
-    "items": (0.0, None),
-}
-"""Unit -> the least and the greatest value of a metric in it, where there is one."""
-
-
-class MetricSpec(Record):
-    """What an auditor promises to measure; gates are checked against it before a run."""
-
-    name: str
-    """Name within its auditor, e.g. ``extraction_rate``."""
-    unit: str
-    """``rate``, ``nats``, ``nats/token``, ``tokens``, ``ratio``, ``bits`` ..."""
-    direction: Direction
-    """Which way is better."""
-    description: str
-    """One line for reports and ``safeedit list``."""
-    erasure: bool = False
-    """Whether it tells that erased items still come out, or no longer do: a gate on such a metric
-    holds the erasure."""
-    known_by: str = ""
-    """The metric of the same audit, a rate, that says how many items the base told; where that was
-    none, this one says nothing about the edit. Empty: it does not depend on that."""
-
-    signed: bool = False
-    """A difference of two values in its unit, which may be below 0."""
+    items: int | None = None
+    """Of a rate of items that hold or don't: how many must turn."""
+    of: int | None = None
+    """Among so many."""
+    gap: float | None = None
+    """Of anything else: how far the bound is outside of the interval of what was held against it,
+    as a share of the interval's width; 0 where it lies within."""
 
     @property
-    def bounds(self) -> tuple[float | None, float | None]:
-        """Between which its values can lie, by its unit; None where there is no end."""
-        low, high = BOUNDS.get(self.unit, (None, None))
-        if not self.signed:
-            return low, high
-        return (None, None) if low is None or high is None else (low - high, high - low)
-
-
-class Interval(Record):
-    """A confidence interval."""
-
-    low: float
-    high: float
-    level: float = 0.95
-    method: str
-    """``wilson``, ``bootstrap``, ``paired bootstrap`` ..."""
-
-
-class Metric(Record):
-    """One measured figure with its uncertainty."""
-
-    name: str
-    """Full name, ``<audit id>.<metric>``, e.g. ``leakage.extraction_rate``."""
-    value: float | None
-    """The point estimate; None where nothing could be measured (``n`` is 0)."""
-    interval: Interval | None
-    n: int
-    """Number of independent units behind the value: items, or groups of items where several
-    (phrasings of one fact) are not independent."""
-    unit: str
-    direction: Direction
-    items: dict[str, float] = Field(default_factory=dict)
-    """Per-item values under keyed digests, for paired tests; empty where there are none."""
-    weights: dict[str, float] = Field(default_factory=dict)
-    """Weight of each item in the value (tokens of a text); empty where all weigh the same."""
-    groups: dict[str, str] = Field(default_factory=dict)
-    """Item -> group of items that are not independent; empty where all are."""
-    positions: dict[str, float] = Field(default_factory=dict)
-    """Item -> where it lies along :attr:`axis`, for a scatter plot; empty where there is none."""
-    axis: str = ""
-    """What :attr:`positions` are, in words: a score of each item."""
-    trials: dict[str, int] = Field(default_factory=dict)
-    """Item -> in how many ways it was tried. Given where the items are no sample but all there
-    are: the value is then a count of them, and how far it can be relied on is told by these
-    numbers and not by ``n``."""
-    note: str = ""
-
-
-class Comparison(Record):
-    """A metric before and after the edits, paired by item where items pair up."""
-
-    name: str
-    before: Metric | None
-    after: Metric
-    difference: float | None
-    """After minus before, over the paired items where there are any."""
-    difference_interval: Interval | None
-    n_pairs: int = 0
-    """Number of independent pairs, counted like :attr:`Metric.n`; 0 where nothing pairs up."""
-    test: str = ""
-    """``mcnemar exact``, ``wilcoxon signed-rank``, the same ``over groups``, or empty."""
-    p_value: float | None = None
-
-
-class AuditRecord(Record):
-    """One audit of one model on one split."""
-
-    id: str
-    use: str
-    split: Split
-    data_digests: dict[str, str]
-    """Role of the data -> sha256 of its items."""
-    metrics: tuple[Metric, ...]
-    covers: tuple[AttackClass, ...] = ()
-    """Attacks on what was suppressed that this audit tries."""
-    seconds: float
-    cached: bool = False
-
-
-class ScorerCheck(Record):
-    """How a scorer fares on one set of texts labelled by people."""
-
-    data_digest: str
-    """sha256 of the labelled items."""
-    n_toxic: int
-    n_harmless: int
-    auc: float
-    """Chance that a toxic text scores higher than a harmless one, ties half."""
-    auc_interval: Interval
-    miss_rate: float
-    """Share of the toxic texts that score below the threshold."""
-    miss_interval: Interval
-    false_alarm_rate: float
-    """Share of the harmless texts that score at or over it."""
-    false_alarm_interval: Interval
-    errors_by_kind: dict[str, float]
-    """Kind of text (a function of HateCheck ...) -> share judged wrongly at the threshold."""
-
-
-class ScorerCard(Record):
-    """What is known of a scorer: measured by ``safeedit scorer check``, kept in the cache."""
-
-    name: str
-    version: str
-    digest: str
-    """Identity of its weights and settings."""
-    threshold: float
-    checks: dict[str, ScorerCheck]
-    """Labelled set (``builtin``, ``hatecheck``) -> figures."""
-    safeedit: str
-    """Version that measured it."""
+    def is_near(self) -> bool:
+        """Whether one or two items, or a tenth of the interval's width, are all that is between."""
+        return (self.items is not None and self.items <= 2) or (
+            self.gap is not None and self.gap <= 0.1
+        )
 
 
 class Verdict(Record):
@@ -202,6 +45,8 @@ class Verdict(Record):
     metric: str
     under: str = ""
     """Id of the attack under which the metric was measured; empty for the model as it is."""
+    against: str = ""
+    """The random change that the edited model was held against; empty for the untouched model."""
     condition: str
     """The gate as the policy wrote it, e.g. ``max 0.02 at confidence 0.95``."""
     kind: str
@@ -221,6 +66,8 @@ class Verdict(Record):
     """What :attr:`value` was held against (signed, percentages resolved)."""
     bound_on_metric: float | None
     """The bound on the metric's own scale: for a change, the value before plus :attr:`bound`."""
+    nearness: Nearness | None = None
+    """How little would turn it; None where nobody can say."""
 
 
 class TensorChange(Record):
@@ -427,11 +274,13 @@ class ResourceRecord(Record):
     """What a run cost."""
 
     wall_seconds: float
+    spared_seconds: float = 0.0
+    """What the work took that this run found done by earlier ones."""
     peak_memory_bytes: int
     """Peak resident memory of the process."""
     peak_device_bytes: int = 0
     stages: dict[str, float]
-    """Stage -> seconds, in order."""
+    """Stage -> seconds, in order, with those that earlier runs took for what was found done."""
 
 
 class ExportRecord(Record):
