@@ -56,7 +56,10 @@ def check_gates(loaded: LoadedPolicy, audits: Sequence[PlannedAudit], warnings: 
                 f"no audit of this policy measures {gate.metric!r}",
                 did_you_mean(gate.metric, known),
             )
-        if (gate.meaning.passes == "below") != (spec.direction == "lower"):
+        kinds = {other.kind for _, other in listed if other.metric == gate.metric}
+        # Held from both sides, a value is to lie between, whichever way is better.
+        between = gate.kind in ("min", "max") and {"min", "max"} <= kinds
+        if not between and (gate.meaning.passes == "below") != (spec.direction == "lower"):
             warnings.append(
                 f"{gate.metric}: {spec.direction} is better, but the gate is '{gate.condition}'"
             )

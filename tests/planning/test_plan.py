@@ -177,6 +177,14 @@ def test_a_gate_against_the_direction_of_its_metric_is_warned_of(shared: Workpla
     assert warning == "drift.peace: higher is better, but the gate is 'max 0'"
 
 
+def test_a_value_that_is_held_from_both_sides_may_be_held_from_the_better(
+    shared: Workplace,
+) -> None:
+    gates = [{"metric": "drift.distance", "max": 1}, {"metric": "drift.distance", "min": -1}]
+    found = plan_of(shared.policy(gates=gates)).warnings
+    assert not any("is better, but the gate is" in warning for warning in found)
+
+
 def test_answers_in_letters_of_languages_that_inflect_are_asked_for_their_forms(
     shared: Workplace,
 ) -> None:
