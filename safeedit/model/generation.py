@@ -359,7 +359,9 @@ class Generation:
         if self.greedy or self.sampling is None:
             found: list[int] = logits.argmax(-1).tolist()
             return found
-        numbers = [self._numbers(answer)[len(answer.tokens)] for answer in answers]
+        # An answer that has ended is run along with the others; what it draws is for nobody.
+        at = [min(len(answer.tokens), self.longest - 1) for answer in answers]
+        numbers = [self._numbers(answer)[n] for answer, n in zip(answers, at, strict=True)]
         drawn = draw(logits, self.sampling, torch.stack(numbers).to(logits.device))
         return list(map(int, drawn.tolist()))
 
