@@ -227,6 +227,21 @@ def test_sampled_answers_pass_drafts_over() -> None:
     assert handle.engine.generate(prompts, **options, drafts=[[[1, 2]]] * 3) == plain
 
 
+def test_a_sampled_answer_that_has_ended_may_wait_for_others_that_began_later() -> None:
+    handle = tiny_handle("llama")
+    prompts = token_rows(12, 6, 6)
+    stop = list(range(0, VOCAB_SIZE, 8))  # about every eighth token drawn ends an answer
+    options: dict[str, Any] = {
+        "max_new_tokens": LENGTH, "stop_ids": stop, "sampling": Sampling(), "samples": 3,
+    }  # fmt: skip
+    at_once = Engine(handle, max_batch_tokens=36 * (6 + LENGTH)).generate(prompts, **options)
+    few = Engine(handle, max_batch_tokens=6 * (6 + LENGTH)).generate(prompts, **options)
+    assert few == at_once
+    lengths = {len(answer) for some in at_once for answer in some}
+    assert LENGTH in lengths
+    assert len(lengths) > 4, "they end at different places"
+
+
 def test_where_rounding_is_coarse_drafts_are_passed_over() -> None:
     handle = tiny_handle("llama", torch.bfloat16)
     prompts = token_rows(4, 6, 6)
