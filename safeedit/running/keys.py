@@ -1,13 +1,15 @@
 """Keys of what the store keeps: everything that made a figure or a change, and nothing else.
 
 Two findings of one key are the same finding: same weights, configuration and tokenizer, same data
-and parameters, same seed and digest key, same code of ours and versions of what it stands on.
+and parameters, same seed and digest key, same code of ours and versions of what it stands on, same
+device, CPU kernels and number of threads.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
@@ -103,6 +105,7 @@ def _key(ctx: RunContext, model: ModelHandle, modules: Sequence[str], **parts: o
         "config": _config(model),
         "tokenizer": _tokenizer_digest(model),
         "device": str(model.device),
+        "kernels": _kernels(),
         "code": code_digest(*modules, "safeedit.model.sources"),
         "seed": ctx.seed,
         "secret": ctx.digest("cache key"),
@@ -111,6 +114,15 @@ def _key(ctx: RunContext, model: ModelHandle, modules: Sequence[str], **parts: o
         "transformers": version("transformers"),
     }
     return joined(everywhere, parts)
+
+
+def _kernels() -> list[object]:
+    """What decides in which order sums are added up, and so their last bit."""
+    return [
+        torch.backends.cpu.get_cpu_capability(),
+        os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+        torch.get_num_threads(),
+    ]
 
 
 def _data(roles: Mapping[str, Dataset]) -> dict[str, list[object]]:

@@ -57,8 +57,6 @@ class _Kept:
     """What the editor warned of since the last entry."""
     _told: bool = False
     """Whether the editor's warnings while fitting have been said already, from the store."""
-    _seen: set[str] = field(default_factory=set)
-    """Keys of the changes that this run has made or read."""
 
     def doses(self) -> tuple[float, ...]:
         """Those on offer; in the store with the changes that this run may ask for."""
@@ -98,16 +96,14 @@ class _Kept:
 
     def _changes(self, which: str, dose: float, ask: Callable[[Proposal], _Changes]) -> _Changes:
         key = joined(self.key, which, dose)
-        again = key in self._seen
-        self._seen.add(key)
-        entry = self.audits.store.read("dose", key, self._what, again=again)
+        entry = self.audits.store.read("dose", key, self._what)
         if entry is not None:
             try:
                 found = _unpacked(entry)
             except ModelError as error:  # of an earlier format
                 self.audits.ctx.warn(f"{self._what}: {error.message}; it is made anew")
             else:
-                self._repeat(entry, aloud=not again)
+                self._repeat(entry)
                 return found
         made, start = self._proposal(), time.perf_counter()
         found = ask(made)
@@ -140,10 +136,10 @@ class _Kept:
             self._heard.append(message)
             self.audits.ctx.warn(message)
 
-    def _repeat(self, entry: Finding, *, aloud: bool = True) -> None:
-        """Note and say what the editor noted and said then."""
+    def _repeat(self, entry: Finding) -> None:
+        """Note what the editor noted then, and say once what it said."""
         self.notes.update(entry.said["notes"])
-        for message in entry.said["warnings"] if aloud else ():
+        for message in () if entry.again else entry.said["warnings"]:
             self.audits.ctx.warn(message)
 
 

@@ -50,6 +50,8 @@ class Finding:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
     """What it took to make."""
+    again: bool = False
+    """Whether the run that reads it has made or read it before."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Store:
         secret: Key of their seals.
         warn: Where an entry that can't be believed, or kept, is told of.
         fresh: Read none that earlier runs have left; what is found is kept nevertheless.
-        effort: Is told what an entry that was read had taken to make.
+        effort: Is told what an entry of an earlier run had taken to make.
     """
 
     folder: Path
@@ -69,6 +71,8 @@ class Store:
     warn: Callable[[str], None]
     fresh: bool = False
     effort: Effort = field(default_factory=Effort)
+    _seen: set[str] = field(default_factory=set)
+    """Names of entries that this run has made or read."""
 
     @classmethod
     def of(cls, ctx: RunContext) -> Store:
@@ -77,19 +81,19 @@ class Store:
         store._sweep()
         return store
 
-    def read(self, kind: Kind, key: str, what: str, *, again: bool = False) -> Finding | None:
+    def read(self, kind: Kind, key: str, what: str) -> Finding | None:
         """The entry of this key.
 
         Args:
             kind: What it is of.
             key: Digest of everything that made it.
             what: What it is of, in words of the run, for a warning.
-            again: This run has made or read it before: it saves it nothing more.
 
         Returns:
             None where there is none, or, said loudly, where it is not as it was written.
         """
         folder = self.folder / _name(kind, key)
+        again = folder.name in self._seen
         if (self.fresh and not again) or not os.path.lexists(folder):
             return None
         try:
@@ -99,7 +103,7 @@ class Store:
             if not hmac.compare_digest(self._seal(folder.name, text, tensors), str(entry["seal"])):
                 raise ValueError("the seal is not that of this name, text and tensors")
             said = entry["said"]
-            found = Finding(dict(said["what"]), load(tensors), float(said["seconds"]))
+            found = Finding(dict(said["what"]), load(tensors), float(said["seconds"]), again)
         except (
             *(OSError, ValueError, KeyError, TypeError, RecursionError),
             SafetensorError,
@@ -109,6 +113,7 @@ class Store:
                 "another digest key; it is made anew"
             )
             return None
+        self._seen.add(folder.name)
         self.effort.spared += 0.0 if again else found.seconds
         with suppress(OSError):
             os.utime(folder)  # the time of last use, by which old entries are told
@@ -143,6 +148,7 @@ class Store:
             if os.path.lexists(self.folder / name):  # found wanting, or another run was first
                 (self.folder / name).rename(self._temporary(name))
             temporary.rename(self.folder / name)
+            self._seen.add(name)
         except OSError as error:
             self.warn(f"{what} was not kept for later runs: {error.strerror}")
         finally:

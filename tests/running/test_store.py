@@ -193,6 +193,15 @@ def _escaped(place: Workplace, policy: Path) -> BaseException:
     return result.exception
 
 
+def test_what_a_run_measures_twice_is_no_work_of_earlier_runs(place: Workplace) -> None:
+    twice = [DRIFT, {**DRIFT, "id": "again"}]
+    policy = place.policy(audits=twice)
+    assert again(place, policy)["base audits"] == 1
+    assert place.report.resources.spared_seconds == 0
+    again(place, policy)
+    assert place.report.resources.spared_seconds > 0
+
+
 def test_a_strength_nobody_asked_for_yet_is_asked_of_the_editor(place: Workplace) -> None:
     def edit(dose: float) -> dict[str, Any]:
         return {"edits": [{**NUDGE, "dose": dose}]}
@@ -240,7 +249,10 @@ def test_the_same_audit_under_another_id_is_read_from_the_store(place: Workplace
 
 @pytest.mark.parametrize(
     "what",
-    ["parameter", "data", "template", "seed", "weights", "config", "chat template", "code"],
+    [
+        *("parameter", "data", "template", "seed", "weights", "config", "chat template", "code"),
+        "kernels",
+    ],
 )
 def test_whatever_makes_an_audit_is_part_of_its_key(
     place: Workplace, monkeypatch: pytest.MonkeyPatch, what: str
@@ -267,6 +279,8 @@ def test_whatever_makes_an_audit_is_part_of_its_key(
             (model / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
         case "code":
             change_code(monkeypatch)
+        case "kernels":
+            monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
     assert base_calls(place, place.policy(**parts)) == 1
 
 
