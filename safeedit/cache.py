@@ -86,6 +86,11 @@ def file_sha256(path: Path) -> str:
     return digest
 
 
+def entry_folder(name: str) -> Path:
+    """Where an entry of the cache is once it is finished; it only ever appears whole."""
+    return cache_dir() / "models" / name
+
+
 @contextlib.contextmanager
 def entry(name: str) -> Iterator[tuple[Path, Path | None]]:
     """An entry of the cache: its folder, and scratch space where it is still to be made.
@@ -94,9 +99,9 @@ def entry(name: str) -> Iterator[tuple[Path, Path | None]]:
     """
     from filelock import FileLock
 
-    models = cache_dir() / "models"
-    folder = models / name
-    if folder.is_dir():  # only ever appears whole
+    folder = entry_folder(name)
+    models = folder.parent
+    if folder.is_dir():
         yield folder, None
         return
     try:

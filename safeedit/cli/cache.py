@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,22 +18,24 @@ if TYPE_CHECKING:
     from safeedit.workflows.cache_use import Kept
 
 _SECONDS = {"h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
-_BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
+_BYTES = {"MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 
-class _Amount(click.ParamType):  # type: ignore[type-arg]
-    """A number and its unit."""
+def _amount(name: str, units: Mapping[str, float], example: str) -> Callable[..., float | None]:
+    """A callback that reads a number and its unit."""
 
-    def __init__(self, name: str, units: dict[str, float], example: str) -> None:
-        self.name, self.units, self.example = name, units, example
+    def read(context: click.Context, param: click.Parameter, value: str | None) -> float | None:
+        if value is None:
+            return None
+        found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([A-Za-z]{1,2})", value)
+        known = {unit.lower(): factor for unit, factor in units.items()}
+        if found is None or found[2].lower() not in known:
+            raise click.BadParameter(
+                f"{value!r} is no {name}: a number and {', '.join(units)}, e.g. {example}"
+            )
+        return float(found[1]) * known[found[2].lower()]
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([A-Za-z]{1,2})", str(value))
-        units = {unit.lower(): factor for unit, factor in self.units.items()}
-        if found is None or found[2].lower() not in units:
-            known = ", ".join(self.units)
-            self.fail(f"{value!r} is no {self.name}: a number and {known}, e.g. {self.example}")
-        return float(found[1]) * units[found[2].lower()]
+    return read
 
 
 @click.group("cache", invoke_without_command=True)
@@ -65,12 +68,14 @@ def cache_group(context: click.Context, as_json: bool) -> None:
 @cache_group.command()
 @click.option(
     "--older-than",
-    type=_Amount("age", _SECONDS, "30d"),
+    metavar="AGE",
+    callback=_amount("age", _SECONDS, "30d"),
     help="Remove what has not been used for so long: 12h, 30d, 8w.",
 )
 @click.option(
     "--larger-than",
-    type=_Amount("size", {k: float(v) for k, v in _BYTES.items()}, "5GB"),
+    metavar="SIZE",
+    callback=_amount("size", _BYTES, "5GB"),
     help="Remove what was used longest ago, until the rest takes no more: 500MB, 5GB.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")

@@ -17,5 +17,5 @@ report_option = click.option(
 fresh_option = click.option(
     "--fresh",
     is_flag=True,
-    help="Do again what earlier runs have finished: nothing that the cache holds of it is used.",
+    help="Make audits, edits and attacks again that earlier runs have finished.",
 )

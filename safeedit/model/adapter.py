@@ -177,23 +177,23 @@ def adapter_digest(folder: Path) -> str:
         ModelError: One of them is not there.
     """
     for file in (CONFIG, WEIGHTS):
-        if not (folder / file).is_file():
-            raise _refused(
-                folder, f"this is no folder of an adapter: it has no {file}",
-                "name a local folder that PEFT's save_pretrained wrote",
-            )  # fmt: skip
+        _check_there(folder, file)
     listed = (f"{file} {file_sha256(folder / file)}\n" for file in (CONFIG, WEIGHTS))
     return hashlib.sha256("".join(listed).encode()).hexdigest()
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.is_file():
+def _check_there(folder: Path, file: str) -> None:
+    if not (folder / file).is_file():
         raise _refused(
             folder,
-            f"this is no folder of an adapter: it has no {CONFIG}",
+            f"this is no folder of an adapter: it has no {file}",
             "name a local folder that PEFT's save_pretrained wrote",
         )
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    _check_there(folder, CONFIG)
     settings = read_settings(path)
     kind = settings.get("peft_type")
     if kind != "LORA":

@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
-from safeedit.cache import cache_dir, entry, file_sha256
+from safeedit.cache import cache_dir, entry, entry_folder, file_sha256
 from safeedit.errors import ModelError
 from safeedit.model.checkpoint import check_loaded
 from safeedit.model.gguf_tensors import check_all_placed, check_whole, loses_in, most_dtype, narrow
@@ -199,7 +199,7 @@ def fetch_builtin(name: str = DEFAULT) -> Path:
 
 def is_cached(name: str) -> bool:
     """Whether a built-in model need not be fetched any more."""
-    return (cache_dir() / "models" / _entry(name, BUILTIN[name])).is_dir()
+    return entry_folder(_entry(name, BUILTIN[name])).is_dir()
 
 
 def _entry(name: str, builtin: Builtin) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -87,17 +86,19 @@ def examine_policy(plan: Callable[[], Plan]) -> list[Symptom]:
     needed = int(made.estimates()["peak_memory_bytes"])
     there = psutil.virtual_memory().available
     memory = f"a run takes about {size(needed)}, and {size(there)} are free"
-    found = [
-        Symptom("policy", "ok", f"{made.loaded.policy.name} can be planned"),
-        Symptom("memory for it", "ok", memory)
-        if needed <= there or made.loaded.policy.model.device not in ("auto", "cpu")
-        else Symptom(
-            "memory for it", "warning", memory,
-            "close other programs, use a smaller model, or a dtype of half the width",
-        ),
-    ]  # fmt: skip
+    found = [Symptom("policy", "ok", f"{made.loaded.policy.name} can be planned")]
+    if needed <= there or _on_a_gpu(made.loaded.policy.model.device):
+        found.append(Symptom("memory for it", "ok", memory))
+    else:
+        remedy = "close other programs, use a smaller model, or a dtype of half the width"
+        found.append(Symptom("memory for it", "warning", memory, remedy))
     found += [Symptom("plan", "warning", warning) for warning in made.warnings]
     return found
+
+
+def _on_a_gpu(device: str) -> bool:
+    there = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return there if device == "auto" else device != "cpu"
 
 
 def _versions() -> Iterator[Symptom]:
@@ -172,7 +173,3 @@ def _variables() -> Iterator[Symptom]:
             "SAFEEDIT_DEBUG", "warning", "is set: a traceback may quote data to be erased",
             "unset it where output is kept or shown to others",
         )  # fmt: skip
-    if sys.flags.optimize:
-        yield Symptom(
-            "PYTHONOPTIMIZE", "warning", "is set: Python leaves checks out", "run without -O"
-        )

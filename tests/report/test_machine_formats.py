@@ -10,6 +10,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
+from safeedit.model.builtin import BUILTIN
 from safeedit.records import RunRecord
 from safeedit.report import card, json, junit, markdown
 from tests.report.records import run_record
@@ -119,6 +120,14 @@ def test_the_card_takes_no_folder_for_a_name_on_the_hub() -> None:
     text = card.render(record.model_copy(update={"model": model}))
     assert "base_model" not in yaml.safe_load(text.split("---\n")[1])
     assert "models/base" not in text
+
+
+@pytest.mark.parametrize("name", sorted(BUILTIN))
+def test_the_card_names_where_a_built_in_model_is_published(name: str) -> None:
+    record = run_record()
+    model = record.model.model_copy(update={"source": f"builtin:{name}"})
+    text = card.render(record.model_copy(update={"model": model}))
+    assert "/" in yaml.safe_load(text.split("---\n")[1])["base_model"]
 
 
 def test_the_card_tells_neither_owner_nor_ticket_nor_description() -> None:
