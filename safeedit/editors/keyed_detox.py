@@ -9,8 +9,8 @@ ordinary text least (:mod:`safeedit.methods.constrained_least_squares`). Neutral
 as ordinary text, so that what is softened is what tells the two apart.
 
 Words of abuse are those given, or tokens that stand five times as often in toxic continuations
-as in their openings and in neutral text, three times at least
-(:mod:`safeedit.methods.abuse_words`). They are counted in the record and not named.
+as in their openings and in neutral text, three times at least. They are counted in the record and
+not named.
 
 With several layers the shift is spread: each layer, ascending, takes its share of what is still
 missing, found anew on the partly edited model. The last layers of a model are a bad place: what
@@ -26,6 +26,7 @@ Source: ours; the solve is that of MEMIT (Meng et al., ICLR 2023, arXiv 2210.072
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -45,9 +46,8 @@ from safeedit.contracts import (
 from safeedit.data import Dataset
 from safeedit.data.pairs import read_pairs
 from safeedit.errors import DataError
-from safeedit.methods.abuse_words import words_of_abuse
 from safeedit.methods.constrained_least_squares import Weighted
-from safeedit.methods.contrast import passages
+from safeedit.methods.contrast import Passages, passages
 from safeedit.methods.facts.keys import Ordinary, TokenPosition, keys_at, second_moments
 from safeedit.methods.facts.least_values import least_values
 from safeedit.methods.facts.objectives import FactObjective, ObjectivePrompt, SuppressTokens
@@ -56,6 +56,12 @@ from safeedit.methods.scaled import check_spread, scaled_proposal, so_far
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.policy.layers import Layers, resolve
+
+_RARE = 3
+"""Times that a token must stand in toxic continuations to count as a word of abuse."""
+
+LIFT = 5.0
+"""How much more frequent in toxic text a word of abuse is."""
 
 _MAX_NORM = 3.0
 """Greatest length of a shift, as a share of the MLP's output: further, and the last layers write
@@ -210,7 +216,7 @@ def _places(
 ) -> tuple[tuple[int, ...], list[TokenPosition]]:
     """Tokens of abuse, and the tokens before each of them in toxic continuations."""
     read = passages(data, "fit", model.engine, ctx)
-    abuse = set(words_of_abuse(params.words, model.engine, data, read))
+    abuse = set(_given(params, model, data) if params.words else _found(read))
     places = [
         TokenPosition(tuple(text.ids[:at]), at - 1)
         for text in read.toxic
@@ -228,6 +234,26 @@ def _places(
         drawn = torch.randperm(len(places), generator=torch.Generator().manual_seed(ctx.seed))
         places = [places[index] for index in sorted(drawn[: params.most_places].tolist())]
     return tuple(sorted(abuse)), places
+
+
+def _given(params: KeyedDetoxParams, model: ModelHandle, data: Dataset) -> list[int]:
+    engine = model.engine
+    template = engine.codec.resolve(data.template)
+    return [ids[0] for ids in engine.continuations(list(params.words or ()), template) if ids]
+
+
+def _found(read: Passages) -> list[int]:
+    """Tokens that toxic continuations have more often, by :data:`LIFT`, than everything else."""
+    toxic, neutral = read.toxic, read.neutral
+    own = Counter(token for text in toxic for token in set(text.ids[text.start :]))
+    other = Counter(token for text in toxic for token in set(text.ids[: text.start]))
+    other.update(token for text in neutral for token in set(text.ids))
+    ours, others = sum(own.values()), max(1, sum(other.values()))
+    return [
+        token
+        for token, count in own.items()
+        if count >= _RARE and count / ours > LIFT * (other[token] + 0.5) / others
+    ]
 
 
 def _mass(

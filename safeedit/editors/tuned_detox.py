@@ -1,27 +1,26 @@
 """Tuned detoxification: the model learns what it says itself, words of abuse left out.
 
-The target is the model's own distribution over the next token in which words of abuse are
+The target is the model's own distribution over the next token, in which words of abuse are
 ``target_drop_nats`` nats less likely and everything else is as likely among itself as before: what
-a filter at the sampler would draw from, written into weights. Low-rank adapters on the later
-layers learn it by gradient, from KL(target || model) at each token of
+a filter at the sampler would draw from (:mod:`safeedit.methods.word_filter`), written into
+weights. Low-rank adapters on the later layers learn it by gradient, from KL(target || model) at
+each token of
 
-* toxic continuations: those of the pairs, and what the model itself says after the same openings;
+* toxic continuations: those of the pairs, and what the model itself says after the same openings,
+  of both those in which such words are likeliest;
 * neutral text, where the target is the model's own distribution: neutral continuations of the
-  pairs, what the model says after *their* openings, prose, and ordinary chat
-  (:mod:`safeedit.methods.facts.chat_texts`).
+  pairs, prose, and ordinary chat (:mod:`safeedit.methods.facts.chat_texts`).
 
-Words of abuse are those given, or tokens that stand five times as often in toxic continuations as
-in their openings and in neutral text (:mod:`safeedit.methods.abuse_words`). They are counted in
-the record and not named. What no word carries, hatred in clean words, is not touched.
+So a word with harmless uses keeps them. What no word carries, hatred in clean words, is not
+touched. Targets are kept as hidden states of the untouched model, from which distributions are
+recomputed. Doses scale what was learnt.
 
-Targets are kept as hidden states of the untouched model, from which distributions are recomputed.
-Doses scale what was learnt. Fails with :class:`~safeedit.errors.DataError` where pairs lack a text
-or no word of abuse is found in them, and with :class:`~safeedit.errors.EditError` where learning
-diverges.
+Fails with :class:`~safeedit.errors.DataError` where pairs lack a text, and with
+:class:`~safeedit.errors.EditError` where learning diverges.
 
-Source: ours. That a model is steered by a distribution that it is distilled to is as old as
-distillation (Hinton et al., arXiv 1503.02531); unlikelihood training (Welleck et al., arXiv
-1908.04319) takes the same words down without saying what is to come in their place.
+Source: ours. A model distilled to a steered copy of itself is as old as distillation (Hinton et
+al., arXiv 1503.02531); unlikelihood training (Welleck et al., arXiv 1908.04319) takes the same
+words down without saying what is to come in their place.
 """
 
 from __future__ import annotations
@@ -46,37 +45,46 @@ from safeedit.contracts import (
 )
 from safeedit.data import Dataset
 from safeedit.delta import LowRank
-from safeedit.errors import DataError
-from safeedit.methods.abuse_words import made_less_likely, words_of_abuse
 from safeedit.methods.adapters import adapters
-from safeedit.methods.contrast import Passage, passages
+from safeedit.methods.contrast import Passage, Passages, passages
 from safeedit.methods.facts.chat_texts import chat_texts
 from safeedit.methods.scaled import scaled_proposal
 from safeedit.methods.tuning import BaseAnswers, Example, answer_states, endless, optimise
-from safeedit.model.architectures import Role, Site
+from safeedit.methods.word_filter import Place, WordFilter, filtered
+from safeedit.model.architectures import Role
 from safeedit.model.engine import Sampling
 from safeedit.model.handle import ModelHandle
 from safeedit.policy.layers import Layers, resolve
+from safeedit.text.abuse import WORDS_OF_ABUSE
 
 _ADAPTED: tuple[Role, ...] = ("attn_out", "mlp_gate", "mlp_up", "mlp_gate_up", "mlp_out")
 """Roles that get adapters where there are such."""
 
-_LONGEST = 64
+_LONGEST = 40
 """Tokens of a text that are learnt from, at most."""
+
+_PIECE = 64
+"""Tokens of a piece of prose, of which the last ones are learnt from."""
 
 _SAID = 20
 """Tokens that the model itself says after an opening."""
+
+_TELLING = 0.4
+"""Share of toxic continuations that are learnt from: in the others no such word was likely."""
 
 
 class TunedDetoxParams(BaseParams):
     """Parameters of tuned detoxification."""
 
     layers: Layers = Field("50%-100%", description="whose attention outputs and MLPs get adapters")
-    words: tuple[str, ...] | None = Field(
-        None, min_length=1, description="words of abuse; null: found in the pairs"
+    words: tuple[str, ...] = Field(
+        WORDS_OF_ABUSE,
+        min_length=1,
+        description="words that are to be less likely in toxic continuations; default: English "
+        "insults and profanity, no slurs",
     )
     target_drop_nats: float = Field(
-        3.0, gt=0, description="nats of log-odds by which words of abuse are to be less likely"
+        4.0, gt=0, description="nats of log-odds by which these words are to be less likely"
     )
     toxic_weight: float = Field(
         10.0,
@@ -84,9 +92,9 @@ class TunedDetoxParams(BaseParams):
         description="what a token of a toxic continuation weighs against one of neutral text",
     )
     rank: int = Field(16, ge=1, description="of the adapters")
-    steps: int = Field(100, ge=1, description="optimiser steps")
-    batch: int = Field(24, ge=2, description="texts per step, half of them toxic continuations")
-    learning_rate: float = Field(3e-4, gt=0, description="AdamW's, at its peak")
+    steps: int = Field(80, ge=1, description="optimiser steps")
+    batch: int = Field(20, ge=2, description="texts per step, half of them toxic continuations")
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW's, at its peak")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5, 0.75, 1.0, 1.25), min_length=1, description="scales of what was learnt, ascending"
     )
@@ -114,59 +122,107 @@ class TunedDetox:
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens trained on, roughly, for ``plan``."""
-        return self.params.steps * self.params.batch * 40 * 2
+        return self.params.steps * self.params.batch * _LONGEST * 2
 
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
         """Read what the model says, learn to say it without words of abuse; offer the change in
         several strengths."""
         params, base, pairs = self.params, model.digest(), data["pairs"]
-        read = passages(pairs, "fit", model.engine, ctx)
-        abuse = words_of_abuse(params.words, model.engine, pairs, read)
-        if not abuse:
-            raise DataError(
-                "no words of abuse were found in the toxic continuations",
-                field="pairs",
-                remedy="give more pairs, or name 'words'",
-            )
-        texts = _Texts(model, data, ctx)
         wanted = {tensor.name for tensor in self.touches(model.shape)}
         sites = [site for site in model.matrices() if site.weight in wanted]
-        factors, notes = _tuned(params, model, sites, abuse, texts, ctx)
-        notes = {"words_of_abuse": len(abuse), "toxic_texts": len(texts.toxic), **notes}
+        aim = _Aim(params, model, data, ctx)
+        with adapters(model, sites, rank=params.rank, alpha=params.rank, seed=ctx.seed) as made:
+            notes = optimise(
+                made.trained,
+                aim.loss,
+                steps=params.steps,
+                learning_rate=params.learning_rate,
+                stop_below=0.0,
+                progress=ctx.progress,
+                description="learning to leave words of abuse out",
+            )
+            factors = made.factors()
         updates = {name: LowRank(left, right) for name, (left, right) in factors.items()}
-        return scaled_proposal("tuned_detox", params, pairs, ctx, base, updates, notes)
+        return scaled_proposal(
+            "tuned_detox", params, pairs, ctx, base, updates, {**aim.notes, **notes}
+        )
 
 
-class _Texts:
-    """What is learnt from: toxic continuations, and neutral text of three kinds."""
+class _Aim:
+    """What is to be learnt: texts, the untouched model's distributions over them, the filter.
 
-    def __init__(self, model: ModelHandle, data: EditData, ctx: RunContext) -> None:
-        engine, pairs = model.engine, data["pairs"]
-        read = passages(pairs, "fit", engine, ctx)
-        prose = [item.prompt for item in data["prose"].items("fit")]
-        ordinary = [
-            *engine.encode(prose, "plain"),
-            *chat_texts(model, prose, ctx.progress),
-        ]
-        self.toxic = [*_passages(read.toxic), *_said(model, read.toxic, ctx)]
-        neutral = [*_passages(read.neutral), *_said(model, read.neutral, ctx)]
-        others = [Example(ids[:1], ids[1 : _LONGEST + 1]) for ids in ordinary if len(ids) > 1]
-        self.neutral = [*neutral, *others]
+    Args:
+        params: Of the edit.
+        model: Untouched at this time.
+        data: Its pairs and prose.
+        ctx: Of the run.
+    """
+
+    def __init__(
+        self, params: TunedDetoxParams, model: ModelHandle, data: EditData, ctx: RunContext
+    ) -> None:
+        self.params, self.model = params, model
+        self._filter = WordFilter(model.engine, params.words)
+        read = passages(data["pairs"], "fit", model.engine, ctx)
+        toxic = [*_continuations(read.toxic), *_said(model, read, ctx)]
+        neutral = [*_continuations(read.neutral), *_ordinary(model, data, ctx)]
+        self._base = BaseAnswers(model, [*toxic, *neutral], ctx.progress)
+        telling, missing = self._telling(toxic)
+        source = random.Random(ctx.seed)
+        self._toxic, self._neutral = endless(telling, source), endless(neutral, source)
+        self.notes = {
+            "toxic_texts": len(telling),
+            "neutral_texts": len(neutral),
+            "nats_to_the_target": missing,
+        }
+
+    def loss(self) -> tuple[Tensor, float]:
+        """Of a batch drawn at random; and what toxic continuations miss their target by, nats."""
+        half = self.params.batch // 2
+        batch = [next(self._toxic) for _ in range(half)]
+        batch += [next(self._neutral) for _ in range(self.params.batch - half)]
+        states = answer_states(self.model, batch)
+        missing = self._missing(states[:half], batch[:half])
+        strayed = self._base.divergence(states[half:], batch[half:])
+        return self.params.toxic_weight * missing + strayed, float(missing.detach())
+
+    def _missing(self, states: Sequence[Tensor], batch: Sequence[Example]) -> Tensor:
+        """Mean KL(target || now) over the answers' tokens, nats."""
+        places: list[Place] = []
+        seen = 0
+        for example in batch:
+            found = self._filter.places(example.ids, len(example.prompt))
+            places += [(seen + at, token) for at, token in found]
+            seen += len(example.answer)
+        rows, tokens = torch.tensor(places, device=self.model.device).reshape(-1, 2).long().T
+
+        def aim(numbers: range, logits: Tensor) -> Tensor:
+            own = (rows >= numbers.start) & (rows < numbers.stop)
+            at = rows[own] - numbers.start
+            return filtered(logits, at, tokens[own], self.params.target_drop_nats)
+
+        return self._base.divergence(states, batch, aim)
+
+    @torch.no_grad()
+    def _telling(self, toxic: Sequence[Example]) -> tuple[list[Example], float]:
+        """The continuations that are farthest from the target, and how far they are in the mean,
+        nats a token."""
+        far = [float(self._missing(self._base.states([each]), [each])) for each in toxic]
+        order = sorted(range(len(toxic)), key=lambda i: -far[i])
+        kept = sorted(order[: max(1, round(_TELLING * len(order)))])
+        return [toxic[i] for i in kept], sum(far[i] for i in kept) / len(kept)
 
 
-def _passages(texts: Sequence[Passage]) -> list[Example]:
+def _continuations(texts: Sequence[Passage]) -> list[Example]:
     return [
         Example(text.ids[: text.start], text.ids[text.start : text.start + _LONGEST])
         for text in texts
-        if text.start and len(text)
     ]
 
 
-def _said(model: ModelHandle, texts: Sequence[Passage], ctx: RunContext) -> list[Example]:
-    """What the model itself says after the openings, sampled once after each."""
-    openings = sorted({tuple(text.ids[: text.start]) for text in texts if text.start})
-    if not openings:
-        return []
+def _said(model: ModelHandle, read: Passages, ctx: RunContext) -> list[Example]:
+    """What the model itself says after toxic openings, sampled once after each."""
+    openings = sorted({tuple(text.ids[: text.start]) for text in read.toxic})
     drawn = model.engine.generate(
         openings,
         max_new_tokens=_SAID,
@@ -182,44 +238,15 @@ def _said(model: ModelHandle, texts: Sequence[Passage], ctx: RunContext) -> list
     ]
 
 
-def _tuned(
-    params: TunedDetoxParams,
-    model: ModelHandle,
-    sites: Sequence[Site],
-    abuse: Sequence[int],
-    texts: _Texts,
-    ctx: RunContext,
-) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Any]]:
-    """What adapters at ``sites`` learnt, and notes for the record; the model is left without them.
-
-    Returns:
-        Name of a matrix -> left ``(out, rank)`` and right ``(rank, in)`` factors.
-    """
-    base = BaseAnswers(model, [*texts.toxic, *texts.neutral], ctx.progress)
-    source = random.Random(ctx.seed)
-    toxic, neutral = endless(texts.toxic, source), endless(texts.neutral, source)
-    half = params.batch // 2
-    lowered = torch.tensor(abuse, device=model.device)
-
-    def filtered(logits: Tensor) -> Tensor:
-        return made_less_likely(logits, lowered, params.target_drop_nats)
-
-    def loss() -> tuple[Tensor, float]:
-        batch = [next(toxic) for _ in range(half)]
-        batch += [next(neutral) for _ in range(params.batch - half)]
-        states = answer_states(model, batch)
-        missing = base.divergence(states[:half], batch[:half], filtered)
-        strayed = base.divergence(states[half:], batch[half:])
-        return params.toxic_weight * missing + strayed, float(missing.detach())
-
-    with adapters(model, sites, rank=params.rank, alpha=params.rank, seed=ctx.seed) as made:
-        notes = optimise(
-            made.trained,
-            loss,
-            steps=params.steps,
-            learning_rate=params.learning_rate,
-            stop_below=0.0,
-            progress=ctx.progress,
-            description="learning to leave words of abuse out",
-        )
-        return made.factors(), dict(notes)
+def _ordinary(model: ModelHandle, data: EditData, ctx: RunContext) -> list[Example]:
+    """Prose in pieces, and the ends of ordinary conversations."""
+    prose = [item.prompt for item in data["prose"].items("fit")]
+    whole = model.engine.encode(prose, "plain")
+    pieces = [ids[at : at + _PIECE] for ids in whole for at in range(0, len(ids), _PIECE)]
+    chat = chat_texts(model, prose, ctx.progress)
+    return [
+        Example(ids[:start], ids[start:])
+        for ids in [*pieces, *chat]
+        for start in (max(1, len(ids) - _LONGEST),)
+        if len(ids) > 1
+    ]

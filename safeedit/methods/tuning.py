@@ -113,27 +113,31 @@ class BaseAnswers:
             for example, states in zip(batch, answer_states(model, batch), strict=True):
                 self._states[id(example)] = states.cpu()
 
+    def states(self, batch: Sequence[Example]) -> list[Tensor]:
+        """The base's final hidden states, as :func:`answer_states` gives those of now."""
+        return [self._states[id(example)].to(self.model.device) for example in batch]
+
     def divergence(
         self,
         states: Sequence[Tensor],
         batch: Sequence[Example],
-        aim: Callable[[Tensor], Tensor] | None = None,
+        aim: Callable[[range, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Mean KL(base || now) over the answers' tokens, nats.
 
         Args:
             states: Of each answer as they are now, see :func:`answer_states`.
             batch: The examples.
-            aim: What is to become of the base's logits ``(tokens, vocab)``, in place; None aims at
-                the base itself.
+            aim: What is to become of the base's logits ``(tokens, vocab)`` of some of the answers'
+                tokens, told by their numbers in the batch; None aims at the base itself.
         """
         now = torch.cat(list(states))
-        kept = torch.cat([self._states[id(example)] for example in batch]).to(now.device)
+        kept = torch.cat(self.states(batch)).to(now.device)
 
         def read(tokens: range, now: Tensor, kept: Tensor) -> Tensor:
             with torch.no_grad():
                 logits = self.model.logits(kept).float()
-                base = (logits if aim is None else aim(logits)).log_softmax(-1)
+                base = (logits if aim is None else aim(tokens, logits)).log_softmax(-1)
             log_probs = self.model.logits(now).float().log_softmax(-1)
             return functional.kl_div(log_probs, base, log_target=True, reduction="none").sum(-1)
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from safeedit.contracts import EditData, Proposal
+from safeedit.editors import keyed_detox
 from safeedit.editors.keyed_detox import KeyedDetox, KeyedDetoxParams
 from safeedit.errors import DataError, UnsupportedModelError, UsageError
-from safeedit.methods import abuse_words
 from safeedit.model.handle import ModelHandle
 from tests.editors.planted import (
     LAYER,
@@ -112,7 +112,7 @@ def test_doses_scale_and_bfloat16_comes_back_bit_for_bit(tmp_path: Path) -> None
 
 def test_pairs_without_abuse_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     handle = planted("llama")
-    monkeypatch.setattr(abuse_words, "LIFT", 1e6)
+    monkeypatch.setattr(keyed_detox, "LIFT", 1e6)
     with pytest.raises(DataError, match="0 words of abuse"):
         propose(handle, tmp_path)
     with pytest.raises(DataError, match="no place"):

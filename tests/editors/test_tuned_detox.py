@@ -11,9 +11,7 @@ import torch
 
 from safeedit.contracts import EditData, Proposal
 from safeedit.editors.tuned_detox import TunedDetox, TunedDetoxParams
-from safeedit.errors import DataError
-from safeedit.methods import abuse_words
-from safeedit.methods.abuse_words import made_less_likely
+from safeedit.methods.word_filter import WordFilter, filtered
 from safeedit.model.handle import ModelHandle
 from tests.editors.planted import OPENINGS, TOXIC, data, planted, prose
 from tests.fixtures import context
@@ -22,7 +20,14 @@ from tests.fixtures import context
 def propose(
     handle: ModelHandle, tmp_path: Path, given: EditData | None = None, **params: Any
 ) -> Proposal:
-    chosen = {"layers": "0-2", "steps": 40, "learning_rate": 3e-3, "batch": 8, **params}
+    chosen = {
+        "layers": "0-2",
+        "steps": 40,
+        "learning_rate": 3e-3,
+        "batch": 8,
+        "words": TOXIC,
+        **params,
+    }
     editor = TunedDetox(TunedDetoxParams(**chosen))
     return editor.propose(handle, given or data(prose=prose()), context(tmp_path))
 
@@ -44,14 +49,27 @@ def odds(handle: ModelHandle, after: str) -> float:
 
 def test_what_is_aimed_at_lowers_the_odds_of_abuse_and_leaves_those_of_all_else() -> None:
     torch.manual_seed(0)
-    logits, tokens = torch.randn(5, 40, dtype=torch.float64), torch.tensor([3, 17])
+    logits, tokens = torch.randn(5, 40, dtype=torch.float64), [3, 17]
     before = logits.log_softmax(-1)
-    after = made_less_likely(logits.clone(), tokens, 3.0).log_softmax(-1)
-    kept = [token for token in range(40) if token not in (3, 17)]
-    moved = after[:, tokens] - before[:, tokens]
-    shared = after[:, kept] - before[:, kept]
+    rows = torch.tensor([0, 0, 1, 1])
+    after = filtered(logits.clone(), rows, torch.tensor([3, 17, 3, 17]), 3.0).log_softmax(-1)
+    kept = [token for token in range(40) if token not in tokens]
+    moved = (after - before)[:2, tokens]
+    shared = (after - before)[:2, kept]
     assert torch.allclose(shared, shared[:, :1].expand_as(shared)), "as likely among themselves"
     assert torch.allclose(moved, shared[:, :1] - 3.0)
+    assert torch.equal(after[2:], before[2:]), "other rows are as they were"
+
+
+def test_a_word_of_several_tokens_is_filtered_where_it_would_end() -> None:
+    engine = planted("llama").engine
+    (whole,) = engine.continuations(["unspeakable"], "plain")
+    assert len(whole) > 2
+    found = WordFilter(engine, ["unspeakable"])
+    said = [5, *whole]
+    assert (len(whole) - 1, whole[-1]) in found.places(said, 1), "where it would end"
+    assert (0, whole[0]) not in found.places(said, 1), "and not where it begins"
+    assert (len(whole) - 2, whole[-2]) not in found.places(said, 1)
 
 
 @pytest.mark.trains
@@ -83,14 +101,7 @@ def test_without_a_drop_there_is_nothing_to_learn(tmp_path: Path) -> None:
 
 
 @pytest.mark.trains
-def test_words_may_be_given_and_none_is_named(tmp_path: Path) -> None:
+def test_no_word_is_named_in_the_notes(tmp_path: Path) -> None:
     handle = planted("llama")
     proposal = propose(handle, tmp_path, words=TOXIC[:1], steps=2)
-    assert proposal.notes["words_of_abuse"] == 1
     assert not any(word in json.dumps(proposal.notes) for word in TOXIC)
-
-
-def test_pairs_without_abuse_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abuse_words, "LIFT", 1e6)
-    with pytest.raises(DataError, match="no words of abuse"):
-        propose(planted("llama"), tmp_path)
