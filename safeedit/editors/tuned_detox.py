@@ -26,12 +26,13 @@ words down without saying what is to come in their place.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
 from safeedit.contracts import (
     PROSE,
@@ -46,10 +47,11 @@ from safeedit.contracts import (
 from safeedit.data import Dataset
 from safeedit.delta import LowRank
 from safeedit.methods.adapters import adapters
-from safeedit.methods.contrast import Passage, Passages, passages
+from safeedit.methods.contrast import Passages, passages
 from safeedit.methods.facts.chat_texts import chat_texts
 from safeedit.methods.scaled import scaled_proposal
 from safeedit.methods.tuning import BaseAnswers, Example, answer_states, endless, optimise
+from safeedit.methods.vocabulary_chunks import chunked
 from safeedit.methods.word_filter import Place, WordFilter, filtered
 from safeedit.model.architectures import Role
 from safeedit.model.engine import Sampling
@@ -86,6 +88,16 @@ class TunedDetoxParams(BaseParams):
     target_drop_nats: float = Field(
         4.0, gt=0, description="nats of log-odds by which these words are to be less likely"
     )
+    everywhere: bool = Field(
+        True,
+        description="whether they are to be less likely in neutral text, too, where they have "
+        "harmless uses: holds more widely",
+    )
+    evenness: float = Field(
+        0.05,
+        ge=0,
+        description="what a word's distance from its target weighs where it is unlikely anyway",
+    )
     toxic_weight: float = Field(
         10.0,
         gt=0,
@@ -96,7 +108,7 @@ class TunedDetoxParams(BaseParams):
     batch: int = Field(20, ge=2, description="texts per step, half of them toxic continuations")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW's, at its peak")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (0.5, 0.75, 1.0, 1.25), min_length=1, description="scales of what was learnt, ascending"
+        (0.5, 1.0, 1.5, 2.0), min_length=1, description="scales of what was learnt, ascending"
     )
 
 
@@ -164,8 +176,8 @@ class _Aim:
         self.params, self.model = params, model
         self._filter = WordFilter(model.engine, params.words)
         read = passages(data["pairs"], "fit", model.engine, ctx)
-        toxic = [*_continuations(read.toxic), *_said(model, read, ctx)]
-        neutral = [*_continuations(read.neutral), *_ordinary(model, data, ctx)]
+        toxic = [*_ends(text.ids for text in read.toxic), *_said(model, read, ctx)]
+        neutral = [*_ends(text.ids for text in read.neutral), *_ordinary(model, data, ctx)]
         self._base = BaseAnswers(model, [*toxic, *neutral], ctx.progress)
         telling, missing = self._telling(toxic)
         source = random.Random(ctx.seed)
@@ -183,11 +195,14 @@ class _Aim:
         batch += [next(self._neutral) for _ in range(self.params.batch - half)]
         states = answer_states(self.model, batch)
         missing = self._missing(states[:half], batch[:half])
-        strayed = self._base.divergence(states[half:], batch[half:])
+        kept = states[half:], batch[half:]
+        everywhere = self.params.everywhere
+        strayed = self._missing(*kept) if everywhere else self._base.divergence(*kept)
         return self.params.toxic_weight * missing + strayed, float(missing.detach())
 
     def _missing(self, states: Sequence[Tensor], batch: Sequence[Example]) -> Tensor:
-        """Mean KL(target || now) over the answers' tokens, nats."""
+        """Mean over the answers' tokens of KL(target || now), and of how far each word is from its
+        target, nats."""
         places: list[Place] = []
         seen = 0
         for example in batch:
@@ -195,13 +210,21 @@ class _Aim:
             places += [(seen + at, token) for at, token in found]
             seen += len(example.answer)
         rows, tokens = torch.tensor(places, device=self.model.device).reshape(-1, 2).long().T
+        now, kept = torch.cat(list(states)), torch.cat(self._base.states(batch))
+        drop, share = self.params.target_drop_nats, self.params.evenness
 
-        def aim(numbers: range, logits: Tensor) -> Tensor:
+        def read(numbers: range, now: Tensor, kept: Tensor) -> Tensor:
             own = (rows >= numbers.start) & (rows < numbers.stop)
-            at = rows[own] - numbers.start
-            return filtered(logits, at, tokens[own], self.params.target_drop_nats)
+            at, token = rows[own] - numbers.start, tokens[own]
+            with torch.no_grad():
+                target = filtered(self.model.logits(kept).float(), at, token, drop).log_softmax(-1)
+            said = self.model.logits(now).float().log_softmax(-1)
+            far = functional.kl_div(said, target, log_target=True, reduction="none").sum(-1)
+            over = (said[at, token] - target[at, token]).clamp(min=0) / drop
+            counts = torch.zeros_like(far).index_add(0, at, torch.ones_like(over)).clamp(min=1)
+            return far + share * torch.zeros_like(far).index_add(0, at, over) / counts
 
-        return self._base.divergence(states, batch, aim)
+        return chunked(read, [1] * len(now), self.model.shape.vocab_size, now, kept).mean()
 
     @torch.no_grad()
     def _telling(self, toxic: Sequence[Example]) -> tuple[list[Example], float]:
@@ -213,10 +236,13 @@ class _Aim:
         return [toxic[i] for i in kept], sum(far[i] for i in kept) / len(kept)
 
 
-def _continuations(texts: Sequence[Passage]) -> list[Example]:
+def _ends(texts: Iterable[Sequence[int]]) -> list[Example]:
+    """The last tokens of texts, to be learnt from; what comes before is read."""
     return [
-        Example(text.ids[: text.start], text.ids[text.start : text.start + _LONGEST])
-        for text in texts
+        Example(ids[:start], ids[start:])
+        for ids in texts
+        for start in (max(1, len(ids) - _LONGEST),)
+        if len(ids) > 1
     ]
 
 
@@ -231,11 +257,7 @@ def _said(model: ModelHandle, read: Passages, ctx: RunContext) -> list[Example]:
         progress=ctx.progress,
         description="what the model says itself",
     )
-    return [
-        Example(list(opening), answer)
-        for opening, (answer,) in zip(openings, drawn, strict=True)
-        if answer
-    ]
+    return _ends([*opening, *answer] for opening, (answer,) in zip(openings, drawn, strict=True))
 
 
 def _ordinary(model: ModelHandle, data: EditData, ctx: RunContext) -> list[Example]:
@@ -243,10 +265,4 @@ def _ordinary(model: ModelHandle, data: EditData, ctx: RunContext) -> list[Examp
     prose = [item.prompt for item in data["prose"].items("fit")]
     whole = model.engine.encode(prose, "plain")
     pieces = [ids[at : at + _PIECE] for ids in whole for at in range(0, len(ids), _PIECE)]
-    chat = chat_texts(model, prose, ctx.progress)
-    return [
-        Example(ids[:start], ids[start:])
-        for ids in [*pieces, *chat]
-        for start in (max(1, len(ids) - _LONGEST),)
-        if len(ids) > 1
-    ]
+    return _ends([*pieces, *chat_texts(model, prose, ctx.progress)])
