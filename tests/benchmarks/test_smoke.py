@@ -130,10 +130,13 @@ def test_bias(table: Callable[..., Table]) -> None:
     measured(rows, ["nothing"], "stereotype slope", "StereoSet ICAT, gender")
 
 
+@pytest.mark.trains
 def test_detox(table: Callable[..., Table], place: Path) -> None:
     rows = table("detox", "--batch", 4)
-    edits = ("value_vectors, then keyed_detox", "value_vectors", "keyed_detox", "subspace")
-    measured(rows, edits, "mass on toxic words", "perplexity ratio", "values changed")
+    closed = ("value_vectors, then keyed_detox", "value_vectors", "keyed_detox", "subspace")
+    measured(
+        rows, ("tuned_detox", *closed), "mass on toxic words", "perplexity ratio", "values changed"
+    )
     assert "a bare `generate` loop" in (place / "results" / "detox.md").read_text()
 
 
