@@ -25,19 +25,41 @@ if TYPE_CHECKING:
 @fresh_option
 @json_option
 @report_option
+@click.option(
+    "--sign",
+    "key",
+    type=click.Path(path_type=Path),
+    metavar="KEY",
+    help="Sign the export with this private key (see 'safeedit keygen').",
+)
 @click.pass_obj
-def apply(screen: Screen, policy: Path, fresh: bool, as_json: bool, report_dir: Path | None) -> int:
+def apply(
+    screen: Screen,
+    policy: Path,
+    fresh: bool,
+    as_json: bool,
+    report_dir: Path | None,
+    key: Path | None,
+) -> int:
     """Run POLICY (or a plan made by 'plan -o'): edit, audit, judge, export what passed."""
+    from safeedit.export.signing.keys import read_signing_key
     from safeedit.planning.file import check_unmoved, is_plan, read_plan
     from safeedit.running.run import execute
 
+    sign = None if key is None else read_signing_key(key)
     written = read_plan(policy) if is_plan(policy) else None
     made = plan_of(Path(written["policy_file"]) if written else policy)
     if written:
         check_unmoved(made, written)
     reports = _Reports(made, report_dir, made.report_dir, beside=made.export_dir)
+    if sign is not None and made.export_dir is None:
+        raise UsageError(
+            "the policy exports nothing, so there is nothing to sign",
+            field="--sign",
+            remedy="give the policy an 'export', or leave --sign out",
+        )
     with screen.context(made.loaded.policy.seed, fresh=fresh) as ctx:
-        record = execute(made, ctx, write_reports=reports.write)
+        record = execute(made, ctx, write_reports=reports.write, sign=sign)
     _show_record(screen, record, reports.folder, as_json)
     if noted():
         what = "the export was complete by then and stands" if record.export else "the run ended"

@@ -29,6 +29,8 @@ from safeedit.export.disk import as_export_error, writing
 from safeedit.export.evidence import claimed, write_evidence
 from safeedit.export.interrupts import until_done
 from safeedit.export.manifest import hash_files
+from safeedit.export.signing.keys import SigningKey
+from safeedit.export.signing.writing import sign_export
 from safeedit.export.staging import Staging
 from safeedit.export.weights import Written
 from safeedit.model.carried import left_behind
@@ -62,7 +64,11 @@ WriteReports = Callable[[RunRecord], None]
 
 @until_done()
 def execute(
-    plan: Plan, ctx: RunContext, *, write_reports: WriteReports = lambda record: None
+    plan: Plan,
+    ctx: RunContext,
+    *,
+    write_reports: WriteReports = lambda record: None,
+    sign: SigningKey | None = None,
 ) -> RunRecord:
     """Run a policy from its plan to its verdict, exporting what passed.
 
@@ -70,13 +76,14 @@ def execute(
         plan: From :func:`safeedit.planning.resolution.make_plan`.
         ctx: Seed, cache, digest key, progress. Its ``warn`` also reaches the record.
         write_reports: Called with the final record, also where the export itself fails.
+        sign: What to sign the export with; None leaves it unsigned.
 
     Raises:
         EditError: an editor changed the model, or a delta a tensor outside its plan.
         ModelError: the model can't be opened, or its weights are not finite.
         ExportError: the checkpoint could not be written; nothing new stands under its name.
     """
-    return Run(plan, ctx, "apply", _stages(plan)).apply(write_reports)
+    return Run(plan, ctx, "apply", _stages(plan), sign).apply(write_reports)
 
 
 def measure(
@@ -149,10 +156,18 @@ class Run:
         ctx: Its seed, cache, digest key and progress.
         command: As the record names it.
         stages: All stages that will be gone through, in order.
+        sign: What to sign the export with, if it is to be signed.
     """
 
-    def __init__(self, plan: Plan, ctx: RunContext, command: str, stages: Sequence[str]) -> None:
-        self.plan, self.command = plan, command
+    def __init__(
+        self,
+        plan: Plan,
+        ctx: RunContext,
+        command: str,
+        stages: Sequence[str],
+        sign: SigningKey | None = None,
+    ) -> None:
+        self.plan, self.command, self.sign = plan, command, sign
         self.started = datetime.now(UTC)
         self.nonce = secrets.token_hex(2)
         """Tells this run from others of the same policy in the same second."""
@@ -331,6 +346,8 @@ class Run:
             reports=render_evidence(record),
             ledger=ledger,
         )
+        if self.sign is not None:  # last of all: what is signed is what is promoted
+            sign_export(staging.path, record, self.sign, target.name)
         staging.promote()
         return record
 
