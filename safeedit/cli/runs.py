@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from safeedit.cli.github import announce
 from safeedit.cli.options import (
     fresh_option,
     json_option,
@@ -222,4 +223,5 @@ def _show_record(screen: Screen, record: RunRecord, folder: Path, as_json: bool)
     if as_json:
         put_json(record.model_dump_json(indent=2))
     render(record, screen.console())
+    announce(record, screen)
     screen.say(f"report: {folder / 'report.html'}")

@@ -31,7 +31,9 @@ SIGNATURE = "model.sig"
 CLAIMS = "claims.jsonl"
 UNLISTED = (MANIFEST, SIGNATURE, CLAIMS)
 """What is written after the manifest: itself, and who says so (:mod:`safeedit.export.signing`)."""
-RENDERED = (*(f"{EVIDENCE}/{name}" for name in ("report.html", "report.md", "junit.xml")), CARD)
+BOM = f"{EVIDENCE}/bom.cdx.json"
+_REPORTS = ("report.html", "report.md", "junit.xml", "report.sarif")
+RENDERED = (*(f"{EVIDENCE}/{name}" for name in _REPORTS), BOM, CARD)
 """What is drawn from the record alone."""
 PLANTED = f"{EVIDENCE}/planted.json"
 """What a checkpoint with planted canaries says of itself, in place of a run record."""

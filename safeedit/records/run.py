@@ -337,6 +337,11 @@ class RunRecord(Record):
     policy_digest: str
     policy: dict[str, Any]
     """The policy as validated."""
+    policy_file: str = ""
+    """Its file, seen from the folder that the run was started in; empty where it lies elsewhere, or
+    where its name quotes data to be erased."""
+    gate_lines: tuple[int, ...] = ()
+    """The line of the file that each gate of the policy stands in, in their order."""
     owner: str | None
     ticket: str | None
     seed: int

@@ -57,7 +57,13 @@ from safeedit.running.controls import gates_so_far
 from safeedit.running.edits import apply_edit
 from safeedit.running.keys import scorer_notes
 from safeedit.running.layers import Places
-from safeedit.running.record import data_record, environment_record, model_record, verdicts_of
+from safeedit.running.record import (
+    data_record,
+    environment_record,
+    model_record,
+    policy_record,
+    verdicts_of,
+)
 from safeedit.running.seeds import OtherSeed, of_seed, warnings_of, with_other_seeds
 from safeedit.running.store import Store
 from safeedit.scorers.score_cache import scorers
@@ -474,11 +480,7 @@ class Run:
                 "command": self.command,
                 "run_id": f"{self.started:%Y%m%dT%H%M%S}-{plan.policy_digest[:8]}-{self.nonce}",
                 "started": self.started.isoformat(timespec="seconds"),
-                "policy_name": policy.name,
-                "policy_digest": plan.policy_digest,
-                "policy": plan.recorded_policy,
-                "owner": plan.recorded_policy["owner"],
-                "ticket": policy.ticket,
+                **policy_record(plan),
                 "seed": policy.seed,
                 "model": self.model,
                 "compared_with": self.compared_with,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from safeedit.export.disk import read_plain
+from safeedit.export.manifest import BOM, RECORD
 from safeedit.export.signing.checking import check_signature
 from safeedit.export.signing.keys import VerifyingKey
 from safeedit.export.verification import Findings, check_export
+from safeedit.records import RunRecord
 from safeedit.report import render_evidence
+from safeedit.report.bom import weights_named
 
 
 def check(export: Path, key: VerifyingKey | None = None) -> Findings:
@@ -20,9 +25,21 @@ def check(export: Path, key: VerifyingKey | None = None) -> Findings:
     """
     signed = Findings() if key is None else check_signature(export, key)
     found = check_export(export, render_evidence)
-    return Findings(
-        tuple(dict.fromkeys((*signed.problems, *found.problems))), (*signed.unsure, *found.unsure)
-    )
+    problems = (*signed.problems, *_bill(export), *found.problems)
+    return Findings(tuple(dict.fromkeys(problems)), (*signed.unsure, *found.unsure))
+
+
+def _bill(export: Path) -> Iterator[str]:
+    """Whether the bill of materials is that of these weights, as far as both can be read."""
+    try:
+        named = weights_named(read_plain(export / BOM).decode())
+        record = RunRecord.model_validate_json(read_plain(export / RECORD))
+    except (OSError, ValueError, RecursionError):
+        return  # said elsewhere
+    own = record.export.weights_digest if record.export is not None else ""
+    if named != own:
+        told = f"of other weights, {named[:16]}" if named else "of no weights"
+        yield f"{BOM}: the bill {told}; those of this export are {own[:16]}"
 
 
 def verify(export: Path) -> list[str]:
