@@ -135,7 +135,7 @@ def distribution(requirement: str) -> str:
 
 def test_exact_pins_are_in_the_constraints_and_nowhere_else() -> None:
     extras = project()["optional-dependencies"]
-    wanted = project()["dependencies"] + extras["dev"] + extras["attest"]
+    wanted = project()["dependencies"] + extras["dev"] + extras["attest"] + extras["age"]
     wanted = [one for one in wanted if distribution(one) != "safeedit"]  # extras of its own
     assert [requirement for requirement in wanted if "==" in requirement] == []
     lines = (ROOT / "constraints.txt").read_text().splitlines()
@@ -150,6 +150,7 @@ OPTIONAL = {
     "in_toto_attestation": "attest",
     "model_signing": "attest",
     "securesystemslib": "attest",
+    "pyrage": "age",
 }
 """Library that is used where a user has it -> the extra that brings it."""
 

@@ -82,9 +82,21 @@ def verify(export: Path, key: Path | None) -> int:
 @click.command()
 @click.argument("export", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("out", type=click.Path(path_type=Path))
-def revert(export: Path, out: Path) -> None:
+@click.option(
+    "--private",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Where the original tensors lie, if the policy kept them elsewhere (export.private).",
+)
+@click.option(
+    "--identity",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Private key of age, if they are encrypted (export.recipient).",
+)
+def revert(export: Path, out: Path, private: Path | None, identity: Path | None) -> None:
     """Write the checkpoint that EXPORT was made from to OUT, bit for bit."""
     from safeedit.export.reversion import revert as undo
 
-    undo(export, out)
+    undo(export, out, private=private, identity=identity)
     tell(f"{out}: the original weights, digest verified")

@@ -311,7 +311,7 @@ def settle(folder: Path) -> None:
         mode = Path(place).stat().st_mode & 0o666
         for name in files:
             path = Path(place, name)
-            relative = path.relative_to(folder).as_posix()
+            relative = path.relative_to(folder).as_posix().removesuffix(".age")
             private = any(fnmatchcase(relative, pattern) for pattern in MAY_BE_WITHHELD)
             path.chmod(PRIVATE if private else mode)
             sync(path)

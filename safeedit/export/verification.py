@@ -116,7 +116,8 @@ def read_originals(path: Path) -> dict[str, Tensor]:
         raise ExportError(
             "this copy of the export came without the original tensors",
             file=path,
-            remedy="use the full export, or the original model, named in evidence/report.json",
+            remedy="name the private folder where the policy kept them (--private), use the full "
+            "export, or the original model, named in evidence/report.json",
         )
     try:
         with safe_open(path, framework="pt") as file:

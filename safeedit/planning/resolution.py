@@ -24,6 +24,7 @@ from safeedit.planning.checks import (
     check_enough,
     check_gates,
     check_place,
+    check_private,
     check_prompts,
     check_splits,
     warn_of_inflection,
@@ -185,6 +186,7 @@ def _check_export(plan: Plan, *, exporting: bool, warnings: list[str]) -> None:
             check_target(target, overwrite=export.overwrite)
             check_place(plan, target)
             check_room(target, plan.export_bytes)
+        check_private(plan, target)
     except ExportError as error:
         if exporting:
             raise

@@ -323,6 +323,8 @@ class ExportRecord(Record):
     these in the place of the export's own, the digest is that of :attr:`RunRecord.model`."""
     ledger: str | None = None
     """sha256 of the ledger of erasure requests, where one is kept."""
+    withheld: Literal["", "private", "encrypted"] = ""
+    """Whether the originals and deltas lie elsewhere than in evidence/, and encrypted."""
 
 
 class RunRecord(Record):

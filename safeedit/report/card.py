@@ -63,9 +63,7 @@ def render(record: RunRecord) -> str:
         "```",
         "",
         "The licence of the base model applies. `evidence/` holds the run record and the sha256 "
-        "of every file; `safeedit verify` checks them. Where it also holds the original tensors "
-        "or the edit's delta, anybody can undo the edit: leave these out of a copy that is "
-        "passed on.",
+        "of every file; `safeedit verify` checks them.",
     ]
     text = "\n".join(lines) + "\n"
     return str(ModelCard(f"---\n{_front_matter(record).to_yaml()}\n---\n\n{text}"))

@@ -26,11 +26,9 @@ from safeedit.delta import WeightDelta
 from safeedit.errors import ExportError, ModelError, naming
 from safeedit.export.checkpoint import write_checkpoint
 from safeedit.export.disk import as_export_error, writing
-from safeedit.export.evidence import claimed, write_evidence
 from safeedit.export.interrupts import until_done
 from safeedit.export.manifest import hash_files
 from safeedit.export.signing.keys import SigningKey
-from safeedit.export.signing.writing import sign_export
 from safeedit.export.staging import Staging
 from safeedit.export.weights import Written
 from safeedit.model.carried import left_behind
@@ -49,7 +47,6 @@ from safeedit.records import (
     Status,
     Verdict,
 )
-from safeedit.report import render_evidence
 from safeedit.running.attacks import Attacks, base_stage, edited_stage
 from safeedit.running.audits import Audits
 from safeedit.running.clock import Clock
@@ -57,6 +54,7 @@ from safeedit.running.controls import gates_so_far
 from safeedit.running.edits import apply_edit
 from safeedit.running.keys import scorer_notes
 from safeedit.running.layers import Places
+from safeedit.running.promotion import promote, with_export
 from safeedit.running.record import (
     data_record,
     environment_record,
@@ -389,19 +387,11 @@ class Run:
         if record.status != "pass":
             return record.model_copy(update={"export": None})
         ledger = self.plan.ledger.text(record) if self.plan.ledger is not None else None
-        export = claimed(export, written.originals, ledger)
-        self.measured = record = record.model_copy(update={"export": export})
-        write_evidence(
-            staging.path,
-            record,
-            deltas=self.deltas,
-            undo_tensors=written.originals,
-            reports=render_evidence(record),
-            ledger=ledger,
-        )
-        if sign is not None:  # last of all: what is signed is what is promoted
-            sign_export(staging.path, record, sign, target.name)
-        staging.promote()
+        self.measured = record = with_export(self.plan, record, export, written.originals, ledger)
+        promote(
+            self.plan, staging, record,
+            deltas=self.deltas, originals=written.originals, ledger=ledger, sign=sign,
+        )  # fmt: skip
         return record
 
     def _attacked(

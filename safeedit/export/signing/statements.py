@@ -22,6 +22,8 @@ from safeedit.records import RunRecord, Status
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 VERIFICATION = "https://in-toto.io/attestation/svr/v0.2"
 
+_SCOPE = "SAFEEDIT"
+"""Before each property, so that nobody takes it for another verifier's."""
 _RESULTS: dict[Status, str] = {"pass": "PASSED", "inconclusive": "WARNED", "fail": "FAILED"}
 _LISTS: dict[str, str] = {"PASSED": "passedTests", "WARNED": "warnedTests", "FAILED": "failedTests"}
 
@@ -108,13 +110,13 @@ def _verification(record: RunRecord) -> dict[str, Any]:
 
 def _properties(record: RunRecord) -> Iterator[str]:
     if record.status == "pass":
-        yield "SAFEEDIT_ALL_GATES_PASSED"
+        yield f"{_SCOPE}_ALL_GATES_PASSED"
     if record.export is not None:
-        yield "SAFEEDIT_MEASURED_ON_EXPORTED_BYTES"
+        yield f"{_SCOPE}_MEASURED_ON_EXPORTED_BYTES"
     if record.edits and all(edit.controls for edit in record.edits):
-        yield "SAFEEDIT_RANDOM_CONTROL_MEASURED"
+        yield f"{_SCOPE}_RANDOM_CONTROL_MEASURED"
     tried = {attack.tries for attack in record.attacks if attack.points}
-    yield from (f"SAFEEDIT_ATTACKED_BY_{name.upper()}" for name in sorted(tried))
+    yield from (f"{_SCOPE}_ATTACKED_BY_{name.upper()}" for name in sorted(tried))
 
 
 def _ended(record: RunRecord) -> str:
