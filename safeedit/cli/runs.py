@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from safeedit.cli.options import fresh_option, json_option, policy_argument, report_option
+from safeedit.cli.options import (
+    events_option,
+    fresh_option,
+    json_option,
+    policy_argument,
+    report_option,
+)
 from safeedit.cli.policies import plan_of
 from safeedit.cli.screen import Screen
 from safeedit.cli.terminal import put_json
@@ -23,10 +29,18 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("policy", type=click.Path(path_type=Path))
 @fresh_option
+@events_option
 @json_option
 @report_option
 @click.pass_obj
-def apply(screen: Screen, policy: Path, fresh: bool, as_json: bool, report_dir: Path | None) -> int:
+def apply(
+    screen: Screen,
+    policy: Path,
+    fresh: bool,
+    events: Path | None,
+    as_json: bool,
+    report_dir: Path | None,
+) -> int:
     """Run POLICY (or a plan made by 'plan -o'): edit, audit, judge, export what passed."""
     from safeedit.planning.file import check_unmoved, is_plan, read_plan
     from safeedit.running.run import execute
@@ -36,7 +50,7 @@ def apply(screen: Screen, policy: Path, fresh: bool, as_json: bool, report_dir: 
     if written:
         check_unmoved(made, written)
     reports = _Reports(made, report_dir, made.report_dir, beside=made.export_dir)
-    with screen.context(made.loaded.policy.seed, fresh=fresh) as ctx:
+    with screen.context(made.loaded.policy.seed, fresh=fresh, events=reports.beside(events)) as ctx:
         record = execute(made, ctx, write_reports=reports.write)
     _show_record(screen, record, reports.folder, as_json)
     if noted():
@@ -50,6 +64,7 @@ def apply(screen: Screen, policy: Path, fresh: bool, as_json: bool, report_dir: 
 @click.option("--model", "source", help="Measure this model instead of the policy's.")
 @click.option("--base", help="Compare with this untouched model.")
 @fresh_option
+@events_option
 @json_option
 @report_option
 @click.pass_obj
@@ -59,6 +74,7 @@ def audit(
     source: str | None,
     base: str | None,
     fresh: bool,
+    events: Path | None,
     as_json: bool,
     report_dir: Path | None,
 ) -> int:
@@ -68,7 +84,7 @@ def audit(
     made = plan_of(policy, source=source, editing=False)
     default = made.report_dir.with_name(made.report_dir.stem + ".audit")
     reports = _Reports(made, report_dir, default)
-    with screen.context(made.loaded.policy.seed, fresh=fresh) as ctx:
+    with screen.context(made.loaded.policy.seed, fresh=fresh, events=reports.beside(events)) as ctx:
         record = measure(made, ctx, base=base, write_reports=reports.write)
     _show_record(screen, record, reports.folder, as_json)
     return record.exit_code
@@ -84,6 +100,7 @@ def audit(
 )
 @click.option("--base", help="The untouched model, if it is another than the policy's.")
 @fresh_option
+@events_option
 @json_option
 @report_option
 @click.pass_obj
@@ -93,6 +110,7 @@ def attack(
     policy: Path,
     base: str | None,
     fresh: bool,
+    events: Path | None,
     as_json: bool,
     report_dir: Path | None,
 ) -> int:
@@ -114,7 +132,7 @@ def attack(
     made = plan_of(policy, source=model, editing=False, attacking=True)
     default = made.report_dir.with_name(made.report_dir.stem + ".attack")
     reports = _Reports(made, report_dir, default)
-    with screen.context(made.loaded.policy.seed, fresh=fresh) as ctx:
+    with screen.context(made.loaded.policy.seed, fresh=fresh, events=reports.beside(events)) as ctx:
         record = run_attack(
             made, ctx, base=untouched, base_adapter=None if base else adapter_folder(loaded),
             write_reports=reports.write,
@@ -161,15 +179,28 @@ class _Reports:
     def __init__(
         self, plan: Plan, given: Path | None, default: Path, beside: Path | None = None
     ) -> None:
-        from safeedit.export.places import check_apart, check_folder
+        from safeedit.export.places import check_folder
 
+        self.plan = plan
         self.folder = given or default
         self.target = beside if given is None else None
         check_folder(self.folder, "--report", "the report")
         _check_free(self.folder)
+        self._check_apart(self.folder, "--report", "the report")
+
+    def _check_apart(self, path: Path, option: str, what: str) -> None:
+        from safeedit.export.places import check_apart
+
+        plan = self.plan
         for place, name in ((plan.source_path, "the model"), (plan.export_dir, "the export")):
             if place is not None:
-                check_apart(self.folder, place, "--report", "the report", name)
+                check_apart(path, place, option, what, name)
+
+    def beside(self, events: Path | None) -> Path | None:
+        """Where events go, made sure to be apart from what the run makes or reads."""
+        if events is not None:
+            self._check_apart(events, "--events", "the file of events")
+        return events
 
     def write(self, record: RunRecord) -> None:
         from safeedit.running.reports import write_reports
