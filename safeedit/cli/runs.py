@@ -14,6 +14,7 @@ from safeedit.cli.options import (
     json_option,
     policy_argument,
     report_option,
+    seeds_option,
 )
 from safeedit.cli.policies import plan_of
 from safeedit.cli.screen import Screen
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("policy", type=click.Path(path_type=Path))
+@seeds_option
 @fresh_option
 @events_option
 @json_option
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 def apply(
     screen: Screen,
     policy: Path,
+    seeds: int | None,
     fresh: bool,
     events: Path | None,
     as_json: bool,
@@ -46,9 +49,18 @@ def apply(
     from safeedit.running.run import execute
 
     written = read_plan(policy) if is_plan(policy) else None
-    made = plan_of(Path(written["policy_file"]) if written else policy)
     if written:
+        if seeds is not None:
+            raise UsageError(
+                "a plan says itself how many seeds it is for",
+                file=policy,
+                field="--seeds",
+                remedy="make it again with 'plan --seeds', or apply the policy",
+            )
+        made = plan_of(Path(written["policy_file"]), seeds=len(written["seeds"]))
         check_unmoved(made, written)
+    else:
+        made = plan_of(policy, seeds=seeds)
     reports = _Reports(made, report_dir, made.report_dir, beside=made.export_dir)
     with screen.context(made.loaded.policy.seed, fresh=fresh, events=reports.beside(events)) as ctx:
         record = execute(made, ctx, write_reports=reports.write)

@@ -47,7 +47,7 @@ def estimates(plan: Plan) -> dict[str, Any]:
         "forward_tokens": reading * rounds + 2 * under,
         "training_tokens": 2 * taught
         + sum(cost(edit.editor, edit.data.roles) for edit in plan.edits),
-        "seconds": sum(stages.values()),
+        "seconds": sum(stages.values()) * plan.loaded.policy.seeds,
         "stages": stages,
         "basis": max(by_basis, key=lambda each: by_basis[each]),
     }

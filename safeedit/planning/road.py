@@ -38,6 +38,10 @@ class PlannedStage:
         return {self.own: self.amount, **audits}
 
 
+Road = tuple[PlannedStage, ...]
+"""All stages of a run, in order."""
+
+
 def audit_kind(use: str, when: str) -> str:
     """What the work of an audit is called, e.g. ``audit leakage, before``."""
     return f"audit {use}, {when}"
@@ -53,7 +57,7 @@ def edited_stage(attack: PlannedAttack) -> str:
     return f"attack {attack.id}: edited model"
 
 
-def apply_road(plan: Plan) -> tuple[PlannedStage, ...]:
+def apply_road(plan: Plan) -> Road:
     """From the untouched model to the verdict on the edited one."""
     found = [_open(plan), _audited(plan, "audit before", "before")]
     found += [_attacked(plan, attack, base_stage(attack), "on the base") for attack in plan.attacks]
@@ -65,7 +69,7 @@ def apply_road(plan: Plan) -> tuple[PlannedStage, ...]:
     return (*found, *_measured(plan))
 
 
-def audit_road(plan: Plan, *, compared: bool) -> tuple[PlannedStage, ...]:
+def audit_road(plan: Plan, *, compared: bool) -> Road:
     """Of a run that only measures, ``compared`` with another model or not."""
     found = [_open(plan), _audited(plan, "audit before", "before")]
     if compared:
@@ -73,7 +77,7 @@ def audit_road(plan: Plan, *, compared: bool) -> tuple[PlannedStage, ...]:
     return (*found, _judged(plan))
 
 
-def attack_road(plan: Plan) -> tuple[PlannedStage, ...]:
+def attack_road(plan: Plan) -> Road:
     """Of a run that attacks the model as it is, beside the one it was made from."""
     found = [_audited(plan, "audit before", "before")]
     found += [_attacked(plan, attack, base_stage(attack), "on the base") for attack in plan.attacks]
