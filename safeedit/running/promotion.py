@@ -9,42 +9,61 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 
 from torch import Tensor
 
 from safeedit.delta import WeightDelta
+from safeedit.export.disk import writing
 from safeedit.export.evidence import claimed, write_evidence
+from safeedit.export.manifest import hash_files
 from safeedit.export.signing.keys import SigningKey
 from safeedit.export.signing.writing import sign_export
 from safeedit.export.staging import Staging
+from safeedit.export.weights import Written
 from safeedit.export.withheld import set_aside
 from safeedit.planning.plan import Plan
 from safeedit.records import ExportRecord, RunRecord
 from safeedit.report import render_evidence
 
 
+def staged_export(folder: Path, target: Path, written: Written) -> ExportRecord:
+    """What is known of an export from its staged checkpoint alone.
+
+    Args:
+        folder: Where it is staged.
+        target: Where it goes.
+        written: What lies in its weights files.
+    """
+    with writing(folder):
+        files = hash_files(folder)
+    return ExportRecord(
+        directory=str(target),
+        weights_digest=written.digest,
+        untouched=len(written.digests) - len(written.changed),
+        files=files,
+    )
+
+
 def with_export(
-    plan: Plan,
-    record: RunRecord,
-    export: ExportRecord,
-    originals: Mapping[str, Tensor],
-    ledger: str | None,
-) -> RunRecord:
-    """The record of a run that passed, with all that its export is going to hold.
+    plan: Plan, record: RunRecord, export: ExportRecord, originals: Mapping[str, Tensor]
+) -> tuple[RunRecord, str | None]:
+    """The record of a run that passed, with all that its export is going to hold, and the text of
+    the ledger where one is kept.
 
     Args:
         plan: The run's.
         record: As judged.
-        export: As far as it is known from the checkpoint alone.
+        export: From :func:`staged_export`.
         originals: As for :func:`promote`.
-        ledger: Likewise.
     """
+    ledger = plan.ledger.text(record) if plan.ledger is not None else None
     spec = plan.loaded.policy.export
     found = claimed(export, originals, ledger)
     if spec is not None and spec.private is not None:
         where = "encrypted" if spec.recipient is not None else "private"
         found = found.model_copy(update={"withheld": where})
-    return record.model_copy(update={"export": found})
+    return record.model_copy(update={"export": found}), ledger
 
 
 def promote(

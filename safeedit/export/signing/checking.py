@@ -88,7 +88,8 @@ def _signature(export: Path, key: VerifyingKey) -> Iterator[str]:
             yield _FOREIGN
             return
         # The signature itself was found to hold, so what it lists is the signer's word.
-        yield from _differences(export, payload)
+        found = [*_differences(export, payload)]
+        yield from found or (f"{SIGNATURE}: the files are not those that it signs",)
     except OSError as error:
         raise ExportError(
             f"the export can't be read: {error.strerror}", file=error.filename or export
