@@ -156,7 +156,12 @@ OPTIONAL = {
 
 
 def test_every_library_that_the_package_imports_is_a_dependency() -> None:
-    names = {"yaml": "pyyaml", "sklearn": "scikit-learn", "google": "protobuf"}
+    names = {
+        "cyclonedx": "cyclonedx-python-lib",
+        "google": "protobuf",
+        "sklearn": "scikit-learn",
+        "yaml": "pyyaml",
+    }
     wanted = {distribution(requirement) for requirement in project()["dependencies"]}
     imported = set()
     for path in Path(safeedit.__file__).parent.rglob("*.py"):

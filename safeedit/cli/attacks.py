@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _OF_A_MODEL = "MODEL"
 
 
-class Attacks(click.Group):
+class AttackGroup(click.Group):
     """What follows ``attack`` is a model, unless it is the name of another command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -35,7 +35,7 @@ class Attacks(click.Group):
         return ("" if name == _OF_A_MODEL else name), command, rest
 
 
-@click.group(cls=Attacks)
+@click.group(cls=AttackGroup)
 def attack() -> None:
     """Attack an edited checkpoint: 'attack MODEL --policy POLICY' makes a policy's attacks."""
 

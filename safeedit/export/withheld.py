@@ -25,7 +25,7 @@ from safeedit.cache import PRIVATE
 from safeedit.errors import ExportError, UsageError
 from safeedit.export.disk import read_plain, writing
 from safeedit.export.manifest import MAY_BE_WITHHELD, UNDO
-from safeedit.export.staging import Staging
+from safeedit.export.staging import Staging, clear_dead
 from safeedit.private import private_folder, read_key_file
 
 ENCRYPTED = ".age"
@@ -65,6 +65,7 @@ def set_aside(folder: Path, private: Path, run_id: str, recipient: str | None) -
     """
     with writing(private):
         private_folder(private)
+        clear_dead(private)  # each run has a name of its own, which no later one clears
     with Staging(private / run_id) as staging:
         with writing(staging.path):
             for path in sorted(_can_undo(folder)):

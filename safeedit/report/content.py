@@ -403,7 +403,8 @@ def cost(record: RunRecord) -> str:
 
 
 def leak(record: RunRecord) -> tuple[str, ...]:
-    """What an export gives away of what was erased, beside what its model says; a sentence each."""
+    """What an export gives away of what the edits hide, beside what its model says; a sentence
+    each."""
     export = record.export
     if export is None:
         return ()
@@ -413,14 +414,14 @@ def leak(record: RunRecord) -> tuple[str, ...]:
     else:
         files = (
             "Warning: evidence/ holds the original tensors (undo.safetensors) and the edits' "
-            "deltas. With these anybody can undo the edits and find out what was erased: leave "
-            "them out of a copy that is passed on, or keep them elsewhere (export.private)."
+            "deltas. With these anybody can undo the edits and find out what they hide: leave them "
+            "out of a copy that is passed on, or keep them elsewhere (export.private)."
         )
     return (
         files,
         "Whoever holds this checkpoint and the model that it was made from can compare the two, "
-        "and may find out what was erased (arXiv 2505.24379): 'safeedit attack two-checkpoints' "
-        "measures how far, on the policy's own items.",
+        "and may find out what the edits hide (arXiv 2505.24379): 'safeedit attack "
+        "two-checkpoints' measures how far, on the policy's own items.",
     )
 
 

@@ -149,7 +149,8 @@ def two_checkpoints(
 def _items(plan: Plan, model: ModelHandle, ctx: RunContext) -> tuple[list[_Asked], list[_Asked]]:
     """Test items with answers: to be erased, and to be kept, each once."""
     found: dict[bool, dict[str, _Asked]] = {True: {}, False: {}}
-    for _, data in plan.datasets():
+    asked = (data for audit in plan.audits for data in audit.data.values())
+    for data in asked:
         for item in data.items("test"):
             if item.answer is None or not item.prompt:
                 continue
@@ -163,7 +164,7 @@ def _items(plan: Plan, model: ModelHandle, ctx: RunContext) -> tuple[list[_Asked
                 f"the policy's test data has {len(few)} items {what} with answers, and fewer than "
                 f"{_FEWEST} tell nothing",
                 file=plan.loaded.path,
-                remedy="name a policy whose edits and audits have both: data to forget, and near "
+                remedy="name a policy whose audits have both: data to forget, and near "
                 "or far data that is to stay",
             )
     return erased, kept

@@ -36,7 +36,7 @@ def _bill(export: Path) -> Iterator[str]:
         record = RunRecord.model_validate_json(read_plain(export / RECORD))
     except (OSError, ValueError, RecursionError):
         return  # said elsewhere
-    own = record.export.weights_digest if record.export is not None else ""
+    own = record.export.weights_digest if record.export is not None else named
     if named != own:
         told = f"of other weights, {named[:16]}" if named else "of no weights"
         yield f"{BOM}: the bill {told}; those of this export are {own[:16]}"
