@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from safeedit import catalog
-from safeedit.contracts import EditData
+from safeedit.contracts import EditData, looked_at
 from safeedit.data import Dataset, Item
 from safeedit.data.independence import marks
 from safeedit.data.splitting import normalise_prompt
@@ -72,6 +72,14 @@ def plan_attack(
     if not attack.strengths():
         raise loaded.error(at, "the attack has no strength to try", "give it at least one")
     named = tuple(audit for name in spec.audits for audit in audits if audit.id == name)
+    every = spec.askings == "all"
+    more = {audit.id: looked_at(audit.auditor, kind.tries, every) for audit in named}
+    if every and not any(more.values()):
+        raise loaded.error(
+            (*at, "askings"),
+            f"no audit under it asks in more than one way: {', '.join(more)}",
+            "remove askings, or name an audit such as leakage",
+        )
     parts = _parted(loaded, at, spec, data, named, warnings)
     return PlannedAttack(
         id=spec.id,
@@ -86,6 +94,7 @@ def plan_attack(
                 for gate in loaded.policy.gates
                 if spec.id in gate.under and gate.audit == audit.id
             )
+            | (more[audit.id] or frozenset())
             | {headline_of(audit)}
             for audit in parts.audits
         },
