@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from safeedit.auditors.leakage.probe import Params, Probe
+from safeedit.auditors.leakage.probe import AnswerProbe, Params
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError, DataError
 from safeedit.model.handle import ModelHandle
@@ -84,7 +84,7 @@ class Holding:
 
 
 def audited(model: Any, tmp_path: Path, given: Mapping[str, Dataset]) -> dict[str, Metric]:
-    outcome = Probe(Params()).audit(model, given, "test", context(tmp_path), None)
+    outcome = AnswerProbe(Params()).audit(model, given, "test", context(tmp_path), None)
     return {metric.name: metric for metric in outcome.metrics}
 
 
@@ -132,19 +132,19 @@ def test_known_questions_about_the_same_subjects_are_left_out(
 )
 def test_answers_that_are_no_classes_are_refused_while_planning(known: list[Item]) -> None:
     with pytest.raises(DataError, match="no answer is a class") as caught:
-        Probe(Params()).check_data(data(known))
+        AnswerProbe(Params()).check_data(data(known))
     assert "Zyx" not in str(caught.value)
     assert caught.value.field == "known"
 
 
 def test_answers_that_are_classes_are_fit() -> None:
-    Probe(Params()).check_data(data())
+    AnswerProbe(Params()).check_data(data())
 
 
 def test_a_real_model_is_probed_at_as_many_layers_as_it_has(
     llama: ModelHandle, tmp_path: Path
 ) -> None:
-    outcome = Probe(Params(layers=100)).audit(llama, data(), "test", context(tmp_path), None)
+    outcome = AnswerProbe(Params(layers=100)).audit(llama, data(), "test", context(tmp_path), None)
     assert all(metric.value is not None for metric in outcome.metrics)
 
 
@@ -152,4 +152,4 @@ def test_states_that_are_no_numbers_are_an_error(llama: ModelHandle, tmp_path: P
     with torch.no_grad():
         llama.embedding.weight.fill_(float("nan"))
     with pytest.raises(AuditError, match="no numbers"):
-        Probe(Params()).audit(llama, data(), "test", context(tmp_path), None)
+        AnswerProbe(Params()).audit(llama, data(), "test", context(tmp_path), None)

@@ -132,7 +132,7 @@ class _Found:
     notes: list[str] = field(default_factory=list)
 
 
-class Probe:
+class AnswerProbe:
     """Reads erased answers with a probe that learnt on others."""
 
     Params: ClassVar[type[BaseParams]] = Params
