@@ -155,11 +155,18 @@ def test_attacks(table: Callable[..., Table], place: Path) -> None:
     shutil.copytree(place / "model", place / "long")
     config = place / "long" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **LONG}))
-    rows = table("attacks", "--model", "long", "--limit", 6, "--rows", 1)
-    strengths = [row[2] for row in rows[1:]]
-    assert "40 steps at 5e-05" in strengths
-    assert len(strengths) == 11
-    assert all(row[5] for row in rows[2:]), "each says how much came back, or why it can't"
+    given = ("--model", "long", "--limit", 6, "--data", "data")
+    rows = table("attacks", *given, "--only", "countries")
+    told = [row for row in rows[1:] if row[3] == "leakage.extraction_rate"]
+    assert "40 steps at 5e-05" in [row[2] for row in told]
+    assert len(told) == 12
+    assert all(row[6] for row in told), "each says how much came back, or why it can't"
+    cloze = {row[1] for row in rows[1:] if row[3] == "leakage.extraction_rate_cloze"}
+    assert cloze == {"half", "siblings", "prose"}, "where it trains, sentences are completed too"
+    text = (place / "results" / "attacks.md").read_text()
+    assert "Not run yet: keyed_neurons; facts" in text
+    again = table("attacks", *given, "--only", "nothing of the kind")
+    assert again == rows, "what was run before is in the table again"
 
 
 @pytest.mark.trains
