@@ -18,11 +18,13 @@ from safeedit.errors import AuditError, EditError
 from safeedit.model.handle import ModelHandle
 from safeedit.planning.attacks import NEVER_KNOWN, headline_of
 from safeedit.planning.plan import PlannedAttack, PlannedAudit
+from safeedit.planning.road import base_stage, edited_stage
 from safeedit.records import AttackPoint, AttackRecord, Metric
 from safeedit.running.audits import Audited, Audits, Metrics
 from safeedit.running.clock import Clock
 from safeedit.running.keys import joined, strength
 from safeedit.running.store import Finding
+from safeedit.running.telling import worst_headlines
 from safeedit.statistics.recovery import recovery
 
 _LONGEST_ANSWER = 24
@@ -34,16 +36,6 @@ Strength = tuple[str, int, float]
 
 class TamperedError(EditError):
     """An attack changed the model for good: nothing measured after it would be of that model."""
-
-
-def base_stage(attack: PlannedAttack) -> str:
-    """Name of the stage in which the untouched model is attacked."""
-    return f"attack {attack.id}: untouched model"
-
-
-def edited_stage(attack: PlannedAttack) -> str:
-    """Name of the stage in which the edited model is attacked."""
-    return f"attack {attack.id}: edited model"
 
 
 @dataclass
@@ -69,7 +61,7 @@ class Attacks:
     def measure_base(self, model: ModelHandle) -> None:
         """Attack the untouched model, as far as the store does not know what comes of it."""
         for attack in self.audits.plan.attacks:
-            with self.clock.stage(base_stage(attack)):
+            with self.clock.stage(base_stage(attack)) as figures:
                 for audit in attack.audits:
                     self._measure_before(model, attack, audit)
                 for seed in self._seeds(attack):
@@ -80,6 +72,13 @@ class Attacks:
                         raise
                     except (EditError, AuditError) as error:
                         self._fail(attack, "untouched", error)
+                found = [
+                    audited.record
+                    for (ident, _, _), under in self.base.items()
+                    for audited in under.values()
+                    if ident == attack.id
+                ]
+                figures |= worst_headlines(attack.audits, [record.metrics for record in found])
 
     def measure_edited(self, model: ModelHandle, after: Metrics) -> tuple[AttackRecord, ...]:
         """Attack the edited model.
@@ -90,8 +89,11 @@ class Attacks:
         """
         found = []
         for attack in self.audits.plan.attacks:
-            with self.clock.stage(edited_stage(attack)):
-                found.append(self._attack_edited(model, attack, after))
+            with self.clock.stage(edited_stage(attack)) as figures:
+                record = self._attack_edited(model, attack, after)
+                points = [point.edited for point in record.points]
+                figures |= worst_headlines(attack.audits, points)
+                found.append(record)
         return tuple(found)
 
     def _seeds(self, attack: PlannedAttack) -> range:

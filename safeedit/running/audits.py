@@ -226,6 +226,7 @@ class Audits:
             covers=audit.auditor.covers,
             seconds=time.perf_counter() - start,
         )
+        self.store.effort.audited(audit.spec.use, record.seconds)
         # An edited model's own reference serves nobody.
         reference = dict(outcome.reference) if base is None else {}
         if key is not None:
