@@ -35,9 +35,9 @@ def render(record: RunRecord) -> str:
     """The bill, as JSON.
 
     Args:
-        record: Of a run that exported.
+        record: Of a run that exported; of another the bill names no weights.
     """
-    assert record.export is not None, "a bill is one of an export"
+    export = record.export
     name = clean(record.policy_name)
     model = Component(
         type=ComponentType.MACHINE_LEARNING_MODEL,
@@ -48,7 +48,7 @@ def render(record: RunRecord) -> str:
         f"{record.model.parameters:,} parameters, edited under a policy by safeedit",
         pedigree=Pedigree(ancestors=[_base(record)]),
         properties=[
-            Property(name=WEIGHTS, value=record.export.weights_digest),
+            *([Property(name=WEIGHTS, value=export.weights_digest)] if export else []),
             Property(name="safeedit:policy_digest", value=record.policy_digest),
             Property(name="safeedit:status", value=record.status),
         ],
@@ -59,7 +59,7 @@ def render(record: RunRecord) -> str:
                 bom_ref=BomRef(f"file:{file}"),
                 hashes=[HashType(alg=HashAlgorithm.SHA_256, content=digest)],
             )
-            for file, digest in sorted(record.export.files.items())
+            for file, digest in sorted(export.files.items() if export else ())
         ],
     )
     bom = Bom(serial_number=uuid.uuid5(_SPACE, record.run_id))
