@@ -31,6 +31,7 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from safeedit.errors import UsageError
 from safeedit.export.manifest import (
+    BOM,
     CLAIMS,
     MANIFEST,
     MAY_BE_WITHHELD,
@@ -54,7 +55,7 @@ from safeedit.model.digest import digest_of
 from safeedit.model.headers import read_headers
 from safeedit.model.stored import stored_digests
 from safeedit.records import RunRecord, Verdict
-from safeedit.report import render_evidence
+from safeedit.report import bom, render_evidence
 from safeedit.workflows.verification import check
 from tests.report import schemas
 from tests.report.records import run_record
@@ -280,6 +281,23 @@ def test_other_weights_under_a_manifest_and_record_that_agree_are_found_with_the
     problems = check(export, key).problems
     assert f"{RECORD}: changed after the export was signed" in problems
     assert "model.safetensors: changed after the export was signed" in problems
+
+
+def test_a_bill_of_other_weights_is_named_with_both_digests_though_the_manifest_agrees(
+    export: Path,
+) -> None:
+    record = RunRecord.model_validate_json((export / RECORD).read_text())
+    assert record.export is not None
+    other = record.export.model_copy(update={"weights_digest": "0" * 64})
+    (export / BOM).write_text(bom.render(record.model_copy(update={"export": other})))
+    write_manifest(export)
+    assert check(export).problems[0] == (
+        f"{BOM}: the bill of other weights, {'0' * 16}; those of this export are "
+        f"{record.export.weights_digest[:16]}"
+    )
+    (export / BOM).write_text("{}")
+    write_manifest(export)
+    assert check(export).problems[0].startswith(f"{BOM}: the bill of no weights; those of")
 
 
 # Signatures and claims of others --------------------------------------------------------
