@@ -88,6 +88,25 @@ def test_sarif_has_a_result_for_each_gate_that_did_not_pass_at_its_line() -> Non
     assert json.loads(sarif.render(written()))["runs"][0]["results"] == []
 
 
+def test_a_gate_under_several_attacks_stands_in_one_line_under_each() -> None:
+    gate = {"metric": "leakage.recovered", "max": 0.2, "under": ["relearn", "prune"]}
+    record = written("fail")
+    verdicts = [
+        record.verdicts[0].model_copy(
+            update={
+                "metric": "leakage.recovered",
+                "condition": f"max 0.2 under {attack}",
+                "under": attack,
+            }
+        )
+        for attack in ("relearn", "prune")
+    ]
+    policy = {**record.policy, "gates": [gate]}
+    changes = {"verdicts": tuple(verdicts), "policy": policy, "gate_lines": (7,)}
+    lines = github.render(record.model_copy(update=changes)).splitlines()
+    assert [",line=7," in line for line in lines] == [True, True]
+
+
 def local(record: RunRecord) -> RunRecord:
     there = {"source": "/home/somebody/secret-model", "local": True, "revision": None}
     model = ModelRecord.model_validate({**record.model.model_dump(), **there})
