@@ -13,6 +13,7 @@ from typing import Any
 from safeedit.delta import WeightDelta
 from safeedit.errors import EditError
 from safeedit.model.handle import ModelHandle
+from safeedit.model.token_count import TokenCount
 from safeedit.planning.plan import PlannedEdit
 from safeedit.records import ControlRecord, EditRecord, LayersTried
 from safeedit.running.audits import Audits
@@ -58,7 +59,8 @@ def apply_edit(
     before = model.tensor_digests(fresh=True)
     edit, tried = _placed(clock, model, edit, places)
     with clock.stage(f"edit {edit.id}: fit"):
-        proposal = propose(audits, model, edit)
+        read = TokenCount()
+        proposal = propose(audits, model, edit, read)
     with clock.stage(f"edit {edit.id}: dose"):
         chosen = choose_dose(audits, model, edit, proposal)
     delta = _within_plan(edit, proposal.at(chosen.dose))
@@ -81,6 +83,7 @@ def apply_edit(
         layers_tried=tried,
         changes=undo.changes,
         delta_digest=delta.digest(),
+        tokens_read=read.tokens,
         untouched_verified=len(before.keys() - {tensor.name for tensor in edit.tensors}),
         notes=proposal.notes,
         controls=controls,

@@ -52,7 +52,13 @@ from safeedit.running.controls import gates_so_far
 from safeedit.running.edits import apply_edit
 from safeedit.running.keys import scorer_notes
 from safeedit.running.layers import Places
-from safeedit.running.record import data_record, environment_record, model_record, verdicts_of
+from safeedit.running.record import (
+    data_record,
+    environment_record,
+    glossary,
+    model_record,
+    verdicts_of,
+)
 from safeedit.running.store import Store
 from safeedit.scorers.score_cache import scorers
 from safeedit.statistics.verdicts import overall
@@ -414,6 +420,7 @@ class Run:
                 "comparisons": tuple(comparisons.values()),
                 "attacks": attacks,
                 "verdicts": verdicts,
+                "glossary": glossary(plan),
                 "status": status,
                 "exit_code": exit_code,
                 "warnings": tuple(self.warnings),
