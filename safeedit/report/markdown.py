@@ -23,6 +23,7 @@ from safeedit.report.wording import (
 )
 from safeedit.text.display import clean
 
+_NAME = re.compile(r"[\w.]+(?:-[\w.]+)*", re.ASCII)
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$])")
 
 
@@ -63,6 +64,12 @@ def escape(text: object) -> str:
     return _SPECIAL.sub(r"\\\1", clean(text).replace("&", "&amp;"))
 
 
+def code(name: str) -> str:
+    """A name as it is written in a policy, so that it can be copied and is never broken; escaped
+    where it is no plain name."""
+    return f"`{name}`" if _NAME.fullmatch(name) else escape(name)
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A table; the cells are escaped already."""
     lines = [head, ["---"] * len(head), *rows]
@@ -79,7 +86,7 @@ def gates(record: RunRecord) -> list[str]:
     rows = [
         (
             STATUS_WORDS[verdict.status],
-            escape(verdict.metric),
+            code(verdict.metric),
             escape(verdict.condition),
             escape("; ".join(filter(None, (_why(verdict), how_near(verdict))))),
         )
@@ -119,13 +126,13 @@ def attacks(record: RunRecord) -> list[str]:
         return []
     lines = ["## Under attack", "", escape(ATTACKS_EXPLAINED), ""]
     invents = any(row.invented for row in found.rows)
-    head = ["attack", "strength", *map(escape, found.metrics), "effect undone"]
+    head = ["attack", "strength", *map(code, found.metrics), "effect undone"]
     head += ["told of what nobody knew"] if invents else []
     rows = [["none", "", *(_without_attack(*pair) for pair in found.unattacked), ""]]
     for row in found.rows:
         cells = [escape(cell.words) if cell is not None else "" for cell in row.cells]
         rows.append(
-            [escape(row.attack), escape(row.label), *cells, escape(row.recovered_words)]
+            [code(row.attack), escape(row.label), *cells, escape(row.recovered_words)]
             + [", ".join(number(metric.value) for metric in row.invented)] * invents
         )
     rows[0] += [""] * (len(head) - len(rows[0]))
@@ -147,7 +154,7 @@ def controls(record: RunRecord) -> list[str]:
         [escape(name), *(number(value) if value is not None else "" for value in values)]
         for name, values in found.rows
     ]
-    return ["## Controls", "", *table(["change", *map(escape, found.metrics)], rows)]
+    return ["## Controls", "", *table(["change", *map(code, found.metrics)], rows)]
 
 
 def edit_by_edit(record: RunRecord) -> list[str]:
@@ -163,7 +170,7 @@ def edit_by_edit(record: RunRecord) -> list[str]:
         for gate, verdicts in found.rows
     ]
     lines = ["## Edit by edit", "", "Gates after each edit, with all edits before it.", ""]
-    lines += table(["gate", *(f"after {escape(edit)}" for edit in found.edits)], rows)
+    lines += table(["gate", *(f"after {code(edit)}" for edit in found.edits)], rows)
     return lines + [f"- {escape(sentence)}" for sentence in found.undone] + [""]
 
 
@@ -175,7 +182,7 @@ def limits(record: RunRecord) -> list[str]:
 
 def _cells(row: MetricRow, two_models: bool, controlled: bool) -> list[str]:
     found, after = row.comparison, row.after
-    cells = [row.name]
+    cells: list[str] = []
     if two_models:
         before = found.before
         change = f"{number(found.difference, signed=True)} {bracket(found.difference_interval)}"
@@ -190,7 +197,7 @@ def _cells(row: MetricRow, two_models: bool, controlled: bool) -> list[str]:
     if controlled:
         cells.append(number(row.control.value) if row.control else "")
     cells += [count(after), f"{after.unit} ({after.direction})"]
-    return [escape(cell) for cell in cells]
+    return [code(row.name), *(escape(cell) for cell in cells)]
 
 
 def _edit(record: RunRecord, edit: EditRecord) -> list[str]:
@@ -208,7 +215,7 @@ def _edit(record: RunRecord, edit: EditRecord) -> list[str]:
             ]
             for point in edit.dose_curve
         ]
-        lines += table(["dose", *map(escape, shown), "targets"], rows)
+        lines += table(["dose", *map(code, shown), "targets"], rows)
     return lines
 
 

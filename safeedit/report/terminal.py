@@ -5,7 +5,8 @@ It fits 80 columns and needs neither colour nor a terminal.
 
 from __future__ import annotations
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +24,7 @@ from safeedit.report.wording import (
     how_near,
     number,
     p_value,
+    pieces,
     size,
     took,
 )
@@ -99,6 +101,28 @@ def _text(text: str, style: str = "") -> Text:
     return Text(clean(text), style)
 
 
+class _Name:
+    """A name that breaks after ``_``, ``.`` or ``/`` where its column is narrow, and never within
+    a word."""
+
+    def __init__(self, text: str) -> None:
+        self.pieces = [part for word in clean(text).split() for part in pieces(f"{word} ")]
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(
+            max((len(part.rstrip()) for part in self.pieces), default=0),
+            len("".join(self.pieces).rstrip()),
+        )
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = [""]
+        for part in self.pieces:
+            if lines[-1] and len(lines[-1]) + len(part.rstrip()) > options.max_width:
+                lines.append("")
+            lines[-1] += part
+        yield Text("\n".join(line.rstrip() for line in lines))
+
+
 def _item(text: str) -> Table:
     item = Table.grid(padding=(0, 1))
     item.add_row("-", _text(text))
@@ -127,7 +151,7 @@ def _gates(record: RunRecord) -> Table:
     for verdict in record.verdicts:
         table.add_row(
             _text(STATUS_WORDS[verdict.status], _STYLES[verdict.status]),
-            _text(verdict.metric),
+            _Name(verdict.metric),
             _text(verdict.condition.replace(" at confidence ", " at ")),
             _text(number(verdict.value, signed=verdict.of_change)),
         )
@@ -144,7 +168,7 @@ def _metrics(rows: tuple[MetricRow, ...], two_models: bool) -> Table:
     table = _table(*columns, ("n", True))
     for row in rows:
         found = row.comparison
-        cells = [_text(row.name)]
+        cells: list[RenderableType] = [_Name(row.name)]
         if two_models:
             cells.append(_text(number(found.before.value) if found.before else NOTHING))
         cells += [
@@ -166,7 +190,7 @@ def _attacks(matrix: AttackMatrix) -> Table:
         ("undone", True),
     )  # fmt: skip
     for name, (after, before) in zip(matrix.metrics, matrix.unattacked, strict=True):
-        table.add_row(_text("none", "dim"), _text(name), _figure(before), _figure(after), _text(""))
+        table.add_row(_text("none", "dim"), _Name(name), _figure(before), _figure(after), _text(""))
     for row in matrix.rows:
         for name, cell in zip(matrix.metrics, row.cells, strict=True):
             if cell is None:
@@ -175,7 +199,7 @@ def _attacks(matrix: AttackMatrix) -> Table:
             undone = number(own[0].value) if own and cell.headline else ""
             table.add_row(
                 _text(f"{row.attack}, {row.label}"),
-                _text(name),
+                _Name(name),
                 _figure(cell.base),
                 _text(number(cell.edited), _TONES[cell.tone]),
                 _text(undone),
@@ -191,7 +215,7 @@ def _edit_by_edit(found: content.EditByEdit) -> Table:
     table = _table(("gate, after", False), *((edit, True) for edit in found.edits))
     for gate, verdicts in found.rows:
         values = (_text(number(verdict.value), _STYLES[verdict.status]) for verdict in verdicts)
-        table.add_row(_text(gate), *values)
+        table.add_row(_Name(gate), *values)
     return table
 
 
@@ -200,7 +224,7 @@ def _print_edit(console: Console, record: RunRecord, edit: EditRecord) -> None:
     facts.add_column(no_wrap=True, style="dim")
     facts.add_column(overflow="fold")
     for label, value in content.edit_facts(record, edit):
-        facts.add_row(_text(label), _text(value))
+        facts.add_row(_text(label), _Name(value))
     _print(console, f"Edit {edit.id}", facts)
     targets = content.targets(record, edit)
     shown = [m for m in dict.fromkeys(t.metric for t in targets) if _tried(edit, m)][:5]
@@ -212,7 +236,7 @@ def _print_edit(console: Console, record: RunRecord, edit: EditRecord) -> None:
             *((f"{p.dose:g}{'*' if p.dose == edit.dose else ''}", True) for p in doses),
         )
         for metric in shown:
-            curve.add_row(_text(metric), *(_text(number(p.metrics.get(metric))) for p in doses))
+            curve.add_row(_Name(metric), *(_text(number(p.metrics.get(metric))) for p in doses))
         met = ["all" if p.meets_targets else f"{len(p.misses)} off" for p in doses]
         curve.add_row(_text("targets met", "dim"), *(_text(word, "dim") for word in met))
         console.print(Padding(curve, (1, 0, 0, 2)))

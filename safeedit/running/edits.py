@@ -55,11 +55,10 @@ def apply_edit(
         EditError: The editor changed the model while proposing, proposed no dose, or its delta
             moves a tensor outside its plan.
     """
-    start = audits.store.effort.now()
+    start, read = audits.store.effort.now(), TokenCount()
     before = model.tensor_digests(fresh=True)
     edit, tried = _placed(clock, model, edit, places)
     with clock.stage(f"edit {edit.id}: fit"):
-        read = TokenCount()
         proposal = propose(audits, model, edit, read)
     with clock.stage(f"edit {edit.id}: dose"):
         chosen = choose_dose(audits, model, edit, proposal)

@@ -13,7 +13,7 @@ from safeedit.report import content, figures, html
 from tests.report.records import run_record
 from tests.report.test_formats import VARIANTS, hostile_record
 
-VOID = {"meta", "br", "hr", "img", "link", "input"}
+VOID = {"meta", "br", "wbr", "hr", "img", "link", "input"}
 
 
 class Page(HTMLParser):
@@ -57,7 +57,8 @@ def test_the_page_loads_nothing_and_runs_nothing(name: str) -> None:
     names = {tag for tag, _ in page.elements}
     assert not names & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
     for _, attributes in page.elements:
-        assert not {"src", "href", "srcset", "xlink:href", "action"} & attributes.keys()
+        assert not {"src", "srcset", "xlink:href", "action"} & attributes.keys()
+        assert str(attributes.get("href", "#")).startswith("#"), "links stay on the page"
         assert not any(key.startswith("on") for key in attributes)
     outside_namespaces = text.replace('xmlns="http://www.w3.org/2000/svg"', "")
     assert not re.search(r"https?:|url\(|@import|@font-face", outside_namespaces)
@@ -87,8 +88,8 @@ def test_every_metric_has_its_figure_and_every_figure_its_words() -> None:
     text = html.render(record)
     drawn = re.findall(r'<svg class="figure".*?</svg>', text, re.DOTALL)
     measured = [c for c in record.comparisons if c.after.value is not None]
-    roles = {change.role for change in record.edits[0].changes}
-    assert len(drawn) == len(measured) + 5 + len(roles)
+    targets = content.targets(record, record.edits[0])
+    assert len(drawn) == sum(map(len, (measured, record.verdicts, targets, record.model.roles)))
     for comparison in measured:
         assert f"{comparison.name}: before" in text
 
