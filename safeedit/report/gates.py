@@ -22,7 +22,7 @@ class GateRow:
     sentence: str
     """What its metric is, in plain words; empty where the record does not tell."""
     interval: Interval | None
-    """Of the value that was held against the bound, or of its change; 95 %."""
+    """What was held against the bound; where the value itself was, its interval."""
     unit: str
 
     @property
@@ -72,7 +72,7 @@ def _row(record: RunRecord, verdict: Verdict) -> GateRow:
         if found is not None and not verdict.against:
             unit = found.after.unit
             interval = found.difference_interval if verdict.of_change else found.after.interval
-    return GateRow(verdict, plain(record, verdict.metric), interval, unit)
+    return GateRow(verdict, plain(record, verdict.metric), verdict.interval or interval, unit)
 
 
 def _held(record: RunRecord, verdict: Verdict) -> Metric | None:

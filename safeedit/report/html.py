@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from safeedit.records import EditRecord, RunRecord
 from safeedit.report import content, evidence, figures, gates, wording
 from safeedit.report.attacks import ATTACKS_EXPLAINED, attack_curves, attack_matrix
+from safeedit.report.seeds import SEEDS_EXPLAINED, seed_table
 from safeedit.report.summary import first_screen
 from safeedit.report.svg import breakable
 from safeedit.text.display import clean
@@ -32,6 +33,9 @@ def render(record: RunRecord) -> str:
         "attack_curves": [(curve, figures.attack_curve(curve)) for curve in attack_curves(record)],
         "controls": content.control_table(record),
         "edit_by_edit": content.edit_by_edit(record),
+        "seeds": seed_table(record),
+        "seeds_explained": SEEDS_EXPLAINED,
+        "cost": content.cost(record),
         "has_controls": any(edit.controls for edit in record.edits),
         "edits": [_edit(record, edit) for edit in record.edits],
         "classes": evidence.class_rows(record),
@@ -70,6 +74,7 @@ def _sections(shown: dict[str, Any]) -> list[tuple[str, str]]:
         ("metrics", "Before and after" if shown["compares"] else "Measured", True),
         ("edits", "The edit", bool(shown["edits"])),
         ("controls", "Controls", bool(shown["controls"] or shown["edit_by_edit"])),
+        ("seeds", "Over several seeds", shown["seeds"] is not None),
         ("evidence", "What a supervisor asks", True),
         ("limits", "What this does not show", True),
         ("cost", "Time and memory", True),

@@ -9,17 +9,26 @@ from safeedit.records import EditRecord, RunRecord, Verdict
 from safeedit.report import content
 from safeedit.report.attacks import ATTACKS_EXPLAINED, attack_matrix
 from safeedit.report.content import MetricRow
+from safeedit.report.evidence import (
+    NOT_MEASURED,
+    class_rows,
+    computation,
+    control_rows,
+    result_words,
+)
+from safeedit.report.seeds import SEEDS_EXPLAINED, seed_table
+from safeedit.report.summary import first_screen
 from safeedit.report.wording import (
     NOTHING,
     STATUS_WORDS,
     bracket,
     count,
+    day,
     estimate,
     how_near,
     number,
     p_value,
     size,
-    took,
 )
 from safeedit.text.display import clean
 
@@ -40,19 +49,22 @@ def render(record: RunRecord) -> str:
                 ("run", f"{record.command}, {record.run_id}, {record.started}"),
                 ("owner", record.owner),
                 ("ticket", record.ticket),
-                ("wall time", took(record.resources.wall_seconds, record.resources.spared_seconds)),
+                ("wall time", content.cost(record)),
                 ("peak memory", size(record.resources.peak_memory_bytes)),
                 ("export", record.export.directory if record.export else None),
             ]
         ),
         "",
         *(f"> warning: {escape(warning)}\n" for warning in record.warnings),
+        *in_short(record),
         *gates(record),
         *metrics(record),
         *attacks(record),
         *controls(record),
         *edit_by_edit(record),
+        *seeds(record),
         *(line for edit in record.edits for line in _edit(record, edit)),
+        *evidence(record),
         *limits(record),
         *_provenance(record),
     ]
@@ -79,6 +91,48 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def bullets(facts: Iterable[tuple[str, object]]) -> list[str]:
     """``- label: value`` for every value there is."""
     return [f"- {escape(label)}: {escape(value)}" for label, value in facts if value]
+
+
+def in_short(record: RunRecord) -> list[str]:
+    """The five questions of the first screen."""
+    lines = ["## In short", ""]
+    for answer in first_screen(record):
+        lines += [f"**{answer.question}** {escape(answer.text)}", ""]
+        for point in answer.points:
+            shown = f"**{escape(point.figure)}**" if point.figure else ""
+            parts = (escape(point.text), shown, escape(point.detail))
+            lines.append(f"- {' '.join(filter(None, parts))}")
+        lines.append("")
+    return lines
+
+
+def evidence(record: RunRecord) -> list[str]:
+    """What a supervisor asks: a row for each class of attack, tried or not, and for each rule."""
+    when = f"{day(record.started)}, safeedit {record.environment.safeedit}"
+    rows = []
+    for row in class_rows(record):
+        tried = [*(each.what for each in row.tried), *row.failed] or ["nothing"]
+        found = [f"{code(each.metric.name)} {escape(result_words(each))}" for each in row.tried]
+        rows.append(
+            (
+                escape(row.kind.name),
+                escape(row.kind.threat_model),
+                escape("; ".join(tried)),
+                "; ".join(found) or NOT_MEASURED,
+                escape(when) if row.measured else "never",
+                escape(row.residual),
+            )
+        )
+    lines = ["## What a supervisor asks", ""]
+    head = ("class of attack", "who attacks", "tried", "found", "when, by which version", "open")
+    lines += table(head, rows)
+    rules = [
+        (escape(row.control.source), escape(row.control.asks), escape(row.evidence) or NOT_MEASURED)
+        for row in control_rows(record)
+    ]
+    lines += table(("rule", "what it asks", "evidence in this report"), rules)
+    spent = computation(record)
+    return lines + ([escape(" ".join(spent.words)), ""] if spent is not None else [])
 
 
 def gates(record: RunRecord) -> list[str]:
@@ -174,6 +228,29 @@ def edit_by_edit(record: RunRecord) -> list[str]:
     return lines + [f"- {escape(sentence)}" for sentence in found.undone] + [""]
 
 
+def seeds(record: RunRecord) -> list[str]:
+    """The section on several seeds: gates seed by seed, then the spread of every figure."""
+    found = seed_table(record)
+    if found is None:
+        return []
+    each = [f"seed {seed}" for seed in found.seeds]
+    rows = [[escape(gate), *map(escape, cells)] for gate, cells in found.gates]
+    lines = [f"## Over {len(each)} seeds", "", escape(SEEDS_EXPLAINED), ""]
+    lines += table(["gate", *each], rows) if rows else []
+    head = ["figure", *each, "mean", "standard deviation", "least", "greatest"]
+    return lines + table(
+        head,
+        [
+            [
+                escape(name),
+                *map(number, spread.values),
+                *map(number, (spread.mean, spread.deviation, spread.least, spread.greatest)),
+            ]
+            for name, spread in found.figures.items()
+        ],
+    )
+
+
 def limits(record: RunRecord) -> list[str]:
     """The section that is always there."""
     lines = [f"- {escape(limit)}" for limit in content.limits(record)]
@@ -226,6 +303,7 @@ def _provenance(record: RunRecord) -> list[str]:
             *content.weights_facts(record),
             ("policy", record.policy_digest),
             ("seed", str(record.seed)),
+            ("other seeds", ", ".join(str(run.seed) for run in record.other_seeds)),
             ("safeedit", record.environment.safeedit),
             ("platform", f"Python {record.environment.python}, {record.environment.platform}"),
         ]

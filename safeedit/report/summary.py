@@ -22,7 +22,6 @@ from safeedit.report.wording import (
     plural,
     share,
     size,
-    took,
 )
 
 MOST = 4
@@ -163,11 +162,14 @@ def _missed(gate: GateRow) -> Point:
 
 
 def _leading(record: RunRecord) -> MetricRow | None:
-    """What tells most of whether it still comes out: a gated metric of erasure, else any."""
-    told = [row for row in _rows(record) if row.comparison.name in record.glossary.erasure]
+    """What tells most of the edit's effect: whether it still comes out, by a gated metric if there
+    is one; where nothing is to be suppressed, a gated metric that got better."""
+    rows = _rows(record)
+    told = [row for row in rows if row.comparison.name in record.glossary.erasure]
     gated = [row for row in told if row.verdicts]
     lower = [row for row in (*gated, *told) if row.after.direction == "lower"]
-    return next(iter([*lower, *gated, *told]), None)
+    better = [row for row in rows if row.verdicts and row.trend == "better"]
+    return next(iter([*lower, *gated, *told, *better]), None)
 
 
 def _effect(record: RunRecord, row: MetricRow) -> Point:
@@ -181,7 +183,9 @@ def _effect(record: RunRecord, row: MetricRow) -> Point:
         detail = f"95\u00a0% interval {low} to {high}"
     found = {verdict.status for verdict in row.verdicts}
     if found:
-        held = "within the bound that was set" if found == {"pass"} else "the bound was not kept"
+        held = "within the bound that was set"
+        if found != {"pass"}:
+            held = f"{'outside of' if 'fail' in found else 'not shown to be within'} the bound"
         detail = f"{detail}; {held}" if detail else held
     sentence = plain(record, row.comparison.name) or f"{row.comparison.name}:"
     return Point(sentence, said, f"({detail})" if detail else "")
@@ -195,27 +199,22 @@ def figure(value: float | None, unit: str) -> str:
 
 
 def _cost(record: RunRecord) -> PlainAnswer:
-    others = [row for row in _rows(record) if row.comparison.name not in record.glossary.erasure]
+    rows = _rows(record)
+    others = [row for row in rows if row.comparison.name not in record.glossary.erasure]
     worse = [row for row in others if row.trend == "worse"]
-    resources = record.resources
     spent = (
-        f"{took(resources.wall_seconds, resources.spared_seconds)} on "
-        f"{record.environment.device}, {size(resources.peak_memory_bytes)} of memory."
+        f"{content.cost(record)} on {record.environment.device}, "
+        f"{size(record.resources.peak_memory_bytes)} of memory."
     )
+    about = plural(len(others), "figure") + " about everything else" * (len(others) < len(rows))
     if not content.compares(record):
         text = "Nothing about the model was changed."
     elif not others:
         text = "What else changed was not measured."
     elif not worse:
-        text = (
-            f"Of {plural(len(others), 'figure')} about everything else, none got worse beyond "
-            "doubt."
-        )
+        text = f"Of {about}, none got worse beyond doubt."
     else:
-        text = (
-            f"Of {plural(len(others), 'figure')} about everything else, {len(worse)} got worse "
-            "beyond doubt:"
-        )
+        text = f"Of {about}, {len(worse)} got worse beyond doubt:"
     worse.sort(key=lambda row: not row.verdicts)
     points = [_effect(record, row) for row in worse[: MOST - 1]]
     if len(worse) > len(points):
@@ -228,8 +227,12 @@ def _cost(record: RunRecord) -> PlainAnswer:
 def _unmeasured(record: RunRecord) -> PlainAnswer:
     untried = [row.kind.name for row in class_rows(record) if not row.measured]
     untried = [name[0].lower() + name[1:] for name in untried]
-    text = "Whether what was suppressed is still inside the model was not shown, only whether it "
-    text += "comes out under what was tried here."
+    text = "Nothing is known about prompts, attacks and languages that were not measured."
+    if record.glossary.erasure:
+        text = (
+            "Whether what was suppressed is still inside the model was not shown, only whether it "
+            "comes out under what was tried here."
+        )
     points = [Point("Not tried:", detail=f"{listing(untried)}.")] if untried else []
     for audit in content.audits(record):
         if audit.unmeasured:
@@ -239,7 +242,8 @@ def _unmeasured(record: RunRecord) -> PlainAnswer:
     if skipped := content.skipped(record):
         points.append(Point("Skipped, though asked for:", detail=f"{listing(list(skipped))}."))
     points = points[: MOST - 1]
-    points.append(Point("Other seeds:", detail=f"this is one run, with seed {record.seed}."))
+    if not record.other_seeds:
+        points.append(Point("Other seeds:", detail=f"this is one run, with seed {record.seed}."))
     return PlainAnswer("What was not measured?", text, tuple(points), "limits")
 
 

@@ -15,6 +15,7 @@ from safeedit.records import EditRecord, RunRecord
 from safeedit.report import content
 from safeedit.report.attacks import AttackMatrix, attack_matrix
 from safeedit.report.content import MetricRow
+from safeedit.report.seeds import SeedTable, seed_table
 from safeedit.report.wording import (
     MINUS,
     NOTHING,
@@ -26,10 +27,12 @@ from safeedit.report.wording import (
     p_value,
     pieces,
     size,
-    took,
 )
 from safeedit.text.display import clean
 
+_NARROW = 72
+"""Columns below which the random control and the p value are left out, rather than names broken
+into single words."""
 _STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 _TONES = {"good": "green", "middling": "yellow", "bad": "red", "": ""}
 _TRENDS = {"better": "green", "worse": "red", "": ""}
@@ -69,7 +72,8 @@ def _render(record: RunRecord, console: Console) -> None:
     two_models = content.compares(record)
     for audit in content.audits(record):
         if audit.rows:
-            _print(console, audit.id, _metrics(audit.rows, two_models))
+            table = _metrics(audit.rows, two_models, narrow=console.width < _NARROW)
+            _print(console, audit.id, table)
     if matrix := attack_matrix(record):
         _print(console, "Under attack", _attacks(matrix))
         for remark in matrix.remarks:
@@ -78,6 +82,8 @@ def _render(record: RunRecord, console: Console) -> None:
         _print(console, "Edit by edit", _edit_by_edit(found))
         for sentence in found.undone:
             console.print(_item(sentence))
+    if beside := seed_table(record):
+        _print(console, f"Over {len(beside.seeds)} seeds", _seeds(beside))
     for edit in record.edits:
         _print_edit(console, record, edit)
     console.print()
@@ -85,10 +91,7 @@ def _render(record: RunRecord, console: Console) -> None:
     for limit in content.limits(record):
         console.print(_item(limit))
     console.print()
-    cost = (
-        f"{took(record.resources.wall_seconds, record.resources.spared_seconds)}, peak memory "
-        f"{size(record.resources.peak_memory_bytes)}"
-    )
+    cost = f"{content.cost(record)}, peak memory {size(record.resources.peak_memory_bytes)}"
     if record.resources.peak_device_bytes:
         cost += f", on the device {size(record.resources.peak_device_bytes)}"
     console.print(_text(cost))
@@ -102,25 +105,27 @@ def _text(text: str, style: str = "") -> Text:
 
 
 class _Name:
-    """A name that breaks after ``_``, ``.`` or ``/`` where its column is narrow, and never within
-    a word."""
+    """Words and names: a name that is longer than its column breaks after ``_``, ``.`` or ``/``,
+    and never within a word."""
 
     def __init__(self, text: str) -> None:
-        self.pieces = [part for word in clean(text).split() for part in pieces(f"{word} ")]
+        self._words = clean(text).split()
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement(
-            max((len(part.rstrip()) for part in self.pieces), default=0),
-            len("".join(self.pieces).rstrip()),
-        )
+        longest = max((len(part) for word in self._words for part in pieces(word)), default=0)
+        return Measurement(longest, len(" ".join(self._words)))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         lines = [""]
-        for part in self.pieces:
-            if lines[-1] and len(lines[-1]) + len(part.rstrip()) > options.max_width:
-                lines.append("")
-            lines[-1] += part
-        yield Text("\n".join(line.rstrip() for line in lines))
+        for word in self._words:
+            whole = len(word) <= options.max_width
+            for place, part in enumerate([word] if whole else pieces(word)):
+                space = " " if lines[-1] and not place else ""
+                if lines[-1] and len(lines[-1] + space + part) > options.max_width:
+                    lines.append("")
+                    space = ""
+                lines[-1] += space + part
+        yield Text("\n".join(lines))
 
 
 def _item(text: str) -> Table:
@@ -158,14 +163,27 @@ def _gates(record: RunRecord) -> Table:
     return table
 
 
-def _metrics(rows: tuple[MetricRow, ...], two_models: bool) -> Table:
-    controlled = any(row.control for row in rows)
+def _seeds(found: SeedTable) -> Table:
+    """Doses and gated metrics; the files have every figure, and every seed's own."""
+    table = _table(
+        ("", False), ("mean", True), ("deviation", True), ("least", True), ("greatest", True)
+    )
+    for name, spread in found.gated.items():
+        cells = (spread.mean, spread.deviation, spread.least, spread.greatest)
+        table.add_row(_text(name), *(_text(number(cell)) for cell in cells))
+    return table
+
+
+def _metrics(rows: tuple[MetricRow, ...], two_models: bool, *, narrow: bool) -> Table:
+    controlled = any(row.control for row in rows) and not narrow
+    tested = two_models and not narrow
     columns = [("metric", False)]
     columns += [("before", True)] if two_models else []
     columns += [("after" if two_models else "value", True), ("95 %", True)]
     columns += [("random", True)] if controlled else []
-    columns += [("p", True)] if two_models else []
+    columns += [("p", True)] if tested else []
     table = _table(*columns, ("n", True))
+    table.columns[0].min_width = max(len(part) for row in rows for part in pieces(row.name))
     for row in rows:
         found = row.comparison
         cells: list[RenderableType] = [_Name(row.name)]
@@ -177,7 +195,7 @@ def _metrics(rows: tuple[MetricRow, ...], two_models: bool) -> Table:
         ]
         if controlled:
             cells.append(_text(number(row.control.value) if row.control else "", "dim"))
-        if two_models:
+        if tested:
             cells.append(_text(p_value(found.p_value).removeprefix("p ").removeprefix("= ")))
         table.add_row(*cells, _text(count(row.after).partition(" ")[0], "dim"))
     return table
