@@ -102,7 +102,7 @@ def _around(values: Sequence[float]) -> tuple[float, float]:
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
     if low >= 0 and high <= 1:  # no axis runs past what a share can be
         return max(low - margin, 0.0), min(high + margin, 1.0)
-    return low - margin, high + margin
+    return low - margin if low < 0 else max(low - margin, 0.0), high + margin
 
 
 def _extent(metric: Metric) -> list[float]:
