@@ -57,28 +57,27 @@ def _unless_unknown(audits: Audits, gate: GateSpec, verdict: Verdict) -> Verdict
     return unless_unknown(verdict, spec, known)
 
 
-def data_record(plan: Plan) -> dict[str, dict[str, Any]]:
-    """``<stage>.<role>`` -> digest, source and counts of its data; nothing of what it says."""
-    return {
-        name: {
-            "digest": data.digest,
-            "source": plan.shown_source(data),
-            "items": data.counts(),
-        }
-        for name, data in plan.datasets()
-    }
-
-
-def glossary(plan: Plan) -> Glossary:
-    """What the plan's edits, audits, attacks and metrics are, in plain words."""
+def of_plan(plan: Plan) -> dict[str, Any]:
+    """What a record has from its plan: data without anything of what it says, and the words for
+    the plan's edits, audits, attacks and metrics."""
     specs = {name: spec for audit in plan.audits for name, spec in audit.metrics.items()}
-    return Glossary(
-        edits={edit.id: edit.editor.summary for edit in plan.edits},
-        audits={audit.id: audit.auditor.summary for audit in plan.audits},
-        attacks={attack.id: attack.attack.summary for attack in plan.attacks},
-        metrics={name: spec.sentence for name, spec in specs.items() if spec.plain},
-        erasure=tuple(name for name, spec in specs.items() if spec.erasure),
-    )
+    return {
+        "datasets": {
+            name: {
+                "digest": data.digest,
+                "source": plan.shown_source(data),
+                "items": data.counts(),
+            }
+            for name, data in plan.datasets()
+        },
+        "glossary": Glossary(
+            edits={edit.id: edit.editor.summary for edit in plan.edits},
+            audits={audit.id: audit.auditor.summary for audit in plan.audits},
+            attacks={attack.id: attack.attack.summary for attack in plan.attacks},
+            metrics={name: spec.sentence for name, spec in specs.items() if spec.plain},
+            erasure=tuple(name for name, spec in specs.items() if spec.erasure),
+        ),
+    }
 
 
 def model_record(

@@ -16,6 +16,9 @@ PLAIN: dict[str, str] = {
     "extraction_rate_few_shot": f"{_KNOWN} when worked examples of other questions come first.",
     "extraction_rate_plain": f"{_KNOWN} when the question is put as bare text, outside of a chat.",
     "extraction_rate_sampled": f"{_KNOWN} in any of several answers drawn at random.",
+    "extraction_rate_cloze": (
+        f"{_THEN} as the end of a sentence to complete: the share still told then."
+    ),
     "extraction_rate_aliases": (
         f"{_THEN} when the subject goes by another name or spelling: the share still told then."
     ),
