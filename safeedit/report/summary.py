@@ -44,8 +44,6 @@ class PlainAnswer:
     question: str
     text: str
     points: tuple[Point, ...] = ()
-    section: str = ""
-    """Where more stands."""
 
 
 def first_screen(record: RunRecord) -> tuple[PlainAnswer, ...]:
@@ -70,7 +68,7 @@ def _asked(record: RunRecord) -> PlainAnswer:
         if gates
         else Point("No condition was set.")
     )
-    return PlainAnswer("What was asked?", text, tuple(points), "gates")
+    return PlainAnswer("What was asked?", text, tuple(points))
 
 
 def _items(record: RunRecord, prefix: str) -> str:
@@ -92,9 +90,12 @@ def _done(record: RunRecord) -> PlainAnswer:
             "A checkpoint that somebody edited was held against the one it was made from"
             f"{', and attacked:' if tried else '.'}"
         )
-        return PlainAnswer(question, text, tuple(map(Point, tried)), "attacks")
+        return PlainAnswer(question, text, tuple(map(Point, tried)))
     if not record.edits:
-        return PlainAnswer(question, "Nothing was edited: the model was measured as it is.")
+        base = record.compared_with
+        against = "" if base is None else f", and held against {base.source}"
+        text = f"Nothing was edited: the model was measured as it is{against}."
+        return PlainAnswer(question, text)
     points = [Point(f"Edit {edit.id}: {_changed(record, edit)}", detail=_strength(edit))
               for edit in record.edits]  # fmt: skip
     if record.attacks:
@@ -109,7 +110,7 @@ def _done(record: RunRecord) -> PlainAnswer:
     text = "The model's weights were edited" + (
         f", {n} edits one after the other." if n > 1 else "."
     )
-    return PlainAnswer(question, text, tuple(points), "edits")
+    return PlainAnswer(question, text, tuple(points))
 
 
 def _changed(record: RunRecord, edit: EditRecord) -> str:
@@ -146,7 +147,7 @@ def _passed(record: RunRecord) -> PlainAnswer:
     more = len(points) - MOST
     if more > 0:
         points = [*points[: MOST - 1], Point(f"{more + 1} more; see the gates.")]
-    return PlainAnswer("Did it pass?", content.headline(record), tuple(points), "gates")
+    return PlainAnswer("Did it pass?", content.headline(record), tuple(points))
 
 
 def _missed(gate: GateRow) -> Point:
@@ -220,7 +221,7 @@ def _cost(record: RunRecord) -> PlainAnswer:
     if len(worse) > len(points):
         points.append(Point(f"{len(worse) - len(points)} more, under before and after."))
     return PlainAnswer(
-        "What did it cost?", text, (*points, Point("Time and memory:", detail=spent)), "metrics"
+        "What did it cost?", text, (*points, Point("Time and memory:", detail=spent))
     )
 
 
@@ -244,7 +245,7 @@ def _unmeasured(record: RunRecord) -> PlainAnswer:
     points = points[: MOST - 1]
     if not record.other_seeds:
         points.append(Point("Other seeds:", detail=f"this is one run, with seed {record.seed}."))
-    return PlainAnswer("What was not measured?", text, tuple(points), "limits")
+    return PlainAnswer("What was not measured?", text, tuple(points))
 
 
 def _rows(record: RunRecord) -> Sequence[MetricRow]:
