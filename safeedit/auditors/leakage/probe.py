@@ -114,7 +114,6 @@ class Params(BaseParams):
 class _Kind:
     """Questions of one kind, with answers that are classes."""
 
-    name: str
     known: tuple[Item, ...]
     erased: tuple[int, ...]
     """Places of the erased items whose answers are among the classes."""
@@ -251,8 +250,7 @@ class AnswerProbe:
         found.owners.update(zip(known.keys, known.owners, strict=True))
         right = int((said == erased.classes).sum())
         found.notes.append(
-            f"{kind.name or 'all questions'}: {right} of {len(said)} by layer {best}, "
-            f"{len(set(known.classes.tolist()))} classes"
+            f"{len(set(known.classes.tolist()))} classes: {right} of {len(said)} by layer {best}"
         )
 
     def _said(
@@ -306,7 +304,7 @@ class AnswerProbe:
                     draw.sample(some, min(len(some), self.params.per_class))
                     for _, some in sorted(by_class.items())
                 ]
-                found.append(_Kind(name, tuple(i for some in chosen for i in some), places))
+                found.append(_Kind(tuple(i for some in chosen for i in some), places))
         return found
 
     def _kind(self, item: Item) -> str:
