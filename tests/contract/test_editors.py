@@ -56,6 +56,14 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"projection": "orthogonal"},
         {"projection": "oblique"},
     ),
+    "revs": ({"doses": (1, 3), "stream_rank": 0.9},),
+    "rmu": ({"layers": [1], "doses": (1, 2)},),
+    "task_vector": ({"method": "negate"}, {"method": "ext_sub", "update": "full"}),
+    "unlearn": (
+        {"objective": "npo", "doses": (1, 2)},
+        {"objective": "undial", "update": "full", "doses": (1, 2)},
+        {"objective": "idk_dpo", "doses": (2,), "save_memory": True},
+    ),
     "value_vectors": ({"doses": (1, 3, 9)},),
 }
 """Editor -> parameters of each of its ways of working; default: as it is by default."""

@@ -26,7 +26,7 @@ def rows() -> list[Standing]:
         row("none", 1.0, 1.0, kind="none"),
         row("rome", 0.1, 0.8, cost=COST, dose=0.5, targets_met=False, entries_changed=1234,
             status="fail"),
-        row("ft_m", 0.4, 0.6),
+        row("ft", 0.4, 0.6),
         row("random", 0.9, 0.95, kind="random", warning="as rome"),
         Standing(name="memit", use="memit", kind="editor", error="nothing | left <to> move"),
     ]  # fmt: skip
@@ -100,7 +100,7 @@ def test_marks_whiskers_and_names_are_there_for_all_that_have_both_values() -> N
     assert len(diamonds) == 3, "none, random and the legend"
     assert sum(e.get("class") == "whisker" for e in svg.iter()) == 8
     labels = {t.text for t in svg.iter(f"{SVG}text")}
-    assert {"none", "rome", "ft_m", "random"} <= labels
+    assert {"none", "rome", "ft", "random"} <= labels
     assert not {"half", "memit"} & labels
     told = svg.findtext(f"{SVG}desc")
     assert told is not None

@@ -1,0 +1,166 @@
+"""Trained erasers beside closed forms on one small task, each with the same small tuning.
+
+The six countries of the quickstart are to be forgotten by every editor in ``EDITORS``: same facts,
+same near and far questions, asked directly in wordings that were not fitted. The tuning that each
+gets is the same: its defaults, and the choice among its doses on validation data. Records lie under
+``--out`` and are not made again. The table is printed and written to ``docs/results/editors.md``,
+whatever it shows.
+
+    python benchmarks/editors.py
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from table import MODEL, adapted, cell, command, options, safeedit, write
+
+EDITORS: dict[str, dict[str, Any]] = {
+    "unlearn@npo": {},
+    "unlearn@ga": {"objective": "ga", "retain_loss": "none"},
+    "unlearn@graddiff": {"objective": "ga", "retain_loss": "nll"},
+    "unlearn@kl": {"objective": "ga"},
+    "unlearn@simnpo": {"objective": "simnpo"},
+    "unlearn@wga": {"objective": "wga"},
+    "unlearn@satimp": {"objective": "satimp"},
+    "unlearn@undial": {"objective": "undial"},
+    "unlearn@idk_nll": {"objective": "idk_nll"},
+    "unlearn@idk_dpo": {"objective": "idk_dpo"},
+    "unlearn@jensun": {"objective": "jensun"},
+    "rmu": {},
+    "repselect": {},
+    "task_vector@negate": {},
+    "task_vector@ext_sub": {"method": "ext_sub"},
+    "revs": {},
+    "knowledge_neurons": {},
+    "lunar": {"refused": {"dataset": "facts", "where": {"role": "unknown"}}},
+    "ft@target": {},
+    "ft@prompt_last": {"objective": "prompt_last"},
+    "sanitation@keyed": {"update": "keyed", "doses": [0.75, 1.0, 1.5]},
+    "random": {},
+}
+"""Row -> what differs from the editor's defaults."""
+COLUMNS = (
+    ("extracted", "leakage.extraction_rate"),
+    ("refused", "leakage.refusal_rate"),
+    ("near kept", "locality.near_accuracy_kept"),
+    ("near F1", "locality.near_f1"),
+    ("near KL, nats", "locality.near_kl"),
+    ("far F1", "locality.far_f1"),
+    ("over-refusal", "locality.near_over_refusal"),
+    ("perplexity ratio", "perplexity.ratio"),
+)
+KEPT = {"dataset": "facts", "where": {"role": ["near", "far", "unknown"]}}
+
+
+def policy(asked: int) -> dict[str, Any]:
+    """The quickstart's task with fewer questions."""
+    facts = {"dataset": "facts", "where": {"role": "forget"}}
+    return {
+        "version": 1,
+        "name": "editors",
+        "seed": 7,
+        "model": {"source": MODEL, "dtype": "float32"},
+        "edits": [
+            {
+                "use": "unlearn",
+                "forget": facts,
+                "retain": KEPT,
+                "prose": {"dataset": "prose"},
+                "control": False,
+                "dose": "auto",
+                "targets": [
+                    {"metric": "leakage.extraction_rate", "max": 0.05},
+                    {"metric": "locality.near_accuracy_kept", "min": 0.9},
+                ],
+            }
+        ],
+        "audits": [
+            {"use": "leakage", "forget": facts, "askings": [], "max_new_tokens": 16},
+            {
+                "use": "locality",
+                "max_new_tokens": 16,
+                "near": {"dataset": "facts", "where": {"role": "near"}, "limit": asked},
+                "far": {"dataset": "facts", "where": {"role": "far"}, "limit": asked},
+            },
+            {"use": "perplexity", "prose": {"dataset": "prose"}},
+        ],
+        "gates": [],
+    }
+
+
+def rows(standings: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each editor, with an error where it failed."""
+    found = []
+    for row in standings["rows"]:
+        if row["error"]:
+            found.append([row["name"], row["error"], *["–"] * (len(COLUMNS) + 2)])
+            continue
+        cost, dose = row["cost"], row["dose"]
+        missed = " (missed)" if row["targets_met"] is False else ""
+        found.append(
+            [
+                row["name"], "–" if dose is None else f"{dose:g}{missed}",
+                *(cell(row["metrics"], name) for _, name in COLUMNS),
+                f"{cost['fit_seconds']:.0f}" if cost else "–",
+                f"{cost['peak_memory_bytes'] / 2**30:.1f}" if cost else "–",
+            ]
+        )  # fmt: skip
+    return found
+
+
+def compared(editors: str, asked: int, given: Any) -> dict[str, Any]:
+    """The standings of the comparison."""
+    given.out.mkdir(parents=True, exist_ok=True)
+    path, settings = given.out / "editors.yaml", given.out / "params.yaml"
+    folder: Path = given.out / "editors"
+    path.write_text(yaml.safe_dump(adapted(policy(asked), given), sort_keys=False))
+    chosen = {
+        name: {"use": name.partition("@")[0], **EDITORS[name]}
+        for name in editors.split(",")
+        if name != "random"
+    }
+    settings.write_text(yaml.safe_dump(adapted(chosen, given)))
+    code = safeedit(
+        given, "-q", "compare", str(path), "--editors", editors, "--out", str(folder),
+        "--params", str(settings), "--success", "leakage.extraction_rate",
+        "--locality", "locality.near_accuracy_kept",
+    )  # fmt: skip
+    if code not in (0, 3):
+        raise SystemExit(f"{path} failed with exit code {code}")
+    standings: dict[str, Any] = json.loads((folder / "comparison.json").read_text())
+    return standings
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the comparison and write the table."""
+    parser = options(__doc__, "editors-table")
+    parser.add_argument("--editors", default=",".join(EDITORS), help="rows of the table")
+    parser.add_argument("--asked", type=int, default=60, help="near and far questions at most")
+    given = parser.parse_args(arguments)
+    head = ["editor", "dose", *(name for name, _ in COLUMNS), "s to fit", "peak GiB"]
+    write(
+        given.results / "editors.md",
+        [
+            "# Editors on one small task",
+            "",
+            f"Made by `{command('editors', arguments)}` (which see) on SmolLM2-135M-Instruct,",
+            "float32. The six countries of the quickstart, asked directly in wordings not fitted,",
+            "beside near and far questions. Every editor has its defaults and what its row",
+            "says, and the same tuning: its dose is the least that extracts at most 5 % and keeps",
+            "90 % of near answers on validation data ('missed': none did, and the nearest was",
+            "taken). Brackets are 95 % intervals; one run, one seed. 'random' is a change of the",
+            "first row's size.",
+        ],
+        head,
+        rows(compared(given.editors, given.asked, given)),
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
