@@ -1,7 +1,7 @@
 """Trained erasers beside closed forms on one small task, each with the same small tuning.
 
-The six countries of the quickstart are to be forgotten by every editor in ``EDITORS``: same facts,
-same near and far questions, asked directly in wordings that were not fitted. The tuning that each
+A dozen facts of the quickstart are to be forgotten by every editor in ``EDITORS``: same facts, same
+near and far questions, asked directly in wordings that were not fitted. The tuning that each
 gets is the same: its defaults, and the choice among its doses on validation data. Records lie under
 ``--out`` and are not made again. The table is printed and written to ``docs/results/editors.md``,
 whatever it shows.
@@ -11,6 +11,7 @@ whatever it shows.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -58,9 +59,9 @@ COLUMNS = (
 KEPT = {"dataset": "facts", "where": {"role": ["near", "far", "unknown"]}}
 
 
-def policy(asked: int) -> dict[str, Any]:
-    """The quickstart's task with fewer questions."""
-    facts = {"dataset": "facts", "where": {"role": "forget"}}
+def policy(facts: int, asked: int) -> dict[str, Any]:
+    """The quickstart's task with fewer facts and questions."""
+    forget = {"dataset": "facts", "where": {"role": "forget"}, "limit": facts}
     return {
         "version": 1,
         "name": "editors",
@@ -69,7 +70,7 @@ def policy(asked: int) -> dict[str, Any]:
         "edits": [
             {
                 "use": "unlearn",
-                "forget": facts,
+                "forget": forget,
                 "retain": KEPT,
                 "prose": {"dataset": "prose"},
                 "control": False,
@@ -81,7 +82,7 @@ def policy(asked: int) -> dict[str, Any]:
             }
         ],
         "audits": [
-            {"use": "leakage", "forget": facts, "askings": [], "max_new_tokens": 16},
+            {"use": "leakage", "forget": forget, "askings": [], "max_new_tokens": 16},
             {
                 "use": "locality",
                 "max_new_tokens": 16,
@@ -114,20 +115,22 @@ def rows(standings: Mapping[str, Any]) -> list[list[str]]:
     return found
 
 
-def compared(editors: str, asked: int, given: Any) -> dict[str, Any]:
+def compared(given: argparse.Namespace) -> dict[str, Any]:
     """The standings of the comparison."""
     given.out.mkdir(parents=True, exist_ok=True)
     path, settings = given.out / "editors.yaml", given.out / "params.yaml"
     folder: Path = given.out / "editors"
-    path.write_text(yaml.safe_dump(adapted(policy(asked), given), sort_keys=False))
+    path.write_text(
+        yaml.safe_dump(adapted(policy(given.facts, given.asked), given), sort_keys=False)
+    )
     chosen = {
         name: {"use": name.partition("@")[0], **EDITORS[name]}
-        for name in editors.split(",")
+        for name in given.editors.split(",")
         if name != "random"
     }
     settings.write_text(yaml.safe_dump(adapted(chosen, given)))
     code = safeedit(
-        given, "-q", "compare", str(path), "--editors", editors, "--out", str(folder),
+        given, "-q", "compare", str(path), "--editors", given.editors, "--out", str(folder),
         "--params", str(settings), "--success", "leakage.extraction_rate",
         "--locality", "locality.near_accuracy_kept",
     )  # fmt: skip
@@ -141,7 +144,8 @@ def main(arguments: Sequence[str]) -> None:
     """Run the comparison and write the table."""
     parser = options(__doc__, "editors-table")
     parser.add_argument("--editors", default=",".join(EDITORS), help="rows of the table")
-    parser.add_argument("--asked", type=int, default=60, help="near and far questions at most")
+    parser.add_argument("--facts", type=int, default=12, help="to forget")
+    parser.add_argument("--asked", type=int, default=24, help="near and far questions at most")
     given = parser.parse_args(arguments)
     head = ["editor", "dose", *(name for name, _ in COLUMNS), "s to fit", "peak GiB"]
     write(
@@ -150,7 +154,7 @@ def main(arguments: Sequence[str]) -> None:
             "# Editors on one small task",
             "",
             f"Made by `{command('editors', arguments)}` (which see) on SmolLM2-135M-Instruct,",
-            "float32. The six countries of the quickstart, asked directly in wordings not fitted,",
+            f"float32. {given.facts} facts of the quickstart, in wordings that were not fitted,",
             "beside near and far questions. Every editor has its defaults and what its row",
             "says, and the same tuning: its dose is the least that extracts at most 5 % and keeps",
             "90 % of near answers on validation data ('missed': none did, and the nearest was",
@@ -158,7 +162,7 @@ def main(arguments: Sequence[str]) -> None:
             "first row's size.",
         ],
         head,
-        rows(compared(given.editors, given.asked, given)),
+        rows(compared(given)),
     )
 
 

@@ -77,7 +77,7 @@ class KnowledgeNeurons:
     summary: ClassVar[str] = "zeroes the few neurons that all wordings of a fact rest on"
     baseline: ClassVar[bool] = True
     results: ClassVar[str] = "editors"
-    measured: ClassVar[str] = "not yet."
+    measured: ClassVar[str] = "Not measured on a real model yet."
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "facts to be erased, in several wordings", erased=True, answered=True),
     )

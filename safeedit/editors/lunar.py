@@ -77,7 +77,7 @@ class Lunar:
     Params = LunarParams
     summary: ClassVar[str] = "gives questions to be forgotten the state of refused ones"
     results: ClassVar[str] = "editors"
-    measured: ClassVar[str] = "not yet."
+    measured: ClassVar[str] = "Not measured on a real model yet."
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "questions that are to be refused", erased=True),
         DataRole("refused", "questions that the model refuses by itself"),

@@ -97,7 +97,7 @@ class RepSelect:
     Params = RepSelectParams
     summary: ClassVar[str] = "one unlearning step along directions particular to the forget set"
     results: ClassVar[str] = "editors"
-    measured: ClassVar[str] = "not yet."
+    measured: ClassVar[str] = "Not measured on a real model yet."
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "questions whose answers are to go", erased=True, answered=True),
         PROSE,

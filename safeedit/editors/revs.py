@@ -83,7 +83,7 @@ class Revs:
     Params = RevsParams
     summary: ClassVar[str] = "turns neurons away from a secret's rarest tokens"
     results: ClassVar[str] = "editors"
-    measured: ClassVar[str] = "not yet."
+    measured: ClassVar[str] = "Not measured on a real model yet."
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole(
             "forget",

@@ -64,7 +64,7 @@ class RmuParams(BaseParams):
     strength: float = Field(
         5.0, gt=0, description="length of the random direction, in lengths of the states there"
     )
-    retain_weight: float = Field(1.0, gt=0, description="weight of keeping retain texts' states")
+    retain_weight: float = Field(30.0, gt=0, description="weight of keeping retain texts' states")
     retain_prompts: int = Field(200, ge=1, description="retain prompts used at most")
     learning_rate: float = Field(5e-4, gt=0, description="of AdamW (published: 5e-5)")
     batch: int = Field(4, ge=1, description="forget texts per step, and as many retain texts")
@@ -79,7 +79,7 @@ class Rmu:
     Params = RmuParams
     summary: ClassVar[str] = "leads a middle layer's states of forget texts astray"
     results: ClassVar[str] = "editors"
-    measured: ClassVar[str] = "not yet."
+    measured: ClassVar[str] = "Not measured on a real model yet."
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "questions whose answers are to go", erased=True, answered=True),
         DataRole("retain", "questions whose answers must stay"),

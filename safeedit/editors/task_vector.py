@@ -68,7 +68,7 @@ class TaskVector:
     Params = TaskVectorParams
     summary: ClassVar[str] = "learns what is to go and subtracts what that changed"
     results: ClassVar[str] = "editors"
-    measured: ClassVar[str] = "not yet."
+    measured: ClassVar[str] = "Not measured on a real model yet."
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "questions whose answers are to go", erased=True, answered=True),
         DataRole("retain", "questions whose answers must stay (ext_sub)", required=False),

@@ -120,7 +120,7 @@ class Unlearn:
     Params = UnlearnParams
     summary: ClassVar[str] = "trains against what is to be forgotten (GA, NPO, UNDIAL and others)"
     results: ClassVar[str] = "editors"
-    measured: ClassVar[str] = "not yet"
+    measured: ClassVar[str] = "Not measured on a real model yet."
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "questions whose answers are to go", erased=True, answered=True),
         DataRole("retain", "questions whose answers must stay"),

@@ -39,3 +39,4 @@ from safeedit.records.run import ResourceRecord as ResourceRecord
 from safeedit.records.run import RunRecord as RunRecord
 from safeedit.records.run import TensorChange as TensorChange
 from safeedit.records.run import Verdict as Verdict
+from safeedit.records.run import VocabularyReading as VocabularyReading

@@ -12,6 +12,7 @@ from typing import Any
 
 from safeedit.delta import WeightDelta
 from safeedit.errors import EditError
+from safeedit.methods.update_reading import read_update
 from safeedit.model.handle import ModelHandle
 from safeedit.planning.plan import PlannedEdit
 from safeedit.records import ControlRecord, EditRecord, LayersTried
@@ -67,6 +68,9 @@ def apply_edit(
         with clock.stage(f"edit {edit.id}: control"):
             own = proposal.controls(chosen.dose)
             controls = measure_controls(audits, model, edit, delta, own)
+    named = [role.name for role in edit.editor.roles if role.erased and not role.comparison_only]
+    erased = [data for name in named if (data := edit.data.get(name)) is not None]
+    vocabulary = read_update(model, delta, erased)
     undo = model.apply(delta)
     changed = _changed(model, edit, delta, before)
     if not changed:
@@ -80,6 +84,7 @@ def apply_edit(
         targets_met=chosen.met,
         layers_tried=tried,
         changes=undo.changes,
+        vocabulary=vocabulary,
         delta_digest=delta.digest(),
         untouched_verified=len(before.keys() - {tensor.name for tensor in edit.tensors}),
         notes=proposal.notes,

@@ -41,6 +41,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"pronouns": ("he", "she", "the")},
         {"method": "oblique", "pronouns": ("he", "she")},
     ),
+    "dinm": ({"layers": [1], "doses": (1, 2)},),
     "keyed_debias": (
         {"layers": "1-2", "preserve_weight": None},
         {"layers": [1], "towards": "mean"},
@@ -58,7 +59,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "revs": ({"doses": (1, 3), "stream_rank": 0.9},),
     "rmu": ({"layers": [1], "doses": (1, 2)},),
-    "task_vector": ({"method": "negate"}, {"method": "ext_sub", "update": "full"}),
+    "task_vector": ({"method": "negate"},),
     "unlearn": (
         {"objective": "npo", "doses": (1, 2)},
         {"objective": "undial", "update": "full", "doses": (1, 2)},

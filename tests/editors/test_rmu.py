@@ -18,7 +18,7 @@ from tests.fixtures import context
 
 pytestmark = pytest.mark.trains
 
-PARAMS = RmuParams(layers=[1], learning_rate=0.02, doses=(40,), strength=2.0)
+PARAMS = RmuParams(layers=[1], learning_rate=0.01, doses=(60,), strength=2.0, retain_weight=30.0)
 
 
 def _texts(model: ModelHandle, names: tuple[str, ...]) -> list[list[int]]:
@@ -30,7 +30,7 @@ def test_states_are_led_astray_and_others_kept_in_its_layers_alone(tmp_path: Pat
     model = toy.taught()
     forget, retain = _texts(model, FORGOTTEN), _texts(model, KEPT)
     task = Misdirection(model, forget, retain, PARAMS, context(tmp_path))
-    delta = Rmu(PARAMS).propose(model, toy.data(), context(tmp_path)).at(40.0)
+    delta = Rmu(PARAMS).propose(model, toy.data(), context(tmp_path)).at(60.0)
     assert set(delta.updates) == {site.weight for site in model.sites("mlp_out", [1])}
 
     def along(texts: list[list[int]]) -> float:
@@ -41,12 +41,14 @@ def test_states_are_led_astray_and_others_kept_in_its_layers_alone(tmp_path: Pat
     def last(texts: list[list[int]]) -> Tensor:
         return torch.stack([states[-1] for states in task.states(texts, gradients=False)])
 
-    led, kept = along(forget), last(retain)
+    led, before = along(forget), (last(forget), last(retain))
     with model.applied(delta):
-        assert along(forget) > led + 0.2
-        moved = float((last(retain) - kept).norm() / kept.norm())
-        away = float((last(forget) - task.target).norm() / task.target.norm())
-    assert moved < 0.5 * away
+        assert along(forget) > led + 0.15
+        after = last(forget), last(retain)
+    forgotten, kept = (
+        float((now - then).norm() / then.norm()) for now, then in zip(after, before, strict=True)
+    )
+    assert kept < 0.5 * forgotten
 
 
 def test_the_direction_has_no_negative_entry_and_its_length_is_in_the_models_own(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,19 @@ def test_taking_away_undoes_what_learning_adds(tmp_path: Path) -> None:
     for name, update in one.updates.items():
         torch.testing.assert_close(two.updates[name].parts["values"], 2 * update.parts["values"])
     assert proposal.notes["loss"] > 0
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("update", ["lora", "full"])
+def test_the_expert_is_what_is_left_at_a_dose_of_next_to_nothing(
+    update: Any, tmp_path: Path
+) -> None:
+    model = toy.taught()
+    params = TaskVectorParams(method="ext_sub", update=update, layers=[0], steps=3, batch=4)
+    proposal = TaskVector(params).propose(model, toy.data(), context(tmp_path))
+    little, much = proposal.at(1e-6).norm(), proposal.at(2.0).norm()
+    assert 0 < little < much
+    assert proposal.notes["expert_loss"] > 0
 
 
 def test_an_expert_needs_its_data() -> None:
