@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from safeedit.cli.options import fresh_option, json_option, policy_argument, report_option
+from safeedit.cli.options import (
+    fresh_option,
+    json_option,
+    policy_argument,
+    report_option,
+    seeds_option,
+)
 from safeedit.cli.policies import plan_of
 from safeedit.cli.screen import Screen
 from safeedit.cli.terminal import put_json
@@ -22,19 +28,36 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("policy", type=click.Path(path_type=Path))
+@seeds_option
 @fresh_option
 @json_option
 @report_option
 @click.pass_obj
-def apply(screen: Screen, policy: Path, fresh: bool, as_json: bool, report_dir: Path | None) -> int:
+def apply(
+    screen: Screen,
+    policy: Path,
+    seeds: int | None,
+    fresh: bool,
+    as_json: bool,
+    report_dir: Path | None,
+) -> int:
     """Run POLICY (or a plan made by 'plan -o'): edit, audit, judge, export what passed."""
     from safeedit.planning.file import check_unmoved, is_plan, read_plan
     from safeedit.running.run import execute
 
     written = read_plan(policy) if is_plan(policy) else None
-    made = plan_of(Path(written["policy_file"]) if written else policy)
     if written:
+        if seeds is not None:
+            raise UsageError(
+                "a plan says itself how many seeds it is for",
+                file=policy,
+                field="--seeds",
+                remedy="make it again with 'plan --seeds', or apply the policy",
+            )
+        made = plan_of(Path(written["policy_file"]), seeds=len(written["seeds"]))
         check_unmoved(made, written)
+    else:
+        made = plan_of(policy, seeds=seeds)
     reports = _Reports(made, report_dir, made.report_dir, beside=made.export_dir)
     with screen.context(made.loaded.policy.seed, fresh=fresh) as ctx:
         record = execute(made, ctx, write_reports=reports.write)

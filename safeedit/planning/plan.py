@@ -109,6 +109,13 @@ class Plan:
     """What a gate can tell at the number of items at hand, in words, as far as that is known."""
     key: bytes | None = field(default=None, repr=False)
     """Of the digests of data."""
+    other_seeds: tuple[Plan, ...] = ()
+    """The same policy with each of its other seeds, without the export."""
+
+    @property
+    def seed(self) -> int:
+        """The policy's."""
+        return self.loaded.policy.seed
 
     @property
     def gates(self) -> tuple[GateSpec, ...]:
@@ -166,7 +173,12 @@ class Plan:
         return {
             "policy": self._whole_policy_digest,
             "model": self.model_digest,
-            "data": {name: data.digest for name, data in self.datasets()},
+            "data": {name: data.digest for name, data in self.datasets()}
+            | {
+                f"seed {plan.seed}: {name}": data.digest
+                for plan in self.other_seeds
+                for name, data in plan.datasets()
+            },
             "key": "" if self.key is None else key_check(self.key),
         }
 
@@ -210,6 +222,7 @@ class Plan:
             "version": 1,
             "policy_file": str(self.loaded.path),
             "name": policy.name,
+            "seeds": [policy.seed, *policy.other_seeds],
             "fingerprint": self.fingerprint(),
             "model": {
                 "source": policy.model.source,
@@ -301,7 +314,9 @@ class Plan:
             + 1.0e9,
             "forward_tokens": forward * rounds + 2 * under,
             "training_tokens": training,
-            "seconds": (2 * n * (forward * rounds + 2 * under) + 6 * n * training) / flops,
+            "seconds": (2 * n * (forward * rounds + 2 * under) + 6 * n * training)
+            * self.loaded.policy.seeds
+            / flops,
         }
 
 

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from safeedit.errors import PolicyError
-from safeedit.policy.model import Policy
+from safeedit.errors import PolicyError, UsageError
+from safeedit.policy.model import MOST_SEEDS, Policy
 from safeedit.policy.reading import FieldPath, Position, dotted, read_yaml
 from safeedit.policy.suggest import did_you_mean
 
@@ -80,6 +80,25 @@ class LoadedPolicy:
         gates = tuple(g for g in self.policy.gates if g.as_is or (attacks and not g.against))
         kept = {"gates": gates} if attacks else {"gates": gates, "attacks": ()}
         return self._with(self.policy.model_copy(update={"edits": (), "export": None, **kept}))
+
+    def with_seeds(self, count: int) -> LoadedPolicy:
+        """The same policy, run with so many seeds.
+
+        Raises:
+            UsageError: They are too many.
+        """
+        if count > MOST_SEEDS:
+            raise UsageError(
+                f"{count} are more than the {MOST_SEEDS} seeds that one run may have",
+                field="--seeds",
+                remedy="ask for fewer; other runs may begin at another 'seed'",
+            )
+        found = self._with(self.policy.model_copy(update={"seeds": count}))
+        return replace(found, given=self.given | {("seeds",)})
+
+    def with_other_seed(self, seed: int) -> LoadedPolicy:
+        """The same policy with another seed alone, and without its export."""
+        return self._with(self.policy.model_copy(update={"seed": seed, "seeds": 1, "export": None}))
 
     def _with(self, policy: Policy) -> LoadedPolicy:
         return replace(self, policy=policy, digest=policy_digest(policy))

@@ -52,6 +52,7 @@ def render(record: RunRecord) -> str:
         *markdown.metrics(record),
         *markdown.attacks(record),
         *markdown.controls(record),
+        *markdown.seeds(record),
     ]
     lines += markdown.limits(record)
     lines += [

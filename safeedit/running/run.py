@@ -23,7 +23,7 @@ import torch
 from safeedit import catalog
 from safeedit.contracts import RunContext
 from safeedit.delta import WeightDelta
-from safeedit.errors import ExportError, ModelError
+from safeedit.errors import ExportError, ModelError, naming
 from safeedit.export.checkpoint import write_checkpoint
 from safeedit.export.disk import as_export_error, writing
 from safeedit.export.evidence import claimed, write_evidence
@@ -32,6 +32,7 @@ from safeedit.export.manifest import hash_files
 from safeedit.export.staging import Staging
 from safeedit.export.weights import Written
 from safeedit.model.carried import left_behind
+from safeedit.model.foreknown import ForeknownAnswers
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 from safeedit.planning.plan import Plan
@@ -43,6 +44,8 @@ from safeedit.records import (
     ModelRecord,
     RunRecord,
     Split,
+    Status,
+    Verdict,
 )
 from safeedit.report import render_evidence
 from safeedit.running.attacks import Attacks, base_stage, edited_stage
@@ -53,9 +56,10 @@ from safeedit.running.edits import apply_edit
 from safeedit.running.keys import scorer_notes
 from safeedit.running.layers import Places
 from safeedit.running.record import data_record, environment_record, model_record, verdicts_of
+from safeedit.running.seeds import OtherSeed, of_seed, warnings_of, with_other_seeds
 from safeedit.running.store import Store
 from safeedit.scorers.score_cache import scorers
-from safeedit.statistics.verdicts import overall
+from safeedit.statistics.verdicts import EXIT_CODES, overall
 
 WriteReports = Callable[[RunRecord], None]
 
@@ -76,7 +80,7 @@ def execute(
         ModelError: the model can't be opened, or its weights are not finite.
         ExportError: the checkpoint could not be written; nothing new stands under its name.
     """
-    return Run(plan, ctx, "apply", _stages(plan)).apply(write_reports)
+    return _with_other_seeds(plan, ctx, "apply", _stages, Run.apply, write_reports)
 
 
 def measure(
@@ -96,7 +100,11 @@ def measure(
         write_reports: Called with the final record.
     """
     stages = ["open model", "audit before", *(["audit after"] if base is not None else [])]
-    return Run(plan, ctx, "audit", stages).audit(base, write_reports)
+
+    def go(run: Run, write: WriteReports) -> RunRecord:
+        return run.audit(base, write)
+
+    return _with_other_seeds(plan, ctx, "audit", lambda each: stages, go, write_reports)
 
 
 def attack(
@@ -117,8 +125,32 @@ def attack(
         write_reports: Called with the final record.
     """
     stages = ["audit before", *map(base_stage, plan.attacks), "open model", "audit after"]
-    run = Run(plan, ctx, "attack", [*stages, *map(edited_stage, plan.attacks)])
-    return run.attack(base, base_adapter, write_reports)
+    stages += map(edited_stage, plan.attacks)
+
+    def go(run: Run, write: WriteReports) -> RunRecord:
+        return run.attack(base, base_adapter, write)
+
+    return _with_other_seeds(plan, ctx, "attack", lambda each: stages, go, write_reports)
+
+
+def _with_other_seeds(
+    plan: Plan,
+    ctx: RunContext,
+    command: str,
+    stages: Callable[[Plan], Sequence[str]],
+    go: Callable[[Run, WriteReports], RunRecord],
+    write_reports: WriteReports,
+) -> RunRecord:
+    """The run with each other seed, none of which exports, then that of the policy's own."""
+    answers, others = ForeknownAnswers(), list[OtherSeed]()
+    for other in plan.other_seeds:
+        with naming(f"with seed {other.seed}"):
+            run = Run(other, of_seed(ctx, other.seed), command, stages(other), answers)
+            record = go(run, lambda record: None)
+        others.append(OtherSeed(record, run.whole))
+        del run  # and what it knows of its own data
+        gc.collect()
+    return go(Run(plan, ctx, command, stages(plan), answers, others), write_reports)
 
 
 def _stages(plan: Plan) -> list[str]:
@@ -149,10 +181,20 @@ class Run:
         ctx: Its seed, cache, digest key and progress.
         command: As the record names it.
         stages: All stages that will be gone through, in order.
+        answers: What models have said in earlier runs of this process.
+        others: What the same policy gave with other seeds.
     """
 
-    def __init__(self, plan: Plan, ctx: RunContext, command: str, stages: Sequence[str]) -> None:
-        self.plan, self.command = plan, command
+    def __init__(
+        self,
+        plan: Plan,
+        ctx: RunContext,
+        command: str,
+        stages: Sequence[str],
+        answers: ForeknownAnswers,
+        others: Sequence[OtherSeed] = (),
+    ) -> None:
+        self.plan, self.command, self.others = plan, command, others
         self.started = datetime.now(UTC)
         self.nonce = secrets.token_hex(2)
         """Tells this run from others of the same policy in the same second."""
@@ -166,7 +208,7 @@ class Run:
         self.ctx = replace(told, scorer=scorers(told, catalog.make_scorer))
         store = Store.of(told)
         self.clock = Clock(tuple(stages), ctx.stages, store.effort)
-        self.audits = Audits(plan, self.ctx, store)
+        self.audits = Audits(plan, self.ctx, store, answers=answers)
         self.attacks = Attacks(self.audits, self.clock)
         self.places: dict[str, Places] = {}
         """Of each edit whose layers are to be chosen."""
@@ -175,6 +217,8 @@ class Run:
         self.idle = False
         """An edit changed no stored weight, or the edits together left the base as it was:
         whatever the gates say, it is not about an edit."""
+        self.whole = True
+        """Whether everything asked for was made; else no verdict makes it pass."""
         self.model: ModelRecord
         self.compared_with: ModelRecord | None = None
         """The untouched model, where it is another than the policy's."""
@@ -370,6 +414,24 @@ class Run:
             raise error
         raise error from raised
 
+    def _decided(
+        self, verdicts: Sequence[Verdict], attacks: Sequence[AttackRecord]
+    ) -> tuple[Status, int]:
+        """What the verdicts come to, as long as everything asked for was made."""
+        required = {audit.id for audit in self.plan.audits if audit.spec.required}
+        self.whole = not (
+            self.idle
+            or self.audits.skipped & required
+            or any(attack.failed for attack in attacks)
+            or not all(other.whole for other in self.others)
+        )
+        status, exit_code = overall(verdicts)
+        if status != "pass" or self.whole:
+            return status, exit_code
+        if self.idle:
+            self.warnings.append("nothing was edited, so nothing is exported")
+        return "inconclusive", EXIT_CODES["inconclusive"]
+
     def _record(
         self,
         after: tuple[AuditRecord, ...],
@@ -379,16 +441,9 @@ class Run:
         plan, policy = self.plan, self.plan.loaded.policy
         found = {metric.name: metric for record in after for metric in record.metrics}
         comparisons = self.audits.comparisons(found, "test")
-        verdicts = verdicts_of(self.audits, comparisons, self.edits, attacks)
-        status, exit_code = overall(verdicts)
-        required = {audit.id for audit in plan.audits if audit.spec.required}
-        if status == "pass" and self.audits.skipped & required:
-            status, exit_code = "inconclusive", 4
-        if status == "pass" and any(attack.failed for attack in attacks):
-            status, exit_code = "inconclusive", 4
-        if status == "pass" and self.idle:
-            status, exit_code = "inconclusive", 4
-            self.warnings.append("nothing was edited, so nothing is exported")
+        own = verdicts_of(self.audits, comparisons, self.edits, attacks)
+        verdicts = with_other_seeds(plan, own, self.others)
+        status, exit_code = self._decided(verdicts, attacks)
         before = tuple(
             audited.record
             for (_, split), audited in self.audits.baselines.items()
@@ -416,9 +471,10 @@ class Run:
                 "verdicts": verdicts,
                 "status": status,
                 "exit_code": exit_code,
-                "warnings": tuple(self.warnings),
+                "warnings": (*self.warnings, *warnings_of(self.others, self.warnings)),
                 "environment": environment_record(self.model.device),
                 "resources": self.clock.record(),
                 "export": export,
+                "other_seeds": tuple(other.record for other in self.others),
             }
         )
