@@ -62,6 +62,9 @@ KEPT = {"dataset": "facts", "where": {"role": ["near", "far", "unknown"]}}
 def policy(facts: int, asked: int) -> dict[str, Any]:
     """The quickstart's task with fewer facts and questions."""
     forget = {"dataset": "facts", "where": {"role": "forget"}, "limit": facts}
+    unseen: dict[str, Any] = {
+        "dataset": "facts", "where": {"split": ["validation", "test"]}, "limit": asked,
+    }  # fmt: skip
     return {
         "version": 1,
         "name": "editors",
@@ -86,8 +89,8 @@ def policy(facts: int, asked: int) -> dict[str, Any]:
             {
                 "use": "locality",
                 "max_new_tokens": 16,
-                "near": {"dataset": "facts", "where": {"role": "near"}, "limit": asked},
-                "far": {"dataset": "facts", "where": {"role": "far"}, "limit": asked},
+                "near": {**unseen, "where": {**unseen["where"], "role": "near"}},
+                "far": {**unseen, "where": {**unseen["where"], "role": "far"}},
             },
             {"use": "perplexity", "prose": {"dataset": "prose"}},
         ],
@@ -145,7 +148,12 @@ def main(arguments: Sequence[str]) -> None:
     parser = options(__doc__, "editors-table")
     parser.add_argument("--editors", default=",".join(EDITORS), help="rows of the table")
     parser.add_argument("--facts", type=int, default=12, help="to forget")
-    parser.add_argument("--asked", type=int, default=24, help="near and far questions at most")
+    parser.add_argument(
+        "--asked",
+        type=int,
+        default=60,
+        help="near and far questions at most, of validation and test together",
+    )
     given = parser.parse_args(arguments)
     head = ["editor", "dose", *(name for name, _ in COLUMNS), "s to fit", "peak GiB"]
     write(

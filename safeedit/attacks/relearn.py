@@ -50,7 +50,7 @@ from safeedit.contracts import (
 from safeedit.data import Dataset, Item
 from safeedit.errors import EditError
 from safeedit.methods.training import (
-    Learner,
+    LearningWeights,
     Loss,
     LowRankAdapters,
     Rewrites,
@@ -227,7 +227,7 @@ class _Trainings:
         self.losses: dict[tuple[float, int], float] = {}
         """(rate, steps) -> mean loss of the steps up to there since the last stop, nats a token."""
         self._rate = math.nan
-        self._learner: Learner | None = None
+        self._learner: LearningWeights | None = None
         self._training: Training | None = None
 
     def after(self, rate: float, steps: int) -> Rewrites:
@@ -246,7 +246,7 @@ class _Trainings:
             self.losses[rate, steps] = self._training.losses[steps]
         return self._learner.learnt()
 
-    def _learners(self) -> Learner:
+    def _learners(self) -> LearningWeights:
         model, rank = self.model, self.params.rank
         if self.params.update == "lora":
             seed = self.ctx.seed

@@ -1,7 +1,7 @@
-"""Unlearning by gradient: the model is trained on what it is to forget, with the sign turned.
+"""Unlearning by gradient: the model is trained to give certain answers no longer.
 
-What an objective makes of the answers that are to go, all of them beside a loss that holds the
-model to its own answers on other questions:
+The objective says what happens to the answers that are to go. Beside it stands a loss that holds
+the model to its own answers to other questions.
 
 | `objective` | elsewhere called | the answer's tokens are |
 |---|---|---|
@@ -16,9 +16,8 @@ model to its own answers on other questions:
 | `jensun` | JensUn | not looked at: the refusal is taught, with a bounded loss |
 
 Doses are steps of one training, looked at on the way. The base's log-probabilities are computed
-once; there is no second model in memory. All of it is training, and training suppresses: that
-further training brings the answers back is the common finding (attack `relearn`), so set targets
-under an attack where that matters.
+once; there is no second model in memory. Such training suppresses: that further training brings
+the answers back is the common finding, so gate the outcome under the attack `relearn`.
 
 What departs from the reference code: an answer is unlearnt in the words in which the model itself
 gives it, where it does, and only the tokens that tell it count; the model is held to its *own*
@@ -51,7 +50,7 @@ from safeedit.methods import unlearning
 from safeedit.methods.answers import ended, own_answers, some, told_answers
 from safeedit.methods.training import (
     Checkpoints,
-    Learner,
+    LearningWeights,
     Loss,
     TrainedParams,
     stepwise_proposal,
@@ -214,7 +213,7 @@ class _Task:
 
         return loss
 
-    def guard(self, learner: Learner) -> str | None:
+    def guard(self, learner: LearningWeights) -> str | None:
         """Whether answers to retain questions have moved too far."""
         kept = self._kept[:_GUARDED]
         with torch.no_grad(), learner.put():

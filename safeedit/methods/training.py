@@ -51,7 +51,7 @@ _WARMUP = 5
 """Steps in which an editor's learning rate rises: Adam's first steps are as large as any."""
 
 
-class Learner(Protocol):
+class LearningWeights(Protocol):
     """Weights that learn, kept while they are not in the model."""
 
     def put(self) -> AbstractContextManager[Sequence[nn.Parameter]]:
@@ -183,7 +183,7 @@ class Training:
 
     def __init__(
         self,
-        learner: Learner,
+        learner: LearningWeights,
         begin: Callable[[], Loss],
         *,
         learning_rate: float,
@@ -209,7 +209,8 @@ class Training:
         if self._loss is None or self._done > steps:
             self._learner.begin_again()
             self._done, self._loss, self._memory = 0, self._begin(), {}
-        loss, noted = self._loss, []
+        loss, noted = self._loss, list[float]()
+        self._loss = None  # until this has gone well
         with self._learner.put() as parameters, self._within():
             fused = all(parameter.device.type != "mps" for parameter in parameters)
             optimiser = torch.optim.AdamW(
@@ -223,7 +224,7 @@ class Training:
                     group["lr"] = self._rate * min(1.0, (step + 1) / max(1, self._warmup))
                 noted.append(descend(parameters, optimiser, loss, self._diverged(step)))
             self._memory = optimiser.state_dict()
-        self._done = steps
+        self._done, self._loss = steps, loss
         if noted:
             self.losses[steps] = math.fsum(noted) / len(noted)
 
@@ -263,7 +264,7 @@ class TrainedParams(BaseParams):
             return found
         return found + [plan for role in model.roles for plan in model.biases(role, layers)]
 
-    def learner(self, model: ModelHandle, seed: int) -> Learner:
+    def learner(self, model: ModelHandle, seed: int) -> LearningWeights:
         """Those weights of a model, ready to learn."""
         if self.update == "full":
             return WholeTensors(model, [plan.name for plan in self.tensors(model.shape)])
@@ -273,7 +274,7 @@ class TrainedParams(BaseParams):
     def training(
         self,
         model: ModelHandle,
-        learner: Learner,
+        learner: LearningWeights,
         begin: Callable[[], Loss],
         ctx: RunContext,
         description: str,
@@ -304,7 +305,7 @@ class Checkpoints:
     def __init__(
         self,
         training: Training,
-        learner: Learner,
+        learner: LearningWeights,
         stops: Sequence[int],
         guard: Callable[[], str | None],
     ) -> None:

@@ -179,7 +179,7 @@ def test_erasure(table: Callable[..., Table], place: Path) -> None:
 
 @pytest.mark.trains
 def test_editors(table: Callable[..., Table]) -> None:
-    rows = table("editors", "--model", "model", "--limit", 6, "--asked", 4,
+    rows = table("editors", "--model", "model", "--limit", 60, "--asked", 20, "--facts", 4,
                  "--editors", "unlearn@npo,random")  # fmt: skip
     measured(rows, ["unlearn@npo", "random"], "near F1", "near KL, nats", "perplexity ratio")
 
