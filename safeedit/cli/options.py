@@ -24,3 +24,9 @@ fresh_option = click.option(
     is_flag=True,
     help="Make audits, edits and attacks again that earlier runs have finished.",
 )
+events_option = click.option(
+    "--events",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Add what the run tells of itself to this file, as JSON lines.",
+)

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from safeedit.planning.plan import Plan
 
 
+_BASIS = {
+    "runs here": "by what the same work took on this machine",
+    "like runs here": "by what work like it took on this machine; may be off by several times",
+    "arithmetic": "by arithmetic, for nothing like it has run here; may be off by several times",
+}
+"""What an estimate of time stands on -> in words."""
+
+
 @click.command()
 @policy_argument
 @json_option
@@ -114,8 +122,11 @@ def _show_plan(plan: Plan) -> None:
     estimates = summary["estimates"]
     put(
         f"estimates: {estimates['peak_memory_bytes'] / 1e9:.1f} GB peak, "
-        f"{duration(estimates['seconds'])} (within a factor of two)"
+        f"{duration(estimates['seconds'])} if nothing of it has been done before "
+        f"({_BASIS[estimates['basis']]})"
     )
+    for stage, seconds in estimates["stages"].items():
+        put(f"    {stage}: {duration(seconds)}")
     put(f"export: {summary['export'] or 'none'}")
     for warning in summary["warnings"]:
         tell(f"warning: {warning}")

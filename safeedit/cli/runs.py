@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from safeedit.cli.options import (
+    events_option,
     fresh_option,
     json_option,
     policy_argument,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @click.argument("policy", type=click.Path(path_type=Path))
 @seeds_option
 @fresh_option
+@events_option
 @json_option
 @report_option
 @click.pass_obj
@@ -38,6 +40,7 @@ def apply(
     policy: Path,
     seeds: int | None,
     fresh: bool,
+    events: Path | None,
     as_json: bool,
     report_dir: Path | None,
 ) -> int:
@@ -59,7 +62,7 @@ def apply(
     else:
         made = plan_of(policy, seeds=seeds)
     reports = _Reports(made, report_dir, made.report_dir, beside=made.export_dir)
-    with screen.context(made.loaded.policy.seed, fresh=fresh) as ctx:
+    with screen.context(made.loaded.policy.seed, fresh=fresh, events=reports.beside(events)) as ctx:
         record = execute(made, ctx, write_reports=reports.write)
     _show_record(screen, record, reports.folder, as_json)
     if noted():
@@ -73,6 +76,7 @@ def apply(
 @click.option("--model", "source", help="Measure this model instead of the policy's.")
 @click.option("--base", help="Compare with this untouched model.")
 @fresh_option
+@events_option
 @json_option
 @report_option
 @click.pass_obj
@@ -82,6 +86,7 @@ def audit(
     source: str | None,
     base: str | None,
     fresh: bool,
+    events: Path | None,
     as_json: bool,
     report_dir: Path | None,
 ) -> int:
@@ -91,7 +96,7 @@ def audit(
     made = plan_of(policy, source=source, editing=False)
     default = made.report_dir.with_name(made.report_dir.stem + ".audit")
     reports = _Reports(made, report_dir, default)
-    with screen.context(made.loaded.policy.seed, fresh=fresh) as ctx:
+    with screen.context(made.loaded.policy.seed, fresh=fresh, events=reports.beside(events)) as ctx:
         record = measure(made, ctx, base=base, write_reports=reports.write)
     _show_record(screen, record, reports.folder, as_json)
     return record.exit_code
@@ -107,6 +112,7 @@ def audit(
 )
 @click.option("--base", help="The untouched model, if it is another than the policy's.")
 @fresh_option
+@events_option
 @json_option
 @report_option
 @click.pass_obj
@@ -116,6 +122,7 @@ def attack(
     policy: Path,
     base: str | None,
     fresh: bool,
+    events: Path | None,
     as_json: bool,
     report_dir: Path | None,
 ) -> int:
@@ -137,7 +144,7 @@ def attack(
     made = plan_of(policy, source=model, editing=False, attacking=True)
     default = made.report_dir.with_name(made.report_dir.stem + ".attack")
     reports = _Reports(made, report_dir, default)
-    with screen.context(made.loaded.policy.seed, fresh=fresh) as ctx:
+    with screen.context(made.loaded.policy.seed, fresh=fresh, events=reports.beside(events)) as ctx:
         record = run_attack(
             made, ctx, base=untouched, base_adapter=None if base else adapter_folder(loaded),
             write_reports=reports.write,
@@ -184,15 +191,28 @@ class _Reports:
     def __init__(
         self, plan: Plan, given: Path | None, default: Path, beside: Path | None = None
     ) -> None:
-        from safeedit.export.places import check_apart, check_folder
+        from safeedit.export.places import check_folder
 
+        self.plan = plan
         self.folder = given or default
         self.target = beside if given is None else None
         check_folder(self.folder, "--report", "the report")
         _check_free(self.folder)
+        self._check_apart(self.folder, "--report", "the report")
+
+    def _check_apart(self, path: Path, option: str, what: str) -> None:
+        from safeedit.export.places import check_apart
+
+        plan = self.plan
         for place, name in ((plan.source_path, "the model"), (plan.export_dir, "the export")):
             if place is not None:
-                check_apart(self.folder, place, "--report", "the report", name)
+                check_apart(path, place, option, what, name)
+
+    def beside(self, events: Path | None) -> Path | None:
+        """Where events go, made sure to be apart from what the run makes or reads."""
+        if events is not None:
+            self._check_apart(events, "--events", "the file of events")
+        return events
 
     def write(self, record: RunRecord) -> None:
         from safeedit.running.reports import write_reports

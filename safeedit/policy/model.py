@@ -215,6 +215,9 @@ class AttackSpec(StageSpec):
     audits about all others: does relearning some bring back the rest?"""
     overlap: Literal["meant"] | None = None
     """Write 'meant' to let an attack use the very items that the audits ask about."""
+    askings: Literal["all"] | None = None
+    """Write 'all' to repeat every way of asking that the named audits know, and not only those of
+    their headline and of gates: what each tells under the attack is reported."""
     seeds: Annotated[int, Field(ge=1, le=20)] = 1
     """Repeat an attack that draws at random with so many seeds; gates hold under each."""
 

@@ -35,7 +35,9 @@ from safeedit.model.carried import left_behind
 from safeedit.model.foreknown import ForeknownAnswers
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
+from safeedit.planning.paces import Paces
 from safeedit.planning.plan import Plan
+from safeedit.planning.road import Road, apply_road, attack_road, audit_road
 from safeedit.records import (
     AttackRecord,
     AuditRecord,
@@ -48,7 +50,7 @@ from safeedit.records import (
     Verdict,
 )
 from safeedit.report import render_evidence
-from safeedit.running.attacks import Attacks, base_stage, edited_stage
+from safeedit.running.attacks import Attacks
 from safeedit.running.audits import Audits
 from safeedit.running.clock import Clock
 from safeedit.running.controls import gates_so_far
@@ -58,6 +60,7 @@ from safeedit.running.layers import Places
 from safeedit.running.record import data_record, environment_record, model_record, verdicts_of
 from safeedit.running.seeds import OtherSeed, of_seed, warnings_of, with_other_seeds
 from safeedit.running.store import Store
+from safeedit.running.telling import headlines, of_model, of_staging, of_verdict, of_verdicts
 from safeedit.scorers.score_cache import scorers
 from safeedit.statistics.verdicts import EXIT_CODES, overall
 
@@ -80,7 +83,7 @@ def execute(
         ModelError: the model can't be opened, or its weights are not finite.
         ExportError: the checkpoint could not be written; nothing new stands under its name.
     """
-    return _with_other_seeds(plan, ctx, "apply", _stages, Run.apply, write_reports)
+    return _with_other_seeds(plan, ctx, "apply", apply_road, Run.apply, write_reports)
 
 
 def measure(
@@ -99,12 +102,14 @@ def measure(
             base, and metrics that need one (locality) read as unchanged.
         write_reports: Called with the final record.
     """
-    stages = ["open model", "audit before", *(["audit after"] if base is not None else [])]
+
+    def road(each: Plan) -> Road:
+        return audit_road(each, compared=base is not None)
 
     def go(run: Run, write: WriteReports) -> RunRecord:
         return run.audit(base, write)
 
-    return _with_other_seeds(plan, ctx, "audit", lambda each: stages, go, write_reports)
+    return _with_other_seeds(plan, ctx, "audit", road, go, write_reports)
 
 
 def attack(
@@ -124,20 +129,18 @@ def attack(
         base_adapter: Folder of an adapter to merge into it.
         write_reports: Called with the final record.
     """
-    stages = ["audit before", *map(base_stage, plan.attacks), "open model", "audit after"]
-    stages += map(edited_stage, plan.attacks)
 
     def go(run: Run, write: WriteReports) -> RunRecord:
         return run.attack(base, base_adapter, write)
 
-    return _with_other_seeds(plan, ctx, "attack", lambda each: stages, go, write_reports)
+    return _with_other_seeds(plan, ctx, "attack", attack_road, go, write_reports)
 
 
 def _with_other_seeds(
     plan: Plan,
     ctx: RunContext,
     command: str,
-    stages: Callable[[Plan], Sequence[str]],
+    road: Callable[[Plan], Road],
     go: Callable[[Run, WriteReports], RunRecord],
     write_reports: WriteReports,
 ) -> RunRecord:
@@ -145,32 +148,12 @@ def _with_other_seeds(
     answers, others = ForeknownAnswers(), list[OtherSeed]()
     for other in plan.other_seeds:
         with naming(f"with seed {other.seed}"):
-            run = Run(other, of_seed(ctx, other.seed), command, stages(other), answers)
+            run = Run(other, of_seed(ctx, other.seed), command, road(other), answers)
             record = go(run, lambda record: None)
         others.append(OtherSeed(record, run.whole))
         del run  # and what it knows of its own data
         gc.collect()
-    return go(Run(plan, ctx, command, stages(plan), answers, others), write_reports)
-
-
-def _stages(plan: Plan) -> list[str]:
-    """The stages of a run to its verdict, in order."""
-    found = ["open model", "audit before", *map(base_stage, plan.attacks)]
-    for number, edit in enumerate(plan.edits, 1):
-        if edit.places:
-            found.append(f"edit {edit.id}: layers")
-        found += [f"edit {edit.id}: fit", f"edit {edit.id}: dose"]
-        if edit.spec.control:
-            found.append(f"edit {edit.id}: control")
-        if number < len(plan.edits):
-            found.append(f"edit {edit.id}: gates so far")
-    exporting = plan.export_dir is not None
-    return [
-        *found,
-        *(["stage", "reload"] if exporting else []),
-        "audit after",
-        *map(edited_stage, plan.attacks),
-    ]
+    return go(Run(plan, ctx, command, road(plan), answers, others), write_reports)
 
 
 class Run:
@@ -180,7 +163,7 @@ class Run:
         plan: What is run.
         ctx: Its seed, cache, digest key and progress.
         command: As the record names it.
-        stages: All stages that will be gone through, in order.
+        road: All stages that will be gone through, in order.
         answers: What models have said in earlier runs of this process.
         others: What the same policy gave with other seeds.
     """
@@ -190,14 +173,15 @@ class Run:
         plan: Plan,
         ctx: RunContext,
         command: str,
-        stages: Sequence[str],
+        road: Road,
         answers: ForeknownAnswers,
         others: Sequence[OtherSeed] = (),
     ) -> None:
         self.plan, self.command, self.others = plan, command, others
         self.started = datetime.now(UTC)
-        self.nonce = secrets.token_hex(2)
-        """Tells this run from others of the same policy in the same second."""
+        # The last part tells this run from others of the same policy in the same second.
+        when, policy, nonce = self.started, plan.policy_digest[:8], secrets.token_hex(2)
+        self.run_id = f"{when:%Y%m%dT%H%M%S}-{policy}-{nonce}"
         self.warnings = list(plan.warnings)
 
         def warn(message: str) -> None:
@@ -207,7 +191,7 @@ class Run:
         told = replace(ctx, warn=warn)
         self.ctx = replace(told, scorer=scorers(told, catalog.make_scorer))
         store = Store.of(told)
-        self.clock = Clock(tuple(stages), ctx.stages, store.effort)
+        self.clock = Clock(self.run_id, road, Paces.of(plan, ctx.cache), ctx.observer, store.effort)
         self.audits = Audits(plan, self.ctx, store, answers=answers)
         self.attacks = Attacks(self.audits, self.clock)
         self.places: dict[str, Places] = {}
@@ -233,23 +217,21 @@ class Run:
         self._edit(model)
         target, export = self.plan.export_dir, self.plan.loaded.policy.export
         if target is None or export is None:
-            with self.clock.stage("audit after"):
-                after = self.audits.measure_edited(model)
-            record = self._record(after, attacks=self._attacked(model, after))
-            write_reports(record)
-            return record
+            return self._measured(model, write_reports)
 
         try:
             with Staging(target, overwrite=export.overwrite) as staging:
-                with self.clock.stage("stage"):
+                with self.clock.stage("stage") as figures:
                     touched = {name for delta in self.deltas.values() for name in delta.updates}
                     written = write_checkpoint(model, staging.path, touched)
+                    figures |= of_staging(written)
                     digest = model.digest()
                     del model  # not two copies of the weights at once: nothing else holds one
                     gc.collect()
                 record = self._judge(staging, target, written, digest)
         except OSError as raised:
             self._tell_failure(raised, target, write_reports)
+        self.clock.ends(record.status, record.exit_code)
         try:
             write_reports(record)
         except ExportError as error:
@@ -264,14 +246,10 @@ class Run:
         if base is None:
             self._measure_base(model)
             after = tuple(found.record for found in self.audits.baselines.values())
-        else:
-            self._measure_base(self._open_base(base))
-            gc.collect()
-            with self.clock.stage("audit after"):
-                after = self.audits.measure_edited(model)
-        record = self._record(after)
-        write_reports(record)
-        return record
+            return self._judged(after, (), write_reports)
+        self._measure_base(self._open_base(base))
+        gc.collect()
+        return self._measured(model, write_reports)
 
     def attack(self, base: str, base_adapter: str | None, write_reports: WriteReports) -> RunRecord:
         """Attack the model as it is; see :func:`attack`."""
@@ -280,12 +258,31 @@ class Run:
         self.attacks.measure_base(untouched)
         del untouched  # not two copies of the weights at once
         gc.collect()
-        model = self._open()
-        with self.clock.stage("audit after"):
-            after = self.audits.measure_edited(model)
-        record = self._record(after, attacks=self._attacked(model, after))
+        return self._measured(self._open(), write_reports)
+
+    def _measured(self, model: ModelHandle, write_reports: WriteReports) -> RunRecord:
+        """Measure a model that is not exported, under the attacks too, and judge it."""
+        after = self._audit_after(model)
+        return self._judged(after, self._attacked(model, after), write_reports)
+
+    def _judged(
+        self,
+        after: tuple[AuditRecord, ...],
+        attacks: tuple[AttackRecord, ...],
+        write_reports: WriteReports,
+    ) -> RunRecord:
+        with self.clock.stage("judge") as figures:
+            record = self._record(after, attacks=attacks)
+            figures |= of_verdict(record)
+        self.clock.ends(record.status, record.exit_code)
         write_reports(record)
         return record
+
+    def _audit_after(self, model: ModelHandle) -> tuple[AuditRecord, ...]:
+        with self.clock.stage("audit after") as figures:
+            after = self.audits.measure_edited(model)
+            figures |= headlines(self.plan.audits, after)
+        return after
 
     def _open_base(self, source: str, adapter: str | None = None) -> ModelHandle:
         spec = self.plan.loaded.policy.model
@@ -298,11 +295,12 @@ class Run:
         for audit in plan.audits:  # what scorers can't see is said even where all is in the store
             scorer_notes(self.ctx, audit)
         torch.manual_seed(self.ctx.seed)
-        with self.clock.stage("open model"):
+        with self.clock.stage("open model") as figures:
             model = open_model(
                 plan.model_source, revision=spec.revision, dtype=spec.dtype, device=spec.device,
                 adapter=plan.adapter,
             )  # fmt: skip
+            figures |= of_model(model)
         left = left_behind(model.folder) if plan.export_dir and model.folder else ()
         if left:
             self.ctx.warn(f"files of the model that an export does not get: {', '.join(left)}")
@@ -313,7 +311,7 @@ class Run:
 
     def _measure_base(self, model: ModelHandle, splits: Sequence[Split] = ("test",)) -> None:
         """Everything on test data; on validation data, what doses are chosen by."""
-        with self.clock.stage("audit before"):
+        with self.clock.stage("audit before") as figures:
             for split in splits:
                 for audit in self.plan.audits:
                     if split == "test" or audit.id in self.audits.aims:
@@ -322,6 +320,9 @@ class Run:
                 if edit.places:
                     self.places[edit.id] = Places.of(self.audits, edit)
                     self.places[edit.id].measure_base(model)
+            tested = [found.record for (_, on), found in self.audits.baselines.items()
+                      if on == "test"]  # fmt: skip
+            figures |= headlines(self.plan.audits, tested)
 
     def _edit(self, model: ModelHandle) -> None:
         """One edit after the other, in place."""
@@ -331,8 +332,9 @@ class Run:
             edited = apply_edit(self.audits, self.clock, model, edit, places)
             record = edited.record
             if number < len(self.plan.edits):
-                with self.clock.stage(f"edit {edit.id}: gates so far"):
+                with self.clock.stage(f"edit {edit.id}: gates so far") as figures:
                     said = gates_so_far(self.audits, model)
+                    figures |= of_verdicts(said)
                 record = record.model_copy(update={"gates_so_far": said})
             self.edits.append(record)
             self.deltas[edit.id] = edited.delta
@@ -343,16 +345,30 @@ class Run:
 
     def _judge(self, staging: Staging, target: Path, written: Written, digest: str) -> RunRecord:
         """Measure what was staged, and promote it if it passes."""
-        with self.clock.stage("reload"):
+        with self.clock.stage("reload") as figures:
             staged = self._read_back(staging.path)
             if staged.digest() != digest:
                 raise ExportError(
                     "the staged checkpoint does not hold the bytes that were edited",
                     remedy="report this with the model's architecture and dtype",
                 )
-        with self.clock.stage("audit after"):
-            after = self.audits.measure_edited(staged)
+            figures["weights"] = "as they were edited"
+        after = self._audit_after(staged)
         attacks = self._attacked(staged, after)
+        with self.clock.stage("judge") as figures:
+            record = self._promoted(staging, target, written, after, attacks)
+            figures |= of_verdict(record)
+        return record
+
+    def _promoted(
+        self,
+        staging: Staging,
+        target: Path,
+        written: Written,
+        after: tuple[AuditRecord, ...],
+        attacks: tuple[AttackRecord, ...],
+    ) -> RunRecord:
+        """The verdict; what passed is given its evidence and its name."""
         with writing(staging.path):
             files = hash_files(staging.path)
         export = ExportRecord(
@@ -452,7 +468,7 @@ class Run:
         return RunRecord.model_validate(
             {
                 "command": self.command,
-                "run_id": f"{self.started:%Y%m%dT%H%M%S}-{plan.policy_digest[:8]}-{self.nonce}",
+                "run_id": self.run_id,
                 "started": self.started.isoformat(timespec="seconds"),
                 "policy_name": policy.name,
                 "policy_digest": plan.policy_digest,

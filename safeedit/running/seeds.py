@@ -7,10 +7,10 @@ they gave, and exports what passes with all of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from safeedit.contracts import RunContext
+from safeedit.observing import Ended, Observer, Stage
 from safeedit.planning.plan import Plan
 from safeedit.records import RunRecord, Verdict
 from safeedit.statistics.seeds import all_over_seeds
@@ -28,13 +28,33 @@ class OtherSeed:
 def of_seed(ctx: RunContext, seed: int) -> RunContext:
     """The context of the run with another seed: whatever it says, it says of that."""
 
-    def stage(name: str, number: int, total: int) -> AbstractContextManager[None]:
-        return ctx.stages(f"seed {seed}: {name}", number, total)
-
     def warn(message: str) -> None:
         ctx.warn(f"seed {seed}: {message}")
 
-    return replace(ctx, seed=seed, stages=stage, warn=warn)
+    return replace(ctx, seed=seed, observer=_OfSeed(ctx.observer, seed), warn=warn)
+
+
+@dataclass(frozen=True)
+class _OfSeed:
+    """Says of which seed each stage is."""
+
+    observer: Observer
+    seed: int
+
+    def run_begins(self, run_id: str, stages: Sequence[Stage]) -> None:
+        self.observer.run_begins(run_id, list(map(self._named, stages)))
+
+    def stage_begins(self, stage: Stage) -> None:
+        self.observer.stage_begins(self._named(stage))
+
+    def stage_ends(self, stage: Stage, ended: Ended) -> None:
+        self.observer.stage_ends(self._named(stage), ended)
+
+    def run_ends(self, status: str, exit_code: int) -> None:
+        self.observer.run_ends(status, exit_code)
+
+    def _named(self, stage: Stage) -> Stage:
+        return replace(stage, name=f"seed {self.seed}: {stage.name}")
 
 
 def with_other_seeds(
