@@ -1,10 +1,10 @@
 """Trained erasers beside closed forms on one small task, each with the same small tuning.
 
 A dozen facts of the quickstart are to be forgotten by every editor in ``EDITORS``: same facts, same
-near and far questions, asked directly in wordings that were not fitted. The tuning that each
-gets is the same: its defaults, and the choice among its doses on validation data. Records lie under
-``--out`` and are not made again. The table is printed and written to ``docs/results/editors.md``,
-whatever it shows.
+near and far questions, asked directly in wordings that were not fitted. The tuning that each gets
+is the same and small: its default rates, twenty steps of four prompts where it trains, and the
+choice among three doses on validation data. Records lie under ``--out`` and are not made again. The
+table is printed and written to ``docs/results/editors.md``, whatever it shows.
 
     python benchmarks/editors.py
 """
@@ -21,30 +21,35 @@ from typing import Any
 import yaml
 from table import MODEL, adapted, cell, command, options, safeedit, write
 
+SMALL = {"batch": 4, "retain_prompts": 32}
+STEPS = {**SMALL, "doses": [5, 10, 20]}
+"""The budget of each editor that trains."""
 EDITORS: dict[str, dict[str, Any]] = {
-    "unlearn@npo": {},
-    "unlearn@ga": {"objective": "ga", "retain_loss": "none"},
-    "unlearn@graddiff": {"objective": "ga", "retain_loss": "nll"},
-    "unlearn@kl": {"objective": "ga"},
-    "unlearn@simnpo": {"objective": "simnpo"},
-    "unlearn@wga": {"objective": "wga"},
-    "unlearn@satimp": {"objective": "satimp"},
-    "unlearn@undial": {"objective": "undial"},
-    "unlearn@idk_nll": {"objective": "idk_nll"},
-    "unlearn@idk_dpo": {"objective": "idk_dpo"},
-    "unlearn@jensun": {"objective": "jensun"},
-    "rmu": {},
-    "repselect": {},
-    "task_vector@negate": {},
-    "task_vector@ext_sub": {"method": "ext_sub"},
-    "revs": {},
-    "knowledge_neurons": {},
-    "lunar": {"refused": {"dataset": "facts", "where": {"role": "unknown"}}},
-    "ft@target": {},
-    "ft@prompt_last": {"objective": "prompt_last"},
+    "unlearn@npo": STEPS,
+    "unlearn@ga": {"objective": "ga", "retain_loss": "none", **STEPS},
+    "unlearn@graddiff": {"objective": "ga", "retain_loss": "nll", **STEPS},
+    "unlearn@kl": {"objective": "ga", **STEPS},
+    "unlearn@simnpo": {"objective": "simnpo", **STEPS},
+    "unlearn@wga": {"objective": "wga", **STEPS},
+    "unlearn@satimp": {"objective": "satimp", **STEPS},
+    "unlearn@undial": {"objective": "undial", **STEPS},
+    "unlearn@idk_nll": {"objective": "idk_nll", **STEPS},
+    "unlearn@idk_dpo": {"objective": "idk_dpo", **STEPS},
+    "unlearn@jensun": {"objective": "jensun", **STEPS},
+    "rmu": STEPS,
+    "repselect": {"doses": [1.0, 2.0, 4.0]},
+    "task_vector@negate": {"steps": 20, **SMALL, "doses": [0.5, 1.0, 2.0]},
+    "task_vector@ext_sub": {"method": "ext_sub", "steps": 20, **SMALL, "doses": [0.5, 1.0, 2.0]},
+    "revs": {"doses": [2, 5, 10]},
+    "knowledge_neurons": {"doses": [2, 5, 10]},
+    "lunar": {
+        "refused": {"dataset": "facts", "where": {"role": "unknown"}}, "doses": [1.0, 2.0, 4.0],
+    },
+    "ft@target": {"doses": [0.5, 1.0, 1.25]},
+    "ft@prompt_last": {"objective": "prompt_last", "doses": [0.5, 1.0, 1.25]},
     "sanitation@keyed": {"update": "keyed", "doses": [0.75, 1.0, 1.5]},
     "random": {},
-}
+}  # fmt: skip
 """Row -> what differs from the editor's defaults."""
 COLUMNS = (
     ("extracted", "leakage.extraction_rate"),
@@ -163,11 +168,11 @@ def main(arguments: Sequence[str]) -> None:
             "",
             f"Made by `{command('editors', arguments)}` (which see) on SmolLM2-135M-Instruct,",
             f"float32. {given.facts} facts of the quickstart, in wordings that were not fitted,",
-            "beside near and far questions. Every editor has its defaults and what its row",
-            "says, and the same tuning: its dose is the least that extracts at most 5 % and keeps",
-            "90 % of near answers on validation data ('missed': none did, and the nearest was",
-            "taken). Brackets are 95 % intervals; one run, one seed. 'random' is a change of the",
-            "first row's size.",
+            "beside near and far questions. Every editor has the same small tuning: default rates,",
+            "twenty steps of four prompts where it trains, and of three doses the least that",
+            "extracts at most 5 % and keeps 90 % of near answers on validation data ('missed':",
+            "none did, and the nearest was taken). Brackets are 95 % intervals; one run, one seed.",
+            "'random' is a change of the first row's size.",
         ],
         head,
         rows(compared(given)),

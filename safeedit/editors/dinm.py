@@ -67,7 +67,7 @@ class DinmParams(BaseParams):
     )
     learning_rate: float = Field(5e-4, gt=0, description="of Adam (published)")
     batch: int = Field(8, ge=1, description="requests per step, and as many retain questions")
-    retain_prompts: int = Field(200, ge=1, description="retain prompts used at most")
+    retain_prompts: int = Field(100, ge=1, description="retain prompts used at most")
     doses: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
         (5, 10, 20), min_length=1, description="steps of tuning, ascending (published: 10)"
     )

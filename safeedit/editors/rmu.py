@@ -65,7 +65,7 @@ class RmuParams(BaseParams):
         5.0, gt=0, description="length of the random direction, in lengths of the states there"
     )
     retain_weight: float = Field(30.0, gt=0, description="weight of keeping retain texts' states")
-    retain_prompts: int = Field(200, ge=1, description="retain prompts used at most")
+    retain_prompts: int = Field(100, ge=1, description="retain prompts used at most")
     learning_rate: float = Field(5e-4, gt=0, description="of AdamW (published: 5e-5)")
     batch: int = Field(4, ge=1, description="forget texts per step, and as many retain texts")
     doses: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(

@@ -56,7 +56,7 @@ class TaskVectorParams(TrainedParams):
         "retain questions does not change alike",
     )
     steps: int = Field(40, ge=1, description="steps of each tuning")
-    retain_prompts: int = Field(200, ge=1, description="ext_sub: retain prompts used at most")
+    retain_prompts: int = Field(100, ge=1, description="ext_sub: retain prompts used at most")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.25, 0.5, 1.0, 1.5, 2.0), min_length=1, description="scales of what is subtracted"
     )

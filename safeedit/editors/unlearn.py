@@ -40,7 +40,7 @@ from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from safeedit.contracts import DataRole, EditData, LayerShape, Proposal, RunContext, TensorPlan
@@ -98,7 +98,7 @@ class UnlearnParams(TrainedParams):
         description="hold the model to the base's distributions over its own answers to retain "
         "questions, to those answers alone, or to nothing; jensun has its own in place of kl",
     )
-    retain_prompts: int = Field(200, ge=1, description="retain prompts used at most")
+    retain_prompts: int = Field(100, ge=1, description="retain prompts used at most")
     refusal: str = Field(
         "I don't know.", min_length=1, description="what idk_nll, idk_dpo and jensun teach"
     )
@@ -111,6 +111,12 @@ class UnlearnParams(TrainedParams):
     doses: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
         (5, 10, 20, 40), min_length=1, description="steps of training, ascending"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> UnlearnParams:
+        if self.strength is not None and not unlearning.OBJECTIVES[self.objective].beta:
+            raise ValueError(f"'{self.objective}' has no strength to set: remove it")
+        return self
 
 
 class Unlearn:

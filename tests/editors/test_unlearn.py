@@ -92,3 +92,8 @@ def test_without_an_answer_to_keep_there_is_nothing_to_hold_to(tmp_path: Path) -
     data = EditData({"forget": toy.forget(), "retain": Dataset([late]).without("test")})
     with pytest.raises(DataError, match="answers no retain question"):
         Unlearn(UnlearnParams(**LEARN)).propose(model, data, context(tmp_path))
+
+
+def test_a_strength_that_an_objective_lacks_is_refused() -> None:
+    with pytest.raises(ValueError, match="'ga' has no strength to set"):
+        UnlearnParams(objective="ga", strength=1.0)
