@@ -39,9 +39,10 @@ class Loop:
     done: int = 0
 
     def rate(self, now: float) -> float | None:
-        """Items a second; None before the first."""
+        """Items a second; None before the second: the first of a batch comes once the whole batch
+        is done, and says nothing of how fast they are."""
         elapsed = now - self.begun
-        return self.done / elapsed if self.done and elapsed > 0 else None
+        return self.done / elapsed if self.done > 1 and elapsed > 0 else None
 
     def left(self, now: float) -> float | None:
         """Seconds until it ends, if it goes on as it did; None where nobody knows."""
