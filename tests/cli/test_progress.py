@@ -162,6 +162,8 @@ def test_a_loop_knows_its_rate_and_its_time_left_from_its_first_item_on() -> Non
     loop = Loop("asking", 40, begun=100.0)
     assert loop.rate(110.0) is None
     assert loop.left(110.0) is None
+    loop.done = 1
+    assert loop.rate(120.0) is None, "a batch is done with its first"
     loop.done = 10
     assert loop.rate(120.0) == 0.5
     assert loop.left(120.0) == 60.0
@@ -194,9 +196,9 @@ def test_a_terminal_shows_what_is_done_what_runs_and_what_is_to_come(watch: Watc
     assert next(loop) == 1
     shown.views[0].closes(None)
     text = plain(written)
+    assert "asking: 1 of 8\n" in re.sub(r" +\n", "\n", text), "the first of a batch tells no rate"
     assert re.search(r"1/4  open model\s+9\.0 s  parameters 1,?000", text)
     assert re.search(r"2/4  audit before\s+15 s  about 21 s left", text)
-    assert "asking: 1 of 8, 0.2 a second, 35 s left" in text
     assert re.search(r"3/4  edit a: fit\s+about 18 s", text)
     assert re.search(r"4/4  audit after\s+about 36 s", text)
     assert "15 s so far, about 1 min 15 s left" in text
