@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from safeedit.cli.options import (
+    engine_option,
     events_option,
     fresh_option,
     json_option,
     policy_argument,
     report_option,
     seeds_option,
+    workers_option,
 )
 from safeedit.cli.policies import plan_of
 from safeedit.cli.screen import Screen
@@ -24,12 +26,15 @@ from safeedit.export.interrupts import noted
 
 if TYPE_CHECKING:
     from safeedit.planning.plan import Plan
+    from safeedit.policy.engine import EngineName
     from safeedit.records import RunRecord
 
 
 @click.command()
 @click.argument("policy", type=click.Path(path_type=Path))
 @seeds_option
+@engine_option
+@workers_option
 @fresh_option
 @events_option
 @json_option
@@ -39,6 +44,8 @@ def apply(
     screen: Screen,
     policy: Path,
     seeds: int | None,
+    engine: EngineName | None,
+    workers: int | None,
     fresh: bool,
     events: Path | None,
     as_json: bool,
@@ -61,6 +68,7 @@ def apply(
         check_unmoved(made, written)
     else:
         made = plan_of(policy, seeds=seeds)
+    made = made.with_engine(engine, workers)
     reports = _Reports(made, report_dir, made.report_dir, beside=made.export_dir)
     with screen.context(made.loaded.policy.seed, fresh=fresh, events=reports.beside(events)) as ctx:
         record = execute(made, ctx, write_reports=reports.write)
