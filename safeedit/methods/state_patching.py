@@ -58,20 +58,18 @@ def answering_states(
     Args:
         model: The source.
         texts: To be read.
-        progress: Counts texts.
+        progress: Counts batches of texts.
         what: For ``progress``.
 
     Raises:
         AuditError: A text is longer than the model's context, or the model gives no numbers.
     """
-    layers = range(model.n_layers)
-    found = model.engine.hidden(
-        [text.row for text in texts], layers, "all", progress=progress, description=what
-    )
-    states = {
-        layer: [state[list(text.places)] for state, text in zip(found[layer], texts, strict=True)]
-        for layer in layers
-    }
+    states: dict[int, list[Tensor]] = {layer: [] for layer in range(model.n_layers)}
+    chunks = [texts[at : at + _CHUNK] for at in range(0, len(texts), _CHUNK)]
+    for chunk in progress(chunks, what, len(chunks)):
+        found = model.engine.hidden([text.row for text in chunk], tuple(states), "all")
+        for layer, rows in found.items():
+            states[layer] += [r[list(t.places)] for r, t in zip(rows, chunk, strict=True)]
     for state in states[model.n_layers - 1][:1]:  # whose own norm and head nobody runs otherwise
         finite(model.unembed(state.to(model.device)))
     return states
@@ -91,7 +89,7 @@ def log_probs_with(
         host: Whose blocks run above them.
         texts: To be read.
         source: As :func:`answering_states` gives them of another model of this shape.
-        progress: Counts texts.
+        progress: Counts batches of texts.
         what: For ``progress``.
 
     Returns:

@@ -298,6 +298,13 @@ class ExportSpec(PolicyPart):
     """Folder to create, relative to the policy file."""
     overwrite: bool = False
     """Replace a folder that exists."""
+    private: Annotated[str, Field(min_length=1)] | None = None
+    """Folder, outside of the export, for what can undo the edits (original tensors, deltas), in a
+    folder named by the run; relative to the policy file. Without it they lie in the export's
+    evidence/, and whoever gets the export can find out with them what was erased."""
+    recipient: Annotated[str, Field(min_length=1)] | None = None
+    """Public key of age (age1...) to which what goes to 'private' is encrypted; it needs the extra
+    'age'."""
 
 
 def _number_as_text(value: Any) -> Any:

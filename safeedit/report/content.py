@@ -365,18 +365,15 @@ def limits(record: RunRecord) -> tuple[str, ...]:
         )
     else:
         found.append("No audit was made: nothing is known about the model's behaviour.")
-    tried = {attack for audit in record.after for attack in audit.covers}
-    tried |= {attack.tries for attack in record.attacks if attack.points}
-    untried = [what for attack, what in ATTACK_NAMES.items() if attack not in tried]
-    if untried:
-        found.append(f"Not tested: resistance to {listing(untried)}.")
+    if untested := untried(record):
+        found.append(f"Not tested: resistance to {listing(list(untested))}.")
     for audit in audits(record):
         if audit.unmeasured:
             found.append(f"Without a value in {audit.id}: {without_value(audit)}.")
-    wanted = [str(audit.get("id")) for audit in record.policy.get("audits") or ()]
-    if skipped := [audit for audit in wanted if audit not in {a.id for a in record.after}]:
-        found.append(f"Skipped, though the policy asks for it: {listing(skipped)}.")
+    if missing := skipped(record):
+        found.append(f"Skipped, though the policy asks for it: {listing(list(missing))}.")
     found += _small_samples(record)
+    found += leak(record)
     if any(not edit.controls for edit in record.edits):
         uncontrolled = listing([edit.id for edit in record.edits if not edit.controls])
         found.append(
@@ -393,11 +390,48 @@ def limits(record: RunRecord) -> tuple[str, ...]:
     return tuple(found)
 
 
+def untried(record: RunRecord) -> tuple[str, ...]:
+    """Classes of attacks that neither an audit nor an attack of this run tries, in words."""
+    tried = {attack for audit in record.after for attack in audit.covers}
+    tried |= {attack.tries for attack in record.attacks if attack.points}
+    return tuple(what for attack, what in ATTACK_NAMES.items() if attack not in tried)
+
+
+def skipped(record: RunRecord) -> tuple[str, ...]:
+    """Audits that the policy asks for and the record does not have."""
+    made = {audit.id for audit in record.after}
+    wanted = [str(audit.get("id")) for audit in record.policy.get("audits") or ()]
+    return tuple(audit for audit in wanted if audit not in made)
+
+
 def cost(record: RunRecord) -> str:
     """How long it took, with all of its seeds."""
     every = [run.resources for run in record.all_seeds]
     return took(
         sum(each.wall_seconds for each in every), sum(each.spared_seconds for each in every)
+    )
+
+
+def leak(record: RunRecord) -> tuple[str, ...]:
+    """What an export gives away of what the edits hide, beside what its model says; a sentence
+    each."""
+    export = record.export
+    if export is None:
+        return ()
+    if export.withheld:
+        sealed = ", encrypted" if export.withheld == "encrypted" else ""
+        files = f"The original tensors and the deltas are kept elsewhere{sealed}."
+    else:
+        files = (
+            "Warning: evidence/ holds the original tensors (undo.safetensors) and the edits' "
+            "deltas. With these anybody can undo the edits and find out what they hide: leave them "
+            "out of a copy that is passed on, or keep them elsewhere (export.private)."
+        )
+    return (
+        files,
+        "Whoever holds this checkpoint and the model that it was made from can compare the two, "
+        "and may find out what the edits hide (arXiv 2505.24379): 'safeedit attack "
+        "two-checkpoints' measures how far, on the policy's own items.",
     )
 
 

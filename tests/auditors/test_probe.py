@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from safeedit.auditors.leakage.probe import AnswerProbe, Params
+from safeedit.contracts import DataRole
 from safeedit.data import Dataset, Item
+from safeedit.data.loading import load_dataset
 from safeedit.errors import AuditError, DataError
 from safeedit.model.handle import ModelHandle
+from safeedit.policy import DataSpec
 from safeedit.records import Metric
 from tests.fixtures import context, gaussian
 
@@ -96,7 +99,7 @@ def test_what_states_hold_is_read_and_the_layer_found_by_known_questions(
     assert found["known_accuracy"].value == 1
     assert found["control_accuracy"].value is not None
     assert found["control_accuracy"].value < 0.7
-    assert "9 of 9 by layer 1, 3 classes" in found["accuracy"].note
+    assert "3 classes: 9 of 9 by layer 1" in found["accuracy"].note
     assert found["accuracy"].n == 9
     assert found["accuracy"].interval is not None
 
@@ -153,3 +156,23 @@ def test_states_that_are_no_numbers_are_an_error(llama: ModelHandle, tmp_path: P
         llama.embedding.weight.fill_(float("nan"))
     with pytest.raises(AuditError, match="no numbers"):
         AnswerProbe(Params()).audit(llama, data(), "test", context(tmp_path), None)
+
+
+@pytest.mark.smollm2
+def test_on_the_real_model_countries_give_their_continents_away(
+    smollm2: ModelHandle, tmp_path: Path
+) -> None:
+    """Known countries teach a probe that reads others better than one of shuffled answers."""
+
+    def facts(role: str, count: int) -> Dataset:
+        where = {"role": role, "relation": "continent"}
+        spec = DataSpec.model_validate({"dataset": "facts", "where": where, "limit": count})
+        erased = DataRole("forget", "", erased=role == "forget")
+        return load_dataset(spec, base=tmp_path, role=erased, seed=7, key=b"key")
+
+    given = {"forget": facts("forget", 6), "known": facts("near", 90)}
+    auditor = AnswerProbe(Params(layers=3, per_class=20))
+    outcome = auditor.audit(smollm2, given, "test", context(tmp_path), None)
+    accuracy, control, known = (metric.value or 0.0 for metric in outcome.metrics)
+    assert known > 0.5
+    assert accuracy > control + 0.2

@@ -169,6 +169,14 @@ def test_what_is_looked_at_under_an_attack_is_what_gates_ask_and_the_headline(
     assert plan.summary()["gates"][2]["condition"] == "min 0 under relearn"
 
 
+def test_an_asking_that_is_unknown_is_named_where_it_stands(place: Workplace) -> None:
+    """The parameter takes a word or a list: the fault is the one within what was written."""
+    error = told(place, audits=[{**LEAKAGE, "askings": ["plain", "closed"]}])
+    assert error.field == "audits[0].askings[1]"
+    assert "should be 'prefix', 'few_shot'" in error.message
+    assert error.remedy == "did you mean 'cloze'?"
+
+
 @pytest.mark.parametrize(
     ("askings", "own"),
     [

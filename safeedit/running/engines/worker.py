@@ -167,6 +167,7 @@ class Worker:
                 self.store.keep("audit", base.key, base.finding())
             audit = next(each for each in self.order.plan.audits if each.id == asked.audit)
             held = self.audits.known(asked.base, audit) if asked.base else None
+            assert held is not None or not asked.base, "what it is held against was not sent"
             with self.model.applied(*(each.delta() for each in asked.changes)):
                 found = self.audits.measure(
                     self.model, audit, asked.split, held, asked.wanted, learn=asked.learn
