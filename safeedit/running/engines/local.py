@@ -58,6 +58,9 @@ def _told(inner: Future[Given]) -> Future[Given]:
     outer: Future[Given] = Future()
 
     def done(future: Future[Given]) -> None:
+        if future.cancelled():  # the run ends before it was begun
+            outer.cancel()
+            return
         error = future.exception()
         if isinstance(error, BrokenProcessPool):
             outer.set_exception(WorkerLostError())

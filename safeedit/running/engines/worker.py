@@ -9,7 +9,7 @@ from __future__ import annotations
 import copyreg
 import json
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -97,9 +97,9 @@ class Evaluation:
 class WorkOrder:
     """What a worker is told once."""
 
-    plan: Plan
+    plan: Plan = field(repr=False)
     seed: int
-    secret: bytes
+    secret: bytes = field(repr=False)
     threads: int
     """Of the run's own process: another number would give other last bits."""
     device: str
