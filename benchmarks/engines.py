@@ -37,8 +37,7 @@ def policy(model: str) -> dict[str, Any]:
          "forget": facts["forget"]}
         for number in range(3)
     ]  # fmt: skip
-    edit = {"use": "keyed_neurons", "forget": facts["forget"], "prose": prose, "dose": 1.0,
-            "layers": "5-5"}  # fmt: skip
+    edit = {"use": "keyed_neurons", "forget": facts["forget"], "prose": prose, "dose": 1.0}
     gate = {"metric": "locality0.near_f1", "min": 0, "min_n": 1}
     named = {"metric": "leakage0.extraction_rate", "max": 1, "min_n": 1}
     return {"version": 1, "name": "engines", "seed": 7, "model": {"source": model},
