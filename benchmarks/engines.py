@@ -37,11 +37,11 @@ def policy(model: str) -> dict[str, Any]:
          "forget": facts["forget"]}
         for number in range(3)
     ]  # fmt: skip
-    edit = {"use": "keyed_neurons", "forget": facts["forget"], "prose": prose, "dose": 1.0}
+    edit = {"use": "keyed_neurons", "forget": facts["forget"], "prose": prose, "dose": 1.0,
+            "unaudited": "only seconds are looked at"}  # fmt: skip
     gate = {"metric": "locality0.near_f1", "min": 0, "min_n": 1}
-    named = {"metric": "leakage0.extraction_rate", "max": 1, "min_n": 1}
     return {"version": 1, "name": "engines", "seed": 7, "model": {"source": model},
-            "edits": [edit], "audits": audits, "gates": [gate, named]}  # fmt: skip
+            "edits": [edit], "audits": audits, "gates": [gate]}  # fmt: skip
 
 
 def found(record: Mapping[str, Any]) -> dict[str, Any]:
