@@ -66,6 +66,8 @@ class Cluster:
 
     def __init__(self, address: str | None, count: int | None, gpu: bool) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Workers do the run's own work: they are not to wait for everything else on the machine.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         import ray
 
         self._ray: Any = ray
