@@ -83,6 +83,7 @@ class Cluster:
                 f"Ray can't be reached or started: {type(error).__name__}",
                 remedy="see with 'ray status' whether a cluster runs; 'address' says where",
             ) from error
+        _hush(ray)
         there = ray.cluster_resources()
         gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 0))
         self.gpu = gpu and gpus > 0
@@ -105,6 +106,13 @@ class Cluster:
     def close(self) -> None:
         """Let go of the cluster; one that was started for the run ends."""
         self._ray.shutdown()
+
+
+def _hush(ray: Any) -> None:
+    """Keep what Ray says of lost workers off stdout, which is for records; the pool says it."""
+    inner = getattr(getattr(ray, "_private", None), "worker", None)
+    if hasattr(inner, "print_to_stdstream"):
+        inner.print_to_stdstream = lambda *words, **more: None
 
 
 class _Actor:
