@@ -111,7 +111,7 @@ class Cluster:
 def _hush(ray: Any) -> None:
     """Keep what Ray says of lost workers off stdout, which is for records; the pool says it."""
     inner = getattr(getattr(ray, "_private", None), "worker", None)
-    if hasattr(inner, "print_to_stdstream"):
+    if inner is not None and hasattr(inner, "print_to_stdstream"):
         inner.print_to_stdstream = lambda *words, **more: None
 
 
