@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("record", type=click.Path(path_type=Path))
+@click.argument("records", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option(
     "--format",
     "kind",
@@ -23,17 +23,41 @@ if TYPE_CHECKING:
     default="terminal",
     show_default=True,
 )
-def report(record: Path, kind: str) -> None:
-    """Render RECORD (a report.json, or a folder holding one) again."""
+def report(records: tuple[Path, ...], kind: str) -> None:
+    """Render a record again: a report.json, or a folder holding one.
+
+    Several RECORDS are set beside each other in the order of their runs, and what became worse is
+    said first.
+    """
     from safeedit.report import render_all
     from safeedit.report.terminal import render
 
-    found = _read_record(record)
-    if kind == "terminal":
-        render(found, console(stderr=False))
+    found = [_read_record(path) for path in records]
+    if len(found) > 1:
+        _compare(found, kind)
+    elif kind == "terminal":
+        render(found[0], console(stderr=False))
     else:
         name = {"html": "report.html", "md": "report.md", "junit": "junit.xml"}[kind]
-        put(render_all(found)[name], lines=True)
+        put(render_all(found[0])[name], lines=True)
+
+
+def _compare(records: list[RunRecord], kind: str) -> None:
+    from safeedit.report.history import history
+    from safeedit.report.over_time import as_html, as_markdown, on_screen
+
+    if kind == "junit":
+        raise UsageError(
+            "JUnit is of one run", field="--format", remedy="choose terminal, md or html"
+        )
+    repeated = len({record.run_id for record in records}) < len(records)
+    if repeated:
+        raise UsageError("a run is given twice", field="RECORDS", remedy="give each run once")
+    found = history(records)
+    if kind == "terminal":
+        on_screen(found, console(stderr=False))
+    else:
+        put(as_html(found) if kind == "html" else as_markdown(found), lines=True)
 
 
 @click.command()
