@@ -168,8 +168,8 @@ class RunContext:
     """Whether what earlier runs have found is made anew rather than taken from the store."""
 
     base_tensor: Callable[[str], Tensor] | None = None
-    """Reads a tensor of the untouched model by its name, ``(out, in)``: what an attacker has who
-    holds the base. None where there is no base to read."""
+    """Reads a tensor of the untouched model by its name, ``(out, in)``: what attackers and auditors
+    have who hold the base. None where there are no files of a base to read."""
 
     base_says: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Question -> token ids of what the untouched model answers, with the one that ended it if
@@ -413,6 +413,26 @@ def further_prompts(
     """
     ask = getattr(auditor, "further_prompts", None)
     return {} if ask is None else ask(data)
+
+
+def looked_at(auditor: Auditor, tries: AttackClass, every_asking: bool) -> frozenset[str] | None:
+    """Bare names of the metrics beside its headline that an audit is repeated for under an attack.
+
+    An auditor that asks in several ways has a method ``looked_at(tries, every_asking)``.
+
+    Args:
+        auditor: The auditor.
+        tries: Class of the attack.
+        every_asking: Whether the attack is to repeat every way of asking that the audit knows.
+
+    Returns:
+        The names; None where it is to repeat every way of asking and the audit knows one alone.
+    """
+    ask = getattr(auditor, "looked_at", None)
+    if ask is None:
+        return None if every_asking else frozenset()
+    found: frozenset[str] = ask(tries, every_asking)
+    return found
 
 
 @runtime_checkable

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["terminal", "html", "md", "junit"]),
+    type=click.Choice(
+        ["terminal", "html", "md", "junit", "sarif", "comment", "annotations", "card", "bom"]
+    ),
     default="terminal",
     show_default=True,
+    help="comment: a few lines of Markdown for a pull request; annotations: GitHub's; card, bom: "
+    "the model card and the CycloneDX ML-BOM of what was exported.",
 )
 def report(records: tuple[Path, ...], kind: str) -> None:
     """Render a record again: a report.json, or a folder holding one.
@@ -29,7 +33,7 @@ def report(records: tuple[Path, ...], kind: str) -> None:
     Several RECORDS are set beside each other in the order of their runs, and what became worse is
     said first.
     """
-    from safeedit.report import render_all
+    from safeedit.report import FORMATS, OF_AN_EXPORT
     from safeedit.report.terminal import render
 
     found = [_read_record(path) for path in records]
@@ -37,21 +41,26 @@ def report(records: tuple[Path, ...], kind: str) -> None:
         _compare(found, kind)
     elif kind == "terminal":
         render(found[0], console(stderr=False))
+    elif kind in OF_AN_EXPORT and found[0].export is None:
+        raise UsageError(
+            f"this run exported nothing, so there is nothing for a {kind} to be about",
+            file=records[0],
+            field="--format",
+            remedy="give the record of an export",
+        )
     else:
-        name = {"html": "report.html", "md": "report.md", "junit": "junit.xml"}[kind]
-        put(render_all(found[0])[name], lines=True)
+        put(FORMATS[kind](found[0]), lines=True)
 
 
 def _compare(records: list[RunRecord], kind: str) -> None:
     from safeedit.report.history import history
     from safeedit.report.over_time import as_html, as_markdown, on_screen
 
-    if kind == "junit":
+    if kind not in ("terminal", "md", "html"):
         raise UsageError(
-            "JUnit is of one run", field="--format", remedy="choose terminal, md or html"
+            f"'{kind}' is of one run", field="--format", remedy="choose terminal, md or html"
         )
-    repeated = len({record.run_id for record in records}) < len(records)
-    if repeated:
+    if len({record.run_id for record in records}) < len(records):
         raise UsageError("a run is given twice", field="RECORDS", remedy="give each run once")
     found = history(records)
     if kind == "terminal":

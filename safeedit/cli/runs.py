@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from safeedit.cli.github import announce
 from safeedit.cli.options import (
     events_option,
     fresh_option,
@@ -34,6 +35,13 @@ if TYPE_CHECKING:
 @events_option
 @json_option
 @report_option
+@click.option(
+    "--sign",
+    "key",
+    type=click.Path(path_type=Path),
+    metavar="KEY",
+    help="Sign the export with this private key (see 'safeedit keygen').",
+)
 @click.pass_obj
 def apply(
     screen: Screen,
@@ -43,11 +51,14 @@ def apply(
     events: Path | None,
     as_json: bool,
     report_dir: Path | None,
+    key: Path | None,
 ) -> int:
     """Run POLICY (or a plan made by 'plan -o'): edit, audit, judge, export what passed."""
+    from safeedit.export.signing.keys import read_signing_key
     from safeedit.planning.file import check_unmoved, is_plan, read_plan
     from safeedit.running.run import execute
 
+    sign = None if key is None else read_signing_key(key)
     written = read_plan(policy) if is_plan(policy) else None
     if written:
         if seeds is not None:
@@ -62,9 +73,17 @@ def apply(
     else:
         made = plan_of(policy, seeds=seeds)
     reports = _Reports(made, report_dir, made.report_dir, beside=made.export_dir)
+    if sign is not None and made.export_dir is None:
+        raise UsageError(
+            "the policy exports nothing, so there is nothing to sign",
+            field="--sign",
+            remedy="give the policy an 'export', or leave --sign out",
+        )
     with screen.context(made.loaded.policy.seed, fresh=fresh, events=reports.beside(events)) as ctx:
-        record = execute(made, ctx, write_reports=reports.write)
+        record = execute(made, ctx, write_reports=reports.write, sign=sign)
     _show_record(screen, record, reports.folder, as_json)
+    if record.export is not None and made.private_dir is not None:
+        screen.say(f"what can undo the edits: {made.private_dir / record.run_id}")
     if noted():
         what = "the export was complete by then and stands" if record.export else "the run ended"
         screen.warn(f"interrupted too late: {what}")
@@ -226,4 +245,5 @@ def _show_record(screen: Screen, record: RunRecord, folder: Path, as_json: bool)
     if as_json:
         put_json(record.model_dump_json(indent=2))
     render(record, screen.console())
+    announce(record, screen)
     screen.say(f"report: {folder / 'report.html'}")

@@ -137,6 +137,14 @@ class Plan:
         return Path(os.path.normpath(self.loaded.base / Path(export.dir).expanduser()))
 
     @property
+    def private_dir(self) -> Path | None:
+        """Where what can undo the edits goes, if not into the export; resolved likewise."""
+        export = self.loaded.policy.export
+        if export is None or export.private is None:
+            return None
+        return Path(os.path.normpath(self.loaded.base / Path(export.private).expanduser()))
+
+    @property
     def source_path(self) -> Path | None:
         """The model's folder or file on this machine; None for one of the hub or built in."""
         path = Path(self.model_source).expanduser()

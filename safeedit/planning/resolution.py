@@ -16,7 +16,7 @@ from safeedit.data import Dataset
 from safeedit.errors import ExportError, naming
 from safeedit.export.disk import writing
 from safeedit.export.places import check_room, usable
-from safeedit.export.staging import check_target, recover
+from safeedit.export.staging import check_target, clear_dead, recover
 from safeedit.model.architectures import ModelShape
 from safeedit.model.sources import Inspected, inspect_model
 from safeedit.planning.attacks import plan_attack
@@ -24,6 +24,7 @@ from safeedit.planning.checks import (
     check_enough,
     check_gates,
     check_place,
+    check_private,
     check_prompts,
     check_splits,
     warn_of_inflection,
@@ -185,6 +186,10 @@ def _check_export(plan: Plan, *, exporting: bool, warnings: list[str]) -> None:
             check_target(target, overwrite=export.overwrite)
             check_place(plan, target)
             check_room(target, plan.export_bytes)
+        check_private(plan, target)
+        if exporting and plan.private_dir is not None:
+            with writing(plan.private_dir):
+                clear_dead(plan.private_dir)
     except ExportError as error:
         if exporting:
             raise

@@ -178,13 +178,25 @@ def _conflict(
 def _one_per_field(
     errors: list[ErrorDetails], field: FieldPath, positions: Mapping[FieldPath, Position]
 ) -> list[ErrorDetails]:
-    """One error for each field: a union reports each of its branches."""
+    """One error for each field: a union reports each of its branches, and that one counts which
+    came furthest into what is written."""
     found: dict[tuple[FieldPath, str], ErrorDetails] = {}
     for details in errors:
+        details["loc"] = tuple(part for part in details["loc"] if not _is_branch(part))
         at = _known_prefix((*field, *details["loc"]), positions)
         missing = details["type"] == "missing"
         found.setdefault((at, str(details["loc"]) if missing else ""), details)
-    return list(found.values())
+    places = [at for at, _ in found]
+    return [
+        details
+        for (at, missing), details in found.items()
+        if missing or not any(len(o) > len(at) and o[: len(at)] == at for o in places)
+    ]
+
+
+def _is_branch(part: int | str) -> bool:
+    """Whether it is pydantic's name for a branch of a union, which nobody wrote."""
+    return isinstance(part, str) and re.match(r"(literal|tuple|list|dict)\[", part) is not None
 
 
 def _fault(

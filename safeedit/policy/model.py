@@ -215,6 +215,9 @@ class AttackSpec(StageSpec):
     audits about all others: does relearning some bring back the rest?"""
     overlap: Literal["meant"] | None = None
     """Write 'meant' to let an attack use the very items that the audits ask about."""
+    askings: Literal["all"] | None = None
+    """Write 'all' to repeat every way of asking that the named audits know, and not only those of
+    their headline and of gates: what each tells under the attack is reported."""
     seeds: Annotated[int, Field(ge=1, le=20)] = 1
     """Repeat an attack that draws at random with so many seeds; gates hold under each."""
 
@@ -294,6 +297,13 @@ class ExportSpec(PolicyPart):
     """Folder to create, relative to the policy file."""
     overwrite: bool = False
     """Replace a folder that exists."""
+    private: Annotated[str, Field(min_length=1)] | None = None
+    """Folder, outside of the export, for what can undo the edits (original tensors, deltas), in a
+    folder named by the run; relative to the policy file. Without it they lie in the export's
+    evidence/, and whoever gets the export can find out with them what was erased."""
+    recipient: Annotated[str, Field(min_length=1)] | None = None
+    """Public key of age (age1...) to which what goes to 'private' is encrypted; it needs the extra
+    'age'."""
 
 
 def _number_as_text(value: Any) -> Any:

@@ -323,6 +323,8 @@ class ExportRecord(Record):
     these in the place of the export's own, the digest is that of :attr:`RunRecord.model`."""
     ledger: str | None = None
     """sha256 of the ledger of erasure requests, where one is kept."""
+    withheld: Literal["", "private", "encrypted"] = ""
+    """Whether the originals and deltas lie elsewhere than in evidence/, and encrypted."""
 
 
 class RunRecord(Record):
@@ -337,6 +339,11 @@ class RunRecord(Record):
     policy_digest: str
     policy: dict[str, Any]
     """The policy as validated."""
+    policy_file: str = ""
+    """Its file, seen from the folder that the run was started in; empty where it lies elsewhere, or
+    where its name quotes data to be erased."""
+    gate_lines: tuple[int, ...] = ()
+    """The line of the file that each gate of the policy stands in, in their order."""
     owner: str | None
     ticket: str | None
     seed: int

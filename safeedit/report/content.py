@@ -377,6 +377,7 @@ def limits(record: RunRecord) -> tuple[str, ...]:
     if skipped := [audit for audit in wanted if audit not in {a.id for a in record.after}]:
         found.append(f"Skipped, though the policy asks for it: {listing(skipped)}.")
     found += _small_samples(record)
+    found += leak(record)
     if any(not edit.controls for edit in record.edits):
         uncontrolled = listing([edit.id for edit in record.edits if not edit.controls])
         found.append(
@@ -398,6 +399,29 @@ def cost(record: RunRecord) -> str:
     every = [run.resources for run in record.all_seeds]
     return took(
         sum(each.wall_seconds for each in every), sum(each.spared_seconds for each in every)
+    )
+
+
+def leak(record: RunRecord) -> tuple[str, ...]:
+    """What an export gives away of what the edits hide, beside what its model says; a sentence
+    each."""
+    export = record.export
+    if export is None:
+        return ()
+    if export.withheld:
+        sealed = ", encrypted" if export.withheld == "encrypted" else ""
+        files = f"The original tensors and the deltas are kept elsewhere{sealed}."
+    else:
+        files = (
+            "Warning: evidence/ holds the original tensors (undo.safetensors) and the edits' "
+            "deltas. With these anybody can undo the edits and find out what they hide: leave them "
+            "out of a copy that is passed on, or keep them elsewhere (export.private)."
+        )
+    return (
+        files,
+        "Whoever holds this checkpoint and the model that it was made from can compare the two, "
+        "and may find out what the edits hide (arXiv 2505.24379): 'safeedit attack "
+        "two-checkpoints' measures how far, on the policy's own items.",
     )
 
 

@@ -9,10 +9,8 @@ what it should have shown has no value then, and the run is inconclusive.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-
-from torch import Tensor
 
 from safeedit.code import code_digest
 from safeedit.contracts import AttackProposal, RunContext, asked_of_base
@@ -59,11 +57,9 @@ class Attacks:
     """Attack -> why it could not be made on the untouched model."""
     base_says: dict[str, list[int]] = field(default_factory=dict)
     """Question -> what the untouched model answers; in memory only."""
-    _base_tensor: Callable[[str], Tensor] | None = None
 
     def measure_base(self, model: ModelHandle) -> None:
         """Attack the untouched model, as far as the store does not know what comes of it."""
-        self._base_tensor = _reader(model)
         for attack in self.audits.plan.attacks:
             with self.clock.stage(base_stage(attack)) as figures:
                 for audit in attack.audits:
@@ -105,9 +101,8 @@ class Attacks:
         return range(first, first + attack.spec.seeds)
 
     def _context(self, seed: int) -> RunContext:
-        return replace(
-            self.audits.ctx, seed=seed, base_tensor=self._base_tensor, base_says=self.base_says
-        )
+        base = self.audits.base_tensor
+        return replace(self.audits.ctx, seed=seed, base_tensor=base, base_says=self.base_says)
 
     def _fail(self, attack: PlannedAttack, which: str, error: EditError | AuditError) -> None:
         remedy = f" ({error.remedy})" if error.remedy else ""
@@ -362,18 +357,3 @@ def _proposed(attack: PlannedAttack, model: ModelHandle, ctx: RunContext) -> Att
 
 def _said(metric: Metric | None) -> object:
     return metric.model_dump(mode="json") if metric is not None else None
-
-
-def _reader(model: ModelHandle) -> Callable[[str], Tensor] | None:
-    """Reads tensors of the untouched model from its files, by the model's own names for them."""
-    stored = model.on_disk
-    if stored is None:
-        return None
-    transposed = model.shape.transposed
-    owners = {model.shape.tied.get(inside, inside): name for name, inside in stored.names.items()}
-
-    def read(name: str) -> Tensor:
-        tensor = stored.read(owners[name])
-        return tensor.T if name in transposed else tensor
-
-    return read

@@ -25,10 +25,9 @@ from safeedit.contracts import RunContext
 from safeedit.delta import WeightDelta
 from safeedit.errors import ExportError, ModelError, naming
 from safeedit.export.checkpoint import write_checkpoint
-from safeedit.export.disk import as_export_error, writing
-from safeedit.export.evidence import claimed, write_evidence
+from safeedit.export.disk import as_export_error
 from safeedit.export.interrupts import until_done
-from safeedit.export.manifest import hash_files
+from safeedit.export.signing.keys import SigningKey
 from safeedit.export.staging import Staging
 from safeedit.export.weights import Written
 from safeedit.model.carried import left_behind
@@ -49,7 +48,6 @@ from safeedit.records import (
     Status,
     Verdict,
 )
-from safeedit.report import render_evidence
 from safeedit.running.attacks import Attacks
 from safeedit.running.audits import Audits
 from safeedit.running.clock import Clock
@@ -57,7 +55,14 @@ from safeedit.running.controls import gates_so_far
 from safeedit.running.edits import apply_edit
 from safeedit.running.keys import scorer_notes
 from safeedit.running.layers import Places
-from safeedit.running.record import data_record, environment_record, model_record, verdicts_of
+from safeedit.running.promotion import promote, staged_export, with_export
+from safeedit.running.record import (
+    data_record,
+    environment_record,
+    model_record,
+    policy_record,
+    verdicts_of,
+)
 from safeedit.running.seeds import OtherSeed, of_seed, warnings_of, with_other_seeds
 from safeedit.running.store import Store
 from safeedit.running.telling import headlines, of_model, of_staging, of_verdict, of_verdicts
@@ -69,7 +74,11 @@ WriteReports = Callable[[RunRecord], None]
 
 @until_done()
 def execute(
-    plan: Plan, ctx: RunContext, *, write_reports: WriteReports = lambda record: None
+    plan: Plan,
+    ctx: RunContext,
+    *,
+    write_reports: WriteReports = lambda record: None,
+    sign: SigningKey | None = None,
 ) -> RunRecord:
     """Run a policy from its plan to its verdict, exporting what passed.
 
@@ -77,13 +86,18 @@ def execute(
         plan: From :func:`safeedit.planning.resolution.make_plan`.
         ctx: Seed, cache, digest key, progress. Its ``warn`` also reaches the record.
         write_reports: Called with the final record, also where the export itself fails.
+        sign: What to sign the export with; None leaves it unsigned.
 
     Raises:
         EditError: an editor changed the model, or a delta a tensor outside its plan.
         ModelError: the model can't be opened, or its weights are not finite.
         ExportError: the checkpoint could not be written; nothing new stands under its name.
     """
-    return _with_other_seeds(plan, ctx, "apply", apply_road, Run.apply, write_reports)
+
+    def go(run: Run, write: WriteReports) -> RunRecord:
+        return run.apply(write, sign)
+
+    return _with_other_seeds(plan, ctx, "apply", apply_road, go, write_reports)
 
 
 def measure(
@@ -198,6 +212,7 @@ class Run:
         """Of each edit whose layers are to be chosen."""
         self.edits: list[EditRecord] = []
         self.deltas: dict[str, WeightDelta] = {}
+        self.sign: SigningKey | None = None
         self.idle = False
         """An edit changed no stored weight, or the edits together left the base as it was:
         whatever the gates say, it is not about an edit."""
@@ -209,8 +224,9 @@ class Run:
         self.measured: RunRecord | None = None
         """What has been found, once the edited model is measured."""
 
-    def apply(self, write_reports: WriteReports) -> RunRecord:
+    def apply(self, write_reports: WriteReports, sign: SigningKey | None = None) -> RunRecord:
         """From the untouched model to a verdict; see :func:`execute`."""
+        self.sign = sign
         model = self._open()
         self._measure_base(model, splits=("test", "validation"))
         self.attacks.measure_base(model)
@@ -369,29 +385,16 @@ class Run:
         attacks: tuple[AttackRecord, ...],
     ) -> RunRecord:
         """The verdict; what passed is given its evidence and its name."""
-        with writing(staging.path):
-            files = hash_files(staging.path)
-        export = ExportRecord(
-            directory=str(target),
-            weights_digest=written.digest,
-            untouched=len(written.digests) - len(written.changed),
-            files=files,
-        )
+        export = staged_export(staging.path, target, written)
         self.measured = record = self._record(after, export, attacks)
         if record.status != "pass":
             return record.model_copy(update={"export": None})
-        ledger = self.plan.ledger.text(record) if self.plan.ledger is not None else None
-        export = claimed(export, written.originals, ledger)
-        self.measured = record = record.model_copy(update={"export": export})
-        write_evidence(
-            staging.path,
-            record,
-            deltas=self.deltas,
-            undo_tensors=written.originals,
-            reports=render_evidence(record),
-            ledger=ledger,
-        )
-        staging.promote()
+        record, ledger = with_export(self.plan, record, export, written.originals)
+        self.measured = record
+        promote(
+            self.plan, staging, record,
+            deltas=self.deltas, originals=written.originals, ledger=ledger, sign=self.sign,
+        )  # fmt: skip
         return record
 
     def _attacked(
@@ -470,11 +473,7 @@ class Run:
                 "command": self.command,
                 "run_id": self.run_id,
                 "started": self.started.isoformat(timespec="seconds"),
-                "policy_name": policy.name,
-                "policy_digest": plan.policy_digest,
-                "policy": plan.recorded_policy,
-                "owner": plan.recorded_policy["owner"],
-                "ticket": policy.ticket,
+                **policy_record(plan),
                 "seed": policy.seed,
                 "model": self.model,
                 "compared_with": self.compared_with,
