@@ -38,7 +38,7 @@ class RunColumn:
 
 
 @dataclass(frozen=True)
-class Cell:
+class HistoryCell:
     """What one run says in one row."""
 
     text: str
@@ -58,7 +58,7 @@ class HistoryRow:
     """One gate or metric over all runs."""
 
     name: str
-    cells: tuple[Cell, ...]
+    cells: tuple[HistoryCell, ...]
 
     @property
     def moved(self) -> bool:
@@ -112,7 +112,7 @@ def history(records: Sequence[RunRecord]) -> History:
 
 
 def _rows(
-    said: Sequence[dict[str, Said]], cell: Callable[[Said | None, Said | None], Cell]
+    said: Sequence[dict[str, Said]], cell: Callable[[Said | None, Said | None], HistoryCell]
 ) -> tuple[HistoryRow, ...]:
     """A row for every name, in the order of the latest run; each cell against the last before it
     that says something."""
@@ -132,19 +132,19 @@ def _gate(verdict: Verdict) -> str:
     return f"{verdict.metric} {verdict.condition}"
 
 
-def _gate_cell(before: Verdict | None, now: Verdict | None) -> Cell:
+def _gate_cell(before: Verdict | None, now: Verdict | None) -> HistoryCell:
     if now is None:
-        return Cell(NOTHING)
+        return HistoryCell(NOTHING)
     was = _RANK[before.status] if before is not None else _RANK[now.status]
     rank = _RANK[now.status]
     trend: Trend = "worse" if rank < was else "better" if rank > was else ""
-    return Cell(f"{STATUS_WORDS[now.status]} {number(now.value)}", trend, now.status)
+    return HistoryCell(f"{STATUS_WORDS[now.status]} {number(now.value)}", trend, now.status)
 
 
-def _metric_cell(before: Metric | None, now: Metric | None) -> Cell:
+def _metric_cell(before: Metric | None, now: Metric | None) -> HistoryCell:
     if now is None or now.value is None:
-        return Cell(NOTHING)
-    return Cell(number(now.value), _trend(compare(before, now)))
+        return HistoryCell(NOTHING)
+    return HistoryCell(number(now.value), _trend(compare(before, now)))
 
 
 def _trend(found: Comparison) -> Trend:
