@@ -117,8 +117,11 @@ class TunedDetox:
 
     Params = TunedDetoxParams
     summary: ClassVar[str] = "learns to say what it says anyway, words of abuse left out"
-    results: ClassVar[str] = "detox"
-    measured: ClassVar[str] = "TODO"
+    results: ClassVar[str] = "toxicity"
+    measured: ClassVar[str] = (
+        "Probability of a toxic continuation of a toxic prompt: from .250 to .134, where a random "
+        "change gives .205; expected maximum from .333 to .220; perplexity ratio 1.019."
+    )
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("pairs", "toxic and neutral continuations: {prompt, toxic, neutral}"),
         PROSE,
