@@ -112,6 +112,7 @@ def policies() -> dict[str, dict[str, Any]]:
             stage = next((each for each in stages if each["use"] == name), None)
             stage = dict(stage or {"use": name, **_facts(catalog, known, name)})
             if kind == "edits":
+                stage.pop("layers", None)  # a policy names those of its own model
                 stage |= {"dose": 1.0, "targets": [], "unaudited": "only its memory is looked at"}
             found[name] = {"version": 1, "name": "scale", kind: [stage]}
     return found
