@@ -5,6 +5,7 @@
 #   make hostile  tries every kill, tamper and malformed input, for an hour or so
 #   make model    fetch the default model              make clean   remove what these made
 #   make test-kernels   the tests that train, under other CPU kernels, thread counts and seeds
+#   make reproduce TABLE=erasure   a published table again, cell by cell (ARGS: fewer rows)
 #   make docs     the documentation, as pages in site/
 #   make test-compat   exports opened with older transformers
 #
@@ -24,7 +25,7 @@ INSTALLED = $(VENV)/.installed
 MODEL = $(VENV)/.model
 DOCS = $(VENV)/.docs
 
-.PHONY: setup model check test test-compat test-kernels hostile demo bench docs clean format
+.PHONY: setup model check test test-compat test-kernels hostile demo bench reproduce docs clean format
 
 setup: $(INSTALLED)
 model: $(MODEL)
@@ -111,7 +112,11 @@ docs: $(DOCS)
 	@echo "documentation: site/index.html"
 
 bench: $(MODEL)
-	@for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(VENV)/bin/python $$benchmark || exit 1; done
+	@for benchmark in $(filter-out benchmarks/reproduce.py,$(wildcard benchmarks/*.py)); do echo "== $$benchmark"; $(VENV)/bin/python $$benchmark || exit 1; done
+
+TABLE ?= erasure
+reproduce: $(MODEL)
+	$(VENV)/bin/python benchmarks/reproduce.py $(TABLE) $(ARGS)
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .

@@ -80,18 +80,24 @@ def adapted(made: Any, given: argparse.Namespace) -> Any:
     return made
 
 
+def finished(policy: Mapping[str, Any], given: argparse.Namespace, name: str) -> Any:
+    """The record of a policy's run that ran before to its end; None where it has not."""
+    path, report = given.out / f"{name}.yaml", given.out / f"{name}.report" / "report.json"
+    text = yaml.safe_dump(adapted(policy, given))
+    done = path.exists() and path.read_text() == text and report.exists()
+    return json.loads(report.read_text()) if done else None
+
+
 def run(policy: Mapping[str, Any], given: argparse.Namespace, name: str) -> dict[str, Any]:
     """The record of a policy's run; one that ran before to its end is not run again."""
     given.out.mkdir(parents=True, exist_ok=True)
     path, report = given.out / f"{name}.yaml", given.out / f"{name}.report"
-    text = yaml.safe_dump(adapted(policy, given))
-    done = path.exists() and path.read_text() == text and (report / "report.json").exists()
-    if not done:
-        path.write_text(text)
+    if finished(policy, given, name) is None:
+        path.write_text(yaml.safe_dump(adapted(policy, given)))
         code = safeedit(given, "-q", "apply", str(path), "--report", str(report))
         if code not in (0, 1, 4):
             raise SystemExit(f"{path} failed with exit code {code}")
-    record: dict[str, Any] = json.loads((report / "report.json").read_text())
+    record: dict[str, Any] = finished(policy, given, name)
     return record
 
 

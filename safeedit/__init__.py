@@ -23,6 +23,7 @@ list, which ``tests/test_layers.py`` enforces:
 ===================================  ========================================================
 :mod:`safeedit.errors`               every error on purpose, in one tree
 :mod:`safeedit.code`                 the code as a digest, for the keys of what is kept
+:mod:`safeedit.observing`            how a run tells where it is
 :mod:`safeedit.private`              what only its owner may read: keys, private folders
 :mod:`safeedit.records`              what is written to disk: metrics, verdicts, the run
                                      record

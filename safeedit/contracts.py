@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar, r
 from pydantic import BaseModel, ConfigDict, Field
 
 from safeedit.errors import UsageError
+from safeedit.observing import Observer, Unobserved
 from safeedit.policy import DataSpec
 from safeedit.policy import Template as Template  # part of the contract; one definition
 from safeedit.records import AttackClass, Metric, MetricSpec, ScorerCard, Split
@@ -110,18 +110,6 @@ def silent(items: Iterable[Item], description: str, total: int | None = None) ->
     return iter(items)
 
 
-class Stages(Protocol):
-    """Where a run says which part of its plan it is at: it calls this, and works within what comes
-    back. ``number`` is from 1 to ``total``."""
-
-    def __call__(self, name: str, number: int, total: int) -> AbstractContextManager[None]: ...
-
-
-def unannounced(name: str, number: int, total: int) -> AbstractContextManager[None]:
-    """Stages that are not told."""
-    return nullcontext()
-
-
 @dataclass(frozen=True)
 class ScorerIdentity:
     """What decides the scores: two scorers of one identity score every text alike."""
@@ -169,7 +157,8 @@ class RunContext:
     secret: bytes
     """Key of the digests that stand for items in records."""
     progress: Progress = silent
-    stages: Stages = unannounced
+    observer: Observer = field(default_factory=Unobserved)
+    """Is told which stage a run is at."""
     warn: Callable[[str], None] = lambda message: None
     """Says something loudly: it reaches the screen and the report. Never data."""
     scorer: Callable[[ScorerRef], ReadyScorer] = _no_scorer
@@ -179,8 +168,8 @@ class RunContext:
     """Whether what earlier runs have found is made anew rather than taken from the store."""
 
     base_tensor: Callable[[str], Tensor] | None = None
-    """Reads a tensor of the untouched model by its name, ``(out, in)``: what an attacker has who
-    holds the base. None where there is no base to read."""
+    """Reads a tensor of the untouched model by its name, ``(out, in)``: what attackers and auditors
+    have who hold the base. None where there are no files of a base to read."""
 
     base_says: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Question -> token ids of what the untouched model answers, with the one that ended it if
@@ -424,6 +413,26 @@ def further_prompts(
     """
     ask = getattr(auditor, "further_prompts", None)
     return {} if ask is None else ask(data)
+
+
+def looked_at(auditor: Auditor, tries: AttackClass, every_asking: bool) -> frozenset[str] | None:
+    """Bare names of the metrics beside its headline that an audit is repeated for under an attack.
+
+    An auditor that asks in several ways has a method ``looked_at(tries, every_asking)``.
+
+    Args:
+        auditor: The auditor.
+        tries: Class of the attack.
+        every_asking: Whether the attack is to repeat every way of asking that the audit knows.
+
+    Returns:
+        The names; None where it is to repeat every way of asking and the audit knows one alone.
+    """
+    ask = getattr(auditor, "looked_at", None)
+    if ask is None:
+        return None if every_asking else frozenset()
+    found: frozenset[str] = ask(tries, every_asking)
+    return found
 
 
 @runtime_checkable

@@ -18,6 +18,8 @@ never quotes data: records named for erasure appear as line numbers or digests.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -106,3 +108,13 @@ class AuditError(SafeeditError):
 
 class ExportError(SafeeditError, OSError):
     """The edited checkpoint could not be written whole; nothing was promoted."""
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """What is raised within says first what it was about."""
+    try:
+        yield
+    except SafeeditError as error:
+        error.message = f"{what}: {error.message}"
+        raise

@@ -20,7 +20,7 @@ from safeedit import auditors
 PACKAGE = Path(safeedit.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "code"),
+    ("errors", "code", "observing"),
     ("records",),
     ("policy",),
     ("private",),
@@ -53,7 +53,18 @@ STRANGERS = [
 """Parts of one layer that do not know each other."""
 
 NO_TORCH = (
-    *("errors", "private", "code", "records", "policy", "cache", "statistics", "contracts", "data"),
+    *(
+        "errors",
+        "private",
+        "code",
+        "observing",
+        "records",
+        "policy",
+        "cache",
+        "statistics",
+        "contracts",
+        "data",
+    ),
     *("catalog", "report", "cli"),
 )
 """Parts whose import brings no torch: validating a policy, ``--help``, a report."""

@@ -17,7 +17,9 @@ back more than one who teaches it to answer in a word.
 Plain AdamW at a constant rate on answer tokens (all tokens, where items have no answer), gradients
 clipped to norm 1, no warm-up, in fp32 with activations in bfloat16. Each learning rate is one
 training, audited after each of ``steps``: a searching adversary takes the worst of them, and so do
-gates. ``update: lora`` trains low-rank adapters at every matrix of the blocks instead, as most
+gates. Questions can stay silent for long while sentences to complete tell already (RepSelect
+2606.17168), so beside an audit's headline the report shows what ``leakage`` is told to those.
+``update: lora`` trains low-rank adapters at every matrix of the blocks instead, as most
 people fine-tune.
 
 What differs from the sources: they train for epochs of hundreds of facts on models of billions;

@@ -31,34 +31,72 @@ def diff(before: Path, after: Path, as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+def keygen(path: Path) -> None:
+    """Make a pair of signing keys (EC P-256): FILE, which signs, and FILE.pub, which verifies."""
+    from safeedit.export.signing.keys import make_keys
+
+    made = make_keys(path)
+    tell(f"{path}: the private key, for its owner alone; 'safeedit apply POLICY --sign {path}'")
+    tell(f"{made.path}: the public key, to give away; 'safeedit verify EXPORT --key {made.path}'")
+    put(made.identity)
+
+
+@click.command()
 @click.argument("export", type=click.Path(path_type=Path, exists=True, file_okay=False))
-def verify(export: Path) -> int:
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path),
+    metavar="PUB",
+    help="Public key of whoever is trusted to sign: check signature and claims too.",
+)
+def verify(export: Path, key: Path | None) -> int:
     """Check an exported checkpoint against its evidence, and the evidence against itself.
 
-    Exit codes: 0 all matches, 1 something does not, 4 only what another version of safeedit
-    concluded or drew could not be drawn again.
+    With --key also that it is signed with that key. Exit codes: 0 all matches, 1 something does
+    not, 4 not all could be checked: another version of safeedit drew it, or a clock is wrong.
     """
+    from safeedit.export.signing.checking import is_signed
+    from safeedit.export.signing.keys import read_verifying_key
     from safeedit.workflows.verification import check
 
-    found = check(export)
+    trusted = None if key is None else read_verifying_key(key)
+    found = check(export, trusted)
     for line in (*found.problems, *found.unsure):
         put(line)
     if found.problems:
         tell("does not match its evidence")
         return 1
     if found.unsure:
-        tell("made by another version of safeedit: not all could be checked")
+        tell("not all could be checked: see the lines above")
         return 4
-    tell("matches its evidence")
+    if trusted is not None:
+        tell(f"matches its evidence, and is signed with the key {trusted.identity[:16]}")
+    elif is_signed(export):
+        tell("consistent with its evidence; signature not checked (--key PUB checks it)")
+    else:
+        tell("consistent with its evidence; not signed, so it does not show who made it")
     return 0
 
 
 @click.command()
 @click.argument("export", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("out", type=click.Path(path_type=Path))
-def revert(export: Path, out: Path) -> None:
+@click.option(
+    "--private",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Where the original tensors lie, if the policy kept them elsewhere (export.private).",
+)
+@click.option(
+    "--identity",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Private key of age, if they are encrypted (export.recipient).",
+)
+def revert(export: Path, out: Path, private: Path | None, identity: Path | None) -> None:
     """Write the checkpoint that EXPORT was made from to OUT, bit for bit."""
     from safeedit.export.reversion import revert as undo
 
-    undo(export, out)
+    undo(export, out, private=private, identity=identity)
     tell(f"{out}: the original weights, digest verified")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from safeedit.cli.digest_key import digest_key
-from safeedit.cli.options import fresh_option, json_option
+from safeedit.cli.options import fresh_option, json_option, seeds_option
 from safeedit.cli.screen import Screen
 from safeedit.cli.terminal import put_json
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 )
 @click.option("--success", help="Metric that says how well an edit works.  [by the audits]")
 @click.option("--locality", help="Metric that says how much else stays.  [by the audits]")
+@seeds_option
 @fresh_option
 @json_option
 @click.pass_obj
@@ -42,6 +43,7 @@ def compare(
     out: Path | None,
     success: str | None,
     locality: str | None,
+    seeds: int | None,
     fresh: bool,
     as_json: bool,
 ) -> int:
@@ -59,6 +61,8 @@ def compare(
     from safeedit.workflows.comparison.running import plan_contest, run_contest
 
     loaded = load_policy(policy)
+    if seeds is not None:
+        loaded = loaded.with_seeds(seeds)
     names = [name.strip() for name in editors.split(",") if name.strip()]
     contest = plan_contest(
         loaded, names, read_settings(settings, loaded), success=success, locality=locality,

@@ -32,6 +32,8 @@ OTHERS: Mapping[str, str] = MappingProxyType(
         "a machine.",
         "HF_HUB_OFFLINE": "1 keeps the Hugging Face libraries, and safeedit with them, off the "
         "network; models and data sets then come from folders or the hub's own cache.",
+        "GITHUB_ACTIONS": "`true` where GitHub Actions runs a command: its gates are annotated, "
+        "and the summary of the step (GITHUB_STEP_SUMMARY) is written.",
         "HF_TOKEN": "Access to gated models of the Hugging Face hub, read by its library.",
     }
 )

@@ -47,14 +47,16 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
 def commands() -> Iterator[click.Command]:
     """Every command that a module of this folder defines, but for those of a group, which the
     group has already."""
-    for module in pkgutil.iter_modules(cli.__path__):
-        if module.name == "main":
-            continue
-        names = vars(importlib.import_module(f"{cli.__name__}.{module.name}"))
-        found = [each for each in names.values() if isinstance(each, click.Command)]
-        groups = [each for each in found if isinstance(each, click.Group)]
-        inside = {id(each) for group in groups for each in group.commands.values()}
-        yield from (each for each in found if id(each) not in inside)
+    modules = [module.name for module in pkgutil.iter_modules(cli.__path__)]
+    names = [
+        vars(importlib.import_module(f"{cli.__name__}.{name}"))
+        for name in modules
+        if name != "main"
+    ]
+    found = [each for some in names for each in some.values() if isinstance(each, click.Command)]
+    groups = [each for each in found if isinstance(each, click.Group)]
+    inside = {id(each) for group in groups for each in group.commands.values()}
+    yield from (each for each in found if id(each) not in inside)
 
 
 for command in commands():

@@ -14,8 +14,19 @@ report_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the reports (default: beside the export).",
 )
+seeds_option = click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    help="Run with so many seeds, from the policy's on; as its own 'seeds'.",
+)
 fresh_option = click.option(
     "--fresh",
     is_flag=True,
     help="Make audits, edits and attacks again that earlier runs have finished.",
+)
+events_option = click.option(
+    "--events",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Add what the run tells of itself to this file, as JSON lines.",
 )

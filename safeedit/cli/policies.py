@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from safeedit.cli.digest_key import digest_key
-from safeedit.cli.options import json_option, policy_argument
+from safeedit.cli.options import json_option, policy_argument, seeds_option
 from safeedit.cli.screen import Screen
 from safeedit.cli.terminal import put, put_json, tell
 
 if TYPE_CHECKING:
     from safeedit.planning.plan import Plan
+
+
+_BASIS = {
+    "runs here": "by what the same work took on this machine",
+    "like runs here": "by what work like it took on this machine; may be off by several times",
+    "arithmetic": "by arithmetic, for nothing like it has run here; may be off by several times",
+}
+"""What an estimate of time stands on -> in words."""
 
 
 @click.command()
@@ -34,6 +42,7 @@ def validate(screen: Screen, policy: Path, as_json: bool) -> None:
 
 @click.command()
 @policy_argument
+@seeds_option
 @json_option
 @click.option(
     "-o",
@@ -41,11 +50,11 @@ def validate(screen: Screen, policy: Path, as_json: bool) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the plan; 'apply FILE' refuses if anything has moved since.",
 )
-def plan(policy: Path, as_json: bool, output: Path | None) -> None:
+def plan(policy: Path, seeds: int | None, as_json: bool, output: Path | None) -> None:
     """Show what a run would touch: layers, tensors, data, gates, memory, time."""
     from safeedit.planning.file import write_plan
 
-    made = plan_of(policy, exporting=False)
+    made = plan_of(policy, exporting=False, seeds=seeds)
     if output is not None:
         write_plan(made, output)
     if as_json:
@@ -62,6 +71,7 @@ def plan_of(
     attacking: bool = False,
     exporting: bool = True,
     keyed: bool = True,
+    seeds: int | None = None,
 ) -> Plan:
     from safeedit.cache import cache_dir
     from safeedit.planning.resolution import make_plan
@@ -72,6 +82,8 @@ def plan_of(
         # Given on the command line, a path starts at the working directory.
         here = Path(source).expanduser()
         loaded = loaded.with_model_source(str(here.absolute()) if here.exists() else source)
+    if seeds is not None:
+        loaded = loaded.with_seeds(seeds)
     if not editing:
         loaded = loaded.without_edits(attacks=attacking)
     return make_plan(loaded, exporting=exporting, key=digest_key(cache_dir()) if keyed else None)
@@ -86,6 +98,8 @@ def _show_plan(plan: Plan) -> None:
         f"{summary['name']}: {model['source']} ({model['architecture']}, "
         f"{model['layers']} layers, {model['parameters']:,} parameters, {model['dtype']})"
     )
+    if len(summary["seeds"]) > 1:
+        put(f"seeds {', '.join(map(str, summary['seeds']))}: a run with each, the first exports")
     for edit in summary["edits"]:
         _show_edit(edit)
     for audit in summary["audits"]:
@@ -108,8 +122,11 @@ def _show_plan(plan: Plan) -> None:
     estimates = summary["estimates"]
     put(
         f"estimates: {estimates['peak_memory_bytes'] / 1e9:.1f} GB peak, "
-        f"{duration(estimates['seconds'])} (within a factor of two)"
+        f"{duration(estimates['seconds'])} if nothing of it has been done before "
+        f"({_BASIS[estimates['basis']]})"
     )
+    for stage, seconds in estimates["stages"].items():
+        put(f"    {stage}: {duration(seconds)}")
     put(f"export: {summary['export'] or 'none'}")
     for warning in summary["warnings"]:
         tell(f"warning: {warning}")

@@ -1,24 +1,27 @@
-"""How long work is shown: bars on a terminal, lines with stage, counts and seconds in a log.
+"""How long work is followed: what is running, how far it is, how long it still takes.
 
-In a log nobody sees a bar move, so everything is said as it begins and once more as it ends::
+An :class:`Announcer` is told of stages and loops and keeps a :class:`Course`; what people and
+programs get to see of it are its views: lines in a log (:class:`Lines`), a picture on a terminal
+(:mod:`safeedit.cli.live`), JSON lines in a file (:mod:`safeedit.cli.events`).
 
-    stage 2 of 7: audit before ...
-      leakage: asking ...
-      leakage: asking: 48 of 48 in 3.1 s
-    stage 2 of 7: audit before: done in 41.0 s
+In a log nobody sees a bar move: a line says that a stage begins, another that it has ended and what
+it found, and in between, of what takes long, one a minute how far it is::
 
-and in between, of what takes long, how far it is, at most once a minute.
+    stage 2 of 9: audit before ..., about 41 s
+      leakage: asking: 24 of 48 after 60 s, 0.4 a second, 60 s left
+    stage 2 of 9: audit before: done in 95 s: leakage.extraction_rate 0.857
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from safeedit.observing import Ended, Figures, Stage
 
 Item = TypeVar("Item")
 
@@ -26,113 +29,278 @@ _EVERY = 60.0
 """Seconds between two lines that say how far something is."""
 
 
+@dataclass
+class Loop:
+    """Something that goes through items one by one."""
+
+    description: str
+    total: int | None
+    begun: float
+    done: int = 0
+
+    def rate(self, now: float) -> float | None:
+        """Items a second; None before the first."""
+        elapsed = now - self.begun
+        return self.done / elapsed if self.done and elapsed > 0 else None
+
+    def left(self, now: float) -> float | None:
+        """Seconds until it ends, if it goes on as it did; None where nobody knows."""
+        rate = self.rate(now)
+        return None if rate is None or self.total is None else (self.total - self.done) / rate
+
+    def count(self) -> str:
+        """``12 of 300``."""
+        return f"{self.done:,} of {self.total:,}" if self.total is not None else f"{self.done:,}"
+
+
+@dataclass
+class Course:
+    """Where a run is."""
+
+    clock: Callable[[], float]
+    begun: float
+    stages: tuple[Stage, ...] = ()
+    running: Stage | None = None
+    stage_begun: float = 0.0
+    loops: list[Loop] = field(default_factory=list)
+    """Those within others last."""
+    took: float = 0.0
+    """Seconds of the stages that were made from nothing, so far."""
+    expected: float = 0.0
+    """What was expected of them."""
+
+    def pending(self) -> tuple[Stage, ...]:
+        """Stages that are still to come."""
+        at = self.running.number if self.running is not None else 0
+        return tuple(stage for stage in self.stages if stage.number > at)
+
+    def expects(self, stage: Stage) -> float | None:
+        """Seconds that a stage is expected to take, as much slower or faster than planned as those
+        before it were, within a factor of four; None where nobody knows."""
+        if stage.seconds is None:
+            return None
+        ratio = self.took / self.expected if self.expected > 0 and self.took > 0 else 1.0
+        return stage.seconds * min(max(ratio, 0.25), 4.0)
+
+    def left_here(self) -> float | None:
+        """Seconds until the stage that is running ends."""
+        expected = self.expects(self.running) if self.running is not None else None
+        return None if expected is None else max(expected - (self.clock() - self.stage_begun), 0.0)
+
+    def left(self) -> float | None:
+        """Seconds until the end."""
+        ahead = [self.left_here(), *map(self.expects, self.pending())]
+        return None if None in ahead else sum(filter(None, ahead))
+
+
+class View(Protocol):
+    """Something that shows where a run is."""
+
+    def run_begins(self, course: Course, run_id: str) -> None: ...
+    def stage_begins(self, course: Course, stage: Stage) -> None: ...
+    def stage_ends(self, course: Course, stage: Stage, ended: Ended) -> None: ...
+    def loop_begins(self, course: Course, loop: Loop) -> None: ...
+    def loop_moves(self, course: Course, loop: Loop) -> None: ...
+    def loop_ends(self, course: Course, loop: Loop) -> None: ...
+    def run_ends(self, course: Course, status: str, exit_code: int) -> None: ...
+    def warned(self, course: Course, message: str) -> None: ...
+    def closes(self, error: BaseException | None) -> None: ...
+
+
+class Silence:
+    """The view that shows nothing; others override what they show."""
+
+    def run_begins(self, course: Course, run_id: str) -> None:
+        """A run begins, and its stages are known."""
+
+    def stage_begins(self, course: Course, stage: Stage) -> None:
+        """A stage begins."""
+
+    def stage_ends(self, course: Course, stage: Stage, ended: Ended) -> None:
+        """A stage has ended."""
+
+    def loop_begins(self, course: Course, loop: Loop) -> None:
+        """A loop begins; it is the last of ``course.loops``."""
+
+    def loop_moves(self, course: Course, loop: Loop) -> None:
+        """One more item of a loop is done."""
+
+    def loop_ends(self, course: Course, loop: Loop) -> None:
+        """A loop has ended, perhaps before its items did."""
+
+    def run_ends(self, course: Course, status: str, exit_code: int) -> None:
+        """A run has its verdict."""
+
+    def warned(self, course: Course, message: str) -> None:
+        """Something was said loudly."""
+
+    def closes(self, error: BaseException | None) -> None:
+        """Nothing more is to come; ``error`` where it broke off."""
+
+
 class Announcer:
-    """Shows progress and stages, as bars or as lines.
+    """An :class:`~safeedit.observing.Observer` that keeps a course and tells views.
 
     Args:
-        console: Where bars go, if it is a terminal.
-        say: Where lines go, if it is none.
-        quiet: Whether to show nothing at all.
+        views: Whom to tell.
         clock: Seconds.
     """
 
-    def __init__(
-        self,
-        console: Console,
-        say: Callable[[str], None],
-        *,
-        quiet: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-        )
-
-        self.bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=quiet or not console.is_terminal,
-        )
-        self._say, self._quiet, self._clock = say, quiet, clock
-        self._depth = 0
+    def __init__(self, *views: View, clock: Callable[[], float] = time.monotonic) -> None:
+        self.views, self._clock = views, clock
+        self.course = Course(clock, clock())
 
     def progress(
         self, items: Iterable[Item], description: str, total: int | None = None
     ) -> Iterator[Item]:
         """See :class:`~safeedit.contracts.Progress`."""
-        total = total or _length(items)
-        shown = self._lines if self.bars.disable else self._bar
-        return shown(items, description, total)
-
-    @contextmanager
-    def stage(self, name: str, number: int, total: int) -> Iterator[None]:
-        """See :class:`~safeedit.contracts.Stages`."""
-        told = f"stage {number} of {total}: {name}"
-        if not self.bars.disable:
-            task = self.bars.add_task(told, total=None)
-            try:
-                yield
-            finally:
-                self.bars.remove_task(task)
-            return
-        with self._between(f"{told} ...", lambda how: f"{told}: {how}"):
-            yield
-
-    def _bar(self, items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
-        task = self.bars.add_task(description, total=total)
-        try:
+        with self._loop(description, total or _length(items)) as loop:
             for item in items:
                 yield item
-                self.bars.advance(task)
+                loop.done += 1
+                for view in self.views:
+                    view.loop_moves(self.course, loop)
+
+    @contextmanager
+    def _loop(self, description: str, total: int | None) -> Iterator[Loop]:
+        loop = Loop(description, total, self._clock())
+        self.course.loops.append(loop)
+        for view in self.views:
+            view.loop_begins(self.course, loop)
+        try:
+            yield loop
         finally:  # a loop may end before its items do
-            self.bars.remove_task(task)
+            for view in self.views:
+                view.loop_ends(self.course, loop)
+            if loop in self.course.loops:  # an outer one that broke off took it with it
+                self.course.loops.remove(loop)
 
-    def _lines(self, items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
-        done = 0
+    def run_begins(self, run_id: str, stages: Sequence[Stage]) -> None:
+        self.course = Course(self._clock, self._clock(), tuple(stages))
+        for view in self.views:
+            view.run_begins(self.course, run_id)
 
-        def count() -> str:
-            return f"{done} of {total}" if total is not None else str(done)
+    def stage_begins(self, stage: Stage) -> None:
+        course = self.course
+        course.running, course.stage_begun = stage, self._clock()
+        for view in self.views:
+            view.stage_begins(course, stage)
 
-        begun = last = self._clock()
-        indent = "  " * self._depth
-        self._line(f"{indent}{description} ...")
-        try:
-            for item in items:
-                yield item
-                done += 1
-                now = self._clock()
-                if now - last >= _EVERY:
-                    last = now
-                    self._line(f"{indent}{description}: {count()} after {now - begun:.0f} s")
-        finally:
-            took = self._clock() - begun
-            self._line(f"{indent}{description}: {count()} in {took:.1f} s")
+    def stage_ends(self, stage: Stage, ended: Ended) -> None:
+        course = self.course
+        if ended.done and not ended.spared and stage.seconds is not None:
+            course.took += ended.seconds
+            course.expected += stage.seconds
+        for view in self.views:
+            view.stage_ends(course, stage, ended)
 
-    @contextmanager
-    def _between(self, begins: str, ends: Callable[[str], str]) -> Iterator[None]:
-        begun = self._clock()
-        self._line("  " * self._depth + begins)
-        self._depth += 1
-        how = "broke off after"
-        try:
-            yield
-            how = "done in"
-        finally:
-            self._depth -= 1
-            took = self._clock() - begun
-            self._line("  " * self._depth + ends(f"{how} {took:.1f} s"))
+    def run_ends(self, status: str, exit_code: int) -> None:
+        for view in self.views:
+            view.run_ends(self.course, status, exit_code)
 
-    def _line(self, text: str) -> None:
-        if not self._quiet:
-            self._say(text)
+    def warned(self, message: str) -> None:
+        """Something was said loudly."""
+        for view in self.views:
+            view.warned(self.course, message)
+
+    def closes(self, error: BaseException | None) -> None:
+        """Nothing more is to come."""
+        for view in self.views:
+            view.closes(error)
+
+
+class Warnings(Silence):
+    """What was said loudly, and nothing else.
+
+    Args:
+        warn: Where it goes.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+
+    def warned(self, course: Course, message: str) -> None:
+        self._warn(message)
+
+
+class Lines(Silence):
+    """Lines for a log.
+
+    Args:
+        say: Where they go.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._last = 0.0
+
+    def stage_begins(self, course: Course, stage: Stage) -> None:
+        self._last = course.clock()
+        self._say(f"{_titled(stage)} ...{about(course.expects(stage))}")
+
+    def stage_ends(self, course: Course, stage: Stage, ended: Ended) -> None:
+        self._say(f"{_titled(stage)}: {how(ended)}{listed(ended.figures)}")
+
+    def loop_begins(self, course: Course, loop: Loop) -> None:
+        if course.running is None:
+            self._last = course.clock()
+            self._say(f"{_indent(course)}{loop.description} ...")
+
+    def loop_moves(self, course: Course, loop: Loop) -> None:
+        now = course.clock()
+        if now - self._last >= _EVERY:
+            self._last = now
+            told = f"{loop.count()} after {now - loop.begun:.0f} s{going(loop, now)}"
+            self._say(f"{_indent(course)}{loop.description}: {told}")
+
+    def loop_ends(self, course: Course, loop: Loop) -> None:
+        if course.running is None:
+            took = course.clock() - loop.begun
+            self._say(f"{_indent(course)}{loop.description}: {loop.count()} in {took:.1f} s")
+
+
+def how(ended: Ended) -> str:
+    """``done in 41 s (3 min of work were taken from earlier runs)``."""
+    from safeedit.report.wording import took
+
+    return f"{'done in' if ended.done else 'broke off after'} {took(ended.seconds, ended.spared)}"
+
+
+def listed(figures: Figures) -> str:
+    """``: dose 1.0, doses tried 2 of 3``; nothing where there are none."""
+    from safeedit.report.wording import number
+
+    def shown(value: float | str | None) -> str:
+        if isinstance(value, str):
+            return value
+        return f"{value:,}" if isinstance(value, int) else number(value)
+
+    found = ", ".join(f"{name} {shown(value)}" for name, value in figures.items())
+    return f": {found}" if found else ""
+
+
+def going(loop: Loop, now: float) -> str:
+    """``, 0.4 a second, 60 s left``, as far as it is known."""
+    from safeedit.report.wording import duration
+
+    rate, left = loop.rate(now), loop.left(now)
+    told = "" if rate is None else f", {rate:.3g} a second"
+    return told if left is None else f"{told}, {duration(left)} left"
+
+
+def about(seconds: float | None) -> str:
+    """``, about 41 s``; nothing where nobody knows."""
+    from safeedit.report.wording import duration
+
+    return "" if seconds is None else f", about {duration(seconds)}"
+
+
+def _titled(stage: Stage) -> str:
+    return f"stage {stage.number} of {stage.total}: {stage.name}"
+
+
+def _indent(course: Course) -> str:
+    return "  " * (len(course.loops) - (course.running is None))
 
 
 def _length(items: Iterable[Any]) -> int | None:

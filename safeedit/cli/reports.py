@@ -19,21 +19,31 @@ if TYPE_CHECKING:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["terminal", "html", "md", "junit"]),
+    type=click.Choice(
+        ["terminal", "html", "md", "junit", "sarif", "comment", "annotations", "card", "bom"]
+    ),
     default="terminal",
     show_default=True,
+    help="comment: a few lines of Markdown for a pull request; annotations: GitHub's; card, bom: "
+    "the model card and the CycloneDX ML-BOM of what was exported.",
 )
 def report(record: Path, kind: str) -> None:
     """Render RECORD (a report.json, or a folder holding one) again."""
-    from safeedit.report import render_all
+    from safeedit.report import FORMATS, OF_AN_EXPORT
     from safeedit.report.terminal import render
 
     found = _read_record(record)
     if kind == "terminal":
         render(found, console(stderr=False))
-    else:
-        name = {"html": "report.html", "md": "report.md", "junit": "junit.xml"}[kind]
-        put(render_all(found)[name], lines=True)
+        return
+    if kind in OF_AN_EXPORT and found.export is None:
+        raise UsageError(
+            f"this run exported nothing, so there is nothing for a {kind} to be about",
+            file=record,
+            field="--format",
+            remedy="give the record of an export",
+        )
+    put(FORMATS[kind](found), lines=True)
 
 
 @click.command()

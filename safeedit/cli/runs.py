@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from safeedit.cli.options import fresh_option, json_option, policy_argument, report_option
+from safeedit.cli.github import announce
+from safeedit.cli.options import (
+    events_option,
+    fresh_option,
+    json_option,
+    policy_argument,
+    report_option,
+    seeds_option,
+)
 from safeedit.cli.policies import plan_of
 from safeedit.cli.screen import Screen
 from safeedit.cli.terminal import put_json
@@ -22,23 +30,60 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("policy", type=click.Path(path_type=Path))
+@seeds_option
 @fresh_option
+@events_option
 @json_option
 @report_option
+@click.option(
+    "--sign",
+    "key",
+    type=click.Path(path_type=Path),
+    metavar="KEY",
+    help="Sign the export with this private key (see 'safeedit keygen').",
+)
 @click.pass_obj
-def apply(screen: Screen, policy: Path, fresh: bool, as_json: bool, report_dir: Path | None) -> int:
+def apply(
+    screen: Screen,
+    policy: Path,
+    seeds: int | None,
+    fresh: bool,
+    events: Path | None,
+    as_json: bool,
+    report_dir: Path | None,
+    key: Path | None,
+) -> int:
     """Run POLICY (or a plan made by 'plan -o'): edit, audit, judge, export what passed."""
+    from safeedit.export.signing.keys import read_signing_key
     from safeedit.planning.file import check_unmoved, is_plan, read_plan
     from safeedit.running.run import execute
 
+    sign = None if key is None else read_signing_key(key)
     written = read_plan(policy) if is_plan(policy) else None
-    made = plan_of(Path(written["policy_file"]) if written else policy)
     if written:
+        if seeds is not None:
+            raise UsageError(
+                "a plan says itself how many seeds it is for",
+                file=policy,
+                field="--seeds",
+                remedy="make it again with 'plan --seeds', or apply the policy",
+            )
+        made = plan_of(Path(written["policy_file"]), seeds=len(written["seeds"]))
         check_unmoved(made, written)
+    else:
+        made = plan_of(policy, seeds=seeds)
     reports = _Reports(made, report_dir, made.report_dir, beside=made.export_dir)
-    with screen.context(made.loaded.policy.seed, fresh=fresh) as ctx:
-        record = execute(made, ctx, write_reports=reports.write)
+    if sign is not None and made.export_dir is None:
+        raise UsageError(
+            "the policy exports nothing, so there is nothing to sign",
+            field="--sign",
+            remedy="give the policy an 'export', or leave --sign out",
+        )
+    with screen.context(made.loaded.policy.seed, fresh=fresh, events=reports.beside(events)) as ctx:
+        record = execute(made, ctx, write_reports=reports.write, sign=sign)
     _show_record(screen, record, reports.folder, as_json)
+    if record.export is not None and made.private_dir is not None:
+        screen.say(f"what can undo the edits: {made.private_dir / record.run_id}")
     if noted():
         what = "the export was complete by then and stands" if record.export else "the run ended"
         screen.warn(f"interrupted too late: {what}")
@@ -50,6 +95,7 @@ def apply(screen: Screen, policy: Path, fresh: bool, as_json: bool, report_dir: 
 @click.option("--model", "source", help="Measure this model instead of the policy's.")
 @click.option("--base", help="Compare with this untouched model.")
 @fresh_option
+@events_option
 @json_option
 @report_option
 @click.pass_obj
@@ -59,6 +105,7 @@ def audit(
     source: str | None,
     base: str | None,
     fresh: bool,
+    events: Path | None,
     as_json: bool,
     report_dir: Path | None,
 ) -> int:
@@ -68,7 +115,7 @@ def audit(
     made = plan_of(policy, source=source, editing=False)
     default = made.report_dir.with_name(made.report_dir.stem + ".audit")
     reports = _Reports(made, report_dir, default)
-    with screen.context(made.loaded.policy.seed, fresh=fresh) as ctx:
+    with screen.context(made.loaded.policy.seed, fresh=fresh, events=reports.beside(events)) as ctx:
         record = measure(made, ctx, base=base, write_reports=reports.write)
     _show_record(screen, record, reports.folder, as_json)
     return record.exit_code
@@ -84,6 +131,7 @@ def audit(
 )
 @click.option("--base", help="The untouched model, if it is another than the policy's.")
 @fresh_option
+@events_option
 @json_option
 @report_option
 @click.pass_obj
@@ -93,6 +141,7 @@ def attack(
     policy: Path,
     base: str | None,
     fresh: bool,
+    events: Path | None,
     as_json: bool,
     report_dir: Path | None,
 ) -> int:
@@ -114,7 +163,7 @@ def attack(
     made = plan_of(policy, source=model, editing=False, attacking=True)
     default = made.report_dir.with_name(made.report_dir.stem + ".attack")
     reports = _Reports(made, report_dir, default)
-    with screen.context(made.loaded.policy.seed, fresh=fresh) as ctx:
+    with screen.context(made.loaded.policy.seed, fresh=fresh, events=reports.beside(events)) as ctx:
         record = run_attack(
             made, ctx, base=untouched, base_adapter=None if base else adapter_folder(loaded),
             write_reports=reports.write,
@@ -161,15 +210,28 @@ class _Reports:
     def __init__(
         self, plan: Plan, given: Path | None, default: Path, beside: Path | None = None
     ) -> None:
-        from safeedit.export.places import check_apart, check_folder
+        from safeedit.export.places import check_folder
 
+        self.plan = plan
         self.folder = given or default
         self.target = beside if given is None else None
         check_folder(self.folder, "--report", "the report")
         _check_free(self.folder)
+        self._check_apart(self.folder, "--report", "the report")
+
+    def _check_apart(self, path: Path, option: str, what: str) -> None:
+        from safeedit.export.places import check_apart
+
+        plan = self.plan
         for place, name in ((plan.source_path, "the model"), (plan.export_dir, "the export")):
             if place is not None:
-                check_apart(self.folder, place, "--report", "the report", name)
+                check_apart(path, place, option, what, name)
+
+    def beside(self, events: Path | None) -> Path | None:
+        """Where events go, made sure to be apart from what the run makes or reads."""
+        if events is not None:
+            self._check_apart(events, "--events", "the file of events")
+        return events
 
     def write(self, record: RunRecord) -> None:
         from safeedit.running.reports import write_reports
@@ -183,4 +245,5 @@ def _show_record(screen: Screen, record: RunRecord, folder: Path, as_json: bool)
     if as_json:
         put_json(record.model_dump_json(indent=2))
     render(record, screen.console())
+    announce(record, screen)
     screen.say(f"report: {folder / 'report.html'}")

@@ -10,9 +10,13 @@ from safeedit.cli.digest_key import digest_key
 from safeedit.cli.terminal import console, tell
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress as RichProgress
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import TracebackType
 
+    from rich.console import Console
+
+    from safeedit.cli.progress import View
     from safeedit.contracts import RunContext
 
 
@@ -33,25 +37,24 @@ class Screen:
     def warn(self, message: str) -> None:
         tell(f"warning: {message}")
 
-    def context(self, seed: int, *, fresh: bool = False) -> AbstractContextManager[RunContext]:
-        """What work on a model may know of its surroundings, progress bars included."""
-        return RunSurroundings(self, seed, fresh)
+    def context(
+        self, seed: int, *, fresh: bool = False, events: Path | None = None
+    ) -> AbstractContextManager[RunContext]:
+        """What work on a model may know of its surroundings, and who is told how far it is.
 
-    def beside(self, bars: RichProgress, message: str) -> None:
-        """A warning while bars are drawn: above them, never read as markup, never wrapped."""
-        if bars.disable:
-            self.warn(message)
-        else:
-            bars.console.print(
-                f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True
-            )
+        Args:
+            seed: Of everything random.
+            fresh: Make again what earlier runs have left.
+            events: File that JSON lines are added to.
+        """
+        return RunSurroundings(self, seed, fresh, events)
 
 
 class RunSurroundings:
-    """A run context whose progress bars live as long as the ``with`` block."""
+    """A run context whose views live as long as the ``with`` block."""
 
-    def __init__(self, screen: Screen, seed: int, fresh: bool) -> None:
-        self.screen, self.seed, self.fresh = screen, seed, fresh
+    def __init__(self, screen: Screen, seed: int, fresh: bool, events: Path | None) -> None:
+        self.screen, self.seed, self.fresh, self.events = screen, seed, fresh, events
 
     def __enter__(self) -> RunContext:
         from safeedit.cache import cache_dir
@@ -60,18 +63,36 @@ class RunSurroundings:
 
         cache = cache_dir()
         secret = digest_key(cache)
-        shown = Announcer(self.screen.console(), self.screen.say, quiet=self.screen.quiet)
-        self.bars = shown.bars
-        self.bars.start()
+        self.shown = Announcer(*self._views())
         return RunContext(
             seed=self.seed,
             cache=cache,
             secret=secret,
-            progress=shown.progress,
-            stages=shown.stage,
-            warn=lambda message: self.screen.beside(self.bars, message),
+            progress=self.shown.progress,
+            observer=self.shown,
+            warn=self.shown.warned,
             fresh=self.fresh,
         )
 
-    def __exit__(self, *exception: object) -> None:
-        self.bars.stop()
+    def _views(self) -> Iterator[View]:
+        from safeedit.cli.events import EventFile
+        from safeedit.cli.live import Picture
+        from safeedit.cli.progress import Lines, Warnings
+
+        if self.events is not None:
+            yield EventFile(self.events, self.screen.warn)
+        console = self.screen.console()
+        if console.is_terminal and not self.screen.quiet:
+            yield Picture(console)
+            return
+        yield Warnings(self.screen.warn)
+        if not self.screen.quiet:
+            yield Lines(self.screen.say)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.shown.closes(error)

@@ -15,9 +15,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from safeedit.policy import GateSpec, LedgerSpec
-from safeedit.records import RECOVERED, Metric, RunRecord
+from safeedit.policy.model import further_seeds
+from safeedit.records import RECOVERED, Metric, RunRecord, Verdict
 from safeedit.statistics.metrics import compare, rate_interval_of
 from safeedit.statistics.recovery import recovery
+from safeedit.statistics.seeds import over_seeds
 from safeedit.statistics.verdicts import overall, verdicts_on
 
 
@@ -29,13 +31,41 @@ def contradictions(record: RunRecord, *, earlier_erasures: bool = False) -> list
         earlier_erasures: The export's ledger holds rows of earlier runs, whose re-audit is a
             gate.
     """
+    found = [
+        *_of_one_seed(record),
+        *_of_the_seeds(record),
+        *_of_the_verdicts(record, earlier_erasures),
+    ]
+    for other in record.other_seeds:
+        own = [*_of_one_seed(other), *_of_the_verdicts(other, earlier_erasures)]
+        found += [f"seed {other.seed}: {line}" for line in own]
+    return found
+
+
+def _of_one_seed(record: RunRecord) -> list[str]:
     return [
         *_of_the_policy(record),
         *_of_the_metrics(record),
         *_of_the_comparisons(record),
         *_of_the_attacks(record),
-        *_of_the_verdicts(record, earlier_erasures),
     ]
+
+
+def _of_the_seeds(record: RunRecord) -> Iterator[str]:
+    """Those that the policy asks for were run, each with the same policy on the same model."""
+    policy = record.policy
+    found = tuple(run.seed for run in record.all_seeds)
+    asked = (record.seed, *further_seeds(record.seed, len(found)))
+    if policy.get("seeds", 1) != len(found) or asked != found:
+        yield "other_seeds: not those of the policy"
+    for other in record.other_seeds:
+        theirs = {**policy, "seed": other.seed, "seeds": 1, "export": None}
+        if other.policy != theirs:
+            yield f"other_seeds: seed {other.seed} was run with another policy"
+        if other.model.digest != record.model.digest:
+            yield f"other_seeds: seed {other.seed} was run on another model"
+        if other.other_seeds or other.export is not None or other.command != record.command:
+            yield f"other_seeds: seed {other.seed} is no run of one seed without export"
 
 
 def changed_tensors(record: RunRecord) -> set[str]:
@@ -139,6 +169,7 @@ def _of_the_verdicts(record: RunRecord, earlier_erasures: bool) -> Iterator[str]
         for gate in gates
         for again in verdicts_on(gate, comparisons, record.edits, record.attacks)
     ]
+    judged = _with_other_seeds(record, judged)
     if len(judged) != len(record.verdicts):
         yield f"verdicts: {len(record.verdicts)} for {len(judged)} gates"
     for (gate, again), verdict in zip(judged, record.verdicts, strict=False):
@@ -152,6 +183,20 @@ def _of_the_verdicts(record: RunRecord, earlier_erasures: bool) -> Iterator[str]
         yield f"status: {record.status}, where the verdicts make it {status}"
     if record.exit_code != exit_code:
         yield f"exit_code: {record.exit_code}, where the verdicts make it {exit_code}"
+
+
+def _with_other_seeds(
+    record: RunRecord, judged: Sequence[tuple[GateSpec, Verdict]]
+) -> list[tuple[GateSpec, Verdict]]:
+    """What each gate says of all seeds together, where others were run."""
+    found = []
+    for place, (gate, own) in enumerate(judged):
+        by_seed = {record.seed: own}
+        for other in record.other_seeds:
+            if len(other.verdicts) == len(judged):  # else said of it alone
+                by_seed[other.seed] = other.verdicts[place]
+        found.append((gate, over_seeds(gate, by_seed)))
+    return found
 
 
 def _mean(metric: Metric) -> float:

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -27,7 +27,13 @@ DELTA = f"{EVIDENCE}/delta-{{id}}.safetensors"
 LEDGER = f"{EVIDENCE}/ledger.jsonl"
 RECORD = f"{EVIDENCE}/report.json"
 CARD = "README.md"
-RENDERED = (*(f"{EVIDENCE}/{name}" for name in ("report.html", "report.md", "junit.xml")), CARD)
+SIGNATURE = "model.sig"
+CLAIMS = "claims.jsonl"
+UNLISTED = (MANIFEST, SIGNATURE, CLAIMS)
+"""What is written after the manifest: itself, and who says so (:mod:`safeedit.export.signing`)."""
+BOM = f"{EVIDENCE}/bom.cdx.json"
+_REPORTS = ("report.html", "report.md", "junit.xml", "report.sarif")
+RENDERED = (*(f"{EVIDENCE}/{name}" for name in _REPORTS), BOM, CARD)
 """What is drawn from the record alone."""
 PLANTED = f"{EVIDENCE}/planted.json"
 """What a checkpoint with planted canaries says of itself, in place of a run record."""
@@ -38,13 +44,13 @@ MAY_BE_WITHHELD = (UNDO, DELTA.format(id="*"))
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
 
-def hash_files(folder: Path) -> dict[str, str]:
-    """Relative path -> sha256 in hex of every file below ``folder`` but the manifest.
+def hash_files(folder: Path, leave_out: Collection[str] = UNLISTED) -> dict[str, str]:
+    """Relative path -> sha256 in hex of every file below ``folder`` but those left out.
 
     Raises:
         OSError: A file can't be read.
     """
-    names = sorted(name for name in _entries(folder)[0] if name != MANIFEST)
+    names = sorted(name for name in _entries(folder)[0] if name not in leave_out)
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         return dict(zip(names, pool.map(lambda name: _sha256(folder / name), names), strict=True))
 
@@ -128,7 +134,7 @@ def check_ours(folder: Path) -> str:
         return "it has no manifest that can be read"
     if not any(_is_record(folder, name, listed) for name in (RECORD, PLANTED)):
         return "it has no run record that is its manifest's"
-    unlisted = sorted(set(files) - listed.keys() - {MANIFEST})
+    unlisted = sorted(set(files) - listed.keys() - set(UNLISTED))
     return f"its manifest does not list {_shown(unlisted[0])}" if unlisted else ""
 
 

@@ -234,6 +234,22 @@ def recover(target: Path) -> None:
             os.close(lock)
 
 
+def clear_dead(folder: Path) -> None:
+    """Remove what dead runs left unfinished in a folder, whatever it was to be called.
+
+    Raises:
+        OSError: The folder can't be read or written.
+    """
+    if not folder.is_dir():
+        return
+    for left in sorted(folder.iterdir()):
+        if re.fullmatch(rf"\..+\.{_STAGING}-[0-9a-f]{{8}}", left.name):
+            lock = _lock(left)
+            if lock is not None:  # else its maker lives
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(lock)
+
+
 def _prefix(target: Path, purpose: str) -> str:
     return f".{target.name}.{purpose}-"
 
@@ -311,7 +327,7 @@ def settle(folder: Path) -> None:
         mode = Path(place).stat().st_mode & 0o666
         for name in files:
             path = Path(place, name)
-            relative = path.relative_to(folder).as_posix()
+            relative = path.relative_to(folder).as_posix().removesuffix(".age")
             private = any(fnmatchcase(relative, pattern) for pattern in MAY_BE_WITHHELD)
             path.chmod(PRIVATE if private else mode)
             sync(path)

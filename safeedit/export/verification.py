@@ -7,9 +7,9 @@
   back; originals, deltas and ledger from the digests in the record
 - what follows within the record (:mod:`~safeedit.export.claims`), and the renderings from it
 
-What is left to trust is the record: who changes it and everything that follows from it is not
-found out here. Nothing is believed on its word before it is parsed, and no link or pipe is
-opened.
+What is left to trust is the record: who changes it and everything that follows from it is found
+out by the signature alone (:mod:`safeedit.export.signing`). Nothing is believed on its word before
+it is parsed, and no link or pipe is opened.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def read_originals(path: Path) -> dict[str, Tensor]:
         raise ExportError(
             "this copy of the export came without the original tensors",
             file=path,
-            remedy="use the full export, or the original model, named in evidence/report.json",
+            remedy="name the private folder where the policy kept them (--private), use the full "
+            "export, or the original model, named in evidence/report.json",
         )
     try:
         with safe_open(path, framework="pt") as file:

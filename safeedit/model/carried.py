@@ -32,8 +32,11 @@ CARRIED = (
 )
 """Patterns of what is carried over, beside :data:`LEGAL`."""
 
-_WRITTEN = ("config.json", "model*.safetensors", "model.safetensors.index.json", "README.md")
-"""What an export has of its own."""
+_WRITTEN = (
+    *("config.json", "model*.safetensors", "model.safetensors.index.json", "README.md"),
+    *("model.sig", "claims.jsonl"),
+)
+"""What an export has of its own; a signature of other weights is none of these."""
 
 
 _MAX_BYTES = 256 << 20

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from safeedit import catalog
-from safeedit.contracts import EditData
+from safeedit.contracts import Attack, EditData, looked_at
 from safeedit.data import Dataset, Item
 from safeedit.data.independence import marks
 from safeedit.data.splitting import normalise_prompt
@@ -80,15 +80,7 @@ def plan_attack(
         params=params,
         data=EditData(parts.data),
         audits=parts.audits,
-        wanted={
-            audit.id: frozenset(
-                headline_of(audit) if gate.name == RECOVERED else gate.name
-                for gate in loaded.policy.gates
-                if spec.id in gate.under and gate.audit == audit.id
-            )
-            | {headline_of(audit)}
-            for audit in parts.audits
-        },
+        wanted=_wanted(loaded, at, spec, attack, parts.audits),
         left_out=parts.left_out,
     )
 
@@ -98,6 +90,35 @@ def headline_of(audit: PlannedAudit) -> str:
     its first."""
     declared: str | None = getattr(audit.auditor, "headline", None)
     return declared or audit.auditor.metrics[0].name
+
+
+def _wanted(
+    loaded: LoadedPolicy,
+    at: FieldPath,
+    spec: AttackSpec,
+    attack: Attack,
+    audits: Sequence[PlannedAudit],
+) -> dict[str, frozenset[str]]:
+    """Audit -> bare names of what is looked at under the attack: its headline, what gates hold,
+    and what it asks beside them."""
+    every = spec.askings == "all"
+    more = {audit.id: looked_at(audit.auditor, attack.tries, every) for audit in audits}
+    if every and not any(more.values()):
+        raise loaded.error(
+            (*at, "askings"),
+            f"no audit under it asks in more than one way: {', '.join(more)}",
+            "remove askings, or name an audit such as leakage",
+        )
+    found = {}
+    for audit in audits:
+        headline = headline_of(audit)
+        held = (
+            headline if gate.name == RECOVERED else gate.name
+            for gate in loaded.policy.gates
+            if spec.id in gate.under and gate.audit == audit.id
+        )  # fmt: skip
+        found[audit.id] = frozenset({headline, *held, *(more[audit.id] or ())})
+    return found
 
 
 def _parted(

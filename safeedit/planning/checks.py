@@ -11,7 +11,8 @@ from safeedit.contracts import further_prompts
 from safeedit.data import Dataset, Item, check_disjoint
 from safeedit.data.subjects import with_subject
 from safeedit.errors import DataError, UsageError
-from safeedit.export.places import check_apart, within
+from safeedit.export.places import check_apart, check_folder, within
+from safeedit.export.withheld import check_recipient
 from safeedit.planning.coverage import futile
 from safeedit.planning.located import Located
 from safeedit.planning.plan import Plan, PlannedAudit, PlannedEdit
@@ -194,6 +195,34 @@ def check_prompts(
             with Located(loaded, (*audit.at, role if role in audit.spec.options else "data")):
                 check.of_attack(f"audit {audit.id}", role, attack, put, audit.params)
     warnings += check.warnings
+
+
+def check_private(plan: Plan, target: Path) -> None:
+    """What can undo the edits goes to a folder outside of export and model, to a key that is one.
+
+    Raises:
+        PolicyError: A recipient without a folder.
+        UsageError: The folder is in one of these, can't be written, or the key is none.
+    """
+    loaded, export, folder = plan.loaded, plan.loaded.policy.export, plan.private_dir
+    if export is None:
+        return
+    if folder is None:
+        if export.recipient is not None:
+            raise loaded.error(
+                ("export", "recipient"),
+                "nothing is encrypted to this key: no 'private' folder is named",
+                "add 'private: DIR', where the original tensors and deltas go",
+            )
+        return
+    with Located(loaded, ("export", "private")):
+        check_folder(folder, what="the private folder")
+        check_apart(folder, target, what="the private folder", name="the export")
+        if plan.source_path is not None:
+            check_apart(folder, plan.source_path, what="the private folder", name="the model")
+    if export.recipient is not None:
+        with Located(loaded, ("export", "recipient")):
+            check_recipient(export.recipient)
 
 
 def check_place(plan: Plan, target: Path) -> None:

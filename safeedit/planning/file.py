@@ -86,6 +86,12 @@ def read_plan(path: Path) -> dict[str, Any]:
             "the plan does not say what it saw of policy, model and data",
             file=path, field="fingerprint", remedy="make it again with plan -o",
         )  # fmt: skip
+    seeds = content.get("seeds")
+    if not isinstance(seeds, list) or not seeds:
+        raise UsageError(
+            "the plan does not say for which seeds it is",
+            file=path, field="seeds", remedy="make it again with plan -o",
+        )  # fmt: skip
     return {**content, "policy_file": os.path.normpath(path.parent / content["policy_file"])}
 
 

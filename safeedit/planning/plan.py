@@ -109,6 +109,13 @@ class Plan:
     """What a gate can tell at the number of items at hand, in words, as far as that is known."""
     key: bytes | None = field(default=None, repr=False)
     """Of the digests of data."""
+    other_seeds: tuple[Plan, ...] = ()
+    """The same policy with each of its other seeds, without the export."""
+
+    @property
+    def seed(self) -> int:
+        """The policy's."""
+        return self.loaded.policy.seed
 
     @property
     def gates(self) -> tuple[GateSpec, ...]:
@@ -130,18 +137,35 @@ class Plan:
         return Path(os.path.normpath(self.loaded.base / Path(export.dir).expanduser()))
 
     @property
+    def private_dir(self) -> Path | None:
+        """Where what can undo the edits goes, if not into the export; resolved likewise."""
+        export = self.loaded.policy.export
+        if export is None or export.private is None:
+            return None
+        return Path(os.path.normpath(self.loaded.base / Path(export.private).expanduser()))
+
+    @property
     def source_path(self) -> Path | None:
         """The model's folder or file on this machine; None for one of the hub or built in."""
         path = Path(self.model_source).expanduser()
         return path if self.model_source and path.exists() else None
 
     @property
+    def bytes_per_weight(self) -> int:
+        """Of the weights while editing."""
+        return 4 if self.dtype == "float32" else 2
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of all weights in memory."""
+        return self.shape.n_parameters * self.bytes_per_weight
+
+    @property
     def export_bytes(self) -> int:
         """What the export takes on the disk, estimated: the weights, and the originals of all
         tensors that edits may change."""
-        bytes_per_weight = 4 if self.dtype == "float32" else 2
         touched = {t.name: _size(t.shape) for edit in self.edits for t in edit.tensors}
-        return (self.shape.n_parameters + sum(touched.values())) * bytes_per_weight
+        return self.weights_bytes + sum(touched.values()) * self.bytes_per_weight
 
     @property
     def report_dir(self) -> Path:
@@ -166,7 +190,12 @@ class Plan:
         return {
             "policy": self._whole_policy_digest,
             "model": self.model_digest,
-            "data": {name: data.digest for name, data in self.datasets()},
+            "data": {name: data.digest for name, data in self.datasets()}
+            | {
+                f"seed {plan.seed}: {name}": data.digest
+                for plan in self.other_seeds
+                for name, data in plan.datasets()
+            },
             "key": "" if self.key is None else key_check(self.key),
         }
 
@@ -210,6 +239,7 @@ class Plan:
             "version": 1,
             "policy_file": str(self.loaded.path),
             "name": policy.name,
+            "seeds": [policy.seed, *policy.other_seeds],
             "fingerprint": self.fingerprint(),
             "model": {
                 "source": policy.model.source,
@@ -276,48 +306,16 @@ class Plan:
             "items_left_out": attack.left_out,
         }
 
-    def estimates(self) -> dict[str, float]:
-        """Rough memory (bytes) and time (seconds) of a run, from shapes and item counts.
+    def estimates(self) -> dict[str, Any]:
+        """Memory (bytes) and time (seconds, by stage) of a run that finds nothing done before; see
+        :mod:`safeedit.planning.estimates`."""
+        from safeedit.planning.estimates import estimates
 
-        Time is arithmetic, not measurement: 2 FLOPs per parameter and token forward, 6 in
-        training, over the matrix throughput of this machine as timed on one small product. Expect
-        a factor of two either way.
-        """
-        from safeedit.planning.throughput import measured_flops
-
-        flops = measured_flops(self.dtype)
-        forward = sum(_cost(audit.auditor, dict(audit.data)) for audit in self.audits)
-        rounds = 2 + sum(2 if edit.spec.dose == "auto" else 1 for edit in self.edits)
-        training = sum(_cost(edit.editor, edit.data.roles) for edit in self.edits)
-        under, taught = _of_attacks(self)
-        training += 2 * taught
-        n = self.shape.n_parameters
-        bytes_per_weight = 4 if self.dtype == "float32" else 2
-        touched = sum(_size(t.shape) for edit in self.edits for t in edit.tensors)
-        return {
-            "weights_bytes": n * bytes_per_weight,
-            "peak_memory_bytes": n * (bytes_per_weight * 2 + (16 if taught else 0))
-            + touched * 12
-            + 1.0e9,
-            "forward_tokens": forward * rounds + 2 * under,
-            "training_tokens": training,
-            "seconds": (2 * n * (forward * rounds + 2 * under) + 6 * n * training) / flops,
-        }
+        return estimates(self)
 
 
 def _layers(edit: PlannedEdit) -> list[int]:
     return sorted({t.layer for t in edit.tensors if t.layer is not None})
-
-
-def _of_attacks(plan: Plan) -> tuple[int, int]:
-    """Tokens of audits under all attacks, and of the attacks' own training, on one model."""
-    asked, taught = 0, 0
-    for attack in plan.attacks:
-        points = len(attack.attack.strengths()) * attack.spec.seeds
-        asked += points * sum(_cost(audit.auditor, audit.data) for audit in attack.audits)
-        trained = attack.spec.seeds if attack.data.roles else 0
-        taught += trained * _cost(attack.attack, attack.data.roles)
-    return asked, taught
 
 
 def key_check(key: bytes) -> str:
@@ -334,9 +332,3 @@ def _size(shape: Sequence[int]) -> int:
     for side in shape:
         size *= side
     return size
-
-
-def _cost(stage: Editor | Auditor | Attack, data: Mapping[str, Dataset]) -> int:
-    """Tokens through the model that a stage says it needs; editors and auditors may offer it."""
-    tokens = getattr(stage, "tokens", None)
-    return int(tokens(data)) if callable(tokens) else sum(60 * len(d) for d in data.values())

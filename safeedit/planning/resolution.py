@@ -9,12 +9,14 @@ Fails with :class:`~safeedit.errors.PolicyError` (at a position in the policy fi
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from safeedit.errors import ExportError
+from safeedit.data import Dataset
+from safeedit.errors import ExportError, naming
 from safeedit.export.disk import writing
 from safeedit.export.places import check_room, usable
-from safeedit.export.staging import check_target, recover
+from safeedit.export.staging import check_target, clear_dead, recover
 from safeedit.model.architectures import ModelShape
 from safeedit.model.sources import Inspected, inspect_model
 from safeedit.planning.attacks import plan_attack
@@ -22,6 +24,7 @@ from safeedit.planning.checks import (
     check_enough,
     check_gates,
     check_place,
+    check_private,
     check_prompts,
     check_splits,
     warn_of_inflection,
@@ -55,13 +58,40 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
         DataError: a data source is missing, malformed or overlaps another.
         ModelError: the model can't be found or is refused.
     """
-    policy = loaded.policy
-    warnings: list[str] = []
-    if policy.export is not None:
+    if loaded.policy.export is not None:
         with Located(loaded, ("export", "dir")):
-            usable(policy.export.dir)
-    source, adapter, found, shape = _model(loaded)
-    warnings += [f"model: {note}" for note in found.notes]
+            usable(loaded.policy.export.dir)
+    model = _model(loaded)
+    own = _resolved(loaded, model, key)
+    others = []
+    for seed in loaded.policy.other_seeds:
+        with naming(f"with seed {seed}"):
+            others.append(_resolved(loaded.with_other_seed(seed), model, key))
+    # What one seed's data holds may be quoted with no other's either.
+    hidden = Withholding(data for plan in (own, *others) for data in _erased(plan))
+    own = _checked(replace(own, hidden=hidden), model.found, exporting=exporting)
+    checked = []
+    for plan in others:
+        with naming(f"with seed {plan.seed}"):
+            checked.append(_checked(replace(plan, hidden=hidden), model.found, exporting=exporting))
+    return replace(own, other_seeds=tuple(checked))
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The policy's model, as far as headers tell."""
+
+    source: str
+    adapter: str | None
+    found: Inspected
+    shape: ModelShape
+
+
+def _resolved(loaded: LoadedPolicy, model: _Model, key: bytes | None) -> Plan:
+    """The policy with its own seed, unchecked; nothing is withheld yet."""
+    policy = loaded.policy
+    source, found, shape = model.source, model.found, model.shape
+    warnings = [f"model: {note}" for note in found.notes]
     edits = tuple(plan_edit(loaded, index, shape, key) for index in range(len(policy.edits)))
     audits = tuple(
         plan_audit(loaded, spec, ("audits", index), key) for index, spec in enumerate(policy.audits)
@@ -70,23 +100,34 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
     attacks = tuple(
         plan_attack(loaded, index, audits, key, warnings) for index in range(len(policy.attacks))
     )
-    given = [data for audit in (*audits, *again) for data in audit.data.values() if data.erased]
-    given += [data for edit in edits for data in edit.erased]
-    plan = Plan(
+    return Plan(
         loaded=loaded,
         model_source=source,
-        adapter=adapter,
+        adapter=model.adapter,
         model_digest=found.identity,
         dtype=found.dtype,
         shape=shape,
         edits=edits,
         audits=(*audits, *again),
-        warnings=(),
-        hidden=Withholding(given),
+        warnings=tuple(warnings),
+        hidden=Withholding(()),
         attacks=attacks,
         ledger=ledger,
         key=key,
     )
+
+
+def _erased(plan: Plan) -> Iterator[Dataset]:
+    """All data of a plan that is to be erased."""
+    for audit in plan.audits:
+        yield from (data for data in audit.data.values() if data.erased)
+    for edit in plan.edits:
+        yield from edit.erased
+
+
+def _checked(plan: Plan, found: Inspected, *, exporting: bool) -> Plan:
+    """The plan with what is to be warned of, unless it can't work."""
+    warnings = list(plan.warnings)
     _check(plan, found, editing=exporting, warnings=warnings)
     if plan.export_dir is not None:
         _check_export(plan, exporting=exporting, warnings=warnings)
@@ -100,13 +141,13 @@ def _with_powers(plan: Plan, warnings: list[str]) -> Plan:
     return replace(plan, warnings=tuple(warnings), powers=told)
 
 
-def _model(loaded: LoadedPolicy) -> tuple[str, str | None, Inspected, ModelShape]:
+def _model(loaded: LoadedPolicy) -> _Model:
     """Where model and adapter lie, what their headers say, and the shape."""
     spec = loaded.policy.model
     with Located(loaded, ("model", "source")):
         source, adapter = model_source(loaded, spec.source), adapter_folder(loaded)
         found = inspect_model(source, revision=spec.revision, dtype=spec.dtype, adapter=adapter)
-        return source, adapter, found, ModelShape.from_config(found.config)
+        return _Model(source, adapter, found, ModelShape.from_config(found.config))
 
 
 def _check(plan: Plan, found: Inspected, *, editing: bool, warnings: list[str]) -> None:
@@ -145,6 +186,10 @@ def _check_export(plan: Plan, *, exporting: bool, warnings: list[str]) -> None:
             check_target(target, overwrite=export.overwrite)
             check_place(plan, target)
             check_room(target, plan.export_bytes)
+        check_private(plan, target)
+        if exporting and plan.private_dir is not None:
+            with writing(plan.private_dir):
+                clear_dead(plan.private_dir)
     except ExportError as error:
         if exporting:
             raise

@@ -116,6 +116,7 @@ class Withholding:
         ]
         if policy.export is not None:
             named.append((("export", "dir"), policy.export.dir))
+            named.append((("export", "private"), policy.export.private))
         for group, stages in _stages(policy):
             named += [
                 ((group, index, "id"), stage.id)

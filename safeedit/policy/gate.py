@@ -192,6 +192,9 @@ class GateSpec(PolicyPart):
     """Hold the bound of the interval at this confidence to the gate, not the value: 0.95."""
     min_n: Annotated[int, Field(ge=1)] = 10
     """With fewer items than this the gate is inconclusive."""
+    over_seeds: Literal["worst", "mean"] = "worst"
+    """Of a run with several seeds: ``worst``, it must hold with each of them; ``mean``, the mean
+    over the seeds must meet it, and so must the checkpoint that is exported."""
 
     @model_validator(mode="after")
     def _check(self) -> GateSpec:
@@ -256,4 +259,6 @@ class GateSpec(PolicyPart):
             text += f" against {self.against}"
         if self.confidence:
             text += f" at confidence {self.confidence:g}"
+        if self.over_seeds == "mean":
+            text += " in the mean over seeds"
         return f"{text} under {' and '.join(attacks)}" if attacks else text

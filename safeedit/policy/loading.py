@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from safeedit.errors import PolicyError
-from safeedit.policy.model import Policy
+from safeedit.errors import PolicyError, UsageError
+from safeedit.policy.model import MOST_SEEDS, Policy
 from safeedit.policy.reading import FieldPath, Position, dotted, read_yaml
 from safeedit.policy.suggest import did_you_mean
 
@@ -80,6 +80,25 @@ class LoadedPolicy:
         gates = tuple(g for g in self.policy.gates if g.as_is or (attacks and not g.against))
         kept = {"gates": gates} if attacks else {"gates": gates, "attacks": ()}
         return self._with(self.policy.model_copy(update={"edits": (), "export": None, **kept}))
+
+    def with_seeds(self, count: int) -> LoadedPolicy:
+        """The same policy, run with so many seeds.
+
+        Raises:
+            UsageError: They are too many.
+        """
+        if count > MOST_SEEDS:
+            raise UsageError(
+                f"{count} are more than the {MOST_SEEDS} seeds that one run may have",
+                field="--seeds",
+                remedy="ask for fewer; other runs may begin at another 'seed'",
+            )
+        found = self._with(self.policy.model_copy(update={"seeds": count}))
+        return replace(found, given=self.given | {("seeds",)})
+
+    def with_other_seed(self, seed: int) -> LoadedPolicy:
+        """The same policy with another seed alone, and without its export."""
+        return self._with(self.policy.model_copy(update={"seed": seed, "seeds": 1, "export": None}))
 
     def _with(self, policy: Policy) -> LoadedPolicy:
         return replace(self, policy=policy, digest=policy_digest(policy))
@@ -159,13 +178,25 @@ def _conflict(
 def _one_per_field(
     errors: list[ErrorDetails], field: FieldPath, positions: Mapping[FieldPath, Position]
 ) -> list[ErrorDetails]:
-    """One error for each field: a union reports each of its branches."""
+    """One error for each field: a union reports each of its branches, and that one counts which
+    came furthest into what is written."""
     found: dict[tuple[FieldPath, str], ErrorDetails] = {}
     for details in errors:
+        details["loc"] = tuple(part for part in details["loc"] if not _is_branch(part))
         at = _known_prefix((*field, *details["loc"]), positions)
         missing = details["type"] == "missing"
         found.setdefault((at, str(details["loc"]) if missing else ""), details)
-    return list(found.values())
+    places = [at for at, _ in found]
+    return [
+        details
+        for (at, missing), details in found.items()
+        if missing or not any(len(o) > len(at) and o[: len(at)] == at for o in places)
+    ]
+
+
+def _is_branch(part: int | str) -> bool:
+    """Whether it is pydantic's name for a branch of a union, which nobody wrote."""
+    return isinstance(part, str) and re.match(r"(literal|tuple|list|dict)\[", part) is not None
 
 
 def _fault(

@@ -33,6 +33,12 @@ Conflict = tuple[tuple[str | int, ...], str]
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
+MOST_SEEDS = 20
+"""Seeds that one run may have."""
+
+_SEEDS = 2**63
+"""How many different ones there are."""
+
 
 class ModelSpec(PolicyPart):
     """The model to edit."""
@@ -209,6 +215,9 @@ class AttackSpec(StageSpec):
     audits about all others: does relearning some bring back the rest?"""
     overlap: Literal["meant"] | None = None
     """Write 'meant' to let an attack use the very items that the audits ask about."""
+    askings: Literal["all"] | None = None
+    """Write 'all' to repeat every way of asking that the named audits know, and not only those of
+    their headline and of gates: what each tells under the attack is reported."""
     seeds: Annotated[int, Field(ge=1, le=20)] = 1
     """Repeat an attack that draws at random with so many seeds; gates hold under each."""
 
@@ -288,6 +297,13 @@ class ExportSpec(PolicyPart):
     """Folder to create, relative to the policy file."""
     overwrite: bool = False
     """Replace a folder that exists."""
+    private: Annotated[str, Field(min_length=1)] | None = None
+    """Folder, outside of the export, for what can undo the edits (original tensors, deltas), in a
+    folder named by the run; relative to the policy file. Without it they lie in the export's
+    evidence/, and whoever gets the export can find out with them what was erased."""
+    recipient: Annotated[str, Field(min_length=1)] | None = None
+    """Public key of age (age1...) to which what goes to 'private' is encrypted; it needs the extra
+    'age'."""
 
 
 def _number_as_text(value: Any) -> Any:
@@ -312,8 +328,12 @@ class Policy(PolicyPart):
     """The request behind it; goes into the evidence."""
     description: str | None = None
     """What this policy is for."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=_SEEDS)] = 0
     """Seed of everything random in the run."""
+    seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] = 1
+    """Run with so many seeds, from ``seed`` on, each with its own division of the data and its own
+    doses; the checkpoint is that of the first, and ``over_seeds`` of each gate says what must
+    hold."""
     model: ModelSpec
     """The model to edit."""
     edits: Sequenced[EditSpec] = ()
@@ -343,6 +363,11 @@ class Policy(PolicyPart):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def other_seeds(self) -> tuple[int, ...]:
+        """Those that the policy is also run with, besides its own."""
+        return further_seeds(self.seed, self.seeds)
 
     def conflicts(self) -> Iterator[Conflict]:
         """Contradictions between fields, as (path of the field, what is wrong)."""
@@ -400,8 +425,16 @@ class Policy(PolicyPart):
                         "write a gate against the control instead"
                     )
                     yield (*where, "against"), text
+                elif "over_seeds" in gate.model_fields_set:
+                    text = "has no place in a target: with each seed its own dose is chosen"
+                    yield (*where, "over_seeds"), text
                 else:
                     yield from _gate_conflicts(where, gate, audits, repeated)
+
+
+def further_seeds(first: int, count: int) -> tuple[int, ...]:
+    """All of so many seeds but the first."""
+    return tuple((first + further) % _SEEDS for further in range(1, count))
 
 
 def _gate_conflicts(

@@ -37,5 +37,6 @@ from safeedit.records.run import ModelRecord as ModelRecord
 from safeedit.records.run import Nearness as Nearness
 from safeedit.records.run import ResourceRecord as ResourceRecord
 from safeedit.records.run import RunRecord as RunRecord
+from safeedit.records.run import SeedVerdict as SeedVerdict
 from safeedit.records.run import TensorChange as TensorChange
 from safeedit.records.run import Verdict as Verdict

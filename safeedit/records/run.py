@@ -10,6 +10,7 @@ from safeedit.records.metrics import (
     AttackClass,
     AuditRecord,
     Comparison,
+    Interval,
     Metric,
     PassingSide,
     Record,
@@ -37,6 +38,18 @@ class Nearness(Record):
         return (self.items is not None and self.items <= 2) or (
             self.gap is not None and self.gap <= 0.1
         )
+
+
+class SeedVerdict(Record):
+    """What one gate says of the run with one of several seeds."""
+
+    seed: int
+    status: Status
+    reason: str
+    value: float | None
+    """As :attr:`Verdict.value`, and so are the next two."""
+    bound: float | None
+    bound_on_metric: float | None
 
 
 class Verdict(Record):
@@ -68,6 +81,18 @@ class Verdict(Record):
     """The bound on the metric's own scale: for a change, the value before plus :attr:`bound`."""
     nearness: Nearness | None = None
     """How little would turn it; None where nobody can say."""
+    interval: Interval | None = None
+    """Of :attr:`value`, at :attr:`confidence`: what was held against the bound. None where the
+    value was, or nothing could be."""
+    by_seed: tuple[SeedVerdict, ...] = ()
+    """Of a run with several seeds, what the gate says of each, that of the checkpoint first."""
+
+    @property
+    def of_checkpoint(self) -> Verdict:
+        """What the gate says of the run that the checkpoint is of, whatever other seeds gave."""
+        if not self.by_seed:
+            return self
+        return self.model_copy(update=self.by_seed[0].model_dump(exclude={"seed"}))
 
 
 class TensorChange(Record):
@@ -298,6 +323,8 @@ class ExportRecord(Record):
     these in the place of the export's own, the digest is that of :attr:`RunRecord.model`."""
     ledger: str | None = None
     """sha256 of the ledger of erasure requests, where one is kept."""
+    withheld: Literal["", "private", "encrypted"] = ""
+    """Whether the originals and deltas lie elsewhere than in evidence/, and encrypted."""
 
 
 class RunRecord(Record):
@@ -312,6 +339,11 @@ class RunRecord(Record):
     policy_digest: str
     policy: dict[str, Any]
     """The policy as validated."""
+    policy_file: str = ""
+    """Its file, seen from the folder that the run was started in; empty where it lies elsewhere, or
+    where its name quotes data to be erased."""
+    gate_lines: tuple[int, ...] = ()
+    """The line of the file that each gate of the policy stands in, in their order."""
     owner: str | None
     ticket: str | None
     seed: int
@@ -327,6 +359,7 @@ class RunRecord(Record):
     attacks: tuple[AttackRecord, ...] = ()
     """Attacks on the edited model, in the order of the policy."""
     verdicts: tuple[Verdict, ...]
+    """Of each gate; where there are :attr:`other_seeds`, of all seeds together."""
     status: Status
     exit_code: int
     warnings: tuple[str, ...]
@@ -334,6 +367,14 @@ class RunRecord(Record):
     resources: ResourceRecord
     export: ExportRecord | None
     """None where nothing was exported."""
+    other_seeds: tuple[RunRecord, ...] = ()
+    """The same policy without its export, run with other seeds: each run's own record, whole."""
+
+    @property
+    def all_seeds(self) -> tuple[RunRecord, ...]:
+        """This run, then those with other seeds."""
+        return (self, *self.other_seeds)
 
 
 EditRecord.model_rebuild()
+RunRecord.model_rebuild()

@@ -6,6 +6,8 @@
 - :mod:`~safeedit.report.card`: the model card of an export
 - :mod:`~safeedit.report.terminal`, :mod:`~safeedit.report.html`,
   :mod:`~safeedit.report.markdown`, :mod:`~safeedit.report.junit`,
+  :mod:`~safeedit.report.sarif`, :mod:`~safeedit.report.bom`,
+  :mod:`~safeedit.report.comment`, :mod:`~safeedit.report.github`,
   :mod:`~safeedit.report.json`: the formats, each with its ``render``
 
 A record holds no text from the data, and neither does a report; tables of items are never
@@ -14,17 +16,47 @@ shown, not even by digest.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from safeedit.records import RunRecord
-from safeedit.report import card, html, json, junit, markdown
+from safeedit.report import (
+    bom,
+    card,
+    comment,
+    github,
+    html,
+    json,
+    junit,
+    markdown,
+    sarif,
+)
 from safeedit.report.files import write_files
 
-__all__ = ["FILES", "render_all", "render_evidence", "write_all"]
+__all__ = [
+    *("BOM", "FILES", "FORMATS", "OF_AN_EXPORT"),
+    *("render_all", "render_evidence", "write_all"),
+]
 
 
-FILES = ("report.json", "report.html", "report.md", "junit.xml")
+FILES = ("report.json", "report.html", "report.md", "junit.xml", "report.sarif")
 """Names of the files that :func:`render_all` makes."""
+
+BOM = "bom.cdx.json"
+"""Name of the bill of materials among an export's evidence."""
+
+FORMATS: dict[str, Callable[[RunRecord], str]] = {
+    "html": html.render,
+    "md": markdown.render,
+    "junit": junit.render,
+    "sarif": sarif.render,
+    "comment": comment.render,
+    "annotations": github.render,
+    "card": card.render,
+    "bom": bom.render,
+}
+"""What ``safeedit report --format`` knows beside the terminal; the last two are of an export."""
+OF_AN_EXPORT = ("card", "bom")
 
 
 def render_all(record: RunRecord) -> dict[str, str]:
@@ -34,12 +66,13 @@ def render_all(record: RunRecord) -> dict[str, str]:
         "report.html": html.render(record),
         "report.md": markdown.render(record),
         "junit.xml": junit.render(record),
+        "report.sarif": sarif.render(record),
     }
 
 
 def render_evidence(record: RunRecord) -> dict[str, str]:
-    """Every format, and the model card: what an export's evidence holds."""
-    return {**render_all(record), "README.md": card.render(record)}
+    """Every format, the bill of materials and the model card: what an export's evidence holds."""
+    return {**render_all(record), BOM: bom.render(record), "README.md": card.render(record)}
 
 
 def write_all(record: RunRecord, folder: Path, option: str = "--report") -> None:

@@ -1,17 +1,18 @@
 """The model card: what was edited, what was measured on this checkpoint, what was not.
 
 It travels with the weights, so it tells neither the policy's owner, ticket and description
-nor any path of the machine. Its front matter is what the Hugging Face hub reads.
+nor any path of the machine. Its front matter, written by ``huggingface_hub``, is what the hub
+reads: among it, as evaluation results, each metric that a gate of the policy holds.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Iterator
 
-import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from safeedit.records import RunRecord
+from safeedit.records import AuditRecord, Metric, RunRecord
 from safeedit.report import content, markdown
 from safeedit.report.markdown import bullets, escape
 from safeedit.text.display import clean
@@ -31,10 +32,6 @@ def render(record: RunRecord) -> str:
     if not _hub_id(record):
         base = f"a {model.architecture} model of {model.parameters:,} parameters"
     lines = [
-        "---",
-        yaml.safe_dump(_front_matter(record), sort_keys=False, allow_unicode=True).rstrip(),
-        "---",
-        "",
         f"# {escape(record.policy_name)}",
         "",
         f"This checkpoint is {escape(base)}, edited by safeedit "
@@ -52,6 +49,7 @@ def render(record: RunRecord) -> str:
         *markdown.metrics(record),
         *markdown.attacks(record),
         *markdown.controls(record),
+        *markdown.seeds(record),
     ]
     lines += markdown.limits(record)
     lines += [
@@ -65,11 +63,10 @@ def render(record: RunRecord) -> str:
         "```",
         "",
         "The licence of the base model applies. `evidence/` holds the run record and the sha256 "
-        "of every file; `safeedit verify` checks them. Where it also holds the original tensors "
-        "or the edit's delta, anybody can undo the edit: leave these out of a copy that is "
-        "passed on.",
+        "of every file; `safeedit verify` checks them.",
     ]
-    return "\n".join(lines) + "\n"
+    text = "\n".join(lines) + "\n"
+    return str(ModelCard(f"---\n{_front_matter(record).to_yaml()}\n---\n\n{text}"))
 
 
 def _merged(record: RunRecord) -> str:
@@ -89,15 +86,44 @@ def _outcome(record: RunRecord) -> str:
     return f"{gates} below passed on these weights as reloaded from disk."
 
 
-def _front_matter(record: RunRecord) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["safeedit", "model-editing", *sorted({clean(edit.use) for edit in record.edits})],
-    }
-    if hub_id := _hub_id(record):
-        found = {"base_model": hub_id, "base_model_relation": "finetune", **found}
-    return found
+def _front_matter(record: RunRecord) -> ModelCardData:
+    hub_id = _hub_id(record)
+    return ModelCardData(
+        base_model=hub_id or None,
+        base_model_relation="finetune" if hub_id else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["safeedit", "model-editing", *sorted({clean(edit.use) for edit in record.edits})],
+        model_name=clean(record.policy_name),
+        eval_results=list(_results(record)) or None,
+    )
+
+
+def _results(record: RunRecord) -> Iterator[EvalResult]:
+    """The metrics that gates hold on the model as it is, on these weights."""
+    gated = {verdict.metric for verdict in record.verdicts if not verdict.under}
+    for audit in record.after:
+        for metric in audit.metrics:
+            if metric.name in gated and metric.value is not None:
+                yield _result(audit, metric)
+
+
+def _result(audit: AuditRecord, metric: Metric) -> EvalResult:
+    interval = metric.interval
+    args = {"n": metric.n, "unit": metric.unit, "better": metric.direction}
+    if interval is not None:
+        args |= {"low": interval.low, "high": interval.high, "level": interval.level}
+    return EvalResult(
+        task_type="text-generation",
+        # A name of ours, as the data may be nobody else's: their digests are in the record.
+        dataset_type="safeedit",
+        dataset_name=f"test items of the audit {clean(audit.id)}",
+        dataset_split=audit.split,
+        metric_type=clean(metric.name.rpartition(".")[2]),
+        metric_name=clean(metric.name),
+        metric_value=metric.value,
+        metric_args=args,
+    )
 
 
 def _hub_id(record: RunRecord) -> str:

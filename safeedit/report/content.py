@@ -22,7 +22,7 @@ from safeedit.records import (
     RunRecord,
     Verdict,
 )
-from safeedit.report.wording import duration, listing, number, plural, share
+from safeedit.report.wording import duration, listing, number, plural, share, took
 from safeedit.statistics.intervals import wilson
 
 
@@ -90,17 +90,19 @@ def headline(record: RunRecord) -> str:
     """The outcome in a sentence or two."""
     found = [verdict.status for verdict in record.verdicts]
     n, failed, unsure = len(found), found.count("fail"), found.count("inconclusive")
+    over = f" over {len(record.all_seeds)} seeds" if record.other_seeds else ""
     if not n:
         text = "The policy sets no gates, so nothing was decided."
     elif not failed and not unsure:
-        text = "The gate passed." if n == 1 else f"All {n} gates passed."
+        text = f"The gate passed{over}." if n == 1 else f"All {n} gates passed{over}."
         if record.status != "pass":
             text += " A required audit was skipped, so the outcome is inconclusive."
     else:
         parts = [f"{failed} failed"] * bool(failed) + [f"{unsure} inconclusive"] * bool(unsure)
-        text = f"Of {plural(n, 'gate')}, {listing(parts)}."
+        text = f"Of {plural(n, 'gate')}{over}, {listing(parts)}."
     if record.export is not None:
-        return f"{text} The checkpoint that was measured is the one that was exported."
+        which = f"checkpoint of seed {record.seed}" if over else "checkpoint"
+        return f"{text} The {which} that was measured is the one that was exported."
     if record.command in ("audit", "attack"):
         return f"{text} This run only measured; it edited and exported nothing."
     if record.status == "pass" and record.exit_code:
@@ -124,7 +126,9 @@ def audits(record: RunRecord) -> tuple[Audit, ...]:
             continue
         if not two_models:
             comparison = comparison.model_copy(update={"before": None})
-        verdicts = tuple(v for v in record.verdicts if v.metric == comparison.name and not v.under)
+        verdicts = tuple(
+            v.of_checkpoint for v in record.verdicts if v.metric == comparison.name and not v.under
+        )
         row = MetricRow(name, comparison, controls.get(comparison.name), verdicts)
         rows.setdefault(audit, []).append(row)
     return tuple(
@@ -204,7 +208,8 @@ def edit_by_edit(record: RunRecord) -> EditByEdit | None:
     """Gates from edit to edit; None where there is one edit, or nothing was gated between them."""
     if len(record.edits) < 2:
         return None
-    stages = [edit.gates_so_far for edit in record.edits[:-1]] + [record.verdicts]
+    stages = [edit.gates_so_far for edit in record.edits[:-1]]
+    stages.append(tuple(verdict.of_checkpoint for verdict in record.verdicts))
     ids = tuple(edit.id for edit in record.edits)
     found = [{(v.metric, v.condition): v for v in stage} for stage in stages]
     rows, undone = [], []
@@ -372,17 +377,52 @@ def limits(record: RunRecord) -> tuple[str, ...]:
     if skipped := [audit for audit in wanted if audit not in {a.id for a in record.after}]:
         found.append(f"Skipped, though the policy asks for it: {listing(skipped)}.")
     found += _small_samples(record)
+    found += leak(record)
     if any(not edit.controls for edit in record.edits):
         uncontrolled = listing([edit.id for edit in record.edits if not edit.controls])
         found.append(
             f"No random change of equal size was measured beside {uncontrolled}, so it is not "
             "shown that the effect is the edit's own."
         )
+    runs = f"One run with seed {record.seed}. "
+    if record.other_seeds:
+        runs = f"Runs with seeds {listing([str(run.seed) for run in record.all_seeds])}. "
     found.append(
-        f"One run with seed {record.seed}. Intervals speak of the items that were drawn, not of "
-        "other seeds; p values are not adjusted for the number of metrics."
+        f"{runs}Intervals speak of the items that were drawn, not of other seeds; p values are not "
+        "adjusted for the number of metrics."
     )
     return tuple(found)
+
+
+def cost(record: RunRecord) -> str:
+    """How long it took, with all of its seeds."""
+    every = [run.resources for run in record.all_seeds]
+    return took(
+        sum(each.wall_seconds for each in every), sum(each.spared_seconds for each in every)
+    )
+
+
+def leak(record: RunRecord) -> tuple[str, ...]:
+    """What an export gives away of what the edits hide, beside what its model says; a sentence
+    each."""
+    export = record.export
+    if export is None:
+        return ()
+    if export.withheld:
+        sealed = ", encrypted" if export.withheld == "encrypted" else ""
+        files = f"The original tensors and the deltas are kept elsewhere{sealed}."
+    else:
+        files = (
+            "Warning: evidence/ holds the original tensors (undo.safetensors) and the edits' "
+            "deltas. With these anybody can undo the edits and find out what they hide: leave them "
+            "out of a copy that is passed on, or keep them elsewhere (export.private)."
+        )
+    return (
+        files,
+        "Whoever holds this checkpoint and the model that it was made from can compare the two, "
+        "and may find out what the edits hide (arXiv 2505.24379): 'safeedit attack "
+        "two-checkpoints' measures how far, on the policy's own items.",
+    )
 
 
 def _small_samples(record: RunRecord) -> list[str]:

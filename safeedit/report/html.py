@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from safeedit.records import RunRecord
 from safeedit.report import content, figures, wording
 from safeedit.report.attacks import ATTACKS_EXPLAINED, attack_curves, attack_matrix
+from safeedit.report.seeds import SEEDS_EXPLAINED, seed_table
 from safeedit.text.display import clean
 
 
@@ -27,6 +28,9 @@ def render(record: RunRecord) -> str:
         attack_curves=[(curve, figures.attack_curve(curve)) for curve in attack_curves(record)],
         controls=content.control_table(record),
         edit_by_edit=content.edit_by_edit(record),
+        seeds=seed_table(record),
+        seeds_explained=SEEDS_EXPLAINED,
+        cost=content.cost(record),
         has_controls=any(edit.controls for edit in record.edits),
         edits=[
             {

@@ -6,29 +6,20 @@ passed. A run without gates has one skipped case, for an empty suite reads like 
 
 from __future__ import annotations
 
-from xml.etree.ElementTree import Element, SubElement, indent, tostring
+from xml.etree import ElementTree
 
-from safeedit.records import RunRecord
+from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
+
+from safeedit.records import RunRecord, Verdict
 from safeedit.report.content import headline
 from safeedit.text.display import clean
 
 
 def render(record: RunRecord) -> str:
     """The XML document."""
-    statuses = [verdict.status for verdict in record.verdicts]
-    counts = {
-        "tests": str(len(statuses) or 1),
-        "failures": str(statuses.count("fail")),
-        "errors": str(statuses.count("inconclusive")),
-        "skipped": "0" if statuses else "1",
-        "time": f"{record.resources.wall_seconds:.3f}",
-    }
     name = clean(record.policy_name)
-    root = Element("testsuites", counts)
-    suite = SubElement(
-        root, "testsuite", counts | {"name": name, "timestamp": clean(record.started)}
-    )
-    properties = SubElement(suite, "properties")
+    suite = TestSuite(name)
+    suite.timestamp = clean(record.started)
     for key, value in (
         ("run_id", record.run_id),
         ("status", record.status),
@@ -37,19 +28,28 @@ def render(record: RunRecord) -> str:
         ("model", record.model.source),
         ("model_digest", record.model.digest),
     ):
-        SubElement(properties, "property", {"name": key, "value": clean(value)})
+        suite.add_property(key, clean(value))
     for verdict in record.verdicts:
-        case = SubElement(
-            suite,
-            "testcase",
-            {"classname": name, "name": clean(f"{verdict.metric} {verdict.condition}")},
-        )
-        if verdict.status != "pass":
-            kind = "failure" if verdict.status == "fail" else "error"
-            found = SubElement(case, kind, {"type": verdict.status})
-            found.set("message", clean(verdict.reason))
-    if not statuses:
-        case = SubElement(suite, "testcase", {"classname": name, "name": "gates"})
-        SubElement(case, "skipped", {"message": clean(headline(record))})
-    indent(root)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + tostring(root, encoding="unicode") + "\n"
+        suite.add_testcase(_case(name, verdict))
+    if not record.verdicts:
+        case = TestCase("gates", classname=name)
+        case.result = [Skipped(clean(headline(record)))]
+        suite.add_testcase(case)
+    document = JUnitXml()
+    document.add_testsuite(suite)
+    document.update_statistics()
+    # The time is the run's: no gate has one of its own.
+    suite.time = document.time = round(record.resources.wall_seconds, 3)
+    root = ElementTree.fromstring(document.tostring())
+    root.attrib.pop("skipped", None)  # which the schema has for suites alone
+    ElementTree.indent(root)
+    text = ElementTree.tostring(root, encoding="unicode")
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
+
+
+def _case(name: str, verdict: Verdict) -> TestCase:
+    case = TestCase(clean(f"{verdict.metric} {verdict.condition}"), classname=name)
+    if verdict.status != "pass":
+        kind = Failure if verdict.status == "fail" else Error
+        case.result = [kind(clean(verdict.reason), verdict.status)]
+    return case

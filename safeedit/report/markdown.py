@@ -9,6 +9,7 @@ from safeedit.records import EditRecord, RunRecord, Verdict
 from safeedit.report import content
 from safeedit.report.attacks import ATTACKS_EXPLAINED, attack_matrix
 from safeedit.report.content import MetricRow
+from safeedit.report.seeds import SEEDS_EXPLAINED, seed_table
 from safeedit.report.wording import (
     NOTHING,
     STATUS_WORDS,
@@ -19,7 +20,6 @@ from safeedit.report.wording import (
     number,
     p_value,
     size,
-    took,
 )
 from safeedit.text.display import clean
 
@@ -39,7 +39,7 @@ def render(record: RunRecord) -> str:
                 ("run", f"{record.command}, {record.run_id}, {record.started}"),
                 ("owner", record.owner),
                 ("ticket", record.ticket),
-                ("wall time", took(record.resources.wall_seconds, record.resources.spared_seconds)),
+                ("wall time", content.cost(record)),
                 ("peak memory", size(record.resources.peak_memory_bytes)),
                 ("export", record.export.directory if record.export else None),
             ]
@@ -51,6 +51,7 @@ def render(record: RunRecord) -> str:
         *attacks(record),
         *controls(record),
         *edit_by_edit(record),
+        *seeds(record),
         *(line for edit in record.edits for line in _edit(record, edit)),
         *limits(record),
         *_provenance(record),
@@ -167,6 +168,29 @@ def edit_by_edit(record: RunRecord) -> list[str]:
     return lines + [f"- {escape(sentence)}" for sentence in found.undone] + [""]
 
 
+def seeds(record: RunRecord) -> list[str]:
+    """The section on several seeds: gates seed by seed, then the spread of every figure."""
+    found = seed_table(record)
+    if found is None:
+        return []
+    each = [f"seed {seed}" for seed in found.seeds]
+    rows = [[escape(gate), *map(escape, cells)] for gate, cells in found.gates]
+    lines = [f"## Over {len(each)} seeds", "", escape(SEEDS_EXPLAINED), ""]
+    lines += table(["gate", *each], rows) if rows else []
+    head = ["figure", *each, "mean", "standard deviation", "least", "greatest"]
+    return lines + table(
+        head,
+        [
+            [
+                escape(name),
+                *map(number, spread.values),
+                *map(number, (spread.mean, spread.deviation, spread.least, spread.greatest)),
+            ]
+            for name, spread in found.figures.items()
+        ],
+    )
+
+
 def limits(record: RunRecord) -> list[str]:
     """The section that is always there."""
     lines = [f"- {escape(limit)}" for limit in content.limits(record)]
@@ -219,6 +243,7 @@ def _provenance(record: RunRecord) -> list[str]:
             *content.weights_facts(record),
             ("policy", record.policy_digest),
             ("seed", str(record.seed)),
+            ("other seeds", ", ".join(str(run.seed) for run in record.other_seeds)),
             ("safeedit", record.environment.safeedit),
             ("platform", f"Python {record.environment.python}, {record.environment.platform}"),
         ]

@@ -14,6 +14,7 @@ from safeedit.records import EditRecord, RunRecord
 from safeedit.report import content
 from safeedit.report.attacks import AttackMatrix, attack_matrix
 from safeedit.report.content import MetricRow
+from safeedit.report.seeds import SeedTable, seed_table
 from safeedit.report.wording import (
     MINUS,
     NOTHING,
@@ -24,7 +25,6 @@ from safeedit.report.wording import (
     number,
     p_value,
     size,
-    took,
 )
 from safeedit.text.display import clean
 
@@ -76,6 +76,8 @@ def _render(record: RunRecord, console: Console) -> None:
         _print(console, "Edit by edit", _edit_by_edit(found))
         for sentence in found.undone:
             console.print(_item(sentence))
+    if beside := seed_table(record):
+        _print(console, f"Over {len(beside.seeds)} seeds", _seeds(beside))
     for edit in record.edits:
         _print_edit(console, record, edit)
     console.print()
@@ -83,10 +85,7 @@ def _render(record: RunRecord, console: Console) -> None:
     for limit in content.limits(record):
         console.print(_item(limit))
     console.print()
-    cost = (
-        f"{took(record.resources.wall_seconds, record.resources.spared_seconds)}, peak memory "
-        f"{size(record.resources.peak_memory_bytes)}"
-    )
+    cost = f"{content.cost(record)}, peak memory {size(record.resources.peak_memory_bytes)}"
     if record.resources.peak_device_bytes:
         cost += f", on the device {size(record.resources.peak_device_bytes)}"
     console.print(_text(cost))
@@ -131,6 +130,17 @@ def _gates(record: RunRecord) -> Table:
             _text(verdict.condition.replace(" at confidence ", " at ")),
             _text(number(verdict.value, signed=verdict.of_change)),
         )
+    return table
+
+
+def _seeds(found: SeedTable) -> Table:
+    """Doses and gated metrics; the files have every figure, and every seed's own."""
+    table = _table(
+        ("", False), ("mean", True), ("deviation", True), ("least", True), ("greatest", True)
+    )
+    for name, spread in found.gated.items():
+        cells = (spread.mean, spread.deviation, spread.least, spread.greatest)
+        table.add_row(_text(name), *(_text(number(cell)) for cell in cells))
     return table
 
 

@@ -9,10 +9,8 @@ what it should have shown has no value then, and the run is inconclusive.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-
-from torch import Tensor
 
 from safeedit.code import code_digest
 from safeedit.contracts import AttackProposal, RunContext, asked_of_base
@@ -20,11 +18,13 @@ from safeedit.errors import AuditError, EditError
 from safeedit.model.handle import ModelHandle
 from safeedit.planning.attacks import NEVER_KNOWN, headline_of
 from safeedit.planning.plan import PlannedAttack, PlannedAudit
+from safeedit.planning.road import base_stage, edited_stage
 from safeedit.records import AttackPoint, AttackRecord, Metric
 from safeedit.running.audits import Audited, Audits, Metrics
 from safeedit.running.clock import Clock
 from safeedit.running.keys import joined, strength
 from safeedit.running.store import Finding
+from safeedit.running.telling import worst_headlines
 from safeedit.statistics.recovery import recovery
 
 _LONGEST_ANSWER = 24
@@ -36,16 +36,6 @@ Strength = tuple[str, int, float]
 
 class TamperedError(EditError):
     """An attack changed the model for good: nothing measured after it would be of that model."""
-
-
-def base_stage(attack: PlannedAttack) -> str:
-    """Name of the stage in which the untouched model is attacked."""
-    return f"attack {attack.id}: untouched model"
-
-
-def edited_stage(attack: PlannedAttack) -> str:
-    """Name of the stage in which the edited model is attacked."""
-    return f"attack {attack.id}: edited model"
 
 
 @dataclass
@@ -67,13 +57,11 @@ class Attacks:
     """Attack -> why it could not be made on the untouched model."""
     base_says: dict[str, list[int]] = field(default_factory=dict)
     """Question -> what the untouched model answers; in memory only."""
-    _base_tensor: Callable[[str], Tensor] | None = None
 
     def measure_base(self, model: ModelHandle) -> None:
         """Attack the untouched model, as far as the store does not know what comes of it."""
-        self._base_tensor = _reader(model)
         for attack in self.audits.plan.attacks:
-            with self.clock.stage(base_stage(attack)):
+            with self.clock.stage(base_stage(attack)) as figures:
                 for audit in attack.audits:
                     self._measure_before(model, attack, audit)
                 for seed in self._seeds(attack):
@@ -84,6 +72,13 @@ class Attacks:
                         raise
                     except (EditError, AuditError) as error:
                         self._fail(attack, "untouched", error)
+                found = [
+                    audited.record
+                    for (ident, _, _), under in self.base.items()
+                    for audited in under.values()
+                    if ident == attack.id
+                ]
+                figures |= worst_headlines(attack.audits, [record.metrics for record in found])
 
     def measure_edited(self, model: ModelHandle, after: Metrics) -> tuple[AttackRecord, ...]:
         """Attack the edited model.
@@ -94,8 +89,11 @@ class Attacks:
         """
         found = []
         for attack in self.audits.plan.attacks:
-            with self.clock.stage(edited_stage(attack)):
-                found.append(self._attack_edited(model, attack, after))
+            with self.clock.stage(edited_stage(attack)) as figures:
+                record = self._attack_edited(model, attack, after)
+                points = [point.edited for point in record.points]
+                figures |= worst_headlines(attack.audits, points)
+                found.append(record)
         return tuple(found)
 
     def _seeds(self, attack: PlannedAttack) -> range:
@@ -103,9 +101,8 @@ class Attacks:
         return range(first, first + attack.spec.seeds)
 
     def _context(self, seed: int) -> RunContext:
-        return replace(
-            self.audits.ctx, seed=seed, base_tensor=self._base_tensor, base_says=self.base_says
-        )
+        base = self.audits.base_tensor
+        return replace(self.audits.ctx, seed=seed, base_tensor=base, base_says=self.base_says)
 
     def _fail(self, attack: PlannedAttack, which: str, error: EditError | AuditError) -> None:
         remedy = f" ({error.remedy})" if error.remedy else ""
@@ -360,18 +357,3 @@ def _proposed(attack: PlannedAttack, model: ModelHandle, ctx: RunContext) -> Att
 
 def _said(metric: Metric | None) -> object:
     return metric.model_dump(mode="json") if metric is not None else None
-
-
-def _reader(model: ModelHandle) -> Callable[[str], Tensor] | None:
-    """Reads tensors of the untouched model from its files, by the model's own names for them."""
-    stored = model.on_disk
-    if stored is None:
-        return None
-    transposed = model.shape.transposed
-    owners = {model.shape.tied.get(inside, inside): name for name, inside in stored.names.items()}
-
-    def read(name: str) -> Tensor:
-        tensor = stored.read(owners[name])
-        return tensor.T if name in transposed else tensor
-
-    return read

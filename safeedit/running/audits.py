@@ -7,7 +7,7 @@ An audit that can't be made is skipped, loudly; what it should have measured has
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -62,6 +62,8 @@ class Audits:
     """Audit -> bare names of the metrics that choosing doses looks at on validation data."""
     skipped: set[str] = field(default_factory=set)
     """Audits that could not be made on test data."""
+    base_tensor: Callable[[str], Tensor] | None = None
+    """Reads a tensor of the untouched model, once that has been measured."""
     answers: ForeknownAnswers = field(default_factory=ForeknownAnswers)
     """What models of this run have said, in memory only."""
 
@@ -80,6 +82,7 @@ class Audits:
 
     def measure_base(self, model: ModelHandle, audit: PlannedAudit, split: Split) -> None:
         """Measure the untouched model."""
+        self.base_tensor = _reader(model)
         try:
             self.baselines[audit.id, split] = self.measure(model, audit, split)
         except AuditError as error:
@@ -209,7 +212,8 @@ class Audits:
             warnings.append(message)
             self.ctx.warn(message)
 
-        ctx = replace(self.ctx, wanted=wanted or self._wanted(audit, split), warn=warn)
+        wanted = wanted or self._wanted(audit, split)
+        ctx = replace(self.ctx, wanted=wanted, warn=warn, base_tensor=self.base_tensor)
         held_against = base.reference if base is not None else None
         with model.engine.foreknowing(self.answers, learn=learn):
             outcome: AuditOutcome = audit.auditor.audit(model, audit.data, split, ctx, held_against)
@@ -222,6 +226,7 @@ class Audits:
             covers=audit.auditor.covers,
             seconds=time.perf_counter() - start,
         )
+        self.store.effort.audited(audit.spec.use, record.seconds)
         # An edited model's own reference serves nobody.
         reference = dict(outcome.reference) if base is None else {}
         if key is not None:
@@ -249,3 +254,18 @@ def _renamed(found: Audited, audit_id: str) -> Audited:
     return replace(
         found, record=found.record.model_copy(update={"id": audit_id, "metrics": metrics})
     )
+
+
+def _reader(model: ModelHandle) -> Callable[[str], Tensor] | None:
+    """Reads tensors of the untouched model from its files, by the model's own names for them."""
+    stored = model.on_disk
+    if stored is None:
+        return None
+    transposed = model.shape.transposed
+    owners = {model.shape.tied.get(inside, inside): name for name, inside in stored.names.items()}
+
+    def read(name: str) -> Tensor:
+        tensor = stored.read(owners[name])
+        return tensor.T if name in transposed else tensor
+
+    return read

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from safeedit.contracts import Proposal
 from safeedit.delta import WeightDelta
 from safeedit.errors import EditError
 from safeedit.model.handle import ModelHandle
@@ -18,9 +19,10 @@ from safeedit.records import ControlRecord, EditRecord, LayersTried
 from safeedit.running.audits import Audits
 from safeedit.running.clock import Clock
 from safeedit.running.controls import measure_controls
-from safeedit.running.doses import choose_dose
+from safeedit.running.doses import ChosenDose, choose_dose
 from safeedit.running.layers import Places
 from safeedit.running.proposals import propose
+from safeedit.running.telling import of_dose, worst_headlines
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,14 @@ def apply_edit(
     start = audits.store.effort.now()
     before = model.tensor_digests(fresh=True)
     edit, tried = _placed(clock, model, edit, places)
-    with clock.stage(f"edit {edit.id}: fit"):
-        proposal = propose(audits, model, edit)
-    with clock.stage(f"edit {edit.id}: dose"):
-        chosen = choose_dose(audits, model, edit, proposal)
+    proposal, chosen = _fitted(audits, clock, model, edit)
     delta = _within_plan(edit, proposal.at(chosen.dose))
     controls: tuple[ControlRecord, ...] = ()
     if edit.spec.control:
-        with clock.stage(f"edit {edit.id}: control"):
+        with clock.stage(f"edit {edit.id}: control") as figures:
             own = proposal.controls(chosen.dose)
             controls = measure_controls(audits, model, edit, delta, own)
+            figures |= worst_headlines(audits.plan.audits, [each.metrics for each in controls])
     undo = model.apply(delta)
     changed = _changed(model, edit, delta, before)
     if not changed:
@@ -106,8 +106,24 @@ def _placed(
     """The edit at its layers, and what was tried to choose them."""
     if places is None:
         return edit, ()
-    with clock.stage(f"edit {edit.id}: layers"):
-        return places.choose(model)
+    with clock.stage(f"edit {edit.id}: layers") as figures:
+        placed, tried = places.choose(model)
+        figures["places tried"] = len(tried)
+        figures["layers"] = next(", ".join(map(str, each.layers)) for each in tried if each.taken)
+        return placed, tried
+
+
+def _fitted(
+    audits: Audits, clock: Clock, model: ModelHandle, edit: PlannedEdit
+) -> tuple[Proposal, ChosenDose]:
+    """What the editor proposes, and the dose that is taken of it."""
+    with clock.stage(f"edit {edit.id}: fit") as figures:
+        proposal = propose(audits, model, edit)
+        figures["doses on offer"] = len(proposal.doses)
+    with clock.stage(f"edit {edit.id}: dose") as figures:
+        chosen = choose_dose(audits, model, edit, proposal)
+        figures |= of_dose(chosen, len(proposal.doses))
+    return proposal, chosen
 
 
 def _within_plan(edit: PlannedEdit, delta: WeightDelta) -> WeightDelta:

@@ -55,6 +55,24 @@ def _unless_unknown(audits: Audits, gate: GateSpec, verdict: Verdict) -> Verdict
     return unless_unknown(verdict, spec, known)
 
 
+def policy_record(plan: Plan) -> dict[str, Any]:
+    """The policy of a run as its record repeats it, and where its gates stand in its file."""
+    policy, loaded = plan.loaded.policy, plan.loaded
+    shown, path = plan.recorded_policy, loaded.path.resolve()
+    here = path.is_relative_to(Path.cwd())
+    file = path.relative_to(Path.cwd()).as_posix() if here else ""
+    positions = (loaded.positions.get(("gates", index)) for index in range(len(policy.gates)))
+    return {
+        "policy_name": policy.name,
+        "policy_digest": plan.policy_digest,
+        "policy": shown,
+        "policy_file": file if plan.hidden.value(file) == file else "",
+        "gate_lines": tuple(at.key[0] if at is not None else 0 for at in positions),
+        "owner": shown["owner"],
+        "ticket": policy.ticket,
+    }
+
+
 def data_record(plan: Plan) -> dict[str, dict[str, Any]]:
     """``<stage>.<role>`` -> digest, source and counts of its data; nothing of what it says."""
     return {

@@ -23,18 +23,20 @@ import torch
 from safeedit import catalog
 from safeedit.contracts import RunContext
 from safeedit.delta import WeightDelta
-from safeedit.errors import ExportError, ModelError
+from safeedit.errors import ExportError, ModelError, naming
 from safeedit.export.checkpoint import write_checkpoint
-from safeedit.export.disk import as_export_error, writing
-from safeedit.export.evidence import claimed, write_evidence
+from safeedit.export.disk import as_export_error
 from safeedit.export.interrupts import until_done
-from safeedit.export.manifest import hash_files
+from safeedit.export.signing.keys import SigningKey
 from safeedit.export.staging import Staging
 from safeedit.export.weights import Written
 from safeedit.model.carried import left_behind
+from safeedit.model.foreknown import ForeknownAnswers
 from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
+from safeedit.planning.paces import Paces
 from safeedit.planning.plan import Plan
+from safeedit.planning.road import Road, apply_road, attack_road, audit_road
 from safeedit.records import (
     AttackRecord,
     AuditRecord,
@@ -43,26 +45,40 @@ from safeedit.records import (
     ModelRecord,
     RunRecord,
     Split,
+    Status,
+    Verdict,
 )
-from safeedit.report import render_evidence
-from safeedit.running.attacks import Attacks, base_stage, edited_stage
+from safeedit.running.attacks import Attacks
 from safeedit.running.audits import Audits
 from safeedit.running.clock import Clock
 from safeedit.running.controls import gates_so_far
 from safeedit.running.edits import apply_edit
 from safeedit.running.keys import scorer_notes
 from safeedit.running.layers import Places
-from safeedit.running.record import data_record, environment_record, model_record, verdicts_of
+from safeedit.running.promotion import promote, staged_export, with_export
+from safeedit.running.record import (
+    data_record,
+    environment_record,
+    model_record,
+    policy_record,
+    verdicts_of,
+)
+from safeedit.running.seeds import OtherSeed, of_seed, warnings_of, with_other_seeds
 from safeedit.running.store import Store
+from safeedit.running.telling import headlines, of_model, of_staging, of_verdict, of_verdicts
 from safeedit.scorers.score_cache import scorers
-from safeedit.statistics.verdicts import overall
+from safeedit.statistics.verdicts import EXIT_CODES, overall
 
 WriteReports = Callable[[RunRecord], None]
 
 
 @until_done()
 def execute(
-    plan: Plan, ctx: RunContext, *, write_reports: WriteReports = lambda record: None
+    plan: Plan,
+    ctx: RunContext,
+    *,
+    write_reports: WriteReports = lambda record: None,
+    sign: SigningKey | None = None,
 ) -> RunRecord:
     """Run a policy from its plan to its verdict, exporting what passed.
 
@@ -70,13 +86,18 @@ def execute(
         plan: From :func:`safeedit.planning.resolution.make_plan`.
         ctx: Seed, cache, digest key, progress. Its ``warn`` also reaches the record.
         write_reports: Called with the final record, also where the export itself fails.
+        sign: What to sign the export with; None leaves it unsigned.
 
     Raises:
         EditError: an editor changed the model, or a delta a tensor outside its plan.
         ModelError: the model can't be opened, or its weights are not finite.
         ExportError: the checkpoint could not be written; nothing new stands under its name.
     """
-    return Run(plan, ctx, "apply", _stages(plan)).apply(write_reports)
+
+    def go(run: Run, write: WriteReports) -> RunRecord:
+        return run.apply(write, sign)
+
+    return _with_other_seeds(plan, ctx, "apply", apply_road, go, write_reports)
 
 
 def measure(
@@ -95,8 +116,14 @@ def measure(
             base, and metrics that need one (locality) read as unchanged.
         write_reports: Called with the final record.
     """
-    stages = ["open model", "audit before", *(["audit after"] if base is not None else [])]
-    return Run(plan, ctx, "audit", stages).audit(base, write_reports)
+
+    def road(each: Plan) -> Road:
+        return audit_road(each, compared=base is not None)
+
+    def go(run: Run, write: WriteReports) -> RunRecord:
+        return run.audit(base, write)
+
+    return _with_other_seeds(plan, ctx, "audit", road, go, write_reports)
 
 
 def attack(
@@ -116,29 +143,31 @@ def attack(
         base_adapter: Folder of an adapter to merge into it.
         write_reports: Called with the final record.
     """
-    stages = ["audit before", *map(base_stage, plan.attacks), "open model", "audit after"]
-    run = Run(plan, ctx, "attack", [*stages, *map(edited_stage, plan.attacks)])
-    return run.attack(base, base_adapter, write_reports)
+
+    def go(run: Run, write: WriteReports) -> RunRecord:
+        return run.attack(base, base_adapter, write)
+
+    return _with_other_seeds(plan, ctx, "attack", attack_road, go, write_reports)
 
 
-def _stages(plan: Plan) -> list[str]:
-    """The stages of a run to its verdict, in order."""
-    found = ["open model", "audit before", *map(base_stage, plan.attacks)]
-    for number, edit in enumerate(plan.edits, 1):
-        if edit.places:
-            found.append(f"edit {edit.id}: layers")
-        found += [f"edit {edit.id}: fit", f"edit {edit.id}: dose"]
-        if edit.spec.control:
-            found.append(f"edit {edit.id}: control")
-        if number < len(plan.edits):
-            found.append(f"edit {edit.id}: gates so far")
-    exporting = plan.export_dir is not None
-    return [
-        *found,
-        *(["stage", "reload"] if exporting else []),
-        "audit after",
-        *map(edited_stage, plan.attacks),
-    ]
+def _with_other_seeds(
+    plan: Plan,
+    ctx: RunContext,
+    command: str,
+    road: Callable[[Plan], Road],
+    go: Callable[[Run, WriteReports], RunRecord],
+    write_reports: WriteReports,
+) -> RunRecord:
+    """The run with each other seed, none of which exports, then that of the policy's own."""
+    answers, others = ForeknownAnswers(), list[OtherSeed]()
+    for other in plan.other_seeds:
+        with naming(f"with seed {other.seed}"):
+            run = Run(other, of_seed(ctx, other.seed), command, road(other), answers)
+            record = go(run, lambda record: None)
+        others.append(OtherSeed(record, run.whole))
+        del run  # and what it knows of its own data
+        gc.collect()
+    return go(Run(plan, ctx, command, road(plan), answers, others), write_reports)
 
 
 class Run:
@@ -148,14 +177,25 @@ class Run:
         plan: What is run.
         ctx: Its seed, cache, digest key and progress.
         command: As the record names it.
-        stages: All stages that will be gone through, in order.
+        road: All stages that will be gone through, in order.
+        answers: What models have said in earlier runs of this process.
+        others: What the same policy gave with other seeds.
     """
 
-    def __init__(self, plan: Plan, ctx: RunContext, command: str, stages: Sequence[str]) -> None:
-        self.plan, self.command = plan, command
+    def __init__(
+        self,
+        plan: Plan,
+        ctx: RunContext,
+        command: str,
+        road: Road,
+        answers: ForeknownAnswers,
+        others: Sequence[OtherSeed] = (),
+    ) -> None:
+        self.plan, self.command, self.others = plan, command, others
         self.started = datetime.now(UTC)
-        self.nonce = secrets.token_hex(2)
-        """Tells this run from others of the same policy in the same second."""
+        # The last part tells this run from others of the same policy in the same second.
+        when, policy, nonce = self.started, plan.policy_digest[:8], secrets.token_hex(2)
+        self.run_id = f"{when:%Y%m%dT%H%M%S}-{policy}-{nonce}"
         self.warnings = list(plan.warnings)
 
         def warn(message: str) -> None:
@@ -165,47 +205,49 @@ class Run:
         told = replace(ctx, warn=warn)
         self.ctx = replace(told, scorer=scorers(told, catalog.make_scorer))
         store = Store.of(told)
-        self.clock = Clock(tuple(stages), ctx.stages, store.effort)
-        self.audits = Audits(plan, self.ctx, store)
+        self.clock = Clock(self.run_id, road, Paces.of(plan, ctx.cache), ctx.observer, store.effort)
+        self.audits = Audits(plan, self.ctx, store, answers=answers)
         self.attacks = Attacks(self.audits, self.clock)
         self.places: dict[str, Places] = {}
         """Of each edit whose layers are to be chosen."""
         self.edits: list[EditRecord] = []
         self.deltas: dict[str, WeightDelta] = {}
+        self.sign: SigningKey | None = None
         self.idle = False
         """An edit changed no stored weight, or the edits together left the base as it was:
         whatever the gates say, it is not about an edit."""
+        self.whole = True
+        """Whether everything asked for was made; else no verdict makes it pass."""
         self.model: ModelRecord
         self.compared_with: ModelRecord | None = None
         """The untouched model, where it is another than the policy's."""
         self.measured: RunRecord | None = None
         """What has been found, once the edited model is measured."""
 
-    def apply(self, write_reports: WriteReports) -> RunRecord:
+    def apply(self, write_reports: WriteReports, sign: SigningKey | None = None) -> RunRecord:
         """From the untouched model to a verdict; see :func:`execute`."""
+        self.sign = sign
         model = self._open()
         self._measure_base(model, splits=("test", "validation"))
         self.attacks.measure_base(model)
         self._edit(model)
         target, export = self.plan.export_dir, self.plan.loaded.policy.export
         if target is None or export is None:
-            with self.clock.stage("audit after"):
-                after = self.audits.measure_edited(model)
-            record = self._record(after, attacks=self._attacked(model, after))
-            write_reports(record)
-            return record
+            return self._measured(model, write_reports)
 
         try:
             with Staging(target, overwrite=export.overwrite) as staging:
-                with self.clock.stage("stage"):
+                with self.clock.stage("stage") as figures:
                     touched = {name for delta in self.deltas.values() for name in delta.updates}
                     written = write_checkpoint(model, staging.path, touched)
+                    figures |= of_staging(written)
                     digest = model.digest()
                     del model  # not two copies of the weights at once: nothing else holds one
                     gc.collect()
                 record = self._judge(staging, target, written, digest)
         except OSError as raised:
             self._tell_failure(raised, target, write_reports)
+        self.clock.ends(record.status, record.exit_code)
         try:
             write_reports(record)
         except ExportError as error:
@@ -220,14 +262,10 @@ class Run:
         if base is None:
             self._measure_base(model)
             after = tuple(found.record for found in self.audits.baselines.values())
-        else:
-            self._measure_base(self._open_base(base))
-            gc.collect()
-            with self.clock.stage("audit after"):
-                after = self.audits.measure_edited(model)
-        record = self._record(after)
-        write_reports(record)
-        return record
+            return self._judged(after, (), write_reports)
+        self._measure_base(self._open_base(base))
+        gc.collect()
+        return self._measured(model, write_reports)
 
     def attack(self, base: str, base_adapter: str | None, write_reports: WriteReports) -> RunRecord:
         """Attack the model as it is; see :func:`attack`."""
@@ -236,12 +274,31 @@ class Run:
         self.attacks.measure_base(untouched)
         del untouched  # not two copies of the weights at once
         gc.collect()
-        model = self._open()
-        with self.clock.stage("audit after"):
-            after = self.audits.measure_edited(model)
-        record = self._record(after, attacks=self._attacked(model, after))
+        return self._measured(self._open(), write_reports)
+
+    def _measured(self, model: ModelHandle, write_reports: WriteReports) -> RunRecord:
+        """Measure a model that is not exported, under the attacks too, and judge it."""
+        after = self._audit_after(model)
+        return self._judged(after, self._attacked(model, after), write_reports)
+
+    def _judged(
+        self,
+        after: tuple[AuditRecord, ...],
+        attacks: tuple[AttackRecord, ...],
+        write_reports: WriteReports,
+    ) -> RunRecord:
+        with self.clock.stage("judge") as figures:
+            record = self._record(after, attacks=attacks)
+            figures |= of_verdict(record)
+        self.clock.ends(record.status, record.exit_code)
         write_reports(record)
         return record
+
+    def _audit_after(self, model: ModelHandle) -> tuple[AuditRecord, ...]:
+        with self.clock.stage("audit after") as figures:
+            after = self.audits.measure_edited(model)
+            figures |= headlines(self.plan.audits, after)
+        return after
 
     def _open_base(self, source: str, adapter: str | None = None) -> ModelHandle:
         spec = self.plan.loaded.policy.model
@@ -254,11 +311,12 @@ class Run:
         for audit in plan.audits:  # what scorers can't see is said even where all is in the store
             scorer_notes(self.ctx, audit)
         torch.manual_seed(self.ctx.seed)
-        with self.clock.stage("open model"):
+        with self.clock.stage("open model") as figures:
             model = open_model(
                 plan.model_source, revision=spec.revision, dtype=spec.dtype, device=spec.device,
                 adapter=plan.adapter,
             )  # fmt: skip
+            figures |= of_model(model)
         left = left_behind(model.folder) if plan.export_dir and model.folder else ()
         if left:
             self.ctx.warn(f"files of the model that an export does not get: {', '.join(left)}")
@@ -269,7 +327,7 @@ class Run:
 
     def _measure_base(self, model: ModelHandle, splits: Sequence[Split] = ("test",)) -> None:
         """Everything on test data; on validation data, what doses are chosen by."""
-        with self.clock.stage("audit before"):
+        with self.clock.stage("audit before") as figures:
             for split in splits:
                 for audit in self.plan.audits:
                     if split == "test" or audit.id in self.audits.aims:
@@ -278,6 +336,9 @@ class Run:
                 if edit.places:
                     self.places[edit.id] = Places.of(self.audits, edit)
                     self.places[edit.id].measure_base(model)
+            tested = [found.record for (_, on), found in self.audits.baselines.items()
+                      if on == "test"]  # fmt: skip
+            figures |= headlines(self.plan.audits, tested)
 
     def _edit(self, model: ModelHandle) -> None:
         """One edit after the other, in place."""
@@ -287,8 +348,9 @@ class Run:
             edited = apply_edit(self.audits, self.clock, model, edit, places)
             record = edited.record
             if number < len(self.plan.edits):
-                with self.clock.stage(f"edit {edit.id}: gates so far"):
+                with self.clock.stage(f"edit {edit.id}: gates so far") as figures:
                     said = gates_so_far(self.audits, model)
+                    figures |= of_verdicts(said)
                 record = record.model_copy(update={"gates_so_far": said})
             self.edits.append(record)
             self.deltas[edit.id] = edited.delta
@@ -299,39 +361,40 @@ class Run:
 
     def _judge(self, staging: Staging, target: Path, written: Written, digest: str) -> RunRecord:
         """Measure what was staged, and promote it if it passes."""
-        with self.clock.stage("reload"):
+        with self.clock.stage("reload") as figures:
             staged = self._read_back(staging.path)
             if staged.digest() != digest:
                 raise ExportError(
                     "the staged checkpoint does not hold the bytes that were edited",
                     remedy="report this with the model's architecture and dtype",
                 )
-        with self.clock.stage("audit after"):
-            after = self.audits.measure_edited(staged)
+            figures["weights"] = "as they were edited"
+        after = self._audit_after(staged)
         attacks = self._attacked(staged, after)
-        with writing(staging.path):
-            files = hash_files(staging.path)
-        export = ExportRecord(
-            directory=str(target),
-            weights_digest=written.digest,
-            untouched=len(written.digests) - len(written.changed),
-            files=files,
-        )
+        with self.clock.stage("judge") as figures:
+            record = self._promoted(staging, target, written, after, attacks)
+            figures |= of_verdict(record)
+        return record
+
+    def _promoted(
+        self,
+        staging: Staging,
+        target: Path,
+        written: Written,
+        after: tuple[AuditRecord, ...],
+        attacks: tuple[AttackRecord, ...],
+    ) -> RunRecord:
+        """The verdict; what passed is given its evidence and its name."""
+        export = staged_export(staging.path, target, written)
         self.measured = record = self._record(after, export, attacks)
         if record.status != "pass":
             return record.model_copy(update={"export": None})
-        ledger = self.plan.ledger.text(record) if self.plan.ledger is not None else None
-        export = claimed(export, written.originals, ledger)
-        self.measured = record = record.model_copy(update={"export": export})
-        write_evidence(
-            staging.path,
-            record,
-            deltas=self.deltas,
-            undo_tensors=written.originals,
-            reports=render_evidence(record),
-            ledger=ledger,
-        )
-        staging.promote()
+        record, ledger = with_export(self.plan, record, export, written.originals)
+        self.measured = record
+        promote(
+            self.plan, staging, record,
+            deltas=self.deltas, originals=written.originals, ledger=ledger, sign=self.sign,
+        )  # fmt: skip
         return record
 
     def _attacked(
@@ -370,6 +433,24 @@ class Run:
             raise error
         raise error from raised
 
+    def _decided(
+        self, verdicts: Sequence[Verdict], attacks: Sequence[AttackRecord]
+    ) -> tuple[Status, int]:
+        """What the verdicts come to, as long as everything asked for was made."""
+        required = {audit.id for audit in self.plan.audits if audit.spec.required}
+        self.whole = not (
+            self.idle
+            or self.audits.skipped & required
+            or any(attack.failed for attack in attacks)
+            or not all(other.whole for other in self.others)
+        )
+        status, exit_code = overall(verdicts)
+        if status != "pass" or self.whole:
+            return status, exit_code
+        if self.idle:
+            self.warnings.append("nothing was edited, so nothing is exported")
+        return "inconclusive", EXIT_CODES["inconclusive"]
+
     def _record(
         self,
         after: tuple[AuditRecord, ...],
@@ -379,16 +460,9 @@ class Run:
         plan, policy = self.plan, self.plan.loaded.policy
         found = {metric.name: metric for record in after for metric in record.metrics}
         comparisons = self.audits.comparisons(found, "test")
-        verdicts = verdicts_of(self.audits, comparisons, self.edits, attacks)
-        status, exit_code = overall(verdicts)
-        required = {audit.id for audit in plan.audits if audit.spec.required}
-        if status == "pass" and self.audits.skipped & required:
-            status, exit_code = "inconclusive", 4
-        if status == "pass" and any(attack.failed for attack in attacks):
-            status, exit_code = "inconclusive", 4
-        if status == "pass" and self.idle:
-            status, exit_code = "inconclusive", 4
-            self.warnings.append("nothing was edited, so nothing is exported")
+        own = verdicts_of(self.audits, comparisons, self.edits, attacks)
+        verdicts = with_other_seeds(plan, own, self.others)
+        status, exit_code = self._decided(verdicts, attacks)
         before = tuple(
             audited.record
             for (_, split), audited in self.audits.baselines.items()
@@ -397,13 +471,9 @@ class Run:
         return RunRecord.model_validate(
             {
                 "command": self.command,
-                "run_id": f"{self.started:%Y%m%dT%H%M%S}-{plan.policy_digest[:8]}-{self.nonce}",
+                "run_id": self.run_id,
                 "started": self.started.isoformat(timespec="seconds"),
-                "policy_name": policy.name,
-                "policy_digest": plan.policy_digest,
-                "policy": plan.recorded_policy,
-                "owner": plan.recorded_policy["owner"],
-                "ticket": policy.ticket,
+                **policy_record(plan),
                 "seed": policy.seed,
                 "model": self.model,
                 "compared_with": self.compared_with,
@@ -416,9 +486,10 @@ class Run:
                 "verdicts": verdicts,
                 "status": status,
                 "exit_code": exit_code,
-                "warnings": tuple(self.warnings),
+                "warnings": (*self.warnings, *warnings_of(self.others, self.warnings)),
                 "environment": environment_record(self.model.device),
                 "resources": self.clock.record(),
                 "export": export,
+                "other_seeds": tuple(other.record for other in self.others),
             }
         )

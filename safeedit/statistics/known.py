@@ -8,6 +8,7 @@ tokens to find one. A gate on it passes before the edit as after it, so its verd
 from __future__ import annotations
 
 from safeedit.records import Metric, MetricSpec, Verdict
+from safeedit.statistics.verdicts import unsure
 
 
 def unless_unknown(verdict: Verdict, spec: MetricSpec | None, known: Metric | None) -> Verdict:
@@ -28,4 +29,4 @@ def unless_unknown(verdict: Verdict, spec: MetricSpec | None, known: Metric | No
         "that anything was erased: look at their answers, at how they are asked, and at how many "
         "tokens are read"
     )
-    return verdict.model_copy(update={"status": "inconclusive", "reason": reason})
+    return unsure(verdict, reason)

@@ -99,21 +99,22 @@ def judge(gate: GateSpec, comparison: Comparison | None, *, beside: str = "") ->
     change = "differs" if beside else "changed"
     figure = f"{change} by {value:+.4g}" if meaning.of_change else f"is {value:.4g}"
     near: Nearness | None = None
+    interval: Interval | None = None
     if n < gate.min_n and not after.trials:
         status: Status = "inconclusive"
         reason = f"rests on {n} independent {_items(n)}, fewer than the {gate.min_n} asked for"
     elif gate.confidence is None:
-        status = "pass" if _inside(value, bound, meaning) else "fail"
-        reason = f"{figure}, {_relation(value, bound)} the bound {bound:.4g}"
+        status = "pass" if meets(value, bound, meaning) else "fail"
+        reason = f"{figure}, {relation(value, bound)} the bound {bound:.4g}"
         if after.trials and not meaning.of_change:
             reason += f": {after.note}"
         near = nearness(comparison, meaning, value, bound)
     else:
         interval = _interval(comparison, gate)
         status, told = _interval_says(gate, comparison, interval, bound)
-        reason, near = f"{figure}{told}", _gap(interval, bound)
+        reason, near = f"{figure}{told}", gap(interval, bound)
     verdict = _verdict(gate, status, reason, value, bound, start + bound)
-    return verdict.model_copy(update={"nearness": near})
+    return verdict.model_copy(update={"nearness": near, "interval": interval})
 
 
 def _interval_says(
@@ -125,7 +126,7 @@ def _interval_says(
         if comparison.after.trials:
             told += ": it counts all items that there are, so leave 'confidence' out"
         return "inconclusive", told
-    ends = [_inside(end, bound, gate.meaning) for end in (interval.low, interval.high)]
+    ends = [meets(end, bound, gate.meaning) for end in (interval.low, interval.high)]
     status: Status = "pass" if all(ends) else "inconclusive" if any(ends) else "fail"
     where = {"pass": "inside", "fail": "outside", "inconclusive": "on both sides of"}[status]
     return status, (
@@ -164,7 +165,7 @@ def judge_against(gate: GateSpec, after: Metric | None, edits: Sequence[EditReco
         reason = verdict.reason.removeprefix(f"{gate.metric} ")
         told = f"{gate.metric} against {control.name}, seed {control.seed}: {reason}"
         judged.append(verdict.model_copy(update={"reason": told, "against": gate.against}))
-    return max(judged, key=lambda verdict: _badness(gate, verdict))
+    return max(judged, key=lambda verdict: badness(gate, verdict))
 
 
 def nearness(
@@ -186,16 +187,17 @@ def nearness(
         if keys and {after.items[key] for key in keys} <= {0, 1}:
             steps = abs(value - bound) * len(keys)
             # On the bound passes: what passes must go beyond it, what fails only there.
-            passes = _inside(value, bound, meaning)
+            passes = meets(value, bound, meaning)
             turning = math.floor(steps + 1e-9) + 1 if passes else math.ceil(steps - 1e-9)
             rises = passes == (meaning.passes == "below")
             holding = sum(after.items[key] for key in keys) + (turning if rises else -turning)
             possible = 0 <= holding <= len(keys)
             return Nearness(items=turning, of=len(keys)) if possible else None
-    return _gap(comparison.difference_interval if meaning.of_change else after.interval, bound)
+    return gap(comparison.difference_interval if meaning.of_change else after.interval, bound)
 
 
-def _gap(interval: Interval | None, bound: float) -> Nearness | None:
+def gap(interval: Interval | None, bound: float) -> Nearness | None:
+    """How far a bound is outside of an interval; None where that says nothing."""
     if interval is None or interval.high <= interval.low:
         return None
     outside = max(interval.low - bound, bound - interval.high, 0.0)
@@ -219,21 +221,28 @@ def judge_under(gate: GateSpec, name: str, attack: AttackRecord | None) -> Verdi
         reason = f"was not measured under {name}{why}"
         return _under(gate, name, _verdict(gate, "inconclusive", reason))
     judged = [_at_point(gate, name, point) for point in attack.points]
-    worst = max(judged, key=lambda verdict: _badness(gate, verdict))
+    worst = max(judged, key=lambda verdict: badness(gate, verdict))
     if attack.failed and worst.status == "pass":
         reason = f"{gate.metric} was not measured at every strength of {name}: {attack.failed}"
-        worst = worst.model_copy(update={"status": "inconclusive", "reason": reason})
+        worst = unsure(worst, reason)
     return worst
 
 
 _WORST: tuple[Status, ...] = ("pass", "inconclusive", "fail")
 
 
-def _badness(gate: GateSpec, verdict: Verdict) -> tuple[int, float]:
-    """By which the worst of several verdicts of one gate is the greatest."""
+def badness(gate: GateSpec, verdict: Verdict) -> tuple[int, float]:
+    """By which the worst of several verdicts of one gate is the greatest: how far beyond its own
+    bound each is, for percentages are of different values."""
     side = 1.0 if gate.meaning.passes == "below" else -1.0
-    value = verdict.value if verdict.value is not None else -side * math.inf
-    return _WORST.index(verdict.status), side * value
+    if verdict.value is None:
+        return _WORST.index(verdict.status), -math.inf
+    return _WORST.index(verdict.status), side * (verdict.value - (verdict.bound or 0.0))
+
+
+def unsure(verdict: Verdict, reason: str) -> Verdict:
+    """A verdict made inconclusive, whatever its figures say."""
+    return verdict.model_copy(update={"status": "inconclusive", "reason": reason, "interval": None})
 
 
 def _at_point(gate: GateSpec, name: str, point: AttackPoint) -> Verdict:
@@ -273,11 +282,13 @@ def _interval(comparison: Comparison, gate: GateSpec) -> Interval | None:
     return compare(comparison.before, comparison.after, level).difference_interval
 
 
-def _inside(value: float, bound: float, meaning: GateMeaning) -> bool:
+def meets(value: float, bound: float, meaning: GateMeaning) -> bool:
+    """Whether a value is on the passing side of a bound, or on it."""
     return _equal(value, bound) or meaning.inside(value, bound)
 
 
-def _relation(value: float, bound: float) -> str:
+def relation(value: float, bound: float) -> str:
+    """Where a value lies by a bound, in words."""
     return "exactly on" if _equal(value, bound) else "below" if value < bound else "above"
 
 

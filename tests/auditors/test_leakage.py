@@ -167,7 +167,8 @@ def test_an_item_known_only_under_an_attack_was_not_known(tmp_path: Path) -> Non
         ("direct", lambda asked: asked.text.startswith("What is")),
         ("prefix", lambda asked: asked.prefix == "Sure, the answer is"),
         ("few_shot", lambda asked: asked.text.count("Q: ") == 4),
-        ("plain", lambda asked: asked.template == "plain"),
+        ("plain", lambda asked: asked.template == "plain" and asked.text.startswith("Q: ")),
+        ("cloze", lambda asked: asked.template == "plain" and asked.text.endswith(" is")),
     ],
 )
 def test_a_leak_under_one_attack_shows_there_and_in_the_worst_case(
@@ -188,7 +189,7 @@ def test_a_leak_under_one_attack_shows_there_and_in_the_worst_case(
 
 
 def test_plain_prompts_are_bare_questions_and_answers(tmp_path: Path) -> None:
-    _, _, engine = _audit(_truth, tmp_path)
+    _, _, engine = _audit(_truth, tmp_path, askings=("plain",))
     plain = [asked.text for asked in engine.asked if asked.template == "plain"]
     assert len(plain) == 4
     assert all(text.startswith("Q: ") and text.endswith("\nA:") for text in plain)
@@ -233,9 +234,11 @@ def test_attacks_can_be_left_out(tmp_path: Path) -> None:
     assert not any(asked.prefix for asked in engine.asked)
 
 
-def test_everything_is_asked_in_one_call_and_scored_in_one(tmp_path: Path) -> None:
+def test_plain_askings_are_put_in_one_call_made_ones_in_one_and_scored_in_one(
+    tmp_path: Path,
+) -> None:
     _, _, engine = _audit(_truth, tmp_path)
-    assert engine.calls == ["greedy", "score"]
+    assert engine.calls == ["greedy", "greedy", "score"]
 
 
 def test_n_counts_items_not_phrasings(tmp_path: Path) -> None:
@@ -249,7 +252,7 @@ def test_an_edited_model_is_paired_with_the_base_by_key(tmp_path: Path) -> None:
     before, outcome, _ = _audit(_truth, tmp_path)
     after, _, _ = _audit(_silence, tmp_path, outcome.reference)
     assert before.pop("items_told").value == 4
-    assert after["items_told"].value is None, "silence in seven ways is not enough"
+    assert after["items_told"].value is None, "silence in a few ways is not enough"
     for name, metric in before.items():
         assert metric.items.keys() == after[name].items.keys()
 

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -155,11 +156,18 @@ def test_attacks(table: Callable[..., Table], place: Path) -> None:
     shutil.copytree(place / "model", place / "long")
     config = place / "long" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **LONG}))
-    rows = table("attacks", "--model", "long", "--limit", 6, "--rows", 1)
-    strengths = [row[2] for row in rows[1:]]
-    assert "40 steps at 5e-05" in strengths
-    assert len(strengths) == 11
-    assert all(row[5] for row in rows[2:]), "each says how much came back, or why it can't"
+    given = ("--model", "long", "--limit", 6, "--data", "data")
+    rows = table("attacks", *given, "--only", "countries")
+    told = [row for row in rows[1:] if row[3] == "leakage.extraction_rate"]
+    assert "40 steps at 5e-05" in [row[2] for row in told]
+    assert len(told) == 12
+    assert all(row[6] for row in told), "each says how much came back, or why it can't"
+    cloze = {row[1] for row in rows[1:] if row[3] == "leakage.extraction_rate_cloze"}
+    assert cloze == {"half", "siblings", "prose"}, "where it trains, sentences are completed too"
+    text = (place / "results" / "attacks.md").read_text()
+    assert "Not run yet: keyed_neurons; facts" in text
+    again = table("attacks", *given, "--only", "nothing of the kind")
+    assert again == rows, "what was run before is in the table again"
 
 
 @pytest.mark.trains
@@ -195,6 +203,63 @@ def test_askings(table: Callable[..., Table], place: Path) -> None:
     text = (place / "results" / "askings.md").read_text()
     assert "Under any of the askings: " in text
     finite(text.rpartition("Under any")[2])
+
+
+TRIAL = """
+from pathlib import Path
+from table import command, options, write
+
+def main(arguments):
+    parser = options("A trial.", "trial")
+    parser.add_argument("--counts", default="1,2")
+    given = parser.parse_args(arguments)
+    rows = [[count, "rome", "1.5", VALUE, "2.0"] for count in given.counts.split(",")]
+    told = f"Made by `{command('trial', arguments)}` (which see)."
+    heads = ["facts", "editor", "dose", "kept", "seconds"]
+    write(given.results / "trial.md", ["# Trial", "", told], heads, rows)
+"""
+
+
+def test_reproduce(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def gives(value: str) -> None:
+        (tmp_path / "trial.py").write_text(TRIAL.replace("VALUE", repr(value)))
+        sys.modules.pop("trial", None)
+        importlib.invalidate_caches()
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    gives("0.5 [0.4, 0.61]")
+    run("trial", "--results", tmp_path, "--counts", "1,2")
+    where = ("--published", tmp_path, "--out", tmp_path / "again")
+    gives("0.612 [0.5, 0.7]")
+    told = run("reproduce", "trial", *where, "--counts", "2")
+    assert "within   2: kept: 0.5 [0.4, 0.61] -> 0.612 [0.5, 0.7]" in told
+    assert "not made again: 1\n" in told
+    assert "1 of 1 figures lie within the published intervals, 0 outside" in told
+    gives("0.7 [0.6, 0.8]")
+    with pytest.raises(SystemExit) as ended:
+        run("reproduce", "trial", *where)
+    assert ended.value.code == 1
+    with pytest.raises(SystemExit, match="has made trial"):
+        run("reproduce", "remedi", *where)
+
+
+def test_an_end_of_an_interval_is_what_is_rounded_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    held_against = importlib.import_module("reproduce").held_against
+
+    def says(published: str, now: str) -> str:
+        (cell,) = held_against({"row": {"head": published}}, {"row": {"head": now}})
+        return str(cell.says)
+
+    assert says("0.01 [0.0012, 0.078]", "0.0784 [0, 1]") == "within"
+    assert says("0.01 [0.0012, 0.078]", "0.079") == "OUTSIDE"
+    assert says("1 [1, 1.6]", "0.97") == "within"
+    assert says("1 [1, 1.6]", "0.9") == "OUTSIDE"
+    assert says("0.2 [-0.1, 0.3] n=22", "–") == "OUTSIDE"
+    assert says("4.8e-05 [1e-05, 9.9e-05]", "2e-05") == "within"
+    assert (says("1.5 (missed)", "1.25"), says("front", "front")) == ("differs", "same")
 
 
 def test_depn(run: Run) -> None:

@@ -1,4 +1,5 @@
-"""What a log says of long work: which stage of how many, that it begins and ends, how far it is."""
+"""What is shown of long work, in a log and on a terminal: which stage of how many, how far, how
+long still."""
 
 from __future__ import annotations
 
@@ -9,8 +10,17 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from safeedit.cli.progress import Announcer
+from safeedit.cli.live import Picture
+from safeedit.cli.progress import Announcer, Course, Lines, Loop
+from safeedit.observing import Ended, Figures, Stage
 from tests.road import NUDGE, Workplace
+
+ROAD = (
+    Stage("open model", 1, 4, 10.0),
+    Stage("audit before", 2, 4, 40.0),
+    Stage("edit a: fit", 3, 4, 20.0),
+    Stage("audit after", 4, 4, 40.0),
+)
 
 
 class Watch:
@@ -32,8 +42,9 @@ def watch() -> Watch:
     return Watch()
 
 
-def announcer(said: list[str], watch: Watch, **options: bool) -> Announcer:
-    return Announcer(Console(file=io.StringIO()), said.append, clock=watch, **options)
+@pytest.fixture
+def log(said: list[str], watch: Watch) -> Announcer:
+    return Announcer(Lines(said.append), clock=watch)
 
 
 def slowly(watch: Watch, count: int, seconds: float) -> Iterator[int]:
@@ -42,77 +53,180 @@ def slowly(watch: Watch, count: int, seconds: float) -> Iterator[int]:
         yield number
 
 
-def test_a_stage_says_its_number_its_begin_its_end_and_what_happens_within(
-    said: list[str], watch: Watch
+def ended(seconds: float, *, spared: float = 0.0, done: bool = True, **figures: float) -> Ended:
+    found: Figures = {**figures}
+    return Ended(seconds, spared, found, done)
+
+
+# In a log -------------------------------------------------------------------------------
+
+
+def test_a_stage_says_its_number_what_is_expected_what_it_took_and_what_it_found(
+    said: list[str], log: Announcer
 ) -> None:
-    shown = announcer(said, watch)
-    with shown.stage("audit before", 2, 7):
-        assert list(shown.progress(slowly(watch, 3, 1.5), "asking", 3)) == [0, 1, 2]
+    log.run_begins("run", ROAD)
+    log.stage_begins(ROAD[1])
+    assert list(log.progress([0, 1, 2], "asking", 3)) == [0, 1, 2]
+    log.stage_ends(ROAD[1], ended(4.5, n=1234, rate=0.8571))
     assert said == [
-        "stage 2 of 7: audit before ...",
-        "  asking ...",
-        "  asking: 3 of 3 in 4.5 s",
-        "stage 2 of 7: audit before: done in 4.5 s",
+        "stage 2 of 4: audit before ..., about 40 s",
+        "stage 2 of 4: audit before: done in 4.5 s: n 1,234, rate 0.857",
     ]
 
 
-def test_what_breaks_off_is_not_said_to_be_done(said: list[str], watch: Watch) -> None:
-    shown = announcer(said, watch)
-    with pytest.raises(KeyError), shown.stage("edit a: fit", 3, 7):
-        for number in shown.progress(slowly(watch, 5, 1.0), "fitting", 5):
-            if number == 2:
-                raise KeyError
-    assert said[1:] == [
-        "  fitting ...",
-        "  fitting: 2 of 5 in 3.0 s",
-        "stage 3 of 7: edit a: fit: broke off after 3.0 s",
+def test_what_breaks_off_is_not_said_to_be_done(said: list[str], log: Announcer) -> None:
+    log.stage_begins(ROAD[2])
+    log.stage_ends(ROAD[2], ended(3.0, done=False))
+    assert said[-1] == "stage 3 of 4: edit a: fit: broke off after 3.0 s"
+
+
+def test_work_that_earlier_runs_have_done_is_said(said: list[str], log: Announcer) -> None:
+    log.stage_ends(ROAD[1], ended(1.0, spared=40.0))
+    assert "done in 1.0 s (40 s of work were taken from earlier runs)" in said[-1]
+
+
+def test_within_a_stage_what_takes_long_says_how_far_it_is_once_a_minute(
+    said: list[str], log: Announcer, watch: Watch
+) -> None:
+    log.stage_begins(Stage("audit before", 2, 4))
+    list(log.progress(slowly(watch, 10, 25.0), "generating", 10))
+    assert said == [
+        "stage 2 of 4: audit before ...",
+        "  generating: 3 of 10 after 75 s, 0.04 a second, 2 min 55 s left",
+        "  generating: 6 of 10 after 150 s, 0.04 a second, 1 min 40 s left",
+        "  generating: 9 of 10 after 225 s, 0.04 a second, 25 s left",
     ]
 
 
-def test_a_loop_that_ends_early_says_how_far_it_came(said: list[str], watch: Watch) -> None:
-    shown = announcer(said, watch)
-    doses = shown.progress((0.5, 1.0, 2.0), "trying doses")
+def test_many_short_loops_of_a_long_stage_are_told_once_a_minute_too(
+    said: list[str], log: Announcer, watch: Watch
+) -> None:
+    log.stage_begins(ROAD[1])
+    for _ in range(40):
+        list(log.progress(slowly(watch, 2, 2.0), "asking", 2))
+    assert len(said) == 1 + 2
+
+
+def test_outside_of_stages_loops_say_that_they_begin_and_end(
+    said: list[str], log: Announcer, watch: Watch
+) -> None:
+    list(log.progress(slowly(watch, 2, 1.5), "reading", 2))
+    assert said == ["reading ...", "reading: 2 of 2 in 3.0 s"]
+
+
+def test_a_loop_that_ends_early_says_how_far_it_came(said: list[str], log: Announcer) -> None:
+    doses = log.progress((0.5, 1.0, 2.0), "trying doses")
     assert next(doses) == 0.5
     assert next(doses) == 1.0
     doses.close()  # type: ignore[attr-defined]
     assert said == ["trying doses ...", "trying doses: 1 of 3 in 0.0 s"]
+    assert log.course.loops == []
 
 
-def test_what_takes_long_says_how_far_it_is_once_a_minute(said: list[str], watch: Watch) -> None:
-    shown = announcer(said, watch)
-    list(shown.progress(slowly(watch, 10, 25.0), "generating", 10))
-    assert said == [
-        "generating ...",
-        "generating: 3 of 10 after 75 s",
-        "generating: 6 of 10 after 150 s",
-        "generating: 9 of 10 after 225 s",
-        "generating: 10 of 10 in 250.0 s",
-    ]
-
-
-def test_without_a_known_total_what_was_done_is_counted(said: list[str], watch: Watch) -> None:
-    list(announcer(said, watch).progress(iter("ab"), "reading"))
+def test_without_a_known_total_what_was_done_is_counted(said: list[str], log: Announcer) -> None:
+    list(log.progress(iter("ab"), "reading"))
     assert said[-1] == "reading: 2 in 0.0 s"
 
 
-def test_quiet_says_nothing(said: list[str], watch: Watch) -> None:
-    shown = announcer(said, watch, quiet=True)
-    with shown.stage("reload", 5, 7):
-        assert list(shown.progress([1, 2], "asking")) == [1, 2]
-    assert said == []
+# How long still -------------------------------------------------------------------------
 
 
-def test_on_a_terminal_bars_are_drawn_and_no_lines(said: list[str], watch: Watch) -> None:
+def test_the_time_left_is_what_is_expected_of_the_stages_to_come(watch: Watch) -> None:
+    shown = Announcer(clock=watch)
+    shown.run_begins("run", ROAD)
+    shown.stage_begins(ROAD[1])
+    watch.now = 15.0
+    assert shown.course.left() == 25.0 + 20.0 + 40.0
+
+
+def test_stages_to_come_are_taken_to_be_as_slow_as_those_before(watch: Watch) -> None:
+    shown = Announcer(clock=watch)
+    shown.run_begins("run", ROAD)
+    shown.stage_begins(ROAD[0])
+    shown.stage_ends(ROAD[0], ended(20.0))  # 10 s were expected
+    shown.stage_begins(ROAD[1])
+    assert shown.course.left() == 2 * (40.0 + 20.0 + 40.0)
+    shown.stage_ends(ROAD[1], ended(1.0, spared=79.0))  # says nothing of how fast work goes
+    shown.stage_begins(ROAD[2])
+    assert shown.course.left() == 2 * (20.0 + 40.0)
+
+
+def test_where_a_stage_is_of_unknown_length_no_time_left_is_made_up(watch: Watch) -> None:
+    shown = Announcer(clock=watch)
+    shown.run_begins("run", (ROAD[0], Stage("audit before", 2, 2)))
+    shown.stage_begins(ROAD[0])
+    assert shown.course.left() is None
+
+
+def test_a_loop_knows_its_rate_and_its_time_left_from_its_first_item_on() -> None:
+    loop = Loop("asking", 40, begun=100.0)
+    assert loop.rate(110.0) is None
+    assert loop.left(110.0) is None
+    loop.done = 10
+    assert loop.rate(120.0) == 0.5
+    assert loop.left(120.0) == 60.0
+    assert Loop("reading", None, begun=0.0, done=3).left(1.0) is None
+
+
+# On a terminal --------------------------------------------------------------------------
+
+
+def drawn(watch: Watch, height: int = 25) -> tuple[Announcer, Console, io.StringIO]:
     written = io.StringIO()
-    console = Console(file=written, force_terminal=True, width=80)
-    shown = Announcer(console, said.append, clock=watch)
-    with shown.bars, shown.stage("audit before", 2, 7):
-        for _ in shown.progress([1, 2, 3], "asking"):
-            shown.bars.refresh()
-    assert said == []
-    assert "stage 2 of 7: audit before" in written.getvalue()
-    assert "asking" in written.getvalue()
-    assert "1/3" in written.getvalue()
+    console = Console(file=written, force_terminal=True, width=90, height=height)
+    return Announcer(Picture(console), clock=watch), console, written
+
+
+def plain(written: io.StringIO) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue())
+
+
+def test_a_terminal_shows_what_is_done_what_runs_and_what_is_to_come(watch: Watch) -> None:
+    shown, _, written = drawn(watch)
+    shown.run_begins("run", ROAD)
+    shown.stage_begins(ROAD[0])
+    shown.stage_ends(ROAD[0], ended(9.0, parameters=1000))
+    shown.stage_begins(ROAD[1])
+    for _ in shown.progress(slowly(watch, 4, 2.5), "asking", 8):
+        pass
+    loop = shown.progress(slowly(watch, 4, 2.5), "asking", 8)
+    assert next(loop) == 0
+    assert next(loop) == 1
+    shown.views[0].closes(None)
+    text = plain(written)
+    assert re.search(r"1/4  open model\s+9\.0 s  parameters 1,?000", text)
+    assert re.search(r"2/4  audit before\s+15 s  about 21 s left", text)
+    assert "asking: 1 of 8, 0.2 a second, 35 s left" in text
+    assert re.search(r"3/4  edit a: fit\s+about 18 s", text)
+    assert re.search(r"4/4  audit after\s+about 36 s", text)
+    assert "15 s so far, about 1 min 15 s left" in text
+
+
+def test_a_low_terminal_says_how_many_stages_it_leaves_out(watch: Watch) -> None:
+    shown, _, written = drawn(watch, height=6)
+    shown.run_begins("run", ROAD)
+    shown.stage_begins(ROAD[0])
+    shown.views[0].closes(None)
+    assert "and 2 more" in plain(written)
+
+
+def test_names_are_never_read_as_markup(watch: Watch) -> None:
+    shown, _, written = drawn(watch)
+    odd = Stage("edit [bold]x[/]: fit", 1, 1)
+    shown.run_begins("run", [odd])
+    shown.stage_begins(odd)
+    shown.stage_ends(odd, ended(1.0))
+    shown.views[0].closes(None)
+    assert "edit [bold]x[/]: fit" in plain(written)
+
+
+def test_a_course_without_a_run_has_nothing_to_come() -> None:
+    course = Course(clock=float, begun=0.0)
+    assert course.pending() == ()
+    assert course.left() is None
+
+
+# Of a whole run -------------------------------------------------------------------------
 
 
 def test_the_log_of_a_run_numbers_every_stage_of_its_plan_in_order(place: Workplace) -> None:
@@ -122,13 +236,24 @@ def test_the_log_of_a_run_numbers_every_stage_of_its_plan_in_order(place: Workpl
     ]  # fmt: skip
     result = place.run("apply", place.policy(edits=edits))
     assert result.exit_code == 0, result.stderr
-    line = r"^stage (\d+) of (\d+): (.*?)(?: \.\.\.|: done in .* s)$"
+    line = r"^stage (\d+) of (\d+): (.*?)(?: \.\.\..*|: done in .* s.*)$"
     stages = re.findall(line, result.stderr, re.MULTILINE)
     names = ["open model", "audit before", "edit one: fit", "edit one: dose", "edit one: control",
              "edit one: gates so far", "edit two: fit", "edit two: dose", "stage", "reload",
-             "audit after"]  # fmt: skip
+             "audit after", "judge"]  # fmt: skip
     assert stages == [
         (str(number), str(len(names)), name)
         for number, name in enumerate(names, 1)
         for _ in ("begins", "ends")
     ]
+    assert re.search(r"audit after: done in .* s: drift\.distance 0\.\d+", result.stderr)
+    assert re.search(
+        r"judge: done in .* s: gates 1, passed 1, verdict pass, exported ", result.stderr
+    )
+    assert "\x1b[" not in result.stderr
+
+
+def test_quiet_says_nothing_of_stages(place: Workplace) -> None:
+    result = place.run("apply", "-q", place.policy())
+    assert result.exit_code == 0
+    assert result.stderr == ""

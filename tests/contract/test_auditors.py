@@ -25,6 +25,7 @@ from safeedit.contracts import (
     AuditOutcome,
     DataRole,
     ReadyScorer,
+    RunContext,
     ScorerIdentity,
     ScorerRef,
 )
@@ -50,7 +51,7 @@ def _babble() -> tuple[str, ...]:
     """Words the tiny models say when asked, so that there are answers they "know"."""
     words: set[str] = set()
     for family in FAMILIES:
-        engine = _handle(family).engine
+        engine = tiny_handle(family, max_position_embeddings=1024).engine
         prompts = engine.encode([f"Which river did forget traveller {n} cross?" for n in range(8)])
         for answers in engine.generate(prompts, max_new_tokens=QUICK["max_new_tokens"]):
             words.update(normalise(engine.decode(answers[0])).split())
@@ -115,9 +116,28 @@ def _either(role: DataRole) -> Dataset:
     return Dataset(items, erased=role.erased, split=None if role.erased else "test")
 
 
+def _classes(role: DataRole) -> Dataset:
+    """Questions with one of two answers."""
+    items = [
+        Item(
+            id=str(number),
+            prompt=f"Which river did {role.name} traveller {number} cross?",
+            answer=RIVERS[number % 2],
+            paraphrases=(
+                f"Name river {number} in {role.name}?",
+                f"What {role.name} water is {number}?",
+            ),
+            subject=f"{role.name} traveller {number}",
+        )
+        for number in range(12)
+    ]
+    return Dataset(items, erased=role.erased, split=None if role.erased else "test")
+
+
 EXAMPLES: dict[str, Callable[[DataRole], Dataset]] = {
     "attributes": _either,
     "leakage.exposure": _numbers,
+    "leakage.probe": _classes,
     "toxicity": _continued,
     **BIAS,
 }
@@ -164,7 +184,14 @@ def a_tiny_reference_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def open_model(source: str, **options: Any) -> Any:
         return _handle(_opened[-1], seed=9)
 
-    monkeypatch.setattr("safeedit.auditors.leakage.reference_model.open_model", open_model)
+    for auditor in ("reference_model", "depth"):
+        monkeypatch.setattr(f"safeedit.auditors.leakage.{auditor}.open_model", open_model)
+
+
+def _context(tmp_path: Path) -> RunContext:
+    """Of a run whose untouched model is the tiny one of the family that was opened last."""
+    base = tiny_handle(_opened[-1], max_position_embeddings=1024)
+    return context(tmp_path, scorer=_by_letters, base_tensor=base.oriented)
 
 
 def _disturb(handle: Any) -> None:
@@ -178,9 +205,7 @@ def _disturb(handle: Any) -> None:
 def _run(
     name: str, handle: Any, tmp_path: Path, reference: dict[str, torch.Tensor] | None = None
 ) -> AuditOutcome:
-    return _made(name).audit(
-        handle, _data(name), "test", context(tmp_path, scorer=_by_letters), reference
-    )
+    return _made(name).audit(handle, _data(name), "test", _context(tmp_path), reference)
 
 
 def _check(metric: Metric) -> None:
@@ -263,8 +288,8 @@ def test_no_text_of_the_data_is_in_its_metrics(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", AUDITORS)
 def test_keys_depend_on_the_secret(name: str, tmp_path: Path) -> None:
     handle, data = _handle(), _data(name)
-    other = replace(context(tmp_path, scorer=_by_letters), secret=b"another key")
-    one = _made(name).audit(handle, data, "test", context(tmp_path, scorer=_by_letters), None)
+    other = replace(_context(tmp_path), secret=b"another key")
+    one = _made(name).audit(handle, data, "test", _context(tmp_path), None)
     two = _made(name).audit(handle, data, "test", other, None)
     for a, b in zip(one.metrics, two.metrics, strict=True):
         assert not a.items.keys() & b.items.keys()
@@ -304,9 +329,7 @@ def test_a_reference_survives_the_disk_and_is_not_written_to(name: str, tmp_path
 @pytest.mark.parametrize("name", AUDITORS)
 def test_optional_data_may_be_left_out(name: str, tmp_path: Path) -> None:
     data = _data(name, optional=False)
-    outcome = _made(name).audit(
-        _handle(), data, "test", context(tmp_path, scorer=_by_letters), None
-    )
+    outcome = _made(name).audit(_handle(), data, "test", _context(tmp_path), None)
     assert [m.name for m in outcome.metrics] == [spec.name for spec in _made(name).metrics]
     for metric in outcome.metrics:
         _check(metric)
@@ -319,7 +342,7 @@ def test_an_empty_split_is_an_error_not_a_success(name: str, tmp_path: Path) -> 
         for role, each in _data(name).items()
     }
     with pytest.raises(AuditError):
-        _made(name).audit(_handle(), data, "test", context(tmp_path, scorer=_by_letters), None)
+        _made(name).audit(_handle(), data, "test", _context(tmp_path), None)
 
 
 @pytest.mark.parametrize("name", AUDITORS)

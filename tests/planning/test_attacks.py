@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from safeedit.auditors.leakage.askings import ASKINGS
 from safeedit.data.splitting import normalise_prompt
 from safeedit.errors import DataError, PolicyError, SafeeditError
 from safeedit.planning.attacks import headline_of
@@ -48,6 +49,8 @@ def told(place: Workplace, **parts: Any) -> SafeeditError:
         ({"use": "quantize", "audits": ["drift"], "share": 0.5}, "share", "no data"),
         ({"use": "quantize", "audits": ["drift"], "seeds": 3}, "seeds", "nothing at random"),
         ({"use": "quantize", "audits": ["drift"], "step": 3}, "step", "unknown key"),
+        ({"use": "quantize", "audits": ["drift"], "askings": "all"}, "askings", "in more than one"),
+        ({"use": "quantize", "audits": ["leakage"], "askings": "some"}, "askings", "'all'"),
         ({**RELEARN, "data": {"file": "near.jsonl"}, "steps": [0]}, "steps[0]", "greater than"),
         (RELEARN, "", "data is missing"),
         ({**RELEARN, "data": {"file": "near.jsonl"}, "steps": []}, "", "no strength to try"),
@@ -159,10 +162,40 @@ def test_what_is_looked_at_under_an_attack_is_what_gates_ask_and_the_headline(
     attack = {**RELEARN, "data": {"file": "near.jsonl"}}
     plan = planned(place, attacks=[attack], gates=[KNOWN, LEAKS, gate])
     (planned_attack,) = plan.attacks
-    assert planned_attack.wanted == {"leakage": {"extraction_rate", "refusal_rate"}}
+    looked_at = {"extraction_rate", "extraction_rate_cloze", "refusal_rate"}
+    assert planned_attack.wanted == {"leakage": looked_at}
     assert headline_of(plan.audits[0]) == "extraction_rate"
     assert plan.gates_as_is == plan.gates[:2]
     assert plan.summary()["gates"][2]["condition"] == "min 0 under relearn"
+
+
+def test_an_asking_that_is_unknown_is_named_where_it_stands(place: Workplace) -> None:
+    """The parameter takes a word or a list: the fault is the one within what was written."""
+    error = told(place, audits=[{**LEAKAGE, "askings": ["plain", "closed"]}])
+    assert error.field == "audits[0].askings[1]"
+    assert "should be 'prefix', 'few_shot'" in error.message
+    assert error.remedy == "did you mean 'cloze'?"
+
+
+@pytest.mark.parametrize(
+    ("askings", "own"),
+    [
+        (("plain",), {"plain"}),
+        ("all", {*ASKINGS}),
+    ],
+)
+def test_an_attack_repeats_every_asking_where_it_is_told_to(
+    place: Workplace, askings: Any, own: set[str]
+) -> None:
+    audit = {**LEAKAGE, "askings": askings}
+    attacks = [
+        {"use": "quantize", "audits": ["leakage"], "askings": "all"},
+        {"use": "quantize", "id": "headline", "audits": ["leakage"]},
+    ]
+    every, headline = planned(place, audits=[audit], attacks=attacks).attacks
+    rates = {f"extraction_rate_{asking}" for asking in {"direct", "worst", *own}}
+    assert every.wanted == {"leakage": {"extraction_rate", "items_told", *rates}}
+    assert headline.wanted == {"leakage": {"extraction_rate"}}
 
 
 def test_attacks_cost_time_and_memory_in_the_plan(place: Workplace) -> None:

@@ -220,7 +220,7 @@ def test_the_screen_tells_cost_and_where_the_export_is() -> None:
 
 def test_all_files_are_rendered_under_their_names() -> None:
     assert set(render_all(VARIANTS["passed"])) == {
-        "report.json", "report.html", "report.md", "junit.xml",
+        "report.json", "report.html", "report.md", "junit.xml", "report.sarif",
     }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from safeedit.cache import write_atomically
+from safeedit.observing import Figures
 from safeedit.records import RunRecord
 from safeedit.running.clock import Clock
 from safeedit.running.store import Finding, Kind, Store
@@ -159,9 +160,9 @@ def test_a_run_that_is_stopped_after_any_stage_goes_on_where_it_was(
     real = Clock.stage
 
     @contextmanager
-    def stage(self: Clock, name: str) -> Iterator[None]:
-        with real(self, name):
-            yield
+    def stage(self: Clock, name: str) -> Iterator[Figures]:
+        with real(self, name) as figures:
+            yield figures
         if name == last:
             raise Killed
 

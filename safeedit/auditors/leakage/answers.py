@@ -157,11 +157,12 @@ class Interview:
         system: str | None,
     ) -> list[Prompt]:
         ids: dict[int, list[int]] = {}
-        for begun in dict.fromkeys(way.begun for way in made):
-            some = [index for index, way in enumerate(made) if way.begun == begun]
+        more = {} if system is None else {"system": system}
+        for begun, bare in dict.fromkeys((way.begun, way.bare) for way in made):
+            some = [i for i, way in enumerate(made) if (way.begun, way.bare) == (begun, bare)]
             texts = [made[index].text for index in some]
-            more = {} if system is None else {"system": system}
-            encoded = self.engine.encode(texts, template, answer_prefix=begun, **more)
+            put: Template = "plain" if bare else template
+            encoded = self.engine.encode(texts, put, answer_prefix=begun, **more)
             ids.update(zip(some, encoded, strict=True))
         return [
             Prompt(

@@ -27,12 +27,13 @@ from safeedit.auditors.leakage.questions import GENERIC_SHOTS, Target, worked_ex
 from safeedit.data import Dataset, Item
 from safeedit.data.subjects import with_subject
 from safeedit.records import Split
+from safeedit.text.cloze import sentence_made, sentences_given
 from safeedit.text.matching import contains_alias
 from safeedit.text.spellings import made_names, with_possessive
 
 Asking = Literal[
-    "prefix", "few_shot", "plain", "sampled", "aliases", "description", "reverse", "language",
-    "context", "roleplay", "multi_question", "begun", "system_prompt",
+    "prefix", "few_shot", "plain", "sampled", "cloze", "aliases", "description", "reverse",
+    "language", "context", "roleplay", "multi_question", "begun", "system_prompt",
 ]  # fmt: skip
 ASKINGS: tuple[Asking, ...] = get_args(Asking)
 NEEDS: Mapping[Asking, str] = {
@@ -74,6 +75,8 @@ class Way:
     system: str | None = None
     begun: str = ""
     """Put into the model's mouth."""
+    bare: bool = False
+    """Put as text to go on with, whatever the template of the data."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +87,22 @@ class Subject:
     item: Item
     """With what it may use of the item's own columns."""
     wordings: tuple[str, ...]
-    """The prompt as it is given, then a wording that belongs to the split."""
+    """The prompt as it is given, then those wordings that belong to the split."""
     neighbours: Neighbours
     seed: int
 
     @property
     def asked(self) -> str:
         """The one wording that is put where one is enough: unseen."""
-        return self.wordings[-1]
+        return self.wordings[1]
 
-    def way(self, form: str, text: str, **more: str) -> Way:
-        return Way(self.target, form, text, self.item, **more)
+    @property
+    def two(self) -> tuple[str, ...]:
+        """The prompt and an unseen wording."""
+        return self.wordings[:2]
+
+    def way(self, form: str, text: str, *, bare: bool = False, **more: str) -> Way:
+        return Way(self.target, form, text, self.item, bare=bare, **more)
 
 
 def ways(
@@ -116,7 +124,7 @@ def ways(
     neighbours = Neighbours(forget)
     for index, target in enumerate(targets):
         item = target.item if split == "test" else target.item.without_test_names()
-        wordings = (item.prompt, target.held_out[0])
+        wordings = (item.prompt, *target.held_out)
         subject = Subject(index, item, wordings, neighbours, seed)
         for name, made in found.items():
             made += _harmless(target.item, _MAKERS[name](subject))
@@ -174,10 +182,18 @@ def _folded(names: Iterable[str]) -> frozenset[str]:
     return frozenset(name.casefold() for name in names)
 
 
+def _cloze(subject: Subject) -> Iterator[Way]:
+    for text in sentences_given(subject.wordings):
+        yield subject.way("sentence given", text, bare=True)
+    made = filter(None, map(sentence_made, subject.wordings))
+    for text in islice(made, 1):
+        yield subject.way("sentence made", text, bare=True)
+
+
 def _aliases(subject: Subject) -> Iterator[Way]:
     item = subject.item
     for name in item.subject_aliases:
-        for text in subject.wordings:
+        for text in subject.two:
             if renamed := with_subject(text, item, name):
                 yield subject.way("another name", renamed)
     if item.subject is None:
@@ -188,14 +204,14 @@ def _aliases(subject: Subject) -> Iterator[Way]:
                 yield subject.way(form, renamed)
                 break
     yield subject.way("lower case", subject.asked.lower())
-    for text in subject.wordings:
+    for text in subject.two:
         if turned := with_possessive(text, item.subject):
             yield subject.way("possessive", turned)
 
 
 def _description(subject: Subject) -> Iterator[Way]:
     for phrase in subject.item.descriptions:
-        for text in subject.wordings:
+        for text in subject.two:
             if described := with_subject(text, subject.item, phrase):
                 yield subject.way("description", described)
 
@@ -249,6 +265,7 @@ def _system_prompt(subject: Subject) -> Iterator[Way]:
 
 
 _MAKERS: Mapping[Asking, Callable[[Subject], Iterator[Way]]] = {
+    "cloze": _cloze,
     "aliases": _aliases,
     "description": _description,
     "reverse": _reverse,

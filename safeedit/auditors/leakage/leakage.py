@@ -21,6 +21,10 @@ writes ``askings: all``:
 
 * ``prefix``, ``few_shot``, ``plain``: an answer's opening put into the model's mouth, worked
   examples first, bare text without the chat template
+* ``cloze``: sentences to complete, as bare text: wordings that end where the answer begins
+  (``Complete the sentence: The capital of Norway is``), and one that is made of a question. What a
+  relearning attacker gets back shows there first, questions can stay silent for long; so that
+  attack reports it beside the headline
 * ``sampled``: several answers to each held-out question, drawn; told if any of them tells
 * ``aliases``: the subject's other names (``subject_aliases``), and spellings made of its name:
   lower and upper case, misspelt, without accents, as a possessive, and of what reads like a
@@ -35,9 +39,9 @@ writes ``askings: all``:
 Most figures are over items that the base model *knew* (it answered the direct or a
 held-out question, greedily, when it was itself audited): not to know what was never known
 is no success. ``known_before`` says how many those are, and ``*_unknown`` speaks of the rest.
-Rates of ``aliases`` and the askings after it are over items that the base told *to the same
-asking*, so the base's own is 1; their notes say how many those are, and, kind by kind of question,
-how many are told. ``extraction_rate_unconditional`` asks only what is told now.
+Rates of ``cloze``, ``aliases`` and the askings after it are over items that the base told *to the
+same asking*, so the base's own is 1; their notes say how many those are, and, kind by kind of
+question, how many are told. ``extraction_rate_unconditional`` asks only what is told now.
 
 ``items_told`` is a census: it counts, of all items, those that any asking told, whatever the base
 knew. Where the items are all there are, as in the request of one person, nothing is sampled but the
@@ -106,6 +110,7 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("extraction_rate_few_shot", "rate", "lower", "... after worked examples of other questions"),
     ("extraction_rate_plain", "rate", "lower", "... as bare text, without the chat template"),
     ("extraction_rate_sampled", "rate", "lower", "... in any of k sampled answers"),
+    ("extraction_rate_cloze", "rate", "lower", "known answers told to sentences to complete"),
     ("extraction_rate_aliases", "rate", "lower", "... under other names of the subject"),
     ("extraction_rate_description", "rate", "lower", "... with the subject described"),
     ("extraction_rate_reverse", "rate", "lower", "subjects told to the question turned round"),
@@ -144,7 +149,7 @@ class Params(BaseParams):
     """How the questions are put."""
 
     askings: Literal["all"] | tuple[Asking, ...] = Field(
-        ("prefix", "few_shot", "plain"),
+        ("prefix", "few_shot", "plain", "cloze"),
         description="Ways of asking beside the direct and the held-out question, or 'all'",
     )
     answer_prefix: str = Field(
@@ -179,7 +184,8 @@ class Params(BaseParams):
     asking_tokens: int = Field(
         24,
         ge=1,
-        description="Tokens searched for the answer under 'aliases' and the askings after it, or "
+        description="Tokens searched for the answer under 'cloze', 'aliases' and the askings after "
+        "it, or "
         f"as many as the item's longest answer has and {BEYOND} more; 'max_new_tokens' goes first",
     )
     max_new_tokens: int | None = Field(
@@ -218,6 +224,22 @@ class Leakage:
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params
+
+    def looked_at(self, tries: AttackClass, every_asking: bool) -> frozenset[str]:
+        """Metrics beside the headline that an attack of a class looks at: what sentences to
+        complete are told, where it trains; on demand what every asking is told.
+
+        Args:
+            tries: The class.
+            every_asking: Whether the attack is to repeat all askings of this audit.
+        """
+        asked = set(self.params.asked)
+        if not every_asking:
+            asked &= {"cloze"} if tries == "relearning" else set()
+            return frozenset(f"extraction_rate_{asking}" for asking in asked)
+        drawn = {"sampled"} if self.params.drawn else set()
+        rates = (f"extraction_rate_{asking}" for asking in {"direct", "worst", *asked, *drawn})
+        return frozenset({*rates, "items_told"})
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens through the model on the test split, roughly, for ``plan``."""

@@ -12,6 +12,7 @@ from safeedit.export.ledger.file import Entry, render
 from safeedit.export.ledger.keys import LedgerKey
 from safeedit.policy import GateSpec
 from safeedit.records import RunRecord, Verdict
+from safeedit.statistics.verdicts import unsure
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class LedgerUpdate:
         left_out = self.left_out()
         if verdict.status == "fail":
             return verdict.model_copy(update={"reason": f"{verdict.reason}; {left_out}"})
-        return verdict.model_copy(update={"status": "inconclusive", "reason": left_out})
+        return unsure(verdict, left_out)
 
     def left_out(self) -> str:
         """The rows that can't be re-audited, in words; empty if there are none."""

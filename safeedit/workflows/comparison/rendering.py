@@ -14,8 +14,11 @@ from safeedit.report.wording import (
     STATUS_WORDS,
     duration,
     estimate,
+    listing,
+    number,
     size,
 )
+from safeedit.statistics.seeds import Spread
 from safeedit.text.display import clean
 from safeedit.workflows.comparison import figure
 from safeedit.workflows.comparison.standings import Axis, Standing, Standings
@@ -41,7 +44,7 @@ def markdown(standings: Standings) -> str:
         f"# {escape(standings.policy_name)}: editors compared",
         "",
         f"{escape(model.source)} ({escape(model.architecture)}, {model.parameters:,} parameters, "
-        f"{escape(model.dtype)} on {escape(model.device)}), seed {standings.seed}, safeedit "
+        f"{escape(model.dtype)} on {escape(model.device)}), {_seeds_told(standings)}, safeedit "
         f"{escape(standings.safeedit)}. Success is {escape(_told(success))}. Locality is "
         f"{escape(_told(locality))}. Brackets are 95 % intervals of each row alone.",
         "",
@@ -60,6 +63,7 @@ def markdown(standings: Standings) -> str:
     lines += [""] * bool(failed or told)
     lines += _knowedit(standings)
     lines += _every(standings)
+    lines += _spread(standings)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -142,6 +146,33 @@ def _every(standings: Standings) -> list[str]:
     return ["## Every figure", "", *table(head, rows)]
 
 
+def _seeds_told(standings: Standings) -> str:
+    if len(standings.seeds) < 2:
+        return f"seed {standings.seed}"
+    return f"means over seeds {listing([str(seed) for seed in standings.seeds])}"
+
+
+def _spread(standings: Standings) -> list[str]:
+    """How far every figure spreads over several seeds."""
+    there = [row for row in standings.rows if row.by_seed]
+    if not there:
+        return []
+    names = dict.fromkeys(name for row in there for name in row.by_seed)
+    rows = []
+    for name in names:
+        spreads = [Spread(row.by_seed.get(name, ())) for row in there]
+        rows.append(
+            [escape(name)]
+            + [
+                f"{number(each.deviation)} ({number(each.least)} to {number(each.greatest)})"
+                for each in spreads
+            ]
+        )
+    head = ["metric", *(escape(row.name) for row in there)]
+    told = "Standard deviation over the seeds, least and greatest value."
+    return ["## Over the seeds", "", told, "", *table(head, rows)]
+
+
 def show(standings: Standings, console: Console) -> None:
     """Print the table, in 80 columns."""
     if console.encoding.lower().startswith("utf"):
@@ -157,6 +188,8 @@ def _show(standings: Standings, console: Console) -> None:
     success, locality = standings.success, standings.locality
     console.print()
     console.print(Text(clean(f"{standings.policy_name}: editors compared"), "bold"))
+    if len(standings.seeds) > 1:
+        console.print(Text(clean(_seeds_told(standings))))
     for name, axis in (("success", success), ("locality", locality)):
         console.print(Text(clean(f"{name}: {axis.metric}, {axis.direction} is better")))
     console.print()

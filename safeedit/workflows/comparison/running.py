@@ -35,11 +35,12 @@ from safeedit.planning.plan import Plan
 from safeedit.planning.resolution import make_plan
 from safeedit.policy import LoadedPolicy
 from safeedit.policy.suggest import did_you_mean
-from safeedit.records import Metric, MetricSpec, RunRecord
+from safeedit.records import ControlRecord, Metric, MetricSpec, RunRecord
 from safeedit.report import write_all
 from safeedit.report.files import write_files
 from safeedit.report.json import render
 from safeedit.running.run import execute, measure
+from safeedit.statistics.seeds import mean_of
 from safeedit.workflows.comparison.candidates import (
     FAILURES,
     LEAKAGE,
@@ -165,7 +166,8 @@ def run_contest(
         ModelError: The untouched model can't be opened or measured.
     """
     untouched = _kept_or_made(NONE, contest.base, ctx, folder, say, measure)
-    rows = [Standing(name=NONE, use="", kind="none", metrics=_figures(untouched))]
+    audited = [_audited_metrics(run) for run in untouched.all_seeds]
+    rows = [Standing(name=NONE, use="", kind="none", **_figures(audited))]
 
     for place, (candidate, plan) in enumerate(contest.runs):
         record = None
@@ -195,6 +197,7 @@ def _standings(contest: Contest, untouched: RunRecord, rows: Sequence[Standing])
         policy_digest=contest.base.policy_digest,
         model=untouched.model,
         seed=policy.seed,
+        seeds=(policy.seed, *policy.other_seeds),
         safeedit=__version__,
         success=contest.success,
         locality=contest.locality,
@@ -326,22 +329,22 @@ def _forget_peaks() -> None:
 
 def _standing(candidate: Candidate, record: RunRecord) -> Standing:
     (edit,) = record.edits
-    stages = record.resources.stages
+    every = [run.resources for run in record.all_seeds]
     return Standing(
         name=candidate.name,
         use=candidate.use,
         kind="editor",
         warning=candidate.warning,
-        metrics=_figures(record),
+        **_figures([_audited_metrics(run) for run in record.all_seeds]),
         params=edit.params,
         dose=edit.dose,
         targets_met=edit.targets_met,
         entries_changed=sum(change.entries_changed for change in edit.changes),
         status=record.status if record.verdicts else None,
         cost=Cost(
-            fit_seconds=stages[f"edit {edit.id}: fit"],
-            dose_seconds=stages[f"edit {edit.id}: dose"],
-            wall_seconds=record.resources.wall_seconds + record.resources.spared_seconds,
+            fit_seconds=sum(each.stages[f"edit {edit.id}: fit"] for each in every),
+            dose_seconds=sum(each.stages[f"edit {edit.id}: dose"] for each in every),
+            wall_seconds=sum(each.wall_seconds + each.spared_seconds for each in every),
             peak_memory_bytes=record.resources.peak_memory_bytes,
             peak_device_bytes=record.resources.peak_device_bytes,
         ),
@@ -353,17 +356,21 @@ def _controls(candidate: Candidate, record: RunRecord | None) -> list[Standing]:
     if record is None:
         why = f"{candidate.name}, whose random control it is, failed"
         return [_failed(RANDOM, candidate.use, why, "random")]
-    drawn = [control for control in record.edits[0].controls if control.random]
+    drawn = zip(*map(_drawn, record.all_seeds), strict=True)
     return [
         Standing(
             name=RANDOM if draw == 1 else f"{RANDOM} {draw}",
             use=candidate.use,
             kind="random",
             warning=f"{control.name} as {candidate.name}, seed {control.seed}",
-            metrics=_bare(control.metrics),
+            **_figures([each.metrics for each in (control, *with_others)]),
         )
-        for draw, control in enumerate(drawn, 1)
+        for draw, (control, *with_others) in enumerate(drawn, 1)
     ]
+
+
+def _drawn(record: RunRecord) -> list[ControlRecord]:
+    return [control for control in record.edits[0].controls if control.random]
 
 
 def _failed(name: str, use: str, why: str, kind: Any = "editor") -> Standing:
@@ -379,11 +386,24 @@ def _first_line(error: Exception) -> str:
     return f"unexpected {type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
 
 
-def _figures(record: RunRecord) -> dict[str, Metric]:
-    return _bare([metric for audit in record.after for metric in audit.metrics])
+def _audited_metrics(record: RunRecord) -> list[Metric]:
+    return [metric for audit in record.after for metric in audit.metrics]
 
 
-def _bare(metrics: Sequence[Metric]) -> dict[str, Metric]:
-    """Metrics by name, without what they hold of single items."""
+def _figures(by_seed: Sequence[Sequence[Metric]]) -> dict[str, Any]:
+    """Metrics by name, without what they hold of single items, and each seed's own values.
+
+    Args:
+        by_seed: Metrics of the run with each seed.
+    """
+    found: dict[str, list[Metric]] = {}
+    for metrics in by_seed:
+        for metric in metrics:
+            found.setdefault(metric.name, []).append(metric)
     empty: dict[str, Any] = {"items": {}, "weights": {}, "groups": {}, "positions": {}, "axis": ""}
-    return {metric.name: metric.model_copy(update=empty) for metric in metrics}
+    return {
+        "metrics": {name: mean_of(each).model_copy(update=empty) for name, each in found.items()},
+        "by_seed": {name: tuple(metric.value for metric in each) for name, each in found.items()}
+        if len(by_seed) > 1
+        else {},
+    }

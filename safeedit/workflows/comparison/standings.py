@@ -47,9 +47,12 @@ class Standing(Record):
     """First line of why there are no figures."""
     warning: str = ""
     metrics: dict[str, Metric] = Field(default_factory=dict)
-    """Full name -> figure; items are left to the row's own record."""
+    """Full name -> figure, of several seeds their mean; items are left to the row's own record."""
+    by_seed: dict[str, tuple[float | None, ...]] = Field(default_factory=dict)
+    """Full name -> its value with each of several seeds."""
     params: dict[str, Any] = Field(default_factory=dict)
     dose: float | None = None
+    """Of the first seed."""
     targets_met: bool | None = None
     """Whether the dose met its targets on validation data; None where it was fixed."""
     entries_changed: int | None = None
@@ -79,6 +82,8 @@ class Standings(Record):
     """Of the policy as given, before editors take their turns."""
     model: ModelRecord
     seed: int
+    seeds: tuple[int, ...] = ()
+    """All that each editor was run with."""
     safeedit: str
     success: Axis
     locality: Axis

@@ -104,6 +104,24 @@ def test_editors_their_variants_and_the_random_control_stand_beside_the_untouche
     assert not place.target.exists(), "a comparison exports nothing"
 
 
+def test_several_seeds_give_means_and_how_far_they_spread(place: Workplace) -> None:
+    result = compare(place, "nudge,random", "--seeds", 2)
+    assert result.exit_code == 0, result.stderr
+    assert standings(result).seeds == (0, 1)
+    for row in standings(result).rows:
+        values = [value for value in row.by_seed["drift.distance"] if value is not None]
+        assert len(values) == 2
+        assert distance(row) == pytest.approx(sum(values) / 2)
+        assert (len(set(values)) == 1) == (row.name == "none")
+    table = (folder(place) / "comparison.md").read_text()
+    assert "means over seeds 0 and 1" in table
+    assert "## Over the seeds" in table
+    again = compare(place, "nudge,random", "--seeds", 2)
+    assert again.stdout == result.stdout
+    assert "nudge: kept from an earlier run" in again.stderr
+    assert standings(compare(place, "nudge")).seeds == (0,)
+
+
 def test_table_figure_and_json_are_written_with_each_record(place: Workplace) -> None:
     result = compare(place, "nudge,random")
     table = (folder(place) / "comparison.md").read_text()
