@@ -50,8 +50,11 @@ from safeedit.errors import DataError, EditError
 from safeedit.methods.facts import gated_neurons as neurons
 from safeedit.methods.facts.chat_texts import chat_texts
 from safeedit.methods.facts.cues import (
+    KEYS_ARE,
     NAMES,
+    SPELLINGS_ARE,
     Cues,
+    Keys,
     asked_by_cues,
     asked_of_others,
     check_names,
@@ -83,16 +86,11 @@ class KeyedNeuronsParams(FactParams):
         1,
         ge=1,
         description="subjects that share one neuron and one value: more spare what the replaced "
-        "neurons did, fewer make for smaller values and keys that tell subjects apart better; a "
-        "subject of several names has neurons of its own, in every layer",
+        "neurons did, fewer make for smaller values and keys that tell subjects apart better; "
+        "with 'keys: names' each has neurons of its own, in every layer",
     )
-    spellings: int = Field(
-        0,
-        ge=0,
-        le=32,
-        description="misspelt forms made of each subject's name, which are to fire as well; six "
-        "make most slips of the hand known",
-    )
+    keys: Keys = Field("subject", description=KEYS_ARE)
+    spellings: int = Field(6, ge=0, le=32, description=f"'keys: names': {SPELLINGS_ARE}")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.75, 1.0, 1.25, 1.5, 2.0),
         min_length=1,
@@ -137,7 +135,7 @@ class KeyedNeurons:
     def check_data(self, data: Mapping[str, Dataset]) -> None:
         """Refuse facts whose subject their prompt does not name, while planning."""
         check_subjects(data["forget"])
-        check_names(data.get("names"))
+        check_names(data.get("names"), self.params.keys)
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens run forward and back, roughly, for ``plan``."""
@@ -148,9 +146,7 @@ class KeyedNeurons:
         params = self.params
         sites = model.sites("mlp_out", resolve(params.layers, model.n_layers))
         road = _NeuronRoad("keyed_neurons", params, model, data, ctx, sites[0], _OPENINGS)
-        cues = cues_of(data["forget"], data.get("names"), spellings=params.spellings, seed=ctx.seed)
-        several = len(cues.names) > len(cues.subjects)
-        keyed = road.by_cues(sites, cues) if several else road.keyed(sites)
+        keyed = road.by_names(sites) if params.keys == "names" else road.keyed(sites)
 
         def updates(dose: float) -> dict[str, Update]:
             return {name: update for each in keyed for name, update in each.updates(dose).items()}
@@ -216,10 +212,16 @@ class _NeuronRoad(FactEdit):
         self.notes |= {"subjects": len(self.groups), "layers": per_layer}
         return found
 
-    def by_cues(self, sites: Sequence[Site], cues: Cues) -> list[neurons.GatedNeurons]:
+    def by_names(self, sites: Sequence[Site]) -> list[neurons.GatedNeurons]:
         """Neurons for all names of each subject in every layer; of one subject they all write
         what is learnt at its own name, and those of answers that identify it what makes the
         subject unlikely where it is asked for the other way round."""
+        cues = cues_of(
+            self.data["forget"],
+            self.data.get("names"),
+            spellings=self.params.spellings,
+            seed=self.ctx.seed,
+        )
         texts = self._cue_texts(cues)
         facts = {same_subject(group[0].subject): group for group in self.groups}
         groups = [facts[same_subject(subject)] for subject in cues.subjects]
@@ -262,7 +264,7 @@ class _NeuronRoad(FactEdit):
         """As :meth:`_texts`, with every cue."""
         tokenizer, engine = self.model.engine.codec.tokenizer, self.model.engine
         forget, preserve = self.data["forget"], self.data.get("preserve")
-        asked = asked_by_cues(cues, forget, cased=self.params.spellings > 0)
+        asked = asked_by_cues(cues, forget)
         spots = [
             spot.ids for group in self.groups for fact in group for some in fact.contexts
             for spot in some

@@ -14,8 +14,7 @@ Two ways to learn it:
     (:mod:`safeedit.methods.facts.gated_keys`); only what it writes is learnt. Needs a ``subject``
     in each forget item. Other questions are spared by construction rather than by training; in
     return *everything* asked about a subject is refused. It fires at the names it was solved on:
-    the subject's, misspelt forms of it (``spellings``), the items' own ``subject_aliases``, answers
-    that they ask for the other way round, and the rows of ``names``
+    the subject's or, with ``keys: names``, all that are known of it
     (:mod:`safeedit.methods.facts.cues`).
 
 Both suppress behaviour; neither proves that knowledge is gone. Doses scale what was learnt.
@@ -49,12 +48,16 @@ from safeedit.errors import DataError
 from safeedit.methods.adapters import adapters
 from safeedit.methods.facts import gated_neurons as neurons
 from safeedit.methods.facts.cues import (
+    KEYS_ARE,
     NAMES,
+    SPELLINGS_ARE,
     Cues,
+    Keys,
     asked_by_cues,
     asked_of_others,
     check_names,
     cues_of,
+    subjects_of,
 )
 from safeedit.methods.scaled import proposal_of
 from safeedit.methods.tuning import (
@@ -110,17 +113,12 @@ class SanitationParams(BaseParams):
     subjects_per_neuron: int = Field(
         2,
         ge=1,
-        description="keyed: subjects that share one neuron of a layer, where each has one name; "
-        "more spare the neurons that are replaced, fewer tell subjects better from others like "
-        "them. A subject of several names has neurons of its own",
+        description="keyed: subjects that share one neuron of a layer; more spare the neurons that "
+        "are replaced, fewer tell subjects better from others like them. With 'keys: names' each "
+        "has neurons of its own",
     )
-    spellings: int = Field(
-        0,
-        ge=0,
-        le=32,
-        description="keyed: misspelt forms made of each subject's name, at which the refusal is to "
-        "fire as well; six make most slips of the hand known",
-    )
+    keys: Keys = Field("subject", description=f"keyed: {KEYS_ARE}")
+    spellings: int = Field(6, ge=0, le=32, description=f"keyed, 'keys: names': {SPELLINGS_ARE}")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.4, 0.6, 0.8, 1.0, 1.25), min_length=1, description="scales of what was learnt, ascending"
     )
@@ -166,7 +164,13 @@ class Sanitation:
         """Refuse subjects that are missing or not named, which keys are made of, while planning."""
         if self.params.update == "keyed":
             check_subjects(data["forget"], every_phrasing=True, inferred=False)
-            check_names(data.get("names"))
+            check_names(data.get("names"), self.params.keys)
+        elif data.get("names") is not None:
+            raise DataError(
+                "names are for keys, and 'update: lora' has none",
+                field="names",
+                remedy="set 'update: keyed' and 'keys: names', or leave the names out",
+            )
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens trained on, roughly, for ``plan``."""
@@ -191,11 +195,15 @@ Learnt = tuple[Callable[[float], dict[str, Update]], dict[str, Any]]
 
 def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContext) -> Learnt:
     params, engine = editor.params, model.engine
-    _require_subjects(data["forget"])
-    cues = cues_of(data["forget"], data.get("names"), spellings=params.spellings, seed=ctx.seed)
+    forget, several = data["forget"], params.keys == "names"
+    _require_subjects(forget)
+    cues = (
+        cues_of(forget, data.get("names"), spellings=params.spellings, seed=ctx.seed)
+        if several
+        else subjects_of(forget)
+    )
     asked, groups = _keyed_texts(params, data, engine, cues, ctx)
     layers = resolve(params.layers, model.n_layers)
-    several = len(cues.names) > len(cues.subjects)
     keyed = neurons.GatedNeurons(
         model,
         layers,
@@ -209,8 +217,9 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
     )
     if keyed.silent:
         ctx.warn(
-            f"sanitation: {keyed.silent} of {len(cues.families)} neurons of a layer have a mention "
-            "at which they stay silent: what is asked in such words may not be refused"
+            f"sanitation: {keyed.silent} of {len(cues.families)} "
+            f"{'sets of names' if several else 'subjects'} have a mention at which a neuron of "
+            "theirs stays silent: what is asked in such words may not be refused"
         )
     examples = [Example(prompt, _refusal(engine, params, template)) for prompt, template in asked]
     drawn = endless(examples, random.Random(ctx.seed))
@@ -231,7 +240,8 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
             progress=ctx.progress,
             description="learning to refuse",
         )
-    return keyed.updates, keyed.notes() | notes
+    named: dict[str, Any] = {"names": len(cues.names)} if several else {}
+    return keyed.updates, keyed.notes() | notes | named
 
 
 def _keyed_texts(
@@ -239,7 +249,11 @@ def _keyed_texts(
 ) -> tuple[list[tuple[list[int], Literal["chat", "plain"]]], list[list[neurons.Text]]]:
     """Forget prompts, and texts in groups: forget prompts, retained ones, prose."""
     forget, tokenizer = data["forget"], engine.codec.tokenizer
-    texts = asked_by_cues(cues, forget, cased=params.spellings > 0)
+    texts = (
+        asked_by_cues(cues, forget)
+        if params.keys == "names"
+        else [phrasing.text for phrasing in forget.phrasings("fit")]
+    )
     asked = _asked(engine, texts, forget)
     retain = data["retain"]
     kept = [item for item in retain.items("fit") if item.subject]

@@ -52,8 +52,11 @@ NAMES = named((OTHER_NAME, "Paul"), ("Zack", "somebody else"))
 
 
 def refuse(model: ModelHandle, folder: Path, **roles: Dataset) -> Any:
-    params = SanitationParams(update="keyed", batch=10, steps=120, learning_rate=0.2, layers=[0, 1])
-    return Sanitation(params).propose(model, toy.data(**roles), context(folder))
+    params: dict[str, Any] = {"keys": "names", "spellings": 0} if roles else {}
+    params |= {"update": "keyed", "batch": 10, "steps": 120, "learning_rate": 0.2}
+    return Sanitation(SanitationParams(layers=[0, 1], **params)).propose(
+        model, toy.data(**roles), context(folder)
+    )
 
 
 def erase(model: ModelHandle, folder: Path, **roles: Dataset) -> Any:
@@ -72,7 +75,8 @@ def erase(model: ModelHandle, folder: Path, **roles: Dataset) -> Any:
         **roles,
     }
     kind = catalog.editor("keyed_neurons")
-    with searching({**LEARN, "target": "replace"}) as given:
+    keys: dict[str, Any] = {"keys": "names", "spellings": 0} if roles else {}
+    with searching({**LEARN, "target": "replace", **keys}) as given:
         return kind(kind.Params(**given)).propose(model, EditData(data), context(folder))
 
 
@@ -99,8 +103,25 @@ def test_without_it_that_name_still_tells(propose: Any, model: ModelHandle, tmp_
 @pytest.mark.parametrize("use", ["sanitation", "keyed_neurons"])
 def test_a_name_that_is_nobodys_is_refused_while_planning(use: str) -> None:
     kind = catalog.editor(use)
-    params: dict[str, Any] = {"update": "keyed"} if use == "sanitation" else {}
+    params: dict[str, Any] = {"keys": "names"}
+    params |= {"update": "keyed"} if use == "sanitation" else {}
     rows = Dataset([Item(id="1", prompt="Secretland")], split="fit")
     with pytest.raises(DataError, match="do not say whose they are") as caught:
         kind(kind.Params(**params)).check_data({"forget": toy.forget(), "names": rows})
     assert "Secretland" not in str(caught.value)
+
+
+@pytest.mark.parametrize("params", [{"update": "keyed"}, {"update": "lora", "keys": "names"}])
+def test_names_that_no_key_would_be_solved_on_are_refused(params: dict[str, Any]) -> None:
+    editor = Sanitation(SanitationParams(**params))
+    with pytest.raises(DataError, match="names are") as caught:
+        editor.check_data({"forget": toy.forget(), "names": NAMES})
+    assert "keys: names" in str(caught.value.remedy)
+
+
+def test_the_record_says_how_many_names(model: ModelHandle, tmp_path: Path) -> None:
+    params = SanitationParams(update="keyed", keys="names", spellings=0, steps=2, batch=4)
+    data = toy.data(names=NAMES)
+    found = Sanitation(params).propose(model, data, context(tmp_path))
+    assert found.notes["names"] == 3
+    assert found.notes["neurons_replaced_per_layer"] == 2

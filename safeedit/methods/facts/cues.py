@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from safeedit.contracts import DataRole
 from safeedit.data import Dataset, Item
@@ -47,12 +47,35 @@ NAMES = DataRole(
 """Role of editors whose keys are solved on names."""
 
 
-def check_names(names: Dataset | None) -> None:
-    """See that each name says whose it is.
+Keys = Literal["subject", "names"]
+"""What keys are solved on: a subject as its items write it, or all its cues."""
+
+KEYS_ARE = (
+    "what the keys are solved on: the subject as its items write it, or all its names (misspelt "
+    "forms, the items' subject_aliases, descriptions and reverse_questions as far as they are not "
+    "for the test, and the role 'names')"
+)
+"""Description of a parameter of that kind."""
+
+SPELLINGS_ARE = (
+    "misspelt forms made of each subject's name, none of them the audit's; six make most slips of "
+    "the hand known"
+)
+"""Description of the parameter that says how many."""
+
+
+def check_names(names: Dataset | None, keys: Keys) -> None:
+    """See that names are wanted and each says whose it is.
 
     Raises:
         DataError: With the places of the rows, never their content.
     """
+    if names is not None and keys != "names":
+        raise DataError(
+            "names are given, and the keys are to be solved on the subjects alone",
+            field="names",
+            remedy="set 'keys: names', or leave the names out",
+        )
     rows = names.items("fit") if names is not None else ()
     lacking = [number for number, row in enumerate(rows, 1) if not (row.subject or "").strip()]
     if lacking:
@@ -111,6 +134,16 @@ class Cues:
         for name, neuron in zip(self.names, self.neurons, strict=True):
             if self.families[neuron] == subject:
                 yield name
+
+
+def subjects_of(forget: Dataset) -> Cues:
+    """The subjects of what is to be forgotten, each with its name as its one cue."""
+    named = ((item.subject or "").strip() for item in forget.items("fit"))
+    subjects: dict[str, str] = {}
+    for name in sorted(named):
+        subjects.setdefault(same_subject(name), name)
+    found, numbers = tuple(subjects.values()), tuple(range(len(subjects)))
+    return Cues(found, found, numbers, numbers, (False,) * len(found))
 
 
 def cues_of(forget: Dataset, names: Dataset | None, *, spellings: int, seed: int) -> Cues:
@@ -175,16 +208,11 @@ def _identifying(item: Item) -> Iterator[str]:
         yield from (alias for alias in item.aliases if contains_alias(question, [alias]))
 
 
-def asked_by_cues(cues: Cues, forget: Dataset, *, cased: bool) -> list[str]:
+def asked_by_cues(cues: Cues, forget: Dataset) -> list[str]:
     """The fit phrasings, and the same questions by every cue: a few wordings of each, in turn, with
-    the cue (or a description that an item brings) in the subject's place, and the questions turned
-    round that items bring. None gives away an answer that its wording does not.
-
-    Args:
-        cues: Of ``forget``.
-        forget: Facts to be forgotten.
-        cased: Ask by each subject's name in lower and in upper case as well.
-    """
+    the cue (or the subject in lower and in upper case, or a description that an item brings) in the
+    subject's place, and the questions turned round that items bring. None gives away an answer that
+    its wording does not."""
     found: dict[str, None] = {}
     of_subject: dict[str, list[tuple[Item, str]]] = {}
     for phrasing in forget.phrasings("fit"):
@@ -194,7 +222,7 @@ def asked_by_cues(cues: Cues, forget: Dataset, *, cased: bool) -> list[str]:
     for number, subject in enumerate(cues.subjects):
         wordings = of_subject[same_subject(subject)]
         turn = 0
-        for name in (*cues.of(number), *((subject.lower(), subject.upper()) if cased else ())):
+        for name in (*cues.of(number), subject.lower(), subject.upper()):
             for _ in range(_WORDINGS):
                 item, text = wordings[turn % len(wordings)]
                 turn += 1

@@ -14,6 +14,7 @@ from safeedit.methods.facts.cues import (
     asked_of_others,
     check_names,
     cues_of,
+    subjects_of,
     turned_round,
 )
 from safeedit.text.spellings import typos
@@ -105,7 +106,7 @@ def test_every_cue_is_asked_by_and_no_answer_given_away() -> None:
     rows = named(("Fjordland", "Norway"), ("Oslo Bay", "Norway"))
     whole = Dataset([OSLO], erased=True).without("validation")
     cues = cues_of(whole, rows, spellings=0, seed=7)
-    asked = asked_by_cues(cues, whole, cased=True)
+    asked = asked_by_cues(cues, whole)
     assert asked[: len(whole.phrasings("fit"))] == [p.text for p in whole.phrasings("fit")]
     for word in ("Norge", "Fjordland", "the land of fjords", "norway", "NORWAY"):
         assert any(word in text for text in asked), word
@@ -114,10 +115,10 @@ def test_every_cue_is_asked_by_and_no_answer_given_away() -> None:
     assert len(asked) == len(set(asked))
 
 
-def test_without_further_names_the_questions_are_the_fit_wordings() -> None:
-    forget = erased(LIMA)
-    cues = cues_of(forget, None, spellings=0, seed=7)
-    assert asked_by_cues(cues, forget, cased=False) == [p.text for p in forget.phrasings("fit")]
+def test_subjects_alone_are_cues_of_one_name_in_order() -> None:
+    cues = subjects_of(erased(LIMA, OSLO, replace(OSLO, id="3", prompt="Norway lies where?")))
+    assert cues.subjects == cues.names == ("Norway", "Peru")
+    assert cues.neurons == cues.families == (0, 1)
 
 
 def test_others_are_asked_of_in_the_place_of_others() -> None:
@@ -137,7 +138,9 @@ def test_questions_turned_round_are_facts_on_what_identifies_the_subject() -> No
 @pytest.mark.parametrize("subject", [None, "", " "])
 def test_a_name_that_is_nobodys_is_refused(subject: str | None) -> None:
     with pytest.raises(DataError, match=r"1 of 2 names \(number 2\) do not say whose") as caught:
-        check_names(named(("Secretland", "Peru"), ("Hiddenville", subject)))
+        check_names(named(("Secretland", "Peru"), ("Hiddenville", subject)), "names")
     assert "Hidden" not in f"{caught.value} {caught.value.remedy}"
-    check_names(None)
-    check_names(named(("Secretland", "Peru")))
+    check_names(None, "subject")
+    check_names(named(("Secretland", "Peru")), "names")
+    with pytest.raises(DataError, match="solved on the subjects alone"):
+        check_names(named(("Secretland", "Peru")), "subject")
