@@ -134,7 +134,7 @@ class KeyedNeurons:
 
     def check_data(self, data: Mapping[str, Dataset]) -> None:
         """Refuse facts whose subject their prompt does not name, while planning."""
-        check_subjects(data["forget"])
+        check_subjects(data["forget"], inferred=self.params.keys == "subject")
         check_names(data.get("names"), self.params.keys)
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
@@ -264,7 +264,7 @@ class _NeuronRoad(FactEdit):
         """As :meth:`_texts`, with every cue."""
         tokenizer, engine = self.model.engine.codec.tokenizer, self.model.engine
         forget, preserve = self.data["forget"], self.data.get("preserve")
-        asked = asked_by_cues(cues, forget)
+        asked = asked_by_cues(cues, forget, cased=self.params.spellings > 0)
         spots = [
             spot.ids for group in self.groups for fact in group for some in fact.contexts
             for spot in some

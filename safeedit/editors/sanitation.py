@@ -250,7 +250,7 @@ def _keyed_texts(
     """Forget prompts, and texts in groups: forget prompts, retained ones, prose."""
     forget, tokenizer = data["forget"], engine.codec.tokenizer
     texts = (
-        asked_by_cues(cues, forget)
+        asked_by_cues(cues, forget, cased=params.spellings > 0)
         if params.keys == "names"
         else [phrasing.text for phrasing in forget.phrasings("fit")]
     )

@@ -6,8 +6,8 @@ Germany), and the answers that identify it: those of which one of its items asks
 round ("Berlin is the capital of which country?"). Other subjects have cues as well, which must not
 fire.
 
-Cues of one subject are dealt out to neurons, a few to each (:attr:`Cues.subjects`): one direction
-can answer a dozen names, and hardly fifty.
+Cues of one subject are dealt out to neurons, a few to each: one direction can answer a dozen names,
+and hardly fifty.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from safeedit.contracts import DataRole
 from safeedit.data import Dataset, Item
-from safeedit.data.subjects import same_subject, with_subject
+from safeedit.data.subjects import names_subject, same_subject, with_subject
 from safeedit.errors import DataError
 from safeedit.methods.facts.gated_neurons import Text
 from safeedit.model.spans import last_tokens, mentions
@@ -38,14 +38,13 @@ _TYPO_SEED = 11
 _WORDINGS = 2
 """Wordings that each cue is put into."""
 
-
 NAMES = DataRole(
     "names",
-    "further names: of the subjects, at which it is to fire, and of others, at which it must not",
+    "further names ('prompt') and whose they are ('subject'): keys are to answer those of the "
+    "subjects, and none of others'; rows to fit on alone",
     required=False,
 )
 """Role of editors whose keys are solved on names."""
-
 
 Keys = Literal["subject", "names"]
 """What keys are solved on: a subject as its items write it, or all its cues."""
@@ -58,25 +57,35 @@ KEYS_ARE = (
 """Description of a parameter of that kind."""
 
 SPELLINGS_ARE = (
-    "misspelt forms made of each subject's name, none of them the audit's; six make most slips of "
-    "the hand known"
+    "misspelt forms made of each subject's name, none of them the audit's, beside lower and upper "
+    "case; 0: neither"
 )
 """Description of the parameter that says how many."""
 
 
 def check_names(names: Dataset | None, keys: Keys) -> None:
-    """See that names are wanted and each says whose it is.
+    """See that names are wanted, each says whose it is, and none is put aside unasked.
 
     Raises:
         DataError: With the places of the rows, never their content.
     """
-    if names is not None and keys != "names":
+    if names is None:
+        return
+    if keys != "names":
         raise DataError(
             "names are given, and the keys are to be solved on the subjects alone",
             field="names",
             remedy="set 'keys: names', or leave the names out",
         )
-    rows = names.items("fit") if names is not None else ()
+    rows = names.items("fit")
+    aside = sum(row.split is None for row in names.all()) - sum(row.split is None for row in rows)
+    if aside > 0:
+        raise DataError(
+            f"{aside} of {len(names)} names were put aside for validation and test, so that no key "
+            "would answer them",
+            field="names",
+            remedy="add 'split: fit' to the data, or a column 'split' to its rows",
+        )
     lacking = [number for number, row in enumerate(rows, 1) if not (row.subject or "").strip()]
     if lacking:
         raise DataError(
@@ -208,38 +217,40 @@ def _identifying(item: Item) -> Iterator[str]:
         yield from (alias for alias in item.aliases if contains_alias(question, [alias]))
 
 
-def asked_by_cues(cues: Cues, forget: Dataset) -> list[str]:
+def asked_by_cues(cues: Cues, forget: Dataset, *, cased: bool) -> list[str]:
     """The fit phrasings, and the same questions by every cue: a few wordings of each, in turn, with
-    the cue (or the subject in lower and in upper case, or a description that an item brings) in the
-    subject's place, and the questions turned round that items bring. None gives away an answer that
-    its wording does not."""
+    the cue (or a description that an item brings) in the subject's place, and the questions turned
+    round that items bring.
+
+    Args:
+        cues: Of ``forget``.
+        forget: Facts to be forgotten.
+        cased: Ask by each subject's name in lower and in upper case as well.
+    """
     found: dict[str, None] = {}
     of_subject: dict[str, list[tuple[Item, str]]] = {}
     for phrasing in forget.phrasings("fit"):
         found[phrasing.text] = None
-        own = of_subject.setdefault(same_subject(phrasing.item.subject or ""), [])
-        own.append((phrasing.item, phrasing.text))
+        subject = phrasing.item.subject or ""
+        if names_subject(phrasing.text, subject):
+            own = of_subject.setdefault(same_subject(subject), [])
+            own.append((phrasing.item, phrasing.text))
     for number, subject in enumerate(cues.subjects):
         wordings = of_subject[same_subject(subject)]
         turn = 0
-        for name in (*cues.of(number), subject.lower(), subject.upper()):
+        forms = (subject.lower(), subject.upper()) if cased else ()
+        for name in (*cues.of(number), *forms):
             for _ in range(_WORDINGS):
                 item, text = wordings[turn % len(wordings)]
                 turn += 1
-                found |= dict.fromkeys(_renamed(item, text, name))
+                if renamed := with_subject(text, item, name):
+                    found[renamed] = None
     for item in forget.items("fit"):
         for phrase in item.descriptions:
-            found |= dict.fromkeys(_renamed(item, item.prompt, phrase))
+            if described := with_subject(item.prompt, item, phrase):
+                found[described] = None
         found |= dict.fromkeys(item.reverse_questions)
     return list(found)
-
-
-def _renamed(item: Item, text: str, name: str) -> Iterator[str]:
-    renamed = with_subject(text, item, name)
-    if renamed and (
-        contains_alias(text, item.aliases) or not contains_alias(renamed, item.aliases)
-    ):
-        yield renamed
 
 
 def asked_of_others(cues: Cues, kept: Sequence[Item], seed: int) -> list[str]:

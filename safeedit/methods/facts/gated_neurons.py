@@ -177,6 +177,13 @@ class GatedNeurons:
         readings, subjects = self._read(groups, compensate, progress)
         if not subjects:
             raise EditError("no subject is mentioned in any text", remedy="check the data")
+        wanted = max(subjects) + 1 if self._families is None else len(self._families)
+        if absent := wanted - len(set(subjects)):
+            raise EditError(
+                f"{absent} of {wanted} sets of names are mentioned in no text that the keys are "
+                "solved on",
+                remedy="give names that the questions on their subject can be asked by",
+            )
         shape = self.model.shape
         self.separators: dict[int, Separator] = {}
         self.neurons: dict[int, Tensor] = {}

@@ -530,3 +530,10 @@ def test_neurons_of_one_value_all_write_it(family: str) -> None:
     with handle.applied(delta(handle, neurons.updates(1.0))):
         edited = hidden(handle)
     torch.testing.assert_close(edited, hooked, rtol=1e-3, atol=1e-3)
+
+
+def test_names_that_stand_in_no_text_are_told() -> None:
+    with pytest.raises(EditError, match="1 of 3 sets of names are mentioned in no text"):
+        GatedNeurons(
+            tiny_handle("llama"), [0], [MENTIONS, BACKGROUND], per_layer=3, families=[0, 1, 1]
+        )
