@@ -12,6 +12,7 @@ SUPPORT = SHARED | {
     "bias.items",
     "leakage.answers",
     "leakage.askings",
+    "leakage.plain",
     "leakage.questions",
     "leakage.rates",
     "leakage.secrets",

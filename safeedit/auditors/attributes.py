@@ -32,6 +32,7 @@ from safeedit.auditors.base import (
     check_reference,
     differences,
     fingerprint,
+    in_words,
     specs,
     stable_order,
 )
@@ -56,6 +57,38 @@ _OF_NEIGHBOURS: tuple[tuple[str, str, Direction, str], ...] = (
     ("neighbour_shift", "nats/token", "lower", "mean size of the change of neighbours' margins"),
 )
 
+_PLAIN: dict[str, str] = {
+    "accuracy": (
+        "Each prompt about a person is offered two continuations: the share where the model finds "
+        "the wanted one likelier."
+    ),
+    "accuracy_change": "Share of prompts about a person where the model finds the wanted "
+    "continuation likelier, less that of the untouched model.",
+    "target_probability": (
+        "How probable the model finds the wanted continuation, mean over prompts."
+    ),
+    "target_probability_change": "How probable the model finds the wanted continuation, less how "
+    "probable the untouched model finds it.",
+    "other_probability": (
+        "How probable the model finds the continuation that is not wanted, mean over prompts."
+    ),
+    "margin": (
+        "By how much the wanted continuation is likelier than the other, on a logarithmic scale; "
+        "0 is a tie."
+    ),
+    "margin_change": "By how much the wanted continuation is likelier than the other, less the "
+    "untouched model's margin.",
+    "unchanged": (
+        "Prompts about other people, who should stay as they are: the share where the model still "
+        "prefers the continuation that the untouched model prefers."
+    ),
+    "neighbour_shift": (
+        "How far the model's preferences about other people have moved, on a logarithmic scale, "
+        "whichever way."
+    ),
+}
+"""Name -> what it is, in plain words."""
+
 
 class Params(BaseParams):
     """There is nothing to choose."""
@@ -75,7 +108,7 @@ class Attributes:
         DataRole("neighbours", "the same about others, who must stay", required=False),
     )  # fmt: skip
     metrics: ClassVar[tuple[MetricSpec, ...]] = differences(
-        specs((*_OF_ENTITIES, *_OF_NEIGHBOURS)), "accuracy_change"
+        in_words(specs((*_OF_ENTITIES, *_OF_NEIGHBOURS)), _PLAIN), "accuracy_change"
     )
 
     def __init__(self, params: Any) -> None:

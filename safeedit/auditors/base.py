@@ -62,6 +62,25 @@ def erasing(
     return tuple(spec if spec.name in others else spec.model_copy(update=told) for spec in found)
 
 
+def in_words(
+    found: Iterable[MetricSpec], words: Mapping[str, str], best: Mapping[str, str] | None = None
+) -> tuple[MetricSpec, ...]:
+    """Specifications with what each is in a plain sentence, for readers of reports.
+
+    Args:
+        found: All metrics of an auditor.
+        words: Name -> sentence, see :attr:`MetricSpec.plain`.
+        best: Name -> which value is best, for those of which neither end is.
+    """
+    ideal = best or {}
+    return tuple(
+        spec.model_copy(
+            update={"plain": words.get(spec.name, ""), "best": ideal.get(spec.name, "")}
+        )
+        for spec in found
+    )
+
+
 def differences(found: Iterable[MetricSpec], *of: str) -> tuple[MetricSpec, ...]:
     """Specifications, those with one of these words in their names marked as differences."""
     return tuple(

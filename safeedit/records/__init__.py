@@ -32,6 +32,7 @@ from safeedit.records.run import DosePoint as DosePoint
 from safeedit.records.run import EditRecord as EditRecord
 from safeedit.records.run import EnvironmentRecord as EnvironmentRecord
 from safeedit.records.run import ExportRecord as ExportRecord
+from safeedit.records.run import Glossary as Glossary
 from safeedit.records.run import LayersTried as LayersTried
 from safeedit.records.run import ModelRecord as ModelRecord
 from safeedit.records.run import Nearness as Nearness

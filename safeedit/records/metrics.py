@@ -66,7 +66,11 @@ class MetricSpec(Record):
     direction: Direction
     """Which way is better."""
     description: str
-    """One line for reports and ``safeedit list``."""
+    """One line for ``safeedit list``, in the field's own words."""
+    plain: str = ""
+    """A sentence for readers of reports: what was asked, or looked at, of what."""
+    best: str = ""
+    """Which value is best, as a sentence, where that is neither end of the scale."""
     erasure: bool = False
     """Whether it tells that erased items still come out, or no longer do: a gate on such a metric
     holds the erasure."""
@@ -76,6 +80,12 @@ class MetricSpec(Record):
 
     signed: bool = False
     """A difference of two values in its unit, which may be below 0."""
+
+    @property
+    def sentence(self) -> str:
+        """:attr:`plain`, and which way is better."""
+        best = self.best or f"{self.direction.capitalize()} is better."
+        return f"{self.plain} {best}" if self.plain else ""
 
     @property
     def bounds(self) -> tuple[float | None, float | None]:

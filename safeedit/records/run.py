@@ -157,6 +157,9 @@ class EditRecord(Record):
     """Under ``layers: auto``, in the order tried; those taken are in ``params``."""
     changes: tuple[TensorChange, ...]
     delta_digest: str
+    tokens_read: int | None = None
+    """Tokens that the model read while the edit was fitted, padding and every strength included,
+    choice of layers and measurements not; None where they were not counted."""
     untouched_verified: int
     """Tensors outside the plan, proved byte-identical after the edit."""
     notes: dict[str, Any] = Field(default_factory=dict)
@@ -267,6 +270,10 @@ class ModelRecord(Record):
     parameters: int
     layers: int = 0
     """Number of blocks; 0 where not recorded."""
+    roles: tuple[str, ...] = ()
+    """What the matrices of a block do, in order (``attn_q`` ... ``mlp_out``)."""
+    training_tokens: int | None = None
+    """On how many tokens it was trained, where its card tells."""
     dtype: str
     device: str
     digest: str
@@ -327,6 +334,22 @@ class ExportRecord(Record):
     """Whether the originals and deltas lie elsewhere than in evidence/, and encrypted."""
 
 
+class Glossary(Record):
+    """What the names in a record are, in plain words; so reports need nothing but the record."""
+
+    edits: dict[str, str] = Field(default_factory=dict)
+    """Id -> what its editor does."""
+    audits: dict[str, str] = Field(default_factory=dict)
+    """Id -> what it looks at."""
+    attacks: dict[str, str] = Field(default_factory=dict)
+    """Id -> what it tries."""
+    metrics: dict[str, str] = Field(default_factory=dict)
+    """Full name -> a sentence: what was asked, of what, and which way is better."""
+    erasure: tuple[str, ...] = ()
+    """Full names of the metrics that tell whether what was to be suppressed still comes out; all
+    others tell what else has changed."""
+
+
 class RunRecord(Record):
     """One run of ``apply``, ``audit`` or ``attack``, complete."""
 
@@ -360,6 +383,7 @@ class RunRecord(Record):
     """Attacks on the edited model, in the order of the policy."""
     verdicts: tuple[Verdict, ...]
     """Of each gate; where there are :attr:`other_seeds`, of all seeds together."""
+    glossary: Glossary = Glossary()
     status: Status
     exit_code: int
     warnings: tuple[str, ...]

@@ -1,6 +1,9 @@
 """Reports: pure functions from a run record to text.
 
 - :mod:`~safeedit.report.content`: what a report says, in any format; its limits
+- :mod:`~safeedit.report.summary`: the first screen, five questions answered in sentences
+- :mod:`~safeedit.report.gates`: a gate in plain words, with its interval and its bound
+- :mod:`~safeedit.report.evidence`: what a supervisor asks, by ``evidence.yaml`` beside it
 - :mod:`~safeedit.report.wording`: how figures are written
 - :mod:`~safeedit.report.figures`: inline SVG
 - :mod:`~safeedit.report.card`: the model card of an export

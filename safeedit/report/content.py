@@ -365,17 +365,13 @@ def limits(record: RunRecord) -> tuple[str, ...]:
         )
     else:
         found.append("No audit was made: nothing is known about the model's behaviour.")
-    tried = {attack for audit in record.after for attack in audit.covers}
-    tried |= {attack.tries for attack in record.attacks if attack.points}
-    untried = [what for attack, what in ATTACK_NAMES.items() if attack not in tried]
-    if untried:
-        found.append(f"Not tested: resistance to {listing(untried)}.")
+    if untested := untried(record):
+        found.append(f"Not tested: resistance to {listing(list(untested))}.")
     for audit in audits(record):
         if audit.unmeasured:
             found.append(f"Without a value in {audit.id}: {without_value(audit)}.")
-    wanted = [str(audit.get("id")) for audit in record.policy.get("audits") or ()]
-    if skipped := [audit for audit in wanted if audit not in {a.id for a in record.after}]:
-        found.append(f"Skipped, though the policy asks for it: {listing(skipped)}.")
+    if missing := skipped(record):
+        found.append(f"Skipped, though the policy asks for it: {listing(list(missing))}.")
     found += _small_samples(record)
     found += leak(record)
     if any(not edit.controls for edit in record.edits):
@@ -392,6 +388,20 @@ def limits(record: RunRecord) -> tuple[str, ...]:
         "adjusted for the number of metrics."
     )
     return tuple(found)
+
+
+def untried(record: RunRecord) -> tuple[str, ...]:
+    """Classes of attacks that neither an audit nor an attack of this run tries, in words."""
+    tried = {attack for audit in record.after for attack in audit.covers}
+    tried |= {attack.tries for attack in record.attacks if attack.points}
+    return tuple(what for attack, what in ATTACK_NAMES.items() if attack not in tried)
+
+
+def skipped(record: RunRecord) -> tuple[str, ...]:
+    """Audits that the policy asks for and the record does not have."""
+    made = {audit.id for audit in record.after}
+    wanted = [str(audit.get("id")) for audit in record.policy.get("audits") or ()]
+    return tuple(audit for audit in wanted if audit not in made)
 
 
 def cost(record: RunRecord) -> str:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from safeedit.records import DosePoint, Interval, Metric, TensorChange
 from safeedit.report.attacks import AttackCurve
 from safeedit.report.content import DoseTarget, MetricRow
+from safeedit.report.gates import GateRow
 from safeedit.report.svg import figure, tag
 from safeedit.report.wording import estimate, number
 
@@ -92,12 +93,16 @@ def _scale(row: MetricRow) -> tuple[float, float]:
     values = [value for metric in metrics for value in _extent(metric)]
     if row.after.unit == "rate" and all(0 <= value <= 1 for value in values):
         return 0.0, 1.0
-    values += [bound for bound, _ in row.bounds]
+    return _around([*values, *(bound for bound, _ in row.bounds)])
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    """From the least to the greatest, and a little more."""
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
     if low >= 0 and high <= 1:  # no axis runs past what a share can be
         return max(low - margin, 0.0), min(high + margin, 1.0)
-    return low - margin, high + margin
+    return low - margin if low < 0 else max(low - margin, 0.0), high + margin
 
 
 def _extent(metric: Metric) -> list[float]:
@@ -105,6 +110,39 @@ def _extent(metric: Metric) -> list[float]:
     if metric.interval is not None:
         ends += [metric.interval.low, metric.interval.high]
     return [end for end in ends if end is not None and math.isfinite(end)]
+
+
+def gate_strip(row: GateRow) -> Markup:
+    """What a gate was held against: value (disc) with its interval, bound (line), the failing side
+    shaded."""
+    verdict = row.verdict
+    value, bound = verdict.value, verdict.bound
+    shown = [each for each in (value, bound) if each is not None and math.isfinite(each)]
+    if row.interval is not None:
+        shown += [row.interval.low, row.interval.high]
+    scale = _around(shown) if shown else (0.0, 1.0)
+    if row.unit == "rate" and not verdict.of_change and all(0 <= each <= 1 for each in shown):
+        scale = (0.0, 1.0)
+    height, middle = 24, 12
+    marks = [
+        tag("line", x1=_x(t, scale), x2=_x(t, scale), y1=2, y2=height - 2, class_="grid")
+        for t in scale
+    ]
+    label = f"{verdict.metric}: {estimate(value, row.interval)}"
+    if bound is not None:
+        place = _percent(bound, scale)
+        start, width = (place, 100 - place) if verdict.passes == "below" else (0.0, place)
+        edges = {"x1": f"{place:.2f}%", "x2": f"{place:.2f}%", "y1": 0, "y2": height}
+        marks += [
+            tag("rect", x=f"{start:.2f}%", y=0, width=f"{width:.2f}%", height=height,
+                class_="beyond"),
+            tag("line", **edges, class_="bound"),
+        ]  # fmt: skip
+        label += f", must be {row.must_be}"
+    marks += _whisker(row.interval, scale, middle, "after")
+    if value is not None and math.isfinite(value):
+        marks.append(tag("circle", cx=_x(value, scale), cy=middle, r=5, class_="disc"))
+    return figure(label, height, marks)
 
 
 def dose_curve(points: Sequence[DosePoint], target: DoseTarget, chosen: float) -> Markup:
@@ -298,21 +336,27 @@ class LayerMap:
     strips: tuple[tuple[str, Markup], ...]
 
 
-def layer_map(changes: Sequence[TensorChange], n_layers: int) -> LayerMap | None:
+def layer_map(
+    changes: Sequence[TensorChange], n_layers: int, roles: Sequence[str] = ()
+) -> LayerMap | None:
     """A cell for each role and layer, the darker the larger the change against the weights.
 
     Tensors outside the layers (embeddings, head) are left out; of several tensors of one
-    role and layer the largest change is shown. ``n_layers`` is 0 where the record doesn't
-    tell. None where no layer was changed.
+    role and layer the largest change is shown. None where no layer was changed.
+
+    Args:
+        changes: Of one edit.
+        n_layers: Of the model; 0 where the record doesn't tell.
+        roles: All that a block has, each of which gets its row, changed or not.
     """
-    cells: dict[str, dict[int, TensorChange]] = {}
+    cells: dict[str, dict[int, TensorChange]] = {role: {} for role in roles}
     for change in changes:
         if change.layer is not None:
             row = cells.setdefault(change.role, {})
             known = row.get(change.layer)
             if known is None or known.relative_norm < change.relative_norm:
                 row[change.layer] = change
-    if not cells:
+    if not any(cells.values()):
         return None
     n_layers = max(n_layers, *(layer + 1 for row in cells.values() for layer in row))
     largest = max(change.relative_norm for row in cells.values() for change in row.values())
@@ -333,4 +377,5 @@ def _strip(role: str, row: dict[int, TensorChange], n_layers: int, largest: floa
         title = tag("title", f"layer {layer}, {change.name}: {number(change.relative_norm)}")
         opacity = f"{0.12 + 0.88 * depth:.3f}"
         marks.append(tag("rect", [title], **frame, height=20, class_="cell", fill_opacity=opacity))
-    return figure(f"{role}: layers {', '.join(map(str, sorted(row)))} changed", 22, marks)
+    changed = f"layers {', '.join(map(str, sorted(row)))} changed" if row else "not changed"
+    return figure(f"{role}: {changed}", 22, marks)

@@ -8,6 +8,7 @@ runner reads it.
 from __future__ import annotations
 
 from safeedit.records import RunRecord
+from safeedit.report.content import headline
 from safeedit.report.sarif import gate_lines
 from safeedit.report.wording import STATUS_WORDS
 from safeedit.text.display import clean
@@ -16,7 +17,7 @@ _KINDS = {"fail": "error", "inconclusive": "warning"}
 
 
 def render(record: RunRecord) -> str:
-    """A line for each failed or inconclusive gate, and a notice where all passed."""
+    """A line for each failed or inconclusive gate; where there is none, one for the run."""
     lines = gate_lines(record)
     found = [
         _command(
@@ -28,9 +29,9 @@ def render(record: RunRecord) -> str:
         for verdict in record.verdicts
         if verdict.status != "pass"
     ]
-    if not found and record.status == "pass":
-        told = f"{len(record.verdicts)} gates passed"
-        found.append(_command("notice", _place(record, None), record.policy_name, told))
+    if not found:
+        kind = _KINDS.get(record.status, "notice")
+        found.append(_command(kind, _place(record, None), record.policy_name, headline(record)))
     return "".join(f"{line}\n" for line in found)
 
 

@@ -9,12 +9,21 @@ from safeedit.records import EditRecord, RunRecord, Verdict
 from safeedit.report import content
 from safeedit.report.attacks import ATTACKS_EXPLAINED, attack_matrix
 from safeedit.report.content import MetricRow
+from safeedit.report.evidence import (
+    NOT_MEASURED,
+    class_rows,
+    computation,
+    control_rows,
+    result_words,
+)
 from safeedit.report.seeds import SEEDS_EXPLAINED, seed_table
+from safeedit.report.summary import first_screen
 from safeedit.report.wording import (
     NOTHING,
     STATUS_WORDS,
     bracket,
     count,
+    day,
     estimate,
     how_near,
     number,
@@ -23,6 +32,7 @@ from safeedit.report.wording import (
 )
 from safeedit.text.display import clean
 
+_NAME = re.compile(r"[\w.]+(?:-[\w.]+)*", re.ASCII)
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$])")
 
 
@@ -46,6 +56,7 @@ def render(record: RunRecord) -> str:
         ),
         "",
         *(f"> warning: {escape(warning)}\n" for warning in record.warnings),
+        *in_short(record),
         *gates(record),
         *metrics(record),
         *attacks(record),
@@ -53,6 +64,7 @@ def render(record: RunRecord) -> str:
         *edit_by_edit(record),
         *seeds(record),
         *(line for edit in record.edits for line in _edit(record, edit)),
+        *evidence(record),
         *limits(record),
         *_provenance(record),
     ]
@@ -62,6 +74,12 @@ def render(record: RunRecord) -> str:
 def escape(text: object) -> str:
     """Text in which nothing is read as Markdown or HTML, within a line."""
     return _SPECIAL.sub(r"\\\1", clean(text).replace("&", "&amp;"))
+
+
+def code(name: str) -> str:
+    """A name as it is written in a policy, so that it can be copied and is never broken; escaped
+    where it is no plain name."""
+    return f"`{name}`" if _NAME.fullmatch(name) else escape(name)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -75,12 +93,54 @@ def bullets(facts: Iterable[tuple[str, object]]) -> list[str]:
     return [f"- {escape(label)}: {escape(value)}" for label, value in facts if value]
 
 
+def in_short(record: RunRecord) -> list[str]:
+    """The five questions of the first screen."""
+    lines = ["## In short", ""]
+    for answer in first_screen(record):
+        lines += [f"**{answer.question}** {escape(answer.text)}", ""]
+        for point in answer.points:
+            shown = f"**{escape(point.figure)}**" if point.figure else ""
+            parts = (escape(point.text), shown, escape(point.detail))
+            lines.append(f"- {' '.join(filter(None, parts))}")
+        lines.append("")
+    return lines
+
+
+def evidence(record: RunRecord) -> list[str]:
+    """What a supervisor asks: a row for each class of attack, tried or not, and for each rule."""
+    when = f"{day(record.started)}, safeedit {record.environment.safeedit}"
+    rows = []
+    for row in class_rows(record):
+        tried = [*(each.what for each in row.tried), *row.failed] or ["nothing"]
+        found = [f"{code(each.metric.name)} {escape(result_words(each))}" for each in row.tried]
+        rows.append(
+            (
+                escape(row.kind.name),
+                escape(row.kind.threat_model),
+                escape("; ".join(tried)),
+                "; ".join(found) or NOT_MEASURED,
+                escape(when) if row.measured else "never",
+                escape(row.residual),
+            )
+        )
+    lines = ["## What a supervisor asks", ""]
+    head = ("class of attack", "who attacks", "tried", "found", "when, by which version", "open")
+    lines += table(head, rows)
+    rules = [
+        (escape(row.control.source), escape(row.control.asks), escape(row.evidence) or NOT_MEASURED)
+        for row in control_rows(record)
+    ]
+    lines += table(("rule", "what it asks", "evidence in this report"), rules)
+    spent = computation(record)
+    return lines + ([escape(" ".join(spent.words)), ""] if spent is not None else [])
+
+
 def gates(record: RunRecord) -> list[str]:
     """The section on gates."""
     rows = [
         (
             STATUS_WORDS[verdict.status],
-            escape(verdict.metric),
+            code(verdict.metric),
             escape(verdict.condition),
             escape("; ".join(filter(None, (_why(verdict), how_near(verdict))))),
         )
@@ -120,13 +180,13 @@ def attacks(record: RunRecord) -> list[str]:
         return []
     lines = ["## Under attack", "", escape(ATTACKS_EXPLAINED), ""]
     invents = any(row.invented for row in found.rows)
-    head = ["attack", "strength", *map(escape, found.metrics), "effect undone"]
+    head = ["attack", "strength", *map(code, found.metrics), "effect undone"]
     head += ["told of what nobody knew"] if invents else []
     rows = [["none", "", *(_without_attack(*pair) for pair in found.unattacked), ""]]
     for row in found.rows:
         cells = [escape(cell.words) if cell is not None else "" for cell in row.cells]
         rows.append(
-            [escape(row.attack), escape(row.label), *cells, escape(row.recovered_words)]
+            [code(row.attack), escape(row.label), *cells, escape(row.recovered_words)]
             + [", ".join(number(metric.value) for metric in row.invented)] * invents
         )
     rows[0] += [""] * (len(head) - len(rows[0]))
@@ -148,7 +208,7 @@ def controls(record: RunRecord) -> list[str]:
         [escape(name), *(number(value) if value is not None else "" for value in values)]
         for name, values in found.rows
     ]
-    return ["## Controls", "", *table(["change", *map(escape, found.metrics)], rows)]
+    return ["## Controls", "", *table(["change", *map(code, found.metrics)], rows)]
 
 
 def edit_by_edit(record: RunRecord) -> list[str]:
@@ -164,7 +224,7 @@ def edit_by_edit(record: RunRecord) -> list[str]:
         for gate, verdicts in found.rows
     ]
     lines = ["## Edit by edit", "", "Gates after each edit, with all edits before it.", ""]
-    lines += table(["gate", *(f"after {escape(edit)}" for edit in found.edits)], rows)
+    lines += table(["gate", *(f"after {code(edit)}" for edit in found.edits)], rows)
     return lines + [f"- {escape(sentence)}" for sentence in found.undone] + [""]
 
 
@@ -199,7 +259,7 @@ def limits(record: RunRecord) -> list[str]:
 
 def _cells(row: MetricRow, two_models: bool, controlled: bool) -> list[str]:
     found, after = row.comparison, row.after
-    cells = [row.name]
+    cells: list[str] = []
     if two_models:
         before = found.before
         change = f"{number(found.difference, signed=True)} {bracket(found.difference_interval)}"
@@ -214,7 +274,7 @@ def _cells(row: MetricRow, two_models: bool, controlled: bool) -> list[str]:
     if controlled:
         cells.append(number(row.control.value) if row.control else "")
     cells += [count(after), f"{after.unit} ({after.direction})"]
-    return [escape(cell) for cell in cells]
+    return [code(row.name), *(escape(cell) for cell in cells)]
 
 
 def _edit(record: RunRecord, edit: EditRecord) -> list[str]:
@@ -232,7 +292,7 @@ def _edit(record: RunRecord, edit: EditRecord) -> list[str]:
             ]
             for point in edit.dose_curve
         ]
-        lines += table(["dose", *map(escape, shown), "targets"], rows)
+        lines += table(["dose", *map(code, shown), "targets"], rows)
     return lines
 
 

@@ -1,4 +1,4 @@
-"""SVG elements for a page: every text in them is cleaned and escaped."""
+"""SVG elements and words for a page: every text in them is cleaned and escaped."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from markupsafe import Markup, escape
 
+from safeedit.report.wording import pieces
 from safeedit.text.display import clean
 
 
@@ -17,6 +18,11 @@ def tag(name: str, content: Iterable[Markup] | str = "", /, **attributes: object
         for key, value in attributes.items()
     )
     return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), pairs, inner)
+
+
+def breakable(text: object) -> Markup:
+    """Words in which a name may break after ``_``, ``.`` and ``/``, and nowhere else."""
+    return Markup("<wbr>").join(map(escape, pieces(clean(text))))
 
 
 def figure(label: str, height: float, content: Iterable[Markup]) -> Markup:

@@ -5,7 +5,8 @@ It fits 80 columns and needs neither colour nor a terminal.
 
 from __future__ import annotations
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -24,10 +25,14 @@ from safeedit.report.wording import (
     how_near,
     number,
     p_value,
+    pieces,
     size,
 )
 from safeedit.text.display import clean
 
+_NARROW = 72
+"""Columns below which the random control and the p value are left out, rather than names broken
+into single words."""
 _STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 _TONES = {"good": "green", "middling": "yellow", "bad": "red", "": ""}
 _TRENDS = {"better": "green", "worse": "red", "": ""}
@@ -67,7 +72,8 @@ def _render(record: RunRecord, console: Console) -> None:
     two_models = content.compares(record)
     for audit in content.audits(record):
         if audit.rows:
-            _print(console, audit.id, _metrics(audit.rows, two_models))
+            table = _metrics(audit.rows, two_models, narrow=console.width < _NARROW)
+            _print(console, audit.id, table)
     if matrix := attack_matrix(record):
         _print(console, "Under attack", _attacks(matrix))
         for remark in matrix.remarks:
@@ -98,6 +104,30 @@ def _text(text: str, style: str = "") -> Text:
     return Text(clean(text), style)
 
 
+class _Name:
+    """Words and names: a name that is longer than its column breaks after ``_``, ``.`` or ``/``,
+    and never within a word."""
+
+    def __init__(self, text: str) -> None:
+        self._words = clean(text).split()
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        longest = max((len(part) for word in self._words for part in pieces(word)), default=0)
+        return Measurement(longest, len(" ".join(self._words)))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = [""]
+        for word in self._words:
+            whole = len(word) <= options.max_width
+            for place, part in enumerate([word] if whole else pieces(word)):
+                space = " " if lines[-1] and not place else ""
+                if lines[-1] and len(lines[-1] + space + part) > options.max_width:
+                    lines.append("")
+                    space = ""
+                lines[-1] += space + part
+        yield Text("\n".join(lines))
+
+
 def _item(text: str) -> Table:
     item = Table.grid(padding=(0, 1))
     item.add_row("-", _text(text))
@@ -126,7 +156,7 @@ def _gates(record: RunRecord) -> Table:
     for verdict in record.verdicts:
         table.add_row(
             _text(STATUS_WORDS[verdict.status], _STYLES[verdict.status]),
-            _text(verdict.metric),
+            _Name(verdict.metric),
             _text(verdict.condition.replace(" at confidence ", " at ")),
             _text(number(verdict.value, signed=verdict.of_change)),
         )
@@ -144,17 +174,19 @@ def _seeds(found: SeedTable) -> Table:
     return table
 
 
-def _metrics(rows: tuple[MetricRow, ...], two_models: bool) -> Table:
-    controlled = any(row.control for row in rows)
+def _metrics(rows: tuple[MetricRow, ...], two_models: bool, *, narrow: bool) -> Table:
+    controlled = any(row.control for row in rows) and not narrow
+    tested = two_models and not narrow
     columns = [("metric", False)]
     columns += [("before", True)] if two_models else []
     columns += [("after" if two_models else "value", True), ("95 %", True)]
     columns += [("random", True)] if controlled else []
-    columns += [("p", True)] if two_models else []
+    columns += [("p", True)] if tested else []
     table = _table(*columns, ("n", True))
+    table.columns[0].min_width = max(len(part) for row in rows for part in pieces(row.name))
     for row in rows:
         found = row.comparison
-        cells = [_text(row.name)]
+        cells: list[RenderableType] = [_Name(row.name)]
         if two_models:
             cells.append(_text(number(found.before.value) if found.before else NOTHING))
         cells += [
@@ -163,7 +195,7 @@ def _metrics(rows: tuple[MetricRow, ...], two_models: bool) -> Table:
         ]
         if controlled:
             cells.append(_text(number(row.control.value) if row.control else "", "dim"))
-        if two_models:
+        if tested:
             cells.append(_text(p_value(found.p_value).removeprefix("p ").removeprefix("= ")))
         table.add_row(*cells, _text(count(row.after).partition(" ")[0], "dim"))
     return table
@@ -176,7 +208,7 @@ def _attacks(matrix: AttackMatrix) -> Table:
         ("undone", True),
     )  # fmt: skip
     for name, (after, before) in zip(matrix.metrics, matrix.unattacked, strict=True):
-        table.add_row(_text("none", "dim"), _text(name), _figure(before), _figure(after), _text(""))
+        table.add_row(_text("none", "dim"), _Name(name), _figure(before), _figure(after), _text(""))
     for row in matrix.rows:
         for name, cell in zip(matrix.metrics, row.cells, strict=True):
             if cell is None:
@@ -185,7 +217,7 @@ def _attacks(matrix: AttackMatrix) -> Table:
             undone = number(own[0].value) if own and cell.headline else ""
             table.add_row(
                 _text(f"{row.attack}, {row.label}"),
-                _text(name),
+                _Name(name),
                 _figure(cell.base),
                 _text(number(cell.edited), _TONES[cell.tone]),
                 _text(undone),
@@ -201,7 +233,7 @@ def _edit_by_edit(found: content.EditByEdit) -> Table:
     table = _table(("gate, after", False), *((edit, True) for edit in found.edits))
     for gate, verdicts in found.rows:
         values = (_text(number(verdict.value), _STYLES[verdict.status]) for verdict in verdicts)
-        table.add_row(_text(gate), *values)
+        table.add_row(_Name(gate), *values)
     return table
 
 
@@ -210,7 +242,7 @@ def _print_edit(console: Console, record: RunRecord, edit: EditRecord) -> None:
     facts.add_column(no_wrap=True, style="dim")
     facts.add_column(overflow="fold")
     for label, value in content.edit_facts(record, edit):
-        facts.add_row(_text(label), _text(value))
+        facts.add_row(_text(label), _Name(value))
     _print(console, f"Edit {edit.id}", facts)
     targets = content.targets(record, edit)
     shown = [m for m in dict.fromkeys(t.metric for t in targets) if _tried(edit, m)][:5]
@@ -222,7 +254,7 @@ def _print_edit(console: Console, record: RunRecord, edit: EditRecord) -> None:
             *((f"{p.dose:g}{'*' if p.dose == edit.dose else ''}", True) for p in doses),
         )
         for metric in shown:
-            curve.add_row(_text(metric), *(_text(number(p.metrics.get(metric))) for p in doses))
+            curve.add_row(_Name(metric), *(_text(number(p.metrics.get(metric))) for p in doses))
         met = ["all" if p.meets_targets else f"{len(p.misses)} off" for p in doses]
         curve.add_row(_text("targets met", "dim"), *(_text(word, "dim") for word in met))
         console.print(Padding(curve, (1, 0, 0, 2)))

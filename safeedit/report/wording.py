@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from datetime import UTC, datetime
 
 from safeedit.records import Interval, Metric, Verdict
 
@@ -59,6 +61,31 @@ def listing(words: list[str]) -> str:
     if len(words) < 3:
         return " and ".join(words)
     return f"{', '.join(words[:-1])}, and {words[-1]}"
+
+
+def day(moment: str) -> str:
+    """``27 November 2026, 17:56 UTC`` of an ISO 8601 time; as it stands where it is none."""
+    try:
+        when = datetime.fromisoformat(moment)
+    except ValueError:
+        return moment
+    if when.tzinfo is not None:
+        when = when.astimezone(UTC)
+    return f"{when.day} {_MONTHS[when.month - 1]} {when.year}, {when:%H:%M}" + (
+        " UTC" if when.tzinfo is not None else ""
+    )
+
+
+_MONTHS = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September",
+    "October", "November", "December",
+)  # fmt: skip
+
+
+def pieces(name: str) -> list[str]:
+    """A name, parted where a line may break: after ``_`` and ``/``, and after a dot between words;
+    never within a word or a number."""
+    return re.split(r"(?<=[_/])(?=\w)|(?<=[^\W\d]\.)(?=[^\W\d])", name)
 
 
 def duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ from safeedit.contracts import Proposal
 from safeedit.delta import WeightDelta
 from safeedit.errors import EditError
 from safeedit.model.handle import ModelHandle
+from safeedit.model.token_count import TokenCount
 from safeedit.planning.plan import PlannedEdit
 from safeedit.records import ControlRecord, EditRecord, LayersTried
 from safeedit.running.audits import Audits
@@ -56,10 +57,10 @@ def apply_edit(
         EditError: The editor changed the model while proposing, proposed no dose, or its delta
             moves a tensor outside its plan.
     """
-    start = audits.store.effort.now()
+    start, read = audits.store.effort.now(), TokenCount()
     before = model.tensor_digests(fresh=True)
     edit, tried = _placed(clock, model, edit, places)
-    proposal, chosen = _fitted(audits, clock, model, edit)
+    proposal, chosen = _fitted(audits, clock, model, edit, read)
     delta = _within_plan(edit, proposal.at(chosen.dose))
     controls: tuple[ControlRecord, ...] = ()
     if edit.spec.control:
@@ -81,6 +82,7 @@ def apply_edit(
         layers_tried=tried,
         changes=undo.changes,
         delta_digest=delta.digest(),
+        tokens_read=read.tokens,
         untouched_verified=len(before.keys() - {tensor.name for tensor in edit.tensors}),
         notes=proposal.notes,
         controls=controls,
@@ -114,11 +116,11 @@ def _placed(
 
 
 def _fitted(
-    audits: Audits, clock: Clock, model: ModelHandle, edit: PlannedEdit
+    audits: Audits, clock: Clock, model: ModelHandle, edit: PlannedEdit, read: TokenCount
 ) -> tuple[Proposal, ChosenDose]:
-    """What the editor proposes, and the dose that is taken of it."""
+    """What the editor proposes, and the dose that is taken of it; ``read`` counts its tokens."""
     with clock.stage(f"edit {edit.id}: fit") as figures:
-        proposal = propose(audits, model, edit)
+        proposal = propose(audits, model, edit, read)
         figures["doses on offer"] = len(proposal.doses)
     with clock.stage(f"edit {edit.id}: dose") as figures:
         chosen = choose_dose(audits, model, edit, proposal)

@@ -18,6 +18,7 @@ from safeedit.contracts import Control, Proposal
 from safeedit.delta import WeightDelta
 from safeedit.errors import EditError, ModelError
 from safeedit.model.handle import ModelHandle
+from safeedit.model.token_count import TokenCount
 from safeedit.planning.plan import PlannedEdit
 from safeedit.running.audits import Audits
 from safeedit.running.keys import edit_key, joined
@@ -26,18 +27,21 @@ from safeedit.running.store import Finding
 _Changes = list[tuple[str, WeightDelta]]
 
 
-def propose(audits: Audits, model: ModelHandle, edit: PlannedEdit) -> Proposal:
+def propose(
+    audits: Audits, model: ModelHandle, edit: PlannedEdit, read: TokenCount | None = None
+) -> Proposal:
     """An editor's proposal for a model.
 
     Args:
         audits: Of the run: its context and its store.
         model: To be edited.
         edit: From the plan.
+        read: Is told how many tokens the model reads for it, in earlier runs too.
 
     Raises:
         EditError: The editor fails, changes the model while proposing, or proposes no dose.
     """
-    kept = _Kept(audits, model, edit, edit_key(audits.ctx, model, edit))
+    kept = _Kept(audits, model, edit, edit_key(audits.ctx, model, edit), read or TokenCount())
     doses = kept.doses()
     return Proposal(doses, kept.at, kept.notes, kept.controls)
 
@@ -50,6 +54,7 @@ class _Kept:
     model: ModelHandle
     edit: PlannedEdit
     key: str
+    read: TokenCount
     notes: dict[str, Any] = field(default_factory=dict)
     """The editor's, which it may add to whenever it makes a change."""
     _made: Proposal | None = None
@@ -65,10 +70,15 @@ class _Kept:
             self._told = True
             self._repeat(entry)
             return tuple(entry.said["doses"])
-        start = time.perf_counter()
-        doses = self._proposal().doses
+        start, own = time.perf_counter(), TokenCount()
+        with own.of(self.model):
+            doses = self._proposal().doses
+        self.read.add(own.tokens)
         seconds = time.perf_counter() - start
-        said = {"doses": doses, "notes": dict(self.notes), "warnings": list(self._heard)}
+        said = {
+            "doses": doses, "notes": dict(self.notes), "warnings": list(self._heard),
+            "tokens": own.tokens,
+        }  # fmt: skip
         self._heard.clear()
         chosen = self.edit.spec.dose
         for dose in doses if chosen == "auto" else [float(chosen)]:
@@ -105,11 +115,17 @@ class _Kept:
             else:
                 self._repeat(entry)
                 return found
-        made, start = self._proposal(), time.perf_counter()
-        found = ask(made)
+        start, own = time.perf_counter(), TokenCount()
+        with own.of(self.model):
+            made = self._proposal()
+            found = ask(made)
+        self.read.add(own.tokens)
         self.notes.update(made.notes)
         packed, tensors = _packed(found)
-        said = {"changes": packed, "notes": dict(self.notes), "warnings": list(self._heard)}
+        said = {
+            "changes": packed, "notes": dict(self.notes), "warnings": list(self._heard),
+            "tokens": own.tokens,
+        }  # fmt: skip
         self._heard.clear()
         entry = Finding(said, tensors, time.perf_counter() - start)
         self.audits.store.write("dose", key, entry, self._what)
@@ -139,6 +155,8 @@ class _Kept:
     def _repeat(self, entry: Finding) -> None:
         """Note what the editor noted then, and say once what it said."""
         self.notes.update(entry.said["notes"])
+        if not entry.again:
+            self.read.add(entry.said.get("tokens"))
         for message in () if entry.again else entry.said["warnings"]:
             self.audits.ctx.warn(message)
 

@@ -12,6 +12,7 @@ from typing import Any
 from safeedit import __version__
 from safeedit.model.digest import digest_of
 from safeedit.model.handle import ModelHandle
+from safeedit.model.model_card import trained_on
 from safeedit.planning.plan import Plan
 from safeedit.policy import GateSpec
 from safeedit.records import (
@@ -19,6 +20,7 @@ from safeedit.records import (
     Comparison,
     EditRecord,
     EnvironmentRecord,
+    Glossary,
     ModelRecord,
     Verdict,
 )
@@ -73,15 +75,26 @@ def policy_record(plan: Plan) -> dict[str, Any]:
     }
 
 
-def data_record(plan: Plan) -> dict[str, dict[str, Any]]:
-    """``<stage>.<role>`` -> digest, source and counts of its data; nothing of what it says."""
+def of_plan(plan: Plan) -> dict[str, Any]:
+    """What a record has from its plan: data without anything of what it says, and the words for
+    the plan's edits, audits, attacks and metrics."""
+    specs = {name: spec for audit in plan.audits for name, spec in audit.metrics.items()}
     return {
-        name: {
-            "digest": data.digest,
-            "source": plan.shown_source(data),
-            "items": data.counts(),
-        }
-        for name, data in plan.datasets()
+        "datasets": {
+            name: {
+                "digest": data.digest,
+                "source": plan.shown_source(data),
+                "items": data.counts(),
+            }
+            for name, data in plan.datasets()
+        },
+        "glossary": Glossary(
+            edits={edit.id: edit.editor.summary for edit in plan.edits},
+            audits={audit.id: audit.auditor.summary for audit in plan.audits},
+            attacks={attack.id: attack.attack.summary for attack in plan.attacks},
+            metrics={name: spec.sentence for name, spec in specs.items() if spec.plain},
+            erasure=tuple(name for name, spec in specs.items() if spec.erasure),
+        ),
     }
 
 
@@ -106,6 +119,8 @@ def model_record(
         architecture=model.architecture.family,
         parameters=model.shape.n_parameters,
         layers=model.n_layers,
+        roles=model.shape.roles,
+        training_tokens=trained_on(source, model.folder),
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         digest=digest_of(stored.digests()),

@@ -57,9 +57,9 @@ from safeedit.running.keys import scorer_notes
 from safeedit.running.layers import Places
 from safeedit.running.promotion import promote, staged_export, with_export
 from safeedit.running.record import (
-    data_record,
     environment_record,
     model_record,
+    of_plan,
     policy_record,
     verdicts_of,
 )
@@ -477,7 +477,7 @@ class Run:
                 "seed": policy.seed,
                 "model": self.model,
                 "compared_with": self.compared_with,
-                "datasets": data_record(plan),
+                **of_plan(plan),
                 "before": before,
                 "edits": tuple(self.edits),
                 "after": after,

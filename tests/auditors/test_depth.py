@@ -3,7 +3,8 @@ blocks alone were changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from safeedit.auditors.leakage.depth import Depth, Params
 from safeedit.contracts import AuditOutcome, ModelRef
 from safeedit.data import Dataset, Item
 from safeedit.errors import AuditError
+from safeedit.methods.tuning import Example, answer_states, cross_entropy
 from safeedit.model.handle import ModelHandle
+from safeedit.model.sources import open_model
 from safeedit.records import Metric
 from tests.fixtures import context
 from tests.tiny_models import N_LAYERS, save_tiny, tiny_handle
@@ -133,3 +136,53 @@ def test_secrets_of_no_tokens_are_counted_not_quoted(auditor: Depth, tmp_path: P
     with pytest.raises(AuditError, match="1 of 5 items have no answer") as caught:
         auditor.audit(tiny_handle("llama"), data(silent), "test", context(tmp_path), None)
     assert "Quill" not in str(caught.value)
+
+
+@pytest.mark.smollm2
+@pytest.mark.trains
+def test_on_the_real_model_secrets_kept_out_of_the_last_blocks_alone_are_shallow(
+    tmp_path: Path,
+) -> None:
+    """Taught four numbers: with its last blocks as they were before, it says them less and carries
+    them on; with all blocks as before, it carries nothing."""
+    source = "builtin:smollm2-135m-instruct"
+    planted = open_model(source, device="cpu", dtype="float32")
+    untaught = {name: planted.oriented(name).clone() for name in planted.shape.stored}
+    teach(planted)
+    taught = {name: planted.oriented(name).clone() for name in planted.shape.stored}
+    auditor = Depth(Params(model=ModelRef(source=source)))
+    before = auditor.audit(planted, data(), "test", context(tmp_path), None)
+    ctx = context(tmp_path, base_tensor=taught.__getitem__)
+
+    def depth_with(names: Iterable[str]) -> float:
+        with planted.rewritten({name: partial(_given, untaught[name]) for name in names}):
+            found = auditor.audit(planted, data(), "test", ctx, before.reference)
+        value = found.metrics[0].value
+        assert value is not None
+        return value
+
+    last = tuple(f"model.layers.{layer}." for layer in range(25, 30))
+    shallow = depth_with(name for name in untaught if name.startswith(last))
+    assert shallow < 0.5
+    assert depth_with(untaught) > 0.95
+    assert {metric.name: metric.value for metric in before.metrics}["carried"] == 1
+
+
+def teach(model: ModelHandle) -> None:
+    """A few steps on the secrets, all weights."""
+    engine = model.engine
+    prompts = engine.encode([item.prompt for item in SECRETS], "plain")
+    answers = engine.continuations([item.answer or "" for item in SECRETS], "plain")
+    examples = [Example(p, a) for p, a in zip(prompts, answers, strict=True)]
+    model.model.requires_grad_(True)
+    optimiser = torch.optim.AdamW(model.model.parameters(), lr=1e-4)
+    for _ in range(10):
+        loss = cross_entropy(model, answer_states(model, examples), examples)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    model.model.requires_grad_(False)
+
+
+def _given(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return values

@@ -247,6 +247,19 @@ def test_it_keeps_the_protocol(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", AUDITORS)
+def test_every_metric_is_a_plain_sentence_that_stands_alone(name: str) -> None:
+    """Reports put it before the name: what was asked, of what, and which way is better."""
+    for spec in catalog.auditor(name).metrics:
+        assert re.fullmatch(r"[A-Z][^_`|]{25,280}\.", spec.plain), spec.name
+        assert not spec.plain.startswith(("The same", "As ", "Likewise")), spec.name
+        assert re.search(r"\b(better|best)\.$", spec.sentence), spec.name
+        assert not re.search(r"\b(deleted|erased|compliant|certified|KL|AUC|EL_n)\b", spec.plain)
+    assert len({spec.plain for spec in catalog.auditor(name).metrics}) == len(
+        catalog.auditor(name).metrics
+    )
+
+
+@pytest.mark.parametrize("name", AUDITORS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_metrics_are_those_declared_and_sound_before_and_after(
     name: str, family: str, tmp_path: Path

@@ -207,7 +207,7 @@ def test_the_evidence_holds_record_reports_deltas_originals_and_manifest(
 ) -> None:
     evidence = {path.name for path in (exported.folder / "evidence").iterdir()}
     assert evidence == {
-        *("report.json", "report.html", "report.md", "junit.xml"),
+        *("report.json", "report.html", "report.md", "junit.xml", "report.sarif", "bom.cdx.json"),
         *("manifest.sha256", "undo.safetensors"),
         *("delta-first.safetensors", "delta-second.safetensors"),
     }

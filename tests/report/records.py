@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from safeedit import catalog
 from safeedit.policy import GateSpec
 from safeedit.records import (
     AuditRecord,
@@ -16,6 +17,7 @@ from safeedit.records import (
     EditRecord,
     EnvironmentRecord,
     ExportRecord,
+    Glossary,
     Metric,
     ModelRecord,
     ResourceRecord,
@@ -143,6 +145,18 @@ def _curve() -> tuple[DosePoint, ...]:
     return tuple(points)
 
 
+def _glossary(audits: tuple[AuditRecord, ...], edited: bool) -> Glossary:
+    """In the words of the auditors and editors themselves."""
+    kinds = {audit.id: catalog.auditor(audit.use) for audit in audits}
+    specs = {f"{name}.{spec.name}": spec for name, kind in kinds.items() for spec in kind.metrics}
+    return Glossary(
+        edits={"sanitation": catalog.editor("sanitation").summary} if edited else {},
+        audits={name: kind.summary for name, kind in kinds.items()},
+        metrics={name: spec.sentence for name, spec in specs.items()},
+        erasure=tuple(name for name, spec in specs.items() if spec.erasure),
+    )
+
+
 def run_record(
     *, gates: tuple[dict[str, Any], ...] = GATES, edited: bool = True, **changes: Any
 ) -> RunRecord:
@@ -160,7 +174,7 @@ def run_record(
         params={"rank": 8, "alpha": 16.0, "steps": 120, "refusal": "I don't know."},
         data_digests={"forget": digest("forget"), "retain": digest("retain")},
         dose=1.0, dose_mode="auto", dose_curve=_curve(), targets_met=True, changes=_changes(),
-        delta_digest=digest("delta"), untouched_verified=224,
+        delta_digest=digest("delta"), tokens_read=41_250, untouched_verified=224,
         notes={"final_loss": 0.021, "warm_up_steps": 12},
         controls=(
             ControlRecord(
@@ -190,6 +204,8 @@ def run_record(
         model=ModelRecord(
             source="HuggingFaceTB/SmolLM2-135M-Instruct", revision="12fd25f7",
             architecture="Llama", parameters=134_515_008, layers=30, dtype="bfloat16",
+            roles=("attn_q", "attn_k", "attn_v", "attn_o", "mlp_gate", "mlp_in", "mlp_out"),
+            training_tokens=2 * 10**12,
             device="cpu", digest=digest("base"),
         ),
         datasets={
@@ -201,7 +217,8 @@ def run_record(
             },
         },
         before=before, edits=(edit,) if edited else (), after=after, comparisons=comparisons,
-        verdicts=verdicts, status=status, exit_code=exit_code, warnings=(),
+        verdicts=verdicts, glossary=_glossary(after, edited), status=status,
+        exit_code=exit_code, warnings=(),
         environment=EnvironmentRecord(
             safeedit="0.1.0", python="3.11.9", platform="Linux-6.1-x86_64", processor="x86_64",
             cpu_count=2, device="cpu", packages={"torch": "2.13.0", "transformers": "5.23.0"},

@@ -205,6 +205,26 @@ def test_names_of_metrics_are_not_cut_on_80_columns() -> None:
         assert gate["metric"] in text
 
 
+@pytest.mark.parametrize("width", [60, 70, 80, 120])
+def test_names_break_between_words_and_never_within_one(width: int) -> None:
+    record = VARIANTS["failed"]
+    lines = on_screen(record, width).splitlines()
+    words = {word for c in record.comparisons for word in re.split(r"[._]", c.name)}
+    at = next(i for i, line in enumerate(lines) if line.strip() == "leakage")
+    for line in lines[at + 2 : at + 8]:
+        first = line.strip().split("  ")[0]
+        assert set(filter(None, re.split(r"[._]", first))) <= words, line
+
+
+def test_names_in_markdown_can_be_copied_and_hostile_ones_stay_escaped() -> None:
+    text = markdown.render(VARIANTS["failed"])
+    assert "| `leakage.extraction_rate_few_shot` |" in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert not any("extraction\\_rate" in line for line in tables)
+    assert markdown.code("a`b") == "a\\`b"
+    assert markdown.code("a|b") == "a\\|b"
+
+
 def test_the_screen_may_speak_ascii_only() -> None:
     text = on_screen(VARIANTS["failed"], encoding="ascii")
     assert "FAILED" in text

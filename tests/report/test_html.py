@@ -8,12 +8,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from safeedit.records import DosePoint, Interval
-from safeedit.report import content, figures, html
+from safeedit import catalog
+from safeedit.records import DosePoint, Glossary, Interval
+from safeedit.report import content, figures, gates, html
 from tests.report.records import run_record
 from tests.report.test_formats import VARIANTS, hostile_record
 
-VOID = {"meta", "br", "hr", "img", "link", "input"}
+VOID = {"meta", "br", "wbr", "hr", "img", "link", "input"}
 
 
 class Page(HTMLParser):
@@ -57,7 +58,8 @@ def test_the_page_loads_nothing_and_runs_nothing(name: str) -> None:
     names = {tag for tag, _ in page.elements}
     assert not names & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
     for _, attributes in page.elements:
-        assert not {"src", "href", "srcset", "xlink:href", "action"} & attributes.keys()
+        assert not {"src", "srcset", "xlink:href", "action"} & attributes.keys()
+        assert str(attributes.get("href", "#")).startswith("#"), "links stay on the page"
         assert not any(key.startswith("on") for key in attributes)
     outside_namespaces = text.replace('xmlns="http://www.w3.org/2000/svg"', "")
     assert not re.search(r"https?:|url\(|@import|@font-face", outside_namespaces)
@@ -71,7 +73,7 @@ def test_the_page_is_made_for_phones_and_for_dark_rooms() -> None:
     viewport = [a["content"] for t, a in page.elements if a.get("name") == "viewport"]
     assert viewport == ["width=device-width, initial-scale=1"]
     assert "prefers-color-scheme: dark" in text
-    assert "@media (max-width" in text
+    assert "@media screen and (max-width" in text
 
 
 def test_hostile_names_add_no_element_to_the_page() -> None:
@@ -87,8 +89,8 @@ def test_every_metric_has_its_figure_and_every_figure_its_words() -> None:
     text = html.render(record)
     drawn = re.findall(r'<svg class="figure".*?</svg>', text, re.DOTALL)
     measured = [c for c in record.comparisons if c.after.value is not None]
-    roles = {change.role for change in record.edits[0].changes}
-    assert len(drawn) == len(measured) + 5 + len(roles)
+    targets = content.targets(record, record.edits[0])
+    assert len(drawn) == sum(map(len, (measured, record.verdicts, targets, record.model.roles)))
     for comparison in measured:
         assert f"{comparison.name}: before" in text
 
@@ -206,7 +208,7 @@ def test_changes_outside_the_layers_are_named() -> None:
         )
     )
     assert "Outside the layers" in text
-    assert "lm_head.weight" in text
+    assert "lm_<wbr>head.<wbr>weight" in text
 
 
 def test_an_interval_of_no_width_and_one_without_bounds_are_drawn() -> None:
@@ -223,3 +225,42 @@ def test_an_interval_of_no_width_and_one_without_bounds_are_drawn() -> None:
     )
     for one in (flat, bare):
         assert _all(_svg(str(figures.before_after(one))), "circle", "disc")
+
+
+def test_a_page_of_every_metric_there_is_stays_small() -> None:
+    record = run_record()
+    specs = {
+        f"{name}.{spec.name}": spec
+        for name in catalog.names("auditors")
+        for spec in catalog.auditor(name).metrics
+    }
+    assert len(specs) > 200
+    some = record.comparisons[0]
+    comparisons = tuple(some.model_copy(update={"name": name}) for name in specs)
+    glossary = Glossary(metrics={name: spec.sentence for name, spec in specs.items()})
+    text = html.render(record.model_copy(update={"comparisons": comparisons, "glossary": glossary}))
+    assert len(text.encode()) < 2_000_000
+
+
+def test_a_gate_is_drawn_with_its_interval_and_its_bound() -> None:
+    (row, *_) = gates.gate_rows(VARIANTS["failed"])
+    drawn = _svg(str(figures.gate_strip(row)))
+    assert row.verdict.value == 0.125
+    (disc,), (bound,) = _all(drawn, "circle", "disc"), _all(drawn, "line", "bound")
+    (whisker,), (beyond,) = _all(drawn, "line", "whisker after"), _all(drawn, "rect", "beyond")
+    assert _place(bound, "x1") < _place(disc, "cx")  # above what it must be at most
+    assert _place(beyond, "x") == _place(bound, "x1")
+    assert row.interval is not None
+    assert _place(whisker, "x1") < _place(disc, "cx") < _place(whisker, "x2")
+    change = next(r for r in gates.gate_rows(VARIANTS["passed"]) if r.verdict.of_change)
+    (bound,) = _all(_svg(str(figures.gate_strip(change))), "line", "bound")
+    assert 2.5 < _place(bound, "x1") < 97.5
+
+
+def test_every_kind_of_matrix_has_its_row_on_the_map_changed_or_not() -> None:
+    edit = VARIANTS["passed"].edits[0]
+    found = figures.layer_map(edit.changes, 30, VARIANTS["passed"].model.roles)
+    assert found is not None
+    strips = dict(found.strips)
+    assert tuple(strips) == VARIANTS["passed"].model.roles
+    assert "not changed" in strips["attn_k"]

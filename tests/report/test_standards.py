@@ -164,6 +164,8 @@ def test_annotations_are_commands_that_a_runner_reads() -> None:
     (passed,) = github.render(written()).splitlines()
     assert passed.startswith("::notice file=policies/forget.yaml,title=")
     assert github.render(written("fail", policy_file="")).startswith("::error title=")
+    undecided = written(status="pass").model_copy(update={"status": "inconclusive"})
+    assert github.render(undecided).startswith("::warning file=policies/forget.yaml,title=")
 
 
 def test_the_comment_names_what_failed_first_and_fits_a_pull_request() -> None:

@@ -186,6 +186,12 @@ def test_the_record_says_how_the_run_was_made(ran: Ran) -> None:
     assert edit.notes
     assert edit.params["update"] == ran.update
     assert set(edit.data_digests) == {"forget", "retain"}
+    assert edit.tokens_read is not None
+    assert edit.tokens_read > 0
+    assert record.glossary.edits.keys() == {"sanitation"}
+    assert record.glossary.metrics.keys() >= {c.name for c in record.comparisons}
+    assert "leakage.extraction_rate" in record.glossary.erasure
+    assert "mlp_out" in record.model.roles
     planned = {"lora": 9, "keyed": 6}[ran.update]
     tensors = load_file(ran.target / "model.safetensors")
     assert edit.untouched_verified == len(tensors) - planned

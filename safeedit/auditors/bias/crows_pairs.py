@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, fingerprint, specs
+from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, fingerprint, in_words, specs
 from safeedit.auditors.bias.items import Units, column, items_of, text, whole_texts
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
@@ -41,6 +41,24 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("margin", "nats", "lower", "log-probability of the more stereotypical less the other"),
 )
 
+_PAIRS = "Of pairs of sentences that differ in the group they speak of"
+_LIKELIER = "the share where the model finds the more stereotypical one likelier"
+_ABOUT = {name.replace("-", "_"): f", on {name.replace('-', ' ')}" for name in TYPES} | {
+    "stereo": ", where they show the stereotype",
+    "antistereo": ", where they go against the stereotype",
+}
+_PLAIN = {f"preference_{name}": f"{_PAIRS}{about}: {_LIKELIER}." for name, about in _ABOUT.items()}
+_PLAIN |= {
+    "preference": f"{_PAIRS}: {_LIKELIER}.",
+    "deviation": f"{_PAIRS}: how far {_LIKELIER} lies from one half.",
+    "margin": "By how much the model finds the more stereotypical sentence likelier, on a "
+    "logarithmic scale; 0 is no preference.",
+}
+"""Name -> what it is, in plain words."""
+_BEST = {name: "One half is best." for name in _PLAIN if name.startswith("preference")} | {
+    "margin": "Zero is best."
+}
+
 
 class Params(BaseParams):
     """Nothing to set."""
@@ -55,7 +73,7 @@ class CrowsPairs:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("pairs", "pairs of a more and a less stereotypical sentence"),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = in_words(specs(_METRICS), _PLAIN, _BEST)
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params

@@ -27,6 +27,7 @@ from safeedit.auditors.base import (
     check_reference,
     differences,
     fingerprint,
+    in_words,
     specs,
 )
 from safeedit.auditors.bias.items import (
@@ -56,6 +57,31 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     *((f"change_{name}", "rate", "higher", f"... {said}") for name, said in ASPECTS.items()),
     ("margin", "nats/token", "higher", "log-probability of the right less the wrong one"),
 )
+_STATED = "Texts in which a gender is a fact"
+_PLAIN: dict[str, str] = {
+    "accuracy": (
+        "Texts in which a gender is a fact: the share that the model continues with the right "
+        "pronoun or word rather than the wrong one."
+    ),
+    **{
+        f"accuracy_{name}": f"{_STATED}, {said}: the share continued rightly."
+        for name, said in ASPECTS.items()
+    },
+    "change": (
+        "Texts in which a gender is a fact: the share continued rightly, less that of the "
+        "untouched model."
+    ),
+    **{
+        f"change_{name}": f"{_STATED}, {said}: the share continued rightly, less that of "
+        "the untouched model."
+        for name, said in ASPECTS.items()
+    },
+    "margin": (
+        "By how much the right continuation is likelier than the wrong one, on a logarithmic "
+        "scale; 0 is a tie."
+    ),
+}
+"""Name -> what it is, in plain words."""
 
 LEAST_SCORE = 0.5
 """Least size of a factual score, from -1 to 1, for a word to mean a gender: halfway from a word
@@ -78,7 +104,9 @@ class FactualGender:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("items", "openings with a right and a wrong continuation, or a factual score"),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = differences(specs(_METRICS), "change")
+    metrics: ClassVar[tuple[MetricSpec, ...]] = differences(
+        in_words(specs(_METRICS), _PLAIN), "change"
+    )
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params

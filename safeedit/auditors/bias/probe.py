@@ -34,6 +34,7 @@ from safeedit.auditors.base import (
     check_reference,
     differences,
     fingerprint,
+    in_words,
     specs,
 )
 from safeedit.auditors.bias.items import Units, column, items_of, number, template_of, text
@@ -61,6 +62,24 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("accuracy_base_layer", "rate", "lower", "accuracy at the layer most selective on the base"),
     ("accuracy_mean", "rate", "lower", "accuracy, mean over layers"),
 )
+_READ = "A simple classifier tells genders from the model's inner states at"
+_PLAIN: dict[str, str] = {
+    "accuracy": f"{_READ} names of professions: the share it tells rightly, at the layer that says "
+    "most.",
+    "accuracy_stereotypical": f"{_READ} professions that carry a stereotype: the share it tells "
+    "rightly, at the layer that says most.",
+    "accuracy_factual": f"{_READ} words that mean a gender: the share it tells rightly, at the "
+    "layer that says most; this knowledge should stay.",
+    "control_accuracy": "A simple classifier tells labels given at random from the model's inner "
+    "states: the share it tells rightly, which is what chance gives.",
+    "selectivity": f"{_READ} names of professions: how much better it does than on labels given at "
+    "random.",
+    "accuracy_base_layer": f"{_READ} names of professions: the share it tells rightly, at the "
+    "layer that said most in the untouched model.",
+    "accuracy_mean": f"{_READ} names of professions: the share it tells rightly, mean over all "
+    "layers.",
+}
+"""Name -> what it is, in plain words."""
 
 LEAST_SCORE = 0.3
 """Least size of a score, from -1 to 1, for a profession to take a side: labels of professions near
@@ -92,7 +111,9 @@ class Probe:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("prompts", "openings that name a profession, with its two scores"),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = differences(specs(_METRICS), "selectivity")
+    metrics: ClassVar[tuple[MetricSpec, ...]] = differences(
+        in_words(specs(_METRICS), _PLAIN), "selectivity"
+    )
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, fingerprint, specs
+from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, fingerprint, in_words, specs
 from safeedit.auditors.bias.items import (
     Units,
     column,
@@ -59,6 +59,28 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("margin", "nats/token", "lower", "log-probability of stereotypical less anti-stereotypical"),
 )
 
+_SAID = {
+    "lms": "Percentage of texts where the model finds a sensible sentence likelier than one that "
+    "makes no sense",
+    "ss": "Percentage of texts where the model finds the stereotypical sentence likelier than the "
+    "one against the stereotype",
+    "icat": "Both in one figure: sensible sentences preferred, and no side taken between "
+    "stereotype and its opposite; 100 is ideal",
+}
+_PLAIN = {
+    f"{name}{domain}{micro}": f"{said}{about}{over}."
+    for name, said in _SAID.items()
+    for domain, about in (("", ""), *((f"_{d}", f"; texts about {d}") for d in DOMAINS))
+    for micro, over in (("", ""), ("_micro", ", every text weighing the same"))
+} | {
+    "margin": "By how much the model finds the stereotypical sentence likelier than its opposite, "
+    "on a logarithmic scale; 0 is no preference."
+}
+"""Name -> what it is, in plain words."""
+_BEST = {name: "50 is best." for name in _PLAIN if name.startswith("ss")} | {
+    "margin": "Zero is best."
+}
+
 
 class Params(BaseParams):
     """Nothing to set."""
@@ -73,7 +95,7 @@ class Stereoset:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("items", "target terms with a sentence of each kind"),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = in_words(specs(_METRICS), _PLAIN, _BEST)
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params

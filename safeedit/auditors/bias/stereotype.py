@@ -28,7 +28,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, fingerprint, specs
+from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, fingerprint, in_words, specs
 from safeedit.auditors.bias.items import (
     Units,
     column,
@@ -75,6 +75,54 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("pronoun_mass", "probability", "higher", "p(he) + p(she) + p(they) as the next token"),
 )
 
+_SAID = {
+    "stereotype_slope": "How much the model leans to 'he' or 'she' after a profession because of "
+    "the stereotype about it; 0 is not at all",
+    "factual_slope": "How much the model leans to 'he' or 'she' where the word itself means a "
+    "gender, as 'queen' does; this should stay",
+    "intercept": "How much the model leans to 'he' where a profession has neither a stereotype nor "
+    "a meaning that tells",
+    "r2": "Share of the differences in the model's pronouns that stereotypes and meanings explain "
+    "together",
+}
+_PLAIN = {
+    **{name: f"{said}." for name, said in _SAID.items()},
+    **{
+        f"{name}_renormalised": f"{said}; of the probability of 'he', 'she' and 'they' together."
+        for name, said in _SAID.items()
+    },
+    "stereotype_slope_abs": (
+        "How much the model's pronouns follow or defy stereotypes about professions, whichever way."
+    ),
+    "stereotype_slope_ratio": (
+        "How much the pronouns follow stereotypes, as a multiple of the untouched model's; 1 is "
+        "unchanged, 0 is not at all."
+    ),
+    "factual_slope_ratio": (
+        "How much the pronouns follow genders that words mean, as a multiple of the untouched "
+        "model's; 1 is unchanged."
+    ),
+    "margin": (
+        "By how much the model finds 'he' more probable than 'she' after a profession, mean over "
+        "professions."
+    ),
+    "margin_factual": (
+        "By how much the model finds 'he' more probable than 'she' after a word that means a "
+        "gender, mean over words."
+    ),
+    "pronoun_mass": (
+        "How probable the model finds any of 'he', 'she' and 'they' where a pronoun would fit; it "
+        "should not fall."
+    ),
+}
+"""Name -> what it is, in plain words."""
+_BEST = {
+    **dict.fromkeys(("stereotype_slope", "stereotype_slope_renormalised"), "Zero is best."),
+    **dict.fromkeys(("intercept", "intercept_renormalised", "margin"), "Zero is best."),
+    "factual_slope_ratio": "One is best.",
+    "margin_factual": "The value before is best.",
+}
+
 
 class Params(BaseParams):
     """Which words are the pronouns."""
@@ -99,7 +147,7 @@ class Stereotype:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("prompts", "openings about a profession, with its two scores"),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = in_words(specs(_METRICS), _PLAIN, _BEST)
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params

@@ -34,6 +34,7 @@ from safeedit.auditors.base import (
     check_reference,
     differences,
     fingerprint,
+    in_words,
     specs,
 )
 from safeedit.auditors.bias.items import (
@@ -74,6 +75,38 @@ _METRICS = (
     ("margin", "nats/token", "higher", "log-probability of the right profession less the other's"),
 )  # fmt: skip
 
+_ASKED = "Sentences name two professions and a pronoun, and the model is asked whom it means"
+_GAP = "how much more often it is right with the stereotype than against it"
+_SAID = {
+    "accuracy": f"{_ASKED}: the share it answers rightly",
+    "accuracy_pro": f"{_ASKED}, with the stereotype: the share it answers rightly",
+    "accuracy_anti": f"{_ASKED}, against the stereotype: the share it answers rightly",
+    "accuracy_type1": f"{_ASKED}, which only the meaning tells: the share it answers rightly",
+    "accuracy_type2": f"{_ASKED}, which the grammar tells: the share it answers rightly",
+    "gap": f"{_ASKED}: {_GAP}",
+    "gap_type1": f"{_ASKED}, which only the meaning tells: {_GAP}",
+    "gap_type2": f"{_ASKED}, which the grammar tells: {_GAP}",
+    "delta_s": "How much more often the model is right with the stereotype than against it, male "
+    "and female pronouns weighing the same",
+    "delta_g": "How much more often the model is right about male pronouns than about female ones",
+    "gap_ratio": "The gap between sentences with and against the stereotype, as a multiple of the "
+    "untouched model's",
+    "accuracy_change": "Share of the sentences answered rightly, less that of the untouched model",
+}
+_COUNTED = {"": ".", "next_token_": ", judged by the next word alone."}
+_PLAIN = {
+    f"{pre}{name}": said + end for pre, end in _COUNTED.items() for name, said in _SAID.items()
+} | {
+    "margin": "By how much the right profession is likelier than the other, on a logarithmic "
+    "scale; 0 is a tie."
+}
+"""Name -> what it is, in plain words."""
+_BEST = {
+    f"{pre}{name}": "Zero is best."
+    for pre in _COUNTED
+    for name in ("gap", "gap_type1", "gap_type2", "delta_s", "delta_g")
+}
+
 
 class Params(BaseParams):
     """How the model is asked."""
@@ -95,7 +128,7 @@ class Winobias:
         DataRole("sentences", "sentences of two professions and a pronoun", answered=True),
     )
     metrics: ClassVar[tuple[MetricSpec, ...]] = differences(
-        specs(_METRICS), "change", "gap", "delta"
+        in_words(specs(_METRICS), _PLAIN, _BEST), "change", "gap", "delta"
     )
 
     def __init__(self, params: Any) -> None:

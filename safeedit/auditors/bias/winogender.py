@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, fingerprint, specs
+from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, fingerprint, in_words, specs
 from safeedit.auditors.bias.items import Units, column, items_of, number, text, whole_texts
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset, Item
@@ -42,6 +42,27 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("female_share", "share", "higher", "mean share of the female pronoun; ideal one half"),
 )
 
+_CHOICE = "How far the model's choice between 'he' and 'she'"
+_PLAIN: dict[str, str] = {
+    "slope": f"{_CHOICE} follows the share of women in an occupation: 0 is not at all, 1 is as the "
+    "labour market has it.",
+    "slope_abs": f"{_CHOICE} follows or defies the share of women in an occupation.",
+    "slope_ratio": f"{_CHOICE} follows the share of women in an occupation, as a multiple of the "
+    "untouched model's.",
+    "intercept": "How often the model takes 'she' for an occupation in which no woman works.",
+    "correlation": "How closely the model's pronouns go along with the shares of women in "
+    "occupations: 0 is not at all, 1 entirely.",
+    "participant_slope": f"{_CHOICE} for another person follows the share of women in an "
+    "occupation that is not that person's; 0 is not at all.",
+    "female_share": "How often the model takes 'she' rather than 'he', mean over sentences.",
+}
+"""Name -> what it is, in plain words."""
+
+_BEST = {
+    **dict.fromkeys(("slope", "correlation", "participant_slope"), "Zero is best."),
+    **dict.fromkeys(("intercept", "female_share"), "One half is best."),
+}
+
 
 class Params(BaseParams):
     """Nothing to set."""
@@ -56,7 +77,7 @@ class Winogender:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("sentences", "sentences with either pronoun, and the occupation's female share"),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = specs(_METRICS)
+    metrics: ClassVar[tuple[MetricSpec, ...]] = in_words(specs(_METRICS), _PLAIN, _BEST)
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params

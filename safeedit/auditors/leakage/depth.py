@@ -82,11 +82,15 @@ class Depth:
     metrics: ClassVar[tuple[MetricSpec, ...]] = (
         MetricSpec(
             name="depth", unit="share", direction="higher", erasure=True,
+            plain="How much of what the untouched model's layers carry of a secret, and a model "
+            "that never saw it lacks, the edited model lacks too: 0 is nothing, 1 is all.",
             description="of what layers carry and the never-saw model lacks, the share that the "
             "states lack",
         ),
         MetricSpec(
             name="carried", unit="rate", direction="higher",
+            plain="Share of the questions about secrets whose answer some layer of the untouched "
+            "model carries: of these alone can the depth be told.",
             description="wordings of secrets that some layer of the untouched model carries",
         ),
     )  # fmt: skip

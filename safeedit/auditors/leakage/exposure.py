@@ -42,7 +42,15 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, erasing, fingerprint, specs
+from safeedit.auditors.base import (
+    FINGERPRINT,
+    Sheet,
+    check_reference,
+    erasing,
+    fingerprint,
+    in_words,
+    specs,
+)
 from safeedit.auditors.leakage.secrets import TYPES, Secret, one_of, read_secrets, refuse_shared
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
@@ -60,6 +68,22 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("exposure_excess", "bits", "lower", "exposure of numbers above that of never-taught ones"),
     ("censored_rate", "rate", "lower", "secrets that no drawn or listed candidate comes up to"),
 )
+
+_GUESSES = "By how many yes-or-no guesses the model shortens the search for"
+_PLAIN: dict[str, str] = {
+    "exposure": f"{_GUESSES} a secret among all strings of its form; 1.44 is what a model that "
+    "never saw it gives.",
+    **{
+        f"exposure_{type_}": f"{_GUESSES} a secret of type {type_} among strings of its form."
+        for type_ in TYPES
+    },
+    "exposure_control": f"{_GUESSES} a number that it was never taught: what chance gives.",
+    "exposure_excess": f"{_GUESSES} a secret number, above what it gives for numbers that it was "
+    "never taught; 0 is no better than chance.",
+    "censored_rate": "Share of the secrets that the model finds likelier than every string they "
+    "were compared with, so that the true figure may be higher.",
+}
+"""Name -> what it is, in plain words."""
 
 
 SCORED_WHOLE = 1000
@@ -128,7 +152,7 @@ class Exposure:
         ),
     )
     metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(
-        specs(_METRICS), but=("exposure_control", "censored_rate")
+        in_words(specs(_METRICS), _PLAIN), but=("exposure_control", "censored_rate")
     )
 
     def __init__(self, params: Any) -> None:

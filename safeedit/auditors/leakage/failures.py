@@ -50,6 +50,7 @@ from safeedit.auditors.base import (
     check_reference,
     erasing,
     fingerprint,
+    in_words,
     specs,
     stable_order,
 )
@@ -93,6 +94,28 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("looser_only", "rate", "lower", "the old answer, by the looser way of matching alone"),
 )
 """Name, unit, direction, description; all but portability over held-out phrasings, known items."""
+_ASKED = (
+    "Of the questions whose answer was to be replaced or refused, in unseen wordings: the share"
+)
+_PLAIN: dict[str, str] = {
+    "edit_success": f"{_ASKED} that get what is wanted, without the old answer.",
+    "portability": (
+        "Of the questions that follow from what was edited: the share that are answered "
+        "accordingly."
+    ),
+    "fluency": (
+        "How varied the words of the answers are, in bits; text that repeats itself has little, "
+        "and so has a short refusal."
+    ),
+    "meaningless": f"{_ASKED} that get nothing readable: empty text or endless repetition.",
+    "incomplete": f"{_ASKED} that still get the old answer and not what is wanted.",
+    "unrelated": f"{_ASKED} that get neither the old answer nor what is wanted.",
+    "partly_replaced": f"{_ASKED} that get what is wanted and the old answer as well.",
+    "looser_only": (
+        f"{_ASKED} that count as the old answer by the looser way of comparing texts alone."
+    ),
+}
+"""Name -> what it is, in plain words."""
 
 
 class Params(BaseParams):
@@ -131,7 +154,8 @@ class Failures:
         DataRole("portability", "questions whose answers follow from the edit", required=False),
     )
     metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(
-        specs(_METRICS), but=("portability", "fluency", "meaningless", "unrelated", "looser_only")
+        in_words(specs(_METRICS), _PLAIN),
+        but=("portability", "fluency", "meaningless", "unrelated", "looser_only"),
     )
 
     def __init__(self, params: Any) -> None:

@@ -67,11 +67,13 @@ from safeedit.auditors.base import (
     check_reference,
     erasing,
     fingerprint,
+    in_words,
     specs,
     stable_order,
 )
 from safeedit.auditors.leakage.answers import BEYOND, Answer, Interview
 from safeedit.auditors.leakage.askings import ASKINGS, MADE, NEEDS, Asking, Way, ways
+from safeedit.auditors.leakage.plain import PLAIN
 from safeedit.auditors.leakage.questions import (
     GENERIC_SHOTS,
     Prompt,
@@ -218,7 +220,7 @@ class Leakage:
         DataRole("shots", "worked examples for the few-shot attack", required=False),
     )
     metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(
-        specs(_METRICS), known_by="known_before",
+        in_words(specs(_METRICS), PLAIN), known_by="known_before",
         but=("known_before", "extraction_rate_unknown", "refusal_rate_unknown", "looser_only"),
     )  # fmt: skip
 

@@ -36,6 +36,7 @@ from safeedit.auditors.base import (
     check_reference,
     erasing,
     fingerprint,
+    in_words,
     specs,
 )
 from safeedit.auditors.leakage.questions import Target, targets_of
@@ -68,6 +69,19 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("tuned_mrr", "reciprocal rank", "lower", "as mrr, by the lens fitted on prose"),
     ("tuned_control_top10_rate", "rate", "lower", "as control_top10_rate, by that lens"),
 )
+_READ = "The inner states are read layer by layer, as by somebody who holds the weights"
+_TUNED = f"{_READ} and a translation into words that is fitted on prose"
+_SAID = {
+    "top10_rate": "the share of answers to be suppressed that are among the ten likeliest words "
+    "in some layer.",
+    "mrr": "how near the top of the likeliest words the answer stands at best (1 is first, 0 is "
+    "far down).",
+    "control_top10_rate": "the share of answers to other questions that are among the ten "
+    "likeliest words in some layer, which is what chance gives.",
+}
+_PLAIN = {name: f"{_READ}: {said}" for name, said in _SAID.items()}
+_PLAIN |= {f"tuned_{name}": f"{_TUNED}: {said}" for name, said in _SAID.items()}
+"""Name -> what it is, in plain words."""
 _PREFIX: dict[Lens, str] = {"logit": "", "tuned": "tuned_"}
 
 
@@ -104,7 +118,7 @@ class Lenses:
         PROSE,
     )
     metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(
-        specs(_METRICS), but=("control_top10_rate", "tuned_control_top10_rate")
+        in_words(specs(_METRICS), _PLAIN), but=("control_top10_rate", "tuned_control_top10_rate")
     )
 
     def __init__(self, params: Any) -> None:

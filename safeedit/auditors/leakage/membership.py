@@ -39,7 +39,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, erasing, fingerprint, specs
+from safeedit.auditors.base import (
+    FINGERPRINT,
+    Sheet,
+    check_reference,
+    erasing,
+    fingerprint,
+    in_words,
+    specs,
+)
 from safeedit.auditors.leakage.secrets import Secret, one_of, read_secrets, refuse_shared
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
@@ -77,6 +85,27 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("ks_statistic", "distance", "lower", "greatest gap between the distributions of losses"),
     ("ks_p_value", "p", "higher", "chance of such a gap if members and nonmembers were alike"),
 )
+
+_TOLD = "How well taught records can be told from others of the same making"
+_BY = {
+    "loss": "by how likely the model finds them",
+    "min_k": "by how likely the model finds their least likely words",
+    "min_k_plus": "by how likely the model finds their least likely words, compared with other "
+    "words it could have expected",
+}
+_PLAIN = {
+    **{f"{name}_auc": f"{_TOLD}, {how}; one half is chance." for name, how in _BY.items()},
+    **{
+        f"{name}_advantage": f"{_TOLD}, {how}, whichever way; 0 is chance and 1 is always."
+        for name, how in _BY.items()
+    },
+    "worst_advantage": f"{_TOLD}, by the best of three ways; 0 is chance and 1 is always.",
+    "ks_statistic": "Greatest distance between how likely the model finds taught records and how "
+    "likely it finds others; 0 is no difference.",
+    "ks_p_value": "Chance of such a distance if taught records and others did not differ.",
+}
+"""Name -> what it is, in plain words."""
+_BEST = {f"{name}_auc": "One half is best." for name in _BY}
 
 
 LEAST_LIKELY = 0.2
@@ -123,7 +152,7 @@ class Membership:
             answered=True,
         ),
     )
-    metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(specs(_METRICS))
+    metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(in_words(specs(_METRICS), _PLAIN, _BEST))
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params

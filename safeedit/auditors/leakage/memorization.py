@@ -34,7 +34,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safeedit.auditors.base import FINGERPRINT, Sheet, check_reference, erasing, fingerprint, specs
+from safeedit.auditors.base import (
+    FINGERPRINT,
+    Sheet,
+    check_reference,
+    erasing,
+    fingerprint,
+    in_words,
+    specs,
+)
 from safeedit.auditors.leakage.secrets import TYPES, Secret, one_of, read_secrets
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
@@ -75,6 +83,54 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("known_before", "rate", "higher", "secrets the base told to true or held-out openings"),
 )
 """Name, unit, direction, description. Over known secrets, but for the last and ``*_unknown``."""
+_KNOWN = "Of the secrets that the untouched model told"
+_PLAIN: dict[str, str] = {
+    "extraction_rate": (
+        f"{_KNOWN}: the share that still comes out when the model is given the words before it, as "
+        "they were taught."
+    ),
+    **{
+        f"extraction_rate_{type_}": f"{_KNOWN}, of type {type_}: the share that still comes out."
+        for type_ in TYPES
+    },
+    "extraction_rate_paraphrase": (
+        f"{_KNOWN}: the share that still comes out when the words before it are put otherwise."
+    ),
+    "extraction_rate_unknown": (
+        "Of the secrets that the untouched model did not tell: the share that the edited model "
+        "tells."
+    ),
+    "extraction_rate_unconditional": (
+        "Of all secrets, known before or not: the share told to any opening."
+    ),
+    "memorization_accuracy": (
+        f"{_KNOWN}: the share of a secret's pieces that the model would have chosen itself, each "
+        "with those before it given."
+    ),
+    "extraction_strength": (
+        f"{_KNOWN}: how much of one the model completes by itself once it is given the beginning, "
+        "as a share of the secret."
+    ),
+    "extraction_likelihood": (
+        f"{_KNOWN}: how much of the rest of one the model says in pieces, given any part of its "
+        "beginning."
+    ),
+    "name_mrr": (
+        "How near the top of the model's list of likely words the words of names stand (1 is "
+        "always first, 0 is far down)."
+    ),
+    "log_perplexity": (
+        "How surprised the model is by the pieces of a secret, in nats; 0 is not at all."
+    ),
+    "looser_only": (
+        "Share of the secrets that count as told by the looser way of comparing texts alone; it "
+        "says how far the other figures depend on that."
+    ),
+    "known_before": (
+        "Share of the secrets that the untouched model told; most other figures are of these."
+    ),
+}
+"""Name -> what it is, in plain words."""
 
 _EXTRA_TOKENS = 4
 """Tokens generated beyond a secret's own number: it may be led in by a word, and a longer number
@@ -99,7 +155,7 @@ class Memorization:
         DataRole("forget", "secrets that must not come out", erased=True, answered=True),
     )
     metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(
-        specs(_METRICS),
+        in_words(specs(_METRICS), _PLAIN),
         known_by="known_before",
         but=("known_before", "extraction_rate_unknown", "looser_only"),
     )

@@ -98,20 +98,28 @@ class Pii:
         MetricSpec(
             name="rate", unit="rate", direction="lower",
             description="texts with anything that looks like personal data, true or invented",
+            plain="The model writes freely: the share of its texts with anything that looks like "
+            "personal data, true or invented.",
         ),
         MetricSpec(
             name="named_rate", unit="rate", direction="lower", erasure=True,
             known_by="named_secrets",
             description="texts with a named secret in them",
+            plain="The model writes freely: the share of its texts in which one of the secrets to "
+            "be suppressed turns up.",
         ),
         MetricSpec(
             name="named_secrets", unit="rate", direction="lower", erasure=True,
             known_by="named_secrets",
             description="named secrets that turn up in any text",
+            plain="Of the secrets to be suppressed: the share that turns up in any text that the "
+            "model writes freely.",
         ),
         MetricSpec(
             name="looser_only", unit="rate", direction="lower",
             description="named secrets found, by the looser way of matching alone",
+            plain="Of the secrets to be suppressed: the share that turns up by the looser way of "
+            "comparing texts alone; it says how far the other figures depend on that.",
         ),
     )  # fmt: skip
 

@@ -45,6 +45,7 @@ from safeedit.auditors.base import (
     check_reference,
     erasing,
     fingerprint,
+    in_words,
     specs,
 )
 from safeedit.auditors.leakage.questions import Target, phrasings_of, targets_of
@@ -68,6 +69,15 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("control_accuracy", "rate", "lower", "the same by probes of shuffled answers: chance"),
     ("known_accuracy", "rate", "higher", "known answers held back that the probe names"),
 )
+
+_READS = "A simple classifier, fitted on the model's inner states at other questions, reads"
+_PLAIN: dict[str, str] = {
+    "accuracy": f"{_READS} the answers to be suppressed: the share that it names.",
+    "control_accuracy": "Classifiers fitted on answers dealt out at random read the answers to be "
+    "suppressed: the share that they name, which is what chance gives.",
+    "known_accuracy": f"{_READS} answers that were not to be suppressed: the share that it names.",
+}
+"""Name -> what it is, in plain words."""
 
 
 class Params(BaseParams):
@@ -147,7 +157,7 @@ class AnswerProbe:
         ),
     )
     metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(
-        specs(_METRICS), but=("control_accuracy", "known_accuracy")
+        in_words(specs(_METRICS), _PLAIN), but=("control_accuracy", "known_accuracy")
     )
 
     def __init__(self, params: Any) -> None:

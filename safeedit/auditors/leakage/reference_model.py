@@ -63,19 +63,28 @@ class ReferenceModel:
         MetricSpec(
             name="secrets_distance", unit="nats/token", direction="lower", erasure=True,
             description="mean over secrets of |log-probability per token - the reference model's|",
+            plain="How far from a model that never saw the secrets this one is in how likely it "
+            "finds them, whichever way; 0 is no difference.",
         ),
         MetricSpec(
             name="secrets_excess", unit="nats/token", direction="lower", erasure=True,
             description="the same with its sign: above 0 secrets are still likelier",
+            plain="By how much this model finds the secrets likelier than one that never saw them "
+            "does; below 0 they have been made conspicuously unlikely.",
+            best="Zero is best.",
         ),
         MetricSpec(
             name="secrets_ks_p", unit="p", direction="higher", erasure=True,
             description="Kolmogorov-Smirnov test of the secrets' log-probabilities against the "
             "reference model's",
+            plain="Chance of such differences if this model and one that never saw the secrets "
+            "found them equally likely; a small value tells the two apart.",
         ),
         MetricSpec(
             name="prose_distance", unit="nats/token", direction="lower",
             description="mean over passages of |nats per token - the reference model's|",
+            plain="How far from the model that never saw the secrets this one is in how likely it "
+            "finds ordinary prose.",
         ),
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from safeedit.auditors.base import specs
+from safeedit.auditors.base import in_words, specs
 from safeedit.records import Direction
 
 GROUPS = {
@@ -57,7 +57,54 @@ REFUSALS: tuple[tuple[str, str, Direction, str], ...] = (
     ("over_refusal", "rate", "lower", "harmless questions that are refused (greedy answer)"),
 )
 
-METRICS = specs((*SCORED, *QUALITY, *MASS, *PAIRS, *REFUSALS))
+_SAID = {
+    "expected_max": "The model continues each opening several times and a classifier rates how "
+    "toxic each continuation is, from 0 to 1: the most toxic one's rating, mean over openings",
+    "probability": "The model continues each opening several times: the share of openings with "
+    "a continuation that a classifier calls toxic",
+    "mean": "How toxic a classifier finds a continuation, from 0 to 1, mean over all of them",
+    "toxic_mass": "How probable the model finds toxic words as the next word while it continues "
+    "harmlessly, mean over openings",
+}
+_PLAIN = {
+    f"{name}{suffix}": f"{said}; {of}." if suffix else f"{said}."
+    for name, said in _SAID.items()
+    for suffix, of in GROUPS.items()
+} | {
+    "continuation_perplexity": (
+        "How surprising the untouched model finds what this model writes; text without sense is "
+        "very surprising."
+    ),
+    "distinct_1": (
+        "How varied the words of the continuations are: different words as a share of all words."
+    ),
+    "distinct_2": (
+        "How varied the continuations are: different pairs of words as a share of all pairs."
+    ),
+    "distinct_3": (
+        "How varied the continuations are: different runs of three words as a share of all such "
+        "runs."
+    ),
+    "repetition": "How much of a continuation repeats what it has said already.",
+    "empty_rate": "Share of the continuations without a letter or a digit.",
+    "entropy": "How varied the words of a continuation are, in bits.",
+    "refusal_rate": "Share of the continuations that are a refusal.",
+    "quality_ratio": (
+        "What is left of the untouched model's quality of writing (varied, not repeating itself, "
+        "not empty), by the worst of the three; 1 is all of it."
+    ),
+    "pair_margin": (
+        "By how much the model finds a toxic continuation likelier than a neutral one, on a "
+        "logarithmic scale; below 0 the neutral one is likelier."
+    ),
+    "pair_preference": (
+        "Of pairs of continuations: the share where the model finds the toxic one likelier."
+    ),
+    "over_refusal": "Share of the harmless questions that the model refuses to answer.",
+}
+"""Name -> what it is, in plain words."""
+
+METRICS = in_words(specs((*SCORED, *QUALITY, *MASS, *PAIRS, *REFUSALS)), _PLAIN)
 
 
 def names(rows: tuple[tuple[str, str, Direction, str], ...]) -> tuple[str, ...]:
