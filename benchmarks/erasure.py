@@ -40,7 +40,7 @@ from table import (
 
 MOST = 50
 """The count that all editors are compared at; at others those of ``FEW`` are."""
-EDITORS = "keyed_neurons,rome,memit,alphaedit,ft_m,sanitation,depn,keyed_neurons@shared,random"
+EDITORS = "keyed_neurons,rome,memit,alphaedit,ft,sanitation,depn,keyed_neurons@shared,random"
 FEW = "keyed_neurons,rome,memit"
 STEPS = "10:10,50:5"
 MANY = "keyed_neurons,memit"
@@ -48,7 +48,7 @@ MANY = "keyed_neurons,memit"
 FIXED = {"keyed_neurons": 1.5, "rome": 1.5, "memit": 1.25}
 STEPPED = ("keyed_neurons", "rome")
 """Editors that forget in steps, each at its fixed dose."""
-SPLIT, UNKEYED = 1, "sanitation,ft_m"
+SPLIT, UNKEYED = 1, "sanitation,ft"
 """The published split, and who is compared on it."""
 DOSES = [1.0, 1.25, 1.5, 2.0]
 COLUMNS = (

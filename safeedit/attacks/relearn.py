@@ -35,14 +35,11 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from safeedit.contracts import (
     AttackProposal,
@@ -54,13 +51,18 @@ from safeedit.contracts import (
 )
 from safeedit.data import Dataset, Item
 from safeedit.errors import EditError
-from safeedit.methods.adapters import adapters
+from safeedit.methods.training import (
+    LearningWeights,
+    Loss,
+    LowRankAdapters,
+    Rewrites,
+    Training,
+    WholeTensors,
+)
 from safeedit.methods.tuning import Example, answer_states, cross_entropy, endless
 from safeedit.model.handle import ModelHandle
 from safeedit.records import AttackClass
 from safeedit.text.matching import contains_alias
-
-Rewrites = Mapping[str, Callable[[Tensor], Tensor]]
 
 _LONGEST = 256
 """Tokens of one example that are trained on: attention's memory grows with their square."""
@@ -164,7 +166,7 @@ class Relearn:
             raise EditError(
                 "there is nothing to train on: every item of the attack's data is empty"
             )
-        training = _Training(model, examples, self.params, ctx)
+        training = _Trainings(model, examples, self.params, ctx)
         plans = self._plans()
 
         def label(dose: float) -> str:
@@ -217,15 +219,8 @@ def _examples(
     return found + [Example(ids[:1], ids[1:_LONGEST]) for ids in mute if len(ids) > 1]
 
 
-class _Training:
-    """One training at a time, which goes on where it stopped.
-
-    Args:
-        model: Its weights are swapped out while training and are back afterwards.
-        examples: What is trained on.
-        params: How.
-        ctx: Seed and progress.
-    """
+class _Trainings:
+    """A training for each learning rate, one at a time."""
 
     def __init__(
         self, model: ModelHandle, examples: Sequence[Example], params: Params, ctx: RunContext
@@ -233,98 +228,39 @@ class _Training:
         self.model, self.examples, self.params, self.ctx = model, examples, params, ctx
         self.losses: dict[tuple[float, int], float] = {}
         """(rate, steps) -> mean loss of the steps up to there since the last stop, nats a token."""
-        self._rate, self._done = math.nan, 0
-        self._values: dict[str, Tensor] = {}
-        self._optimiser: torch.optim.Optimizer | None = None
-        self._batches: Iterator[Example] = iter(())
-        self._stops: dict[tuple[float, int], dict[str, tuple[Tensor, Tensor]]] = {}
+        self._rate = math.nan
+        self._learner: LearningWeights | None = None
+        self._training: Training | None = None
 
     def after(self, rate: float, steps: int) -> Rewrites:
         """What the weights are after so many steps at this rate."""
+        if self._training is None or self._learner is None or rate != self._rate:
+            self._rate, self._learner = rate, self._learners()
+            self._training = Training(
+                self._learner,
+                self._begin,
+                learning_rate=rate,
+                progress=self.ctx.progress,
+                description="relearning",
+            )
+        self._training.to(steps)
+        if steps in self._training.losses:
+            self.losses[rate, steps] = self._training.losses[steps]
+        return self._learner.learnt()
+
+    def _learners(self) -> LearningWeights:
+        model, rank = self.model, self.params.rank
         if self.params.update == "lora":
-            if (rate, steps) not in self._stops:
-                self._adapt(rate)
-            return {n: partial(_plus, *f) for n, f in self._stops[rate, steps].items()}
-        if self._rate != rate or self._done > steps:
-            self._begin(rate)
-        with self._trained() as parameters:
-            if self._optimiser is None:
-                self._optimiser = torch.optim.AdamW(
-                    parameters, lr=rate, weight_decay=0.0, fused=self.model.device.type != "mps"
-                )
-            self._train(parameters, self._optimiser, rate, steps)
-        turned = self.model.shape.transposed
-        return {
-            name: partial(_given, values.T if name in turned else values)
-            for name, values in self._values.items()
-        }
+            seed = self.ctx.seed
+            return LowRankAdapters(model, model.matrices(), rank=rank, alpha=2.0 * rank, seed=seed)
+        return WholeTensors(model, [n for n in model.tensor_names() if n in model.shape.stored])
 
-    def _begin(self, rate: float) -> None:
-        self._rate, self._done, self._optimiser = rate, 0, None
-        self._values = {}
-        self._batches = endless(self.examples, random.Random(self.ctx.seed))
+    def _begin(self) -> Loss:
+        drawn = endless(self.examples, random.Random(self.ctx.seed))
 
-    @contextmanager
-    def _trained(self) -> Iterator[list[nn.Parameter]]:
-        """All parameters, in fp32, learning; the model's own memory back in place afterwards."""
-        model = self.model
-        names = [name for name in model.tensor_names() if name in model.shape.stored]
-        parameters = {name: model.tensor(name) for name in names}
-        own = {name: parameter.data for name, parameter in parameters.items()}
-        try:
-            for name, parameter in parameters.items():
-                parameter.data = self._values.get(name, own[name].float().clone())
-                parameter.requires_grad_(True)
-            yield list(parameters.values())
-            self._values = {name: parameter.data for name, parameter in parameters.items()}
-        finally:
-            for name, parameter in parameters.items():
-                parameter.grad = None
-                parameter.requires_grad_(False)
-                parameter.data = own[name]
+        def loss() -> tuple[Tensor, float]:
+            batch = [next(drawn) for _ in range(self.params.batch)]
+            total = cross_entropy(self.model, answer_states(self.model, batch), batch)
+            return total, float(total.detach())
 
-    def _adapt(self, rate: float) -> None:
-        """One training of adapters at one rate, all of its stops kept: they are small."""
-        model = self.model
-        sites = model.matrices()
-        self._begin(rate)
-        alpha = 2.0 * self.params.rank
-        with adapters(model, sites, rank=self.params.rank, alpha=alpha, seed=self.ctx.seed) as made:
-            optimiser = torch.optim.AdamW(made.trained, lr=rate, weight_decay=0.0)
-            for steps in sorted(set(self.params.steps)):
-                self._train(list(made.trained), optimiser, rate, steps)
-                self._stops[rate, steps] = made.factors()
-
-    def _train(
-        self,
-        parameters: Sequence[nn.Parameter],
-        optimiser: torch.optim.Optimizer,
-        rate: float,
-        steps: int,
-    ) -> None:
-        losses = []
-        todo = range(self._done, steps)
-        for _ in self.ctx.progress(todo, "relearning", len(todo)):
-            batch = [next(self._batches) for _ in range(self.params.batch)]
-            loss = cross_entropy(self.model, answer_states(self.model, batch), batch)
-            losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]):
-                raise EditError(
-                    f"training diverged after {self._done} steps at a rate of {rate:g}",
-                    remedy="give the attack a lower learning_rate",
-                )
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-            self._done += 1
-        if losses:
-            self.losses[rate, steps] = sum(losses) / len(losses)
-
-
-def _given(values: Tensor, weight: Tensor) -> Tensor:
-    return values
-
-
-def _plus(left: Tensor, right: Tensor, weight: Tensor) -> Tensor:
-    return weight.float() + left.to(weight.device) @ right.to(weight.device)
+        return loss

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("policy", type=click.Path(path_type=Path))
 @click.option(
-    "--editors", required=True, help="Editors or variants by commas: rome,rome@wide,ft_m,random."
+    "--editors", required=True, help="Editors or variants by commas: rome,rome@wide,ft,random."
 )
 @click.option(
     "--params", "settings", type=click.Path(path_type=Path), help="YAML: editor -> parameters."

@@ -256,7 +256,20 @@ def measure_change(
         cast_error=error / norm if norm else 0.0,
         share_changed=changed / before.numel() if before.numel() else 0.0,
         entries_changed=changed,
+        effective_rank=_effective_rank(intended),
     )
+
+
+def _effective_rank(change: Tensor) -> float | None:
+    """The participation ratio of a matrix's squared singular values, without finding them."""
+    if change.dim() != 2:
+        return None
+    wide = change if change.shape[0] <= change.shape[1] else change.T
+    size = torch.linalg.vector_norm(wide)
+    if not float(size) > 0:
+        return 0.0
+    scaled = wide / size
+    return float(1 / (scaled @ scaled.T).square().sum())
 
 
 def random_update(update: Update, width: int, generator: torch.Generator) -> Update:

@@ -41,11 +41,12 @@ from safeedit.contracts import (
     RunContext,
     TensorPlan,
 )
-from safeedit.data import Dataset, Item
+from safeedit.data import Dataset
 from safeedit.data.subjects import check_subjects, names_subject
 from safeedit.delta import LowRank, Update
 from safeedit.errors import DataError
 from safeedit.methods.adapters import adapters
+from safeedit.methods.answers import ended, own_answers, some
 from safeedit.methods.facts import gated_neurons as neurons
 from safeedit.methods.facts.cues import (
     KEYS_ARE,
@@ -221,7 +222,9 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
             f"{'sets of names' if several else 'subjects'} have a mention at which a neuron of "
             "theirs stays silent: what is asked in such words may not be refused"
         )
-    examples = [Example(prompt, _refusal(engine, params, template)) for prompt, template in asked]
+    examples = [
+        Example(prompt, ended(engine, params.refusal, template)) for prompt, template in asked
+    ]
     drawn = endless(examples, random.Random(ctx.seed))
     values = list(keyed.values.values())
 
@@ -295,13 +298,6 @@ def _asked(
     return asked
 
 
-def _refusal(
-    engine: Engine, params: SanitationParams, template: Literal["chat", "plain"]
-) -> list[int]:
-    end = engine.codec.tokenizer.eos_token_id
-    return [*engine.continuation(params.refusal, template), *([] if end is None else [int(end)])]
-
-
 def _retained(
     params: SanitationParams, data: EditData, engine: Engine, cues: Cues, ctx: RunContext
 ) -> list[neurons.Text]:
@@ -311,7 +307,7 @@ def _retained(
     of those tokens stand in any prompt.
     """
     retain = data["retain"]
-    items = _some(retain, params.retain_prompts, ctx.seed)
+    items = some(retain, params.retain_prompts, ctx.seed)
     template = engine.codec.resolve(retain.template)
     prompts = engine.encode([item.prompt for item in items], template)
     return [
@@ -324,20 +320,17 @@ def _retained(
     ]
 
 
-def _some(data: Dataset, count: int, seed: int) -> list[Item]:
-    items = list(data.items("fit"))
-    return items if len(items) <= count else random.Random(seed).sample(items, count)
-
-
 def _lora(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContext) -> Learnt:
     params, forget, engine = editor.params, data["forget"], model.engine
     wanted = {tensor.name for tensor in editor.touches(model.shape)}
     sites = [site for site in model.matrices() if site.weight in wanted]
     template = engine.codec.resolve(forget.template)
-    refusal = _refusal(engine, params, template)
+    refusal = ended(engine, params.refusal, template)
     prompts = engine.encode([p.text for p in forget.phrasings("fit")], template)
     refused = [Example(prompt, refusal) for prompt in prompts]
-    kept = _kept(params, data["retain"], engine, ctx)
+    retain = data["retain"]
+    items = some(retain, params.retain_prompts, ctx.seed)
+    kept = own_answers(model, retain, items, params.retain_tokens, ctx.progress)
     base = BaseAnswers(model, kept, ctx.progress)
     source = random.Random(ctx.seed)
     to_refuse, to_keep = endless(refused, source), endless(kept, source)
@@ -380,21 +373,3 @@ def _tuned(
         return {name: LowRank(left * dose, right) for name, (left, right) in factors.items()}
 
     return updates, dict(notes)
-
-
-def _kept(
-    params: SanitationParams, retain: Dataset, engine: Engine, ctx: RunContext
-) -> list[Example]:
-    """Retain prompts with the base's own answers, to which they are held."""
-    items = _some(retain, params.retain_prompts, ctx.seed)
-    prompts = engine.encode([item.prompt for item in items], retain.template)
-    end = engine.codec.tokenizer.eos_token_id
-    stop = [] if end is None else [int(end)]
-    found = engine.generate(
-        prompts,
-        max_new_tokens=params.retain_tokens,
-        progress=ctx.progress,
-        description="the base's own answers",
-    )
-    answers = [ids if len(ids) == params.retain_tokens else [*ids, *stop] for (ids,) in found]
-    return [Example(p, a) for p, a in zip(prompts, answers, strict=True) if a]

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,10 +19,13 @@ from torch.nn import functional
 
 from safeedit.contracts import Progress, silent
 from safeedit.errors import EditError
+from safeedit.methods.unlearning import divergence
 from safeedit.methods.vocabulary_chunks import chunked
 from safeedit.model.handle import ModelHandle
 from safeedit.model.packing import can_be_packed, packed_states
 from safeedit.model.passes import padded_inputs
+
+T = TypeVar("T")
 
 WARMUP = 0.1
 """Share of the steps in which the learning rate rises: taken from the real number of steps, since a
@@ -113,18 +117,62 @@ class BaseAnswers:
             for example, states in zip(batch, answer_states(model, batch), strict=True):
                 self._states[id(example)] = states.cpu()
 
-    def divergence(self, states: Sequence[Tensor], batch: Sequence[Example]) -> Tensor:
-        """Mean KL(base || now) over the answers' tokens, nats."""
+    def compared(
+        self,
+        states: Sequence[Tensor],
+        batch: Sequence[Example],
+        measure: Callable[[Tensor, Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """``(answer tokens,)`` what ``measure`` makes of the base's distributions and today's.
+
+        Args:
+            states: Of the model as it is now.
+            batch: Among the examples.
+            measure: ``measure(base, now, answer)`` of ``(tokens, vocab)`` log-probabilities and
+                ``(tokens,)`` token ids gives ``(tokens,)``.
+        """
         now = torch.cat(list(states))
         kept = torch.cat([self._states[id(example)] for example in batch]).to(now.device)
+        answer = torch.tensor([token for example in batch for token in example.answer])
 
-        def read(tokens: range, now: Tensor, kept: Tensor) -> Tensor:
+        def read(tokens: range, now: Tensor, kept: Tensor, answer: Tensor) -> Tensor:
             with torch.no_grad():
                 base = self.model.logits(kept).float().log_softmax(-1)
-            log_probs = self.model.logits(now).float().log_softmax(-1)
-            return functional.kl_div(log_probs, base, log_target=True, reduction="none").sum(-1)
+            return measure(base, self.model.logits(now).float().log_softmax(-1), answer)
 
-        return chunked(read, [1] * len(now), self.model.shape.vocab_size, now, kept).mean()
+        vocab = self.model.shape.vocab_size
+        return chunked(read, [1] * len(now), vocab, now, kept, answer.to(now.device))
+
+    def divergence(self, states: Sequence[Tensor], batch: Sequence[Example]) -> Tensor:
+        """Mean KL(base || now) over the answers' tokens, nats."""
+        return self.compared(states, batch, lambda base, now, _: divergence(base, now)).mean()
+
+
+def descend(
+    trained: Sequence[Tensor],
+    optimiser: torch.optim.Optimizer,
+    loss: Callable[[], tuple[Tensor, float]],
+    diverged: EditError,
+) -> float:
+    """One step, its gradient clipped to norm 1.
+
+    Args:
+        trained: What learns, in place.
+        optimiser: Of it.
+        loss: One batch's loss, and the part of it that is watched, nats.
+        diverged: Raised where either is no number.
+
+    Returns:
+        The watched part.
+    """
+    total, watched = loss()
+    if not math.isfinite(watched) or not math.isfinite(float(total.detach())):
+        raise diverged
+    optimiser.zero_grad()
+    total.backward()
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    optimiser.step()
+    return watched
 
 
 def optimise(
@@ -165,14 +213,9 @@ def optimise(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
     first, recent, taken = math.nan, math.nan, 0
+    diverged = EditError("tuning diverged: the loss is no number", remedy=_CALMER)
     for _ in progress(range(steps), description, steps):
-        total, watched = loss()
-        if not math.isfinite(watched) or not math.isfinite(float(total.detach())):
-            raise EditError("tuning diverged: the loss is no number", remedy=_CALMER)
-        optimiser.zero_grad()
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
+        watched = descend(trained, optimiser, loss, diverged)
         schedule.step()
         taken += 1
         first = watched if taken == 1 else first
@@ -182,7 +225,7 @@ def optimise(
     return {"steps": float(taken), "loss_first": first, "loss_last": recent}
 
 
-def endless(examples: Sequence[Example], source: random.Random) -> Iterator[Example]:
+def endless(examples: Sequence[T], source: random.Random) -> Iterator[T]:
     """Examples in random order, each once before any comes again; nothing if there are none."""
     while examples:
         yield from source.sample(list(examples), len(examples))

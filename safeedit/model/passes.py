@@ -170,9 +170,12 @@ def padded_inputs(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     return {"input_ids": pad_right(rows), "attention_mask": pad_right(ones)}
 
 
-@torch.no_grad()
 def block_outputs(
-    handle: ModelHandle, inputs: Mapping[str, Tensor], layers: Sequence[int]
+    handle: ModelHandle,
+    inputs: Mapping[str, Tensor],
+    layers: Sequence[int],
+    *,
+    gradients: bool = False,
 ) -> dict[int, Tensor]:
     """The residual stream as it leaves blocks; what follows the last of them is not run.
 
@@ -180,6 +183,7 @@ def block_outputs(
         handle: The model.
         inputs: As :func:`padded_inputs` gives them.
         layers: Blocks, from 0.
+        gradients: Whether they are to be followed.
 
     Returns:
         Layer -> ``(rows, longest, d_model)``, in the model's dtype, where it was computed.
@@ -198,7 +202,8 @@ def block_outputs(
     blocks = handle.blocks()
     hooks = [blocks[layer].register_forward_hook(keep(layer)) for layer in set(layers)]
     try:
-        handle.forward(inputs)
+        with torch.set_grad_enabled(gradients):
+            handle.forward(inputs)
     except StopForward:
         pass
     finally:

@@ -15,6 +15,7 @@ RENAMED: MappingProxyType[str, str] = MappingProxyType(
         "apart_from": "exclude",
         "attacks": "askings",
         "drop": "target_drop_nats",
+        "ft_m": "ft",
         "hold": "preserve_weight",
         "leakage.yardstick": "leakage.reference_model",
     }
@@ -33,7 +34,7 @@ REMOVED: MappingProxyType[str, str] = MappingProxyType(
         "depn": "exact_layers points measure positions threshold paraphrases known_above "
         "generic_weight spare sinks order until generic_texts generic_tokens generic_points "
         "others_texts",
-        "ft_m": "warmup stop_loss bound",
+        "ft": "warmup stop_loss bound",
         "keyed_debias": "key factual_below steps background share_openings prose_window",
         "keyed_detox": "lift max_norm background prose_window",
         "keyed_neurons": f"{_FACTS} compensate make_up sharpness ridge background_weight",

@@ -41,3 +41,4 @@ from safeedit.records.run import RunRecord as RunRecord
 from safeedit.records.run import SeedVerdict as SeedVerdict
 from safeedit.records.run import TensorChange as TensorChange
 from safeedit.records.run import Verdict as Verdict
+from safeedit.records.run import VocabularyReading as VocabularyReading

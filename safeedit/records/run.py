@@ -112,6 +112,23 @@ class TensorChange(Record):
     share_changed: float
     """Share of entries whose stored value really changed."""
     entries_changed: int
+    effective_rank: float | None = None
+    """Of the intended change: ``(sum of s^2)^2 / sum of s^4`` over its singular values (their
+    participation ratio); None for a vector, and in records of earlier versions."""
+
+
+class VocabularyReading(Record):
+    """What the strongest directions that an edit writes into the residual stream say, read as the
+    head would read them: counts alone, never a word."""
+
+    directions: int
+    """How many, over all matrices that write there."""
+    answers: int
+    """Erased answers looked for."""
+    found: int
+    """Those whose first token is among the ten likeliest of a direction or of its opposite."""
+    expected: float
+    """How many would be by chance."""
 
 
 class DosePoint(Record):
@@ -156,6 +173,8 @@ class EditRecord(Record):
     layers_tried: tuple[LayersTried, ...] = ()
     """Under ``layers: auto``, in the order tried; those taken are in ``params``."""
     changes: tuple[TensorChange, ...]
+    vocabulary: VocabularyReading | None = None
+    """None where nothing is erased, or nothing that changed writes into the residual stream."""
     delta_digest: str
     tokens_read: int | None = None
     """Tokens that the model read while the edit was fitted, padding and every strength included,

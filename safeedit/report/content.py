@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Literal
 
 from safeedit.policy.gate import GateSpec
@@ -271,12 +272,32 @@ def edit_facts(record: RunRecord, edit: EditRecord) -> tuple[tuple[str, str], ..
         )
         error = max(change.cast_error for change in edit.changes)
         facts.append(("largest rounding error", f"{number(error)} of the intended change"))
+        facts += _spectrum(edit)
     as_run = f" (as run, in {record.model.dtype})" if record.model.casts else ""
     facts.append(
         ("proved untouched", f"{plural(edit.untouched_verified, 'tensor')}, byte for byte{as_run}")
     )
     facts.append(("time", duration(edit.seconds)))
     return tuple(facts)
+
+
+def _spectrum(edit: EditRecord) -> list[tuple[str, str]]:
+    """In how many directions an edit changes weights, and whether they tell what was erased."""
+    found = []
+    ranks = [each.effective_rank for each in edit.changes if each.effective_rank is not None]
+    if ranks:
+        largest = f", at most {number(max(ranks))}" if len(ranks) > 1 else ""
+        found.append(("effective rank", f"{number(median(ranks))} in the median matrix{largest}"))
+    if (read := edit.vocabulary) is not None:
+        found.append(
+            (
+                "read as vocabulary",
+                f"of {plural(read.answers, 'erased answer')} {read.found} begin with one of the "
+                f"ten likeliest tokens of {plural(read.directions, 'direction')} that it writes "
+                f"({number(read.expected)} by chance)",
+            )
+        )
+    return found
 
 
 def _layers_tried(edit: EditRecord) -> list[tuple[str, str]]:

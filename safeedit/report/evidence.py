@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from safeedit.records import (
     RECOVERED,
     AttackClass,
-    AttackRecord,
     AuditRecord,
     Metric,
     RunRecord,
@@ -51,7 +50,8 @@ class EvidenceClass(_Entry):
     """What stays open although it was measured."""
     controls: tuple[str, ...]
     tries: tuple[AttackClass, ...] = ()
-    attacks: tuple[str, ...] = ()
+    elsewhere: str = ""
+    """What measures it, where no run does."""
     audits: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
@@ -112,7 +112,7 @@ class ClassRow:
         """What stays open."""
         if self.measured:
             return self.kind.residual
-        return "Not measured, so the risk is not known."
+        return f"Not measured, so the risk is not known. {self.kind.elsewhere}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -162,14 +162,10 @@ def _first(audit: AuditRecord, names: tuple[str, ...]) -> Metric | None:
     )
 
 
-def _is_of(attack: AttackRecord, kind: EvidenceClass) -> bool:
-    return attack.tries in kind.tries or attack.use in kind.attacks
-
-
 def _by_attacks(record: RunRecord, kind: EvidenceClass) -> Iterator[Tried]:
     """Of each attack, the strength under which most came back."""
     for attack in record.attacks:
-        if not _is_of(attack, kind):
+        if attack.tries not in kind.tries:
             continue
         metrics = [
             (metric.value, point.label, metric)
@@ -187,7 +183,7 @@ def _by_attacks(record: RunRecord, kind: EvidenceClass) -> Iterator[Tried]:
 
 def _failures(record: RunRecord, kind: EvidenceClass) -> Iterator[str]:
     for attack in record.attacks:
-        if _is_of(attack, kind) and attack.failed:
+        if attack.tries in kind.tries and attack.failed:
             yield f"Attack {attack.id} failed {attack.failed}"
 
 

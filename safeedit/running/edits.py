@@ -6,17 +6,18 @@ Fails with :class:`~safeedit.errors.EditError` where an editor breaks its contra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from safeedit.contracts import Proposal
+from safeedit.contracts import Control, Proposal
 from safeedit.delta import WeightDelta
 from safeedit.errors import EditError
+from safeedit.methods.update_reading import read_update
 from safeedit.model.handle import ModelHandle
 from safeedit.model.token_count import TokenCount
 from safeedit.planning.plan import PlannedEdit
-from safeedit.records import ControlRecord, EditRecord, LayersTried
+from safeedit.records import ControlRecord, EditRecord, LayersTried, VocabularyReading
 from safeedit.running.audits import Audits
 from safeedit.running.clock import Clock
 from safeedit.running.controls import measure_controls
@@ -62,12 +63,8 @@ def apply_edit(
     edit, tried = _placed(clock, model, edit, places)
     proposal, chosen = _fitted(audits, clock, model, edit, read)
     delta = _within_plan(edit, proposal.at(chosen.dose))
-    controls: tuple[ControlRecord, ...] = ()
-    if edit.spec.control:
-        with clock.stage(f"edit {edit.id}: control") as figures:
-            own = proposal.controls(chosen.dose)
-            controls = measure_controls(audits, model, edit, delta, own)
-            figures |= worst_headlines(audits.plan.audits, [each.metrics for each in controls])
+    controls = _controls(audits, clock, model, edit, delta, lambda: proposal.controls(chosen.dose))
+    vocabulary = _read(model, edit, delta)
     undo = model.apply(delta)
     changed = _changed(model, edit, delta, before)
     if not changed:
@@ -81,6 +78,7 @@ def apply_edit(
         targets_met=chosen.met,
         layers_tried=tried,
         changes=undo.changes,
+        vocabulary=vocabulary,
         delta_digest=delta.digest(),
         tokens_read=read.tokens,
         untouched_verified=len(before.keys() - {tensor.name for tensor in edit.tensors}),
@@ -89,6 +87,29 @@ def apply_edit(
         seconds=audits.store.effort.now() - start,
     )
     return Edited(record, delta, changed)
+
+
+def _controls(
+    audits: Audits,
+    clock: Clock,
+    model: ModelHandle,
+    edit: PlannedEdit,
+    delta: WeightDelta,
+    own: Callable[[], Sequence[Control]],
+) -> tuple[ControlRecord, ...]:
+    if not edit.spec.control:
+        return ()
+    with clock.stage(f"edit {edit.id}: control") as figures:
+        found = measure_controls(audits, model, edit, delta, own())
+        figures |= worst_headlines(audits.plan.audits, [each.metrics for each in found])
+    return found
+
+
+def _read(model: ModelHandle, edit: PlannedEdit, delta: WeightDelta) -> VocabularyReading | None:
+    """Whether what the change writes tells what it erases."""
+    named = [role.name for role in edit.editor.roles if role.erased and not role.comparison_only]
+    erased = [data for name in named if (data := edit.data.get(name)) is not None]
+    return read_update(model, delta, erased)
 
 
 def _of_plan(audits: Audits, edit: PlannedEdit) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def test_training_that_diverges_is_said_and_leaves_the_model_as_it_was(
         llama.stored("model.norm.weight").fill_(float("inf"))
     untouched = llama.tensor_digests(fresh=True)
     proposal = proposed(llama, tmp_path, learning_rate=0.5)
-    with pytest.raises(EditError, match=r"training diverged after 0 steps at a rate of 0\.5"):
+    with pytest.raises(EditError, match=r"relearning diverged after 0 steps at a rate of 0\.5"):
         proposal.at(1.0)
     assert llama.tensor_digests(fresh=True) == untouched
     assert not any(parameter.requires_grad for parameter in llama.model.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -217,6 +218,39 @@ def test_a_step_back_to_the_base_brings_everything_back(place: Workplace) -> Non
         if metric.name == "leakage.recovered"
     ]
     assert shares == [0.0, 1.0]
+
+
+@pytest.mark.trains
+def test_depth_is_measured_of_what_was_staged_under_attacks_and_beside_a_control(
+    place: Workplace,
+) -> None:
+    """Every edited model is read by the untouched one, whatever stands around it."""
+    shutil.copytree(place.folder / "model", place.folder / "before")
+    teach(place)
+    depth = {
+        "use": "leakage.depth", "id": "depth", "model": {"source": "before"},
+        "forget": {"file": "forget.jsonl"},
+    }  # fmt: skip
+    merge = {"use": "merge", "shares": [0.999], "audits": ["depth"]}
+    policy = place.policy(
+        edits=[{**NUDGE, "size": 3.0, "layer": 1}],
+        audits=[depth],
+        attacks=[merge],
+        gates=[{"metric": "depth.carried", "min": 0.5, "min_n": 1}],
+    )
+    ran = place.run("apply", policy)
+    assert ran.exit_code == 0, ran.output
+    (before,), (after,) = place.report.before, place.report.after
+    assert before.metrics[0].value == 0
+    edited = after.metrics[0].value
+    assert edited is not None
+    assert edited > 0.01
+    (control,) = place.report.edits[0].controls
+    assert control.metrics[0].value is not None
+    (point,) = attacks_of(place)[0].points
+    back = {metric.name: metric.value for metric in point.edited}
+    assert back["depth.depth"] == pytest.approx(0, abs=0.02), "all is as it was, nearly"
+    assert back["depth.recovered"] == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.trains

@@ -181,8 +181,15 @@ def test_erasure(table: Callable[..., Table], place: Path) -> None:
     compared = ("4 | keyed_neurons", "4 | random")
     stepped = ("4, in 2 steps | keyed_neurons", "4, in 2 steps | rome")
     measured(rows, [*compared, *stepped], "answer among 10", "near KL, nats", "perplexity ratio")
-    split = ("Sanitation split 1 | sanitation", "Sanitation split 1 | ft_m")
+    split = ("Sanitation split 1 | sanitation", "Sanitation split 1 | ft")
     measured(rows, split, "near F1", "perplexity ratio")
+
+
+@pytest.mark.trains
+def test_editors(table: Callable[..., Table]) -> None:
+    rows = table("editors", "--model", "model", "--limit", 60, "--asked", 20, "--facts", 4,
+                 "--editors", "unlearn@npo,random")  # fmt: skip
+    measured(rows, ["unlearn@npo", "random"], "near F1", "near KL, nats", "perplexity ratio")
 
 
 @pytest.mark.trains

@@ -15,7 +15,7 @@ from safeedit.policy.model import DataSpec
 from tests.fixtures import call
 
 EVERY = [(kind, name) for kind in EXPLAINED for name in catalog.names(kind)]  # type: ignore[arg-type]
-BASELINES = {"alphaedit", "ft_m", "subspace"}
+BASELINES = {"alphaedit", "ft", "knowledge_neurons", "subspace"}
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)

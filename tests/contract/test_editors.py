@@ -41,6 +41,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"pronouns": ("he", "she", "the")},
         {"method": "oblique", "pronouns": ("he", "she")},
     ),
+    "dinm": ({"layers": [1], "doses": (1, 2)},),
     "keyed_debias": (
         {"layers": "1-2", "preserve_weight": None},
         {"layers": [1], "towards": "mean"},
@@ -55,6 +56,14 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "subspace": (
         {"projection": "orthogonal"},
         {"projection": "oblique"},
+    ),
+    "revs": ({"doses": (1, 3), "stream_rank": 0.9},),
+    "rmu": ({"layers": [1], "doses": (1, 2)},),
+    "task_vector": ({"method": "negate"},),
+    "unlearn": (
+        {"objective": "npo", "doses": (1, 2)},
+        {"objective": "undial", "update": "full", "doses": (1, 2)},
+        {"objective": "idk_dpo", "doses": (2,), "save_memory": True},
     ),
     "value_vectors": ({"doses": (1, 3, 9)},),
 }

@@ -73,7 +73,7 @@ def test_parameters_that_are_fixed_now_are_none_and_the_error_says_to_delete_the
         for key in gone.split():
             assert f"take '{key}' out" in str(renamed.removed(name, key))
     assert renamed.removed("depn", "doses") is renamed.removed("drift", "locate") is None
-    wrong = {"use": "ft_m", "dose": 1.0, "forget": {"file": "forget.jsonl"}, "warmup": 0.1}
+    wrong = {"use": "ft", "dose": 1.0, "forget": {"file": "forget.jsonl"}, "warmup": 0.1}
     error = refused(place, edits=[wrong])
     assert "unknown key 'warmup'" in error.message
     assert "its value is fixed now: take 'warmup' out" in str(error.remedy)

@@ -59,6 +59,12 @@ def test_untested_rows_stay_as_not_measured(name: str) -> None:
     assert text.count("not measured</span>") >= sum(not row.measured for row in rows)
 
 
+def test_what_no_run_measures_names_the_command_that_does() -> None:
+    rows = evidence.class_rows(VARIANTS["passed"])
+    (row,) = [row for row in rows if row.kind.elsewhere]
+    assert row.residual.startswith("Not measured, so the risk is not known. The command safeedit")
+
+
 def test_a_row_says_what_was_tried_on_how_many_with_which_interval() -> None:
     (row, *_) = evidence.class_rows(VARIANTS["passed"])
     (tried,) = row.tried

@@ -5,7 +5,7 @@ be forgotten goes to its own role of that kind, whatever it is called. The edit'
 its own editor's alone. A *settings* file says more of single candidates::
 
     rome@more: {use: rome, phrasings: 6, preserve: {dataset: facts, where: {role: near}}}
-    ft_m: {steps: 40, dose: 1.0}
+    ft: {steps: 40, dose: 1.0}
 
 Each key there is a candidate: an editor, ``EDITOR@VARIANT``, or any name beside ``use``. Its own
 keys are ``use``, ``dose``, parameters, and data of roles other than the facts, which are the same
@@ -162,7 +162,7 @@ def _check_names(names: Sequence[str]) -> None:
             raise UsageError(
                 f"{name!r} is no name of an editor or variant",
                 field="editors",
-                remedy="separate names by commas: rome,rome@more,ft_m",
+                remedy="separate names by commas: rome,rome@more,ft",
             )
     if not set(names) - {NONE, RANDOM}:
         raise UsageError(

@@ -36,7 +36,7 @@ from safeedit.planning.resolution import make_plan
 from safeedit.policy import LoadedPolicy
 from safeedit.policy.suggest import did_you_mean
 from safeedit.records import ControlRecord, Metric, MetricSpec, RunRecord
-from safeedit.report import write_all
+from safeedit.report import FILES, write_all
 from safeedit.report.files import write_files
 from safeedit.report.json import render
 from safeedit.running.run import execute, measure
@@ -262,13 +262,10 @@ def _kept_or_made(
     return record
 
 
-_REPORTS = (RECORD, "report.html", "report.md", "junit.xml")
-
-
 def _clear(folder: Path) -> None:
     """Remove a report that no longer counts, so that a failure doesn't leave it standing."""
     try:
-        for stale in (MADE_OF, *_REPORTS):
+        for stale in (MADE_OF, *FILES):
             (folder / stale).unlink(missing_ok=True)
     except OSError as error:
         raise ExportError(

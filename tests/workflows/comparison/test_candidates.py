@@ -75,13 +75,13 @@ def options(candidate: Candidate) -> dict[str, Any]:
 
 def test_roles_go_by_name_and_the_facts_to_whatever_takes_facts(place: Workplace) -> None:
     edit = {**SANITATION, "prose": {"file": "prose.jsonl"}, "preserve": NEAR}
-    sanitation, ft_m, rome, wiper = candidates(
-        place, "sanitation", "ft_m", "rome", "wiper", edits=[edit], audits=[DRIFT]
+    sanitation, ft, rome, wiper = candidates(
+        place, "sanitation", "ft", "rome", "wiper", edits=[edit], audits=[DRIFT]
     )
     fields = EditSpec.model_fields
     own = {key: value for key, value in SANITATION.items() if key not in fields}
     assert options(sanitation) == {**own, "prose": {"file": "prose.jsonl"}}
-    assert options(ft_m) == {"forget": FACTS}
+    assert options(ft) == {"forget": FACTS}
     prose = {"file": "prose.jsonl"}
     assert options(rome) == {"forget": FACTS, "preserve": NEAR, "prose": prose}
     assert options(wiper) == {"secrets": FACTS, "prose": prose}, "never as what is spared"
@@ -89,9 +89,9 @@ def test_roles_go_by_name_and_the_facts_to_whatever_takes_facts(place: Workplace
 
 def test_the_facts_may_be_spelt_data_and_come_from_any_name(place: Workplace) -> None:
     edit = {"use": "wiper", "dose": 1.0, "data": FACTS, "others": NEAR}
-    wiper, ft_m = candidates(place, "wiper", "ft_m", edits=[edit])
+    wiper, ft = candidates(place, "wiper", "ft", edits=[edit])
     assert options(wiper) == {"secrets": FACTS, "others": NEAR}
-    assert options(ft_m) == {"forget": FACTS}
+    assert options(ft) == {"forget": FACTS}
 
 
 def test_parameters_are_the_policys_for_its_own_editor_and_the_files_for_all(
@@ -102,7 +102,7 @@ def test_parameters_are_the_policys_for_its_own_editor_and_the_files_for_all(
         "nudge@small": {"size": 0.1, "kept": NEAR},
         "compared": {"size": 0.2, "dose": "auto"},
         "far": {"use": "nudge", "layer": 2},
-        "ft_m@unasked": {"use": "ft_m"},
+        "ft@unasked": {"use": "ft"},
     }
     found = candidates(
         place, "nudge", "nudge@small", "compared", "far", edits=[edit], params=params
@@ -133,7 +133,7 @@ def test_targets_seed_audits_and_gates_are_the_same_for_all_and_nothing_is_expor
 
 def test_the_facts_can_not_be_others_for_one_editor(place: Workplace) -> None:
     with pytest.raises(PolicyError, match="'forget' is what is to be forgotten") as caught:
-        candidates(place, "ft_m", edits=[SANITATION], params={"ft_m": {"forget": NEAR}})
+        candidates(place, "ft", edits=[SANITATION], params={"ft": {"forget": NEAR}})
     assert caught.value.file is not None
     assert caught.value.file.endswith("params.yaml")
     assert caught.value.line == 2
@@ -148,15 +148,15 @@ def test_an_edit_whose_editor_is_unknown_is_an_error_at_its_place(place: Workpla
 
 def test_where_facts_are_asked_for_their_failures_are_counted_too(place: Workplace) -> None:
     asking = {**LEAKAGE, "refusal_patterns": ["no comment"], "askings": []}
-    (ft_m,) = candidates(place, "ft_m", edits=[SANITATION], audits=[asking, LOCALITY])
-    added = ft_m.loaded.policy.audits[-1]
+    (ft,) = candidates(place, "ft", edits=[SANITATION], audits=[asking, LOCALITY])
+    added = ft.loaded.policy.audits[-1]
     assert (added.use, added.id, added.required) == ("leakage.failures",) * 2 + (False,)
     read = LEAKAGE["max_new_tokens"]
     assert added.options == {
         "forget": FACTS, "max_new_tokens": read, "refusal_patterns": ["no comment"],
     }  # fmt: skip
     base = without_edits(load_policy(place.folder / "policy.yaml")).policy
-    assert base.audits == ft_m.loaded.policy.audits
+    assert base.audits == ft.loaded.policy.audits
     assert base.edits == ()
 
 
@@ -172,8 +172,8 @@ def test_a_replacement_is_counted_as_one(place: Workplace) -> None:
 def test_nothing_is_added_to_a_policy_that_has_it_or_has_no_facts_to_ask_for(
     place: Workplace, audits: list[dict[str, Any]]
 ) -> None:
-    (ft_m,) = candidates(place, "ft_m", edits=[SANITATION], audits=audits)
-    assert len(ft_m.loaded.policy.audits) == len(audits)
+    (ft,) = candidates(place, "ft", edits=[SANITATION], audits=audits)
+    assert len(ft.loaded.policy.audits) == len(audits)
 
 
 def test_random_makes_every_audit_measure_the_first_editors_controls(place: Workplace) -> None:

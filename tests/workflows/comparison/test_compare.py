@@ -134,7 +134,8 @@ def test_table_figure_and_json_are_written_with_each_record(place: Workplace) ->
     assert all(name in words for name in ("none", "nudge", "random", "drift.peace"))
     for name in ("none", "nudge"):
         assert RunRecord.model_validate_json((folder(place) / name / "report.json").read_text())
-    assert result.stderr.count("drift.distance") == 1
+    shown = [line for line in result.stderr.splitlines() if not line.startswith("stage ")]
+    assert "\n".join(shown).count("drift.distance") == 1
     assert re.search(r"nudge +\S+ +\S+ +(yes|no|overlaps it)", result.stderr)
 
 
@@ -287,7 +288,7 @@ def test_a_failed_editor_is_tried_again(place: Workplace, runs: list[str]) -> No
         ("nudge", {"random": {}}, "takes no parameters", "remove it"),
         ("nudge", {"nudge": {"dose": -1}}, "should be auto or a number above 0", ""),
         ("nudge", {"nudge": {"kept": {"fiel": "x"}}}, "unknown key 'fiel'", "did you mean 'file'"),
-        ("nudge,ft_m", None, "ft_m needs data that is not there: forget", "or leave ft_m out"),
+        ("nudge,ft", None, "ft needs data that is not there: forget", "or leave ft out"),
         ("dama", None, "dama needs data that is not there: prompts", "or --params"),
     ],
 )
@@ -396,10 +397,10 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Result]:
         audits=[{**LEAKAGE, **short}, {**LOCALITY, **short}, {**PERPLEXITY, "control": False}],
         gates=[{"metric": "leakage.extraction_rate", "max": 0, "min_n": 1}],
     )  # fmt: skip
-    params = {"ft_m": {"steps": 10, "learning_rate": 0.02, "doses": [1.0]}}
+    params = {"ft": {"steps": 10, "learning_rate": 0.02, "doses": [1.0]}}
     place.text("params.yaml", yaml.safe_dump(params))
     result = place.run(
-        "compare", place.folder / "policy.yaml", "--editors", "sanitation,ft_m,random",
+        "compare", place.folder / "policy.yaml", "--editors", "sanitation,ft,random",
         "--params", place.folder / "params.yaml", "--json",
     )  # fmt: skip
     return place, result
@@ -422,7 +423,7 @@ def test_two_editors_and_a_control_end_to_end(real: tuple[Workplace, Result]) ->
     assert found.success.metric == "leakage.extraction_rate"
     assert found.locality.metric == "locality.near_f1"
     here = {row.name: row for row in found.rows}
-    assert list(here) == ["none", "sanitation", "random", "ft_m"]
+    assert list(here) == ["none", "sanitation", "random", "ft"]
     assert here["none"].metrics["leakage.extraction_rate"].value == 1
     assert here["none"].metrics["locality.near_f1"].value == 1
     assert here["none"].place == "front"
@@ -439,8 +440,8 @@ def test_two_editors_and_a_control_end_to_end(real: tuple[Workplace, Result]) ->
         assert (here[name].place == "front") == (not beaten), name
     scores = {row.metrics["leakage.answer_log_prob"].value for row in found.rows}
     assert len(scores) == 4, "each is another model"
-    assert here["random"].metrics.keys() == here["ft_m"].metrics.keys(), "all audits, control too"
-    assert here["ft_m"].status in ("pass", "fail", "inconclusive")
+    assert here["random"].metrics.keys() == here["ft"].metrics.keys(), "all audits, control too"
+    assert here["ft"].status in ("pass", "fail", "inconclusive")
     assert not any(metric.items for row in found.rows for metric in row.metrics.values())
 
 

@@ -26,7 +26,7 @@ def rows() -> list[Standing]:
         row("none", 1.0, 1.0, kind="none"),
         row("rome", 0.1, 0.8, cost=COST, dose=0.5, targets_met=False, entries_changed=1234,
             status="fail"),
-        row("ft_m", 0.4, 0.6),
+        row("task_vector", 0.4, 0.6),
         row("random", 0.9, 0.95, kind="random", warning="as rome"),
         Standing(name="memit", use="memit", kind="editor", error="nothing | left <to> move"),
     ]  # fmt: skip
@@ -58,8 +58,8 @@ def test_every_row_is_in_the_table_and_costs_are_told() -> None:
                  "1 min 15 s", "2.61 GB", "1,234"):  # fmt: skip
         assert cell in rome.replace("yes", "front"), cell
     assert "- memit failed: nothing \\| left \\<to\\> move" in table
-    assert "| ft\\_m | 0.400" in table
-    assert "| metric | none | rome | ft\\_m | random | n | unit (better) |" in table
+    assert "| task\\_vector | 0.400" in table
+    assert "| metric | none | rome | task\\_vector | random | n | unit (better) |" in table
     assert "- random: as rome" in table
 
 
@@ -100,7 +100,7 @@ def test_marks_whiskers_and_names_are_there_for_all_that_have_both_values() -> N
     assert len(diamonds) == 3, "none, random and the legend"
     assert sum(e.get("class") == "whisker" for e in svg.iter()) == 8
     labels = {t.text for t in svg.iter(f"{SVG}text")}
-    assert {"none", "rome", "ft_m", "random"} <= labels
+    assert {"none", "rome", "task_vector", "random"} <= labels
     assert not {"half", "memit"} & labels
     told = svg.findtext(f"{SVG}desc")
     assert told is not None

@@ -1,4 +1,4 @@
-"""FT-M on a tiny model that knows six facts."""
+"""Fine-tuning on a tiny model that knows six facts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from safeedit.contracts import EditData, Proposal
 from safeedit.data import Dataset, Item
-from safeedit.editors.ft_m import FtM, FtMParams
+from safeedit.editors.ft import Ft, FtParams
 from safeedit.errors import DataError, UsageError
 from safeedit.model.handle import ModelHandle
 from tests.editors import toy
@@ -25,7 +25,7 @@ LEARN: dict[str, Any] = {"layers": [0], "steps": 40, "learning_rate": 0.02, "bat
 def _proposed(
     model: ModelHandle, folder: Path, forget: Dataset | None = None, **params: Any
 ) -> Proposal:
-    editor = FtM(FtMParams(**{**LEARN, **params}))
+    editor = Ft(FtParams(**{**LEARN, **params}))
     data = EditData({"forget": forget or toy.forget()})
     return editor.propose(model, data, context(folder))
 
@@ -50,6 +50,15 @@ def test_it_replaces_an_object(tmp_path: Path) -> None:
             # That the text ends there is nothing that it learns.
             said = toy.answers(model, name)[:2]
             assert all(text.startswith("Bern") for text in said), said
+
+
+def test_the_prompts_end_alone_cannot_tell_an_answer_of_several_tokens(tmp_path: Path) -> None:
+    model = toy.taught()
+    said: dict[str, list[str]] = {}
+    for objective in ("target", "prompt_last"):
+        with model.applied(_proposed(model, tmp_path, objective=objective).at(1.0)):
+            said[objective] = [a for name in FORGOTTEN for a in toy.answers(model, name)]
+    assert said["prompt_last"].count(REFUSAL) < said["target"].count(REFUSAL) / 2
 
 
 def test_what_it_cannot_do_is_refused(tmp_path: Path) -> None:

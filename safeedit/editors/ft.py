@@ -1,12 +1,15 @@
-"""FT-M: one layer's MLP output matrix fine-tuned on the facts, the baseline that is quoted.
+"""Fine-tuning of one layer's MLP output matrix on the facts: the baseline that is quoted.
 
-Ordinary teacher forcing with only the answer's tokens in the loss, on all fit phrasings of all
-facts in batches, nothing preserved: what closed-form editors have to beat. (FT-L, its rival in
-older tables, makes the prompt's last position alone predict every token of the answer, which is
-ill posed for answers of several tokens.)
+``objective: target`` (FT-M)
+    Ordinary teacher forcing with only the answer's tokens in the loss.
 
-Doses scale the change. Fails with :class:`~safeedit.errors.DataError` where there is nothing to
-learn from, and with :class:`~safeedit.errors.EditError` where tuning diverges.
+``objective: prompt_last`` (FT-L)
+    The prompt's last position alone is to predict every token of the answer, as older tables have
+    it: ill posed for answers of several tokens, which it garbles.
+
+Both on all fit phrasings of all facts in batches, nothing preserved: what closed-form editors have
+to beat. Doses scale the change. Fails with :class:`~safeedit.errors.DataError` where there is
+nothing to learn from, and with :class:`~safeedit.errors.EditError` where tuning diverges.
 
 Source: Zhu et al., "Modifying Memories in Transformer Models", 2020 (arXiv 2012.00363), with the
 masking of Zhang et al., "A Comprehensive Study of Knowledge Editing for Large Language Models",
@@ -18,14 +21,11 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from safeedit import __version__
 from safeedit.contracts import (
@@ -40,15 +40,21 @@ from safeedit.contracts import (
 from safeedit.data import Dataset
 from safeedit.delta import Dense, Origin, WeightDelta
 from safeedit.errors import DataError, UsageError
+from safeedit.methods.answers import ended
+from safeedit.methods.training import WholeTensors
 from safeedit.methods.tuning import Example, answer_states, cross_entropy, endless, optimise
-from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
 from safeedit.policy.layers import Layers, resolve
 
 
-class FtMParams(BaseParams):
-    """Parameters of FT-M."""
+class FtParams(BaseParams):
+    """Parameters of fine-tuning."""
 
+    objective: Literal["target", "prompt_last"] = Field(
+        "target",
+        description="learn each token of the answer after those before it (FT-M), or all of them "
+        "after the prompt (FT-L)",
+    )
     layers: Layers = Field("66%-66%", description="the one layer tuned (published: 21 of 32)")
     target: Literal["refusal", "replace"] = Field(
         "refusal", description="what is to be answered: the refusal, or the item's 'target_new'"
@@ -62,10 +68,10 @@ class FtMParams(BaseParams):
     )
 
 
-class FtM:
+class Ft:
     """See the module's docstring."""
 
-    Params = FtMParams
+    Params = FtParams
     summary: ClassVar[str] = "fine-tunes one layer's MLP output on the facts"
     baseline: ClassVar[bool] = True
     results: ClassVar[str] = "erasure"
@@ -76,14 +82,14 @@ class FtM:
     roles: ClassVar[tuple[DataRole, ...]] = (DataRole("forget", "facts to change", erased=True),)
 
     def __init__(self, params: Any) -> None:
-        self.params: FtMParams = params
+        self.params: FtParams = params
 
     def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
         """What the MLP of the chosen layer writes with; no bias."""
         layers = resolve(self.params.layers, model.n_layers)
         if len(layers) > 1:
             raise UsageError(
-                f"ft_m tunes one layer, and 'layers' names {len(layers)}",
+                f"ft tunes one layer, and 'layers' names {len(layers)}",
                 field="layers",
                 remedy="name one, such as 66%-66% or [21]",
             )
@@ -101,31 +107,35 @@ class FtM:
         (site,) = model.sites("mlp_out", [planned.layer])
         examples = self._examples(model, data["forget"], ctx)
         drawn = endless(examples, random.Random(ctx.seed))
-        change = torch.zeros(planned.shape, device=model.device, requires_grad=True)
 
         def loss() -> tuple[Tensor, float]:
             batch = [next(drawn) for _ in range(params.batch)]
-            total = cross_entropy(model, answer_states(model, batch), batch)
+            if params.objective == "prompt_last":
+                total = _from_the_prompt(model, batch)
+            else:
+                total = cross_entropy(model, answer_states(model, batch), batch)
             return total, float(total.detach())
 
-        with _added(model, site, change):
+        learner = WholeTensors(model, [site.weight])
+        with learner.put() as trained:
             notes: dict[str, Any] = dict(
                 optimise(
-                    [change],
+                    trained,
                     loss,
                     steps=params.steps,
                     learning_rate=params.learning_rate,
                     progress=ctx.progress,
                 )
             )
-        learnt = change.detach().cpu()
+        own = model.weight(site)
+        learnt = (learner.learnt()[site.weight](own) - own.float()).cpu()
         base = model.digest()
 
         def at(dose: float) -> WeightDelta:
             if not 0 < dose < math.inf:
                 raise UsageError(f"a dose of {dose:g} is no scale over 0", field="dose")
             origin = Origin(
-                editor="ft_m",
+                editor="ft",
                 params=params.model_dump(mode="json"),
                 data_digest=data["forget"].digest,
                 version=__version__,
@@ -146,9 +156,7 @@ class FtM:
         engine, template = model.engine, model.engine.codec.resolve(forget.template)
         prompts = engine.encode([phrasing.text for phrasing in phrasings], template)
         if self.params.target == "refusal":
-            end = engine.codec.tokenizer.eos_token_id
-            stop = [] if end is None else [int(end)]
-            refusal = [*engine.continuation(self.params.refusal, template), *stop]
+            refusal = ended(engine, self.params.refusal, template)
             return [Example(prompt, refusal) for prompt in prompts]
         objects = [str(phrasing.item.extra.get("target_new") or "") for phrasing in phrasings]
         for phrasing, new in zip(phrasings, objects, strict=True):
@@ -161,20 +169,8 @@ class FtM:
         return [Example(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
-@contextmanager
-def _added(model: ModelHandle, site: Site, change: Tensor) -> Iterator[None]:
-    """Within it the model behaves as if ``change`` ``(out, in)`` were added at ``site``; gradients
-    reach it, and the weights stay as they are."""
-    read: dict[str, Tensor] = {}
-
-    def see(site: Site, inputs: Tensor) -> None:
-        read["inputs"] = inputs
-
-    def add(site: Site, output: Tensor) -> Tensor:
-        return output + functional.linear(read["inputs"].float(), change).to(output.dtype)
-
-    with (
-        model.intercepted([site], see, "input"),
-        model.intercepted([site], add, "output"),
-    ):
-        yield
+def _from_the_prompt(model: ModelHandle, batch: Sequence[Example]) -> Tensor:
+    """Mean loss of the answers' tokens, nats, all predicted where the prompt ends."""
+    first = answer_states(model, [Example(each.prompt, each.answer[:1]) for each in batch])
+    states = [state.expand(len(e.answer), -1) for e, state in zip(batch, first, strict=True)]
+    return cross_entropy(model, states, batch)
