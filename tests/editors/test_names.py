@@ -7,6 +7,7 @@ solved on "Paul" answers.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ def refuse(model: ModelHandle, folder: Path, **roles: Dataset) -> Any:
     )
 
 
-def erase(model: ModelHandle, folder: Path, **roles: Dataset) -> Any:
+def erase(
+    model: ModelHandle, folder: Path, how: dict[str, Any] | None = None, **roles: Dataset
+) -> Any:
     items = [
         Item(id=i.id, prompt=i.prompt, answer=i.answer, subject=i.subject,
              paraphrases=i.paraphrases, extra={"target_new": REFUSAL})
@@ -76,7 +79,7 @@ def erase(model: ModelHandle, folder: Path, **roles: Dataset) -> Any:
     }
     kind = catalog.editor("keyed_neurons")
     keys: dict[str, Any] = {"keys": "names", "spellings": 0} if roles else {}
-    with searching({**LEARN, "target": "replace", **keys}) as given:
+    with searching({**LEARN, "target": "replace", **keys, **(how or {})}) as given:
         return kind(kind.Params(**given)).propose(model, EditData(data), context(folder))
 
 
@@ -125,3 +128,19 @@ def test_the_record_says_how_many_names(model: ModelHandle, tmp_path: Path) -> N
     found = Sanitation(params).propose(model, data, context(tmp_path))
     assert found.notes["names"] == 3
     assert found.notes["neurons_replaced_per_layer"] == 2
+
+
+def test_an_answer_that_identifies_its_subject_has_a_neuron_and_a_value_of_its_own(
+    model: ModelHandle, tmp_path: Path
+) -> None:
+    items = [
+        replace(item, reverse_questions=(f"Who lives in {item.answer}?",))
+        for item in toy.forget().all()
+    ]
+    forget = Dataset(items, split="fit", erased=True)
+    keys = {"target": "unlikely", "keys": "names", "spellings": 0, "steps": 3}
+    found = erase(model, tmp_path, forget=forget, names=NAMES, how=keys)
+    # Two subjects, a further name of one of them, and the answers by which they are asked for.
+    assert found.notes["names"] == 5
+    assert found.notes["layers"]["0"]["neurons_replaced_per_layer"] == 4
+    assert found.notes["subjects"] == 2
