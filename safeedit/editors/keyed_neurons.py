@@ -49,6 +49,18 @@ from safeedit.delta import Update
 from safeedit.errors import DataError, EditError
 from safeedit.methods.facts import gated_neurons as neurons
 from safeedit.methods.facts.chat_texts import chat_texts
+from safeedit.methods.facts.cues import (
+    KEYS_ARE,
+    NAMES,
+    SPELLINGS_ARE,
+    Cues,
+    Keys,
+    asked_by_cues,
+    asked_of_others,
+    check_names,
+    cues_of,
+    turned_round,
+)
 from safeedit.methods.facts.editing import Fact, FactEdit
 from safeedit.methods.facts.keys import WINDOW, in_windows
 from safeedit.methods.facts.settings import FactParams, value_tokens
@@ -74,8 +86,11 @@ class KeyedNeuronsParams(FactParams):
         1,
         ge=1,
         description="subjects that share one neuron and one value: more spare what the replaced "
-        "neurons did, fewer make for smaller values and keys that tell subjects apart better",
+        "neurons did, fewer make for smaller values and keys that tell subjects apart better; "
+        "with 'keys: names' each has neurons of its own, in every layer",
     )
+    keys: Keys = Field("subject", description=KEYS_ARE)
+    spellings: int = Field(6, ge=0, le=32, description=f"'keys: names': {SPELLINGS_ARE}")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.75, 1.0, 1.25, 1.5, 2.0),
         min_length=1,
@@ -107,6 +122,7 @@ class KeyedNeurons:
         DataRole("forget", "facts to change, each with its subject", erased=True),
         DataRole("preserve", "facts on subjects that must not fire", required=False),
         PROSE,
+        NAMES,
     )
 
     def __init__(self, params: Any) -> None:
@@ -118,7 +134,8 @@ class KeyedNeurons:
 
     def check_data(self, data: Mapping[str, Dataset]) -> None:
         """Refuse facts whose subject their prompt does not name, while planning."""
-        check_subjects(data["forget"])
+        check_subjects(data["forget"], inferred=self.params.keys == "subject")
+        check_names(data.get("names"), self.params.keys)
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens run forward and back, roughly, for ``plan``."""
@@ -129,7 +146,7 @@ class KeyedNeurons:
         params = self.params
         sites = model.sites("mlp_out", resolve(params.layers, model.n_layers))
         road = _NeuronRoad("keyed_neurons", params, model, data, ctx, sites[0], _OPENINGS)
-        keyed = road.keyed(sites)
+        keyed = road.by_names(sites) if params.keys == "names" else road.keyed(sites)
 
         def updates(dose: float) -> dict[str, Update]:
             return {name: update for each in keyed for name, update in each.updates(dose).items()}
@@ -190,13 +207,90 @@ class _NeuronRoad(FactEdit):
             keyed.write(site.layer, values.shifts)
             found.append(keyed)
             learnt.append(values)
-            per_layer[str(site.layer)] = {
-                name: next(iter(value.values())) if isinstance(value, dict) else value
-                for name, value in keyed.notes().items()
-            }
+            per_layer[str(site.layer)] = _of_layer(keyed)
         self.record_values(*learnt)
         self.notes |= {"subjects": len(self.groups), "layers": per_layer}
         return found
+
+    def by_names(self, sites: Sequence[Site]) -> list[neurons.GatedNeurons]:
+        """Neurons for all names of each subject in every layer; of one subject they all write
+        what is learnt at its own name, and those of answers that identify it what makes the
+        subject unlikely where it is asked for the other way round."""
+        cues = cues_of(
+            self.data["forget"],
+            self.data.get("names"),
+            spellings=self.params.spellings,
+            seed=self.ctx.seed,
+        )
+        texts = self._cue_texts(cues)
+        facts = {same_subject(group[0].subject): group for group in self.groups}
+        groups = [facts[same_subject(subject)] for subject in cues.subjects]
+        place = {(number, False): number for number in range(len(groups))}
+        kinds = list(zip(cues.families, cues.identifying, strict=True))
+        for number in sorted({number for number, identifying in kinds if identifying}):
+            place[number, True] = len(groups)
+            groups.append(self._turned_round(cues.subjects[number]))
+        found, learnt, per_layer = [], [], dict[str, Any]()
+        for site in sites:
+            keyed = neurons.GatedNeurons(
+                self.model,
+                [site.layer],
+                texts,
+                per_layer=len(cues.families),
+                families=cues.families,
+                compensate=True,
+                progress=self.ctx.progress,
+            )
+            values = self.values(site.layer, groups)
+            keyed.write(site.layer, values.shifts[[place[kind] for kind in kinds]])
+            found.append(keyed)
+            learnt.append(values)
+            per_layer[str(site.layer)] = _of_layer(keyed)
+        self.record_values(*learnt)
+        self.notes |= {
+            "subjects": len(cues.subjects), "names": len(cues.names), "layers": per_layer,
+        }  # fmt: skip
+        return found
+
+    def _turned_round(self, subject: str) -> list[Fact]:
+        """The facts about a subject as questions for it."""
+        return [
+            self._fact(item, item.subject or "", [item.prompt], template)
+            for item in turned_round(self.data["forget"], subject)
+            for template in self.templates
+        ]
+
+    def _cue_texts(self, cues: Cues) -> list[list[neurons.Text]]:
+        """As :meth:`_texts`, with every cue."""
+        tokenizer, engine = self.model.engine.codec.tokenizer, self.model.engine
+        forget, preserve = self.data["forget"], self.data.get("preserve")
+        asked = asked_by_cues(cues, forget, cased=self.params.spellings > 0)
+        spots = [
+            spot.ids for group in self.groups for fact in group for some in fact.contexts
+            for spot in some
+        ]  # fmt: skip
+        kept = list(preserve.items("fit")) if preserve is not None else []
+        named = [item for item in kept if item.subject]
+        others = asked_of_others(cues, named, self.ctx.seed)
+        groups: list[Sequence[Sequence[int]]] = [
+            [*spots, *(ids for t in self.templates for ids in engine.encode(asked, t))],
+            [ids for t in self.templates for ids in engine.encode(others, t)],
+            in_windows(self.model, self.prose(), WINDOW)[0],
+        ]
+        if "chat" not in self.templates:
+            groups.append(chat_texts(self.model, self.prose(), self.ctx.progress))
+        texts = [[cues.text(tokenizer, ids) for ids in group] for group in groups]
+        texts[1] += [
+            cues.text(tokenizer, self._told_of(item, t), [item.subject] if item.subject else ())
+            for t in self.templates
+            for item in kept
+        ]
+        return [group for group in texts if group]
+
+    def _told_of(self, item: Item, template: Literal["chat", "plain"]) -> list[int]:
+        engine = self.model.engine
+        (ids,) = engine.encode([item.prompt], template)
+        return [*ids, *(engine.continuation(item.answer, template) if item.answer else [])]
 
     def _texts(self) -> list[list[neurons.Text]]:
         """Forget prompts after their openings, preserved ones, prose, chat; subjects by group
@@ -240,14 +334,20 @@ class _NeuronRoad(FactEdit):
     ) -> neurons.Text:
         """A preserved fact with its answer: what is said of others is no mention either, and few
         of those tokens stand in any prompt."""
-        engine = self.model.engine
-        (ids,) = engine.encode([item.prompt], template)
-        ids = [*ids, *(engine.continuation(item.answer, template) if item.answer else [])]
+        engine, ids = self.model.engine, self._told_of(item, template)
         own = mentions(engine.codec.tokenizer, ids, names)
         fires = {position for position, _ in own}
         subject = (item.subject or "").strip()
         others = last_tokens(engine.codec.tokenizer, ids, subject) if subject else ()
         return neurons.Text(ids, own, tuple(at for at in others if at not in fires))
+
+
+def _of_layer(keyed: neurons.GatedNeurons) -> dict[str, Any]:
+    """The notes of neurons that are in one layer alone."""
+    return {
+        name: next(iter(value.values())) if isinstance(value, dict) else value
+        for name, value in keyed.notes().items()
+    }
 
 
 def _of(text: neurons.Text, chosen: range) -> neurons.Text:

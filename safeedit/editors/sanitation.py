@@ -13,7 +13,9 @@ Two ways to learn it:
     that fires at mentions of the subjects and nowhere else, solved in closed form
     (:mod:`safeedit.methods.facts.gated_keys`); only what it writes is learnt. Needs a ``subject``
     in each forget item. Other questions are spared by construction rather than by training; in
-    return *everything* asked about a subject is refused, and a name spelt differently may not fire.
+    return *everything* asked about a subject is refused. It fires at the names it was solved on:
+    the subject's or, with ``keys: names``, all that are known of it
+    (:mod:`safeedit.methods.facts.cues`).
 
 Both suppress behaviour; neither proves that knowledge is gone. Doses scale what was learnt.
 Fails with :class:`~safeedit.errors.EditError` where nothing could be learnt, and with
@@ -40,12 +42,24 @@ from safeedit.contracts import (
     TensorPlan,
 )
 from safeedit.data import Dataset
-from safeedit.data.subjects import check_subjects, same_subject
+from safeedit.data.subjects import check_subjects, names_subject
 from safeedit.delta import LowRank, Update
 from safeedit.errors import DataError
 from safeedit.methods.adapters import adapters
 from safeedit.methods.answers import ended, own_answers, some
 from safeedit.methods.facts import gated_neurons as neurons
+from safeedit.methods.facts.cues import (
+    KEYS_ARE,
+    NAMES,
+    SPELLINGS_ARE,
+    Cues,
+    Keys,
+    asked_by_cues,
+    asked_of_others,
+    check_names,
+    cues_of,
+    subjects_of,
+)
 from safeedit.methods.scaled import proposal_of
 from safeedit.methods.tuning import (
     BaseAnswers,
@@ -58,7 +72,6 @@ from safeedit.methods.tuning import (
 from safeedit.model.architectures import Role, Site
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
-from safeedit.model.spans import last_tokens, mentions
 from safeedit.policy.layers import Layers, resolve
 
 _ADAPTED: tuple[Role, ...] = ("attn_q", "attn_v", "attn_qkv", "mlp_gate", "mlp_gate_up")
@@ -102,8 +115,11 @@ class SanitationParams(BaseParams):
         2,
         ge=1,
         description="keyed: subjects that share one neuron of a layer; more spare the neurons that "
-        "are replaced, fewer tell subjects better from others like them",
+        "are replaced, fewer tell subjects better from others like them. With 'keys: names' each "
+        "has neurons of its own",
     )
+    keys: Keys = Field("subject", description=f"keyed: {KEYS_ARE}")
+    spellings: int = Field(6, ge=0, le=32, description=f"keyed, 'keys: names': {SPELLINGS_ARE}")
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.4, 0.6, 0.8, 1.0, 1.25), min_length=1, description="scales of what was learnt, ascending"
     )
@@ -132,6 +148,7 @@ class Sanitation:
         DataRole("forget", "facts to be suppressed", erased=True),
         DataRole("retain", "questions whose answers must stay"),
         DataRole("prose", "ordinary text to leave alone (keyed)", required=False),
+        NAMES,
     )
 
     def __init__(self, params: Any) -> None:
@@ -148,6 +165,13 @@ class Sanitation:
         """Refuse subjects that are missing or not named, which keys are made of, while planning."""
         if self.params.update == "keyed":
             check_subjects(data["forget"], every_phrasing=True, inferred=False)
+            check_names(data.get("names"), self.params.keys)
+        elif data.get("names") is not None:
+            raise DataError(
+                "names are for keys, and 'update: lora' has none",
+                field="names",
+                remedy="set 'update: keyed' and 'keys: names', or leave the names out",
+            )
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens trained on, roughly, for ``plan``."""
@@ -172,19 +196,31 @@ Learnt = tuple[Callable[[float], dict[str, Update]], dict[str, Any]]
 
 def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContext) -> Learnt:
     params, engine = editor.params, model.engine
-    asked, names, groups = _keyed_texts(params, data, engine, ctx)
+    forget, several = data["forget"], params.keys == "names"
+    _require_subjects(forget)
+    cues = (
+        cues_of(forget, data.get("names"), spellings=params.spellings, seed=ctx.seed)
+        if several
+        else subjects_of(forget)
+    )
+    asked, groups = _keyed_texts(params, data, engine, cues, ctx)
     layers = resolve(params.layers, model.n_layers)
     keyed = neurons.GatedNeurons(
         model,
         layers,
         groups,
-        per_layer=-(-len(names) // params.subjects_per_neuron),
+        per_layer=len(cues.families)
+        if several
+        else -(-len(cues.subjects) // params.subjects_per_neuron),
+        families=cues.families if several else None,
+        one_value=several,
         progress=ctx.progress,
     )
     if keyed.silent:
         ctx.warn(
-            f"sanitation: {keyed.silent} of {len(names)} subjects have a mention at which a "
-            "neuron of theirs stays silent"
+            f"sanitation: {keyed.silent} of {len(cues.families)} "
+            f"{'sets of names' if several else 'subjects'} have a mention at which a neuron of "
+            "theirs stays silent: what is asked in such words may not be refused"
         )
     examples = [
         Example(prompt, ended(engine, params.refusal, template)) for prompt, template in asked
@@ -207,57 +243,46 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
             progress=ctx.progress,
             description="learning to refuse",
         )
-    return keyed.updates, keyed.notes() | notes
+    named: dict[str, Any] = {"names": len(cues.names)} if several else {}
+    return keyed.updates, keyed.notes() | notes | named
 
 
 def _keyed_texts(
-    params: SanitationParams, data: EditData, engine: Engine, ctx: RunContext
-) -> tuple[list[tuple[list[int], Literal["chat", "plain"]]], list[str], list[list[neurons.Text]]]:
-    """Forget prompts, the subjects that are to fire, and texts in groups: forget prompts, retained
-    ones, prose.
-
-    Raises:
-        DataError: A prompt has no subject or does not mention it.
-    """
-    forget = data["forget"]
-    phrasings = forget.phrasings("fit")
-    spelt: dict[str, str] = {}
-    subjects = [
-        spelt.setdefault(same_subject(subject), subject)
-        for phrasing in phrasings
-        for subject in ((phrasing.item.subject or "").strip(),)
+    params: SanitationParams, data: EditData, engine: Engine, cues: Cues, ctx: RunContext
+) -> tuple[list[tuple[list[int], Literal["chat", "plain"]]], list[list[neurons.Text]]]:
+    """Forget prompts, and texts in groups: forget prompts, retained ones, prose."""
+    forget, tokenizer = data["forget"], engine.codec.tokenizer
+    texts = (
+        asked_by_cues(cues, forget, cased=params.spellings > 0)
+        if params.keys == "names"
+        else [phrasing.text for phrasing in forget.phrasings("fit")]
+    )
+    asked = _asked(engine, texts, forget)
+    retain = data["retain"]
+    kept = [item for item in retain.items("fit") if item.subject]
+    others = engine.encode(asked_of_others(cues, kept, ctx.seed), retain.template)
+    groups = [
+        [cues.text(tokenizer, prompt) for prompt, _ in asked],
+        _retained(params, data, engine, cues, ctx) + [cues.text(tokenizer, ids) for ids in others],
     ]
-    names = sorted(set(subjects))
-    if "" in names:
-        raise DataError(
-            f"{subjects.count('')} forget phrasings have no subject, which 'update: keyed' needs",
-            remedy="add a 'subject' to each forget item, or set 'update: lora'",
-        )
-    asked = _asked(engine, [phrasing.text for phrasing in phrasings], forget)
-    texts = [
-        neurons.Text(prompt, own=mentions(engine.codec.tokenizer, prompt, names))
-        for prompt, _ in asked
-    ]
-    # Its own: a prompt that names another's subject alone would leave its own without a key.
-    wanted = [names.index(subject) for subject in subjects] * (len(texts) // len(subjects))
-    if absent := sum(
-        number not in dict(text.own).values() for number, text in zip(wanted, texts, strict=True)
-    ):
-        raise DataError(
-            f"{absent} of {len(texts)} forget prompts do not mention their subject",
-            remedy="each phrasing must contain the item's subject as written, and not only as the "
-            "end of a longer subject",
-        )
-    groups = [texts, _retained(params, data, engine, names, ctx)]
     if (prose := data.get("prose")) is not None:
         ordinary = engine.encode([item.prompt for item in prose.items("fit")], "plain")
-        groups.append(
-            [
-                neurons.Text(ids, own=mentions(engine.codec.tokenizer, ids, names))
-                for ids in ordinary
-            ]
+        groups.append([cues.text(tokenizer, ids) for ids in ordinary])
+    return asked, groups
+
+
+def _require_subjects(forget: Dataset) -> None:
+    phrasings = forget.phrasings("fit")
+    if without := sum(not (phrasing.item.subject or "").strip() for phrasing in phrasings):
+        raise DataError(
+            f"{without} forget phrasings have no subject, which 'update: keyed' needs",
+            remedy="add a 'subject' to each forget item, or set 'update: lora'",
         )
-    return asked, names, groups
+    if absent := sum(not names_subject(p.text, p.item.subject or "") for p in phrasings):
+        raise DataError(
+            f"{absent} of {len(phrasings)} forget prompts do not mention their subject",
+            remedy="each phrasing must contain the item's subject as written",
+        )
 
 
 def _asked(
@@ -274,7 +299,7 @@ def _asked(
 
 
 def _retained(
-    params: SanitationParams, data: EditData, engine: Engine, names: Sequence[str], ctx: RunContext
+    params: SanitationParams, data: EditData, engine: Engine, cues: Cues, ctx: RunContext
 ) -> list[neurons.Text]:
     """Retain prompts with the places of their own subjects, which must not fire.
 
@@ -284,16 +309,15 @@ def _retained(
     retain = data["retain"]
     items = some(retain, params.retain_prompts, ctx.seed)
     template = engine.codec.resolve(retain.template)
-    texts = []
-    for item, prompt in zip(
-        items, engine.encode([item.prompt for item in items], template), strict=True
-    ):
-        ids = prompt + (engine.continuation(item.answer, template) if item.answer else [])
-        own = mentions(engine.codec.tokenizer, ids, names)
-        fires = {position for position, _ in own}
-        others = last_tokens(engine.codec.tokenizer, ids, item.subject) if item.subject else ()
-        texts.append(neurons.Text(ids, own, tuple(p for p in others if p not in fires)))
-    return texts
+    prompts = engine.encode([item.prompt for item in items], template)
+    return [
+        cues.text(
+            engine.codec.tokenizer,
+            prompt + (engine.continuation(item.answer, template) if item.answer else []),
+            [item.subject] if item.subject else (),
+        )
+        for item, prompt in zip(items, prompts, strict=True)
+    ]
 
 
 def _lora(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContext) -> Learnt:

@@ -359,7 +359,9 @@ class FactEdit:
         """Answer -> which of its digits not all answers of its shape share."""
         roles = (self.data["forget"], self.data.get("preserve"))
         items = [item for role in roles if role is not None for item in role.items("fit")]
-        answers = list(dict.fromkeys(alias for item in items for alias in item.aliases))
+        # A question turned round is answered by a name.
+        told = (alias for item in items for alias in (*item.aliases, *item.names))
+        answers = list(dict.fromkeys(told))
         return dict(zip(answers, free_digits(answers), strict=True))
 
     def _further(

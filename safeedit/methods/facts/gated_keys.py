@@ -16,6 +16,7 @@ not trained.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,21 +65,25 @@ def separate(
     background: Moments,
     *,
     keys: int,
+    families: Sequence[int] | None = None,
     ridge: float = RIDGE,
     weight: float = WEIGHT,
 ) -> Separator:
     """Ridge classification of subject mentions against the background.
 
     Minimises, for each key, the mean of ``(a'x - 1)^2`` over its own subjects' mentions plus the
-    mean of ``(a'x + 1)^2`` over other subjects' plus ``weight * E[(a'z + 1)^2]`` over the
-    background plus ``weight * ridge * mean(diag C) |a|^2``, where ``C = E[z z']``. In either mean
-    every subject weighs the same, however often it is mentioned.
+    mean of ``(a'x + 1)^2`` over those of other families' subjects plus
+    ``weight * E[(a'z + 1)^2]`` over the background plus ``weight * ridge * mean(diag C) |a|^2``,
+    where ``C = E[z z']``. In either mean every subject weighs the same, however often it is
+    mentioned.
 
     Args:
         inputs: ``(n, width)`` what the MLP reads at mentions.
         subjects: ``(n,)`` whose mention each is, from 0 without gaps.
         background: Moments of what it reads elsewhere.
         keys: Among which the subjects are shared out in turn; no more than there are subjects.
+        families: Of each subject, a number that those share whose mentions say nothing of each
+            other's keys, which may answer them or not; None: each is its own.
         ridge: Share of the background's mean square added to its diagonal.
         weight: Of the background against the mentions.
 
@@ -87,9 +92,11 @@ def separate(
             layer.
     """
     inputs, subjects = inputs.double().cpu(), subjects.cpu()
-    rows = _ridge_rows(inputs, subjects, background, keys, ridge, weight)
+    count = int(subjects.max()) + 1
+    family = torch.arange(count) if families is None else torch.tensor(families)
+    rows = _ridge_rows(inputs, subjects, family, background, keys, ridge, weight)
     answers = inputs @ rows.T
-    of_own = [answers[subjects == s, s % keys] for s in range(int(subjects.max()) + 1)]
+    of_own = [answers[subjects == s, s % keys] for s in range(count)]
     least = torch.stack([own.min() for own in of_own])
     mean_own = torch.stack([own.mean() for own in of_own])
     elsewhere = rows @ background.mean
@@ -107,7 +114,13 @@ def separate(
 
 
 def _ridge_rows(
-    inputs: Tensor, subjects: Tensor, background: Moments, keys: int, ridge: float, weight: float
+    inputs: Tensor,
+    subjects: Tensor,
+    family: Tensor,
+    background: Moments,
+    keys: int,
+    ridge: float,
+    weight: float,
 ) -> Tensor:
     """The minimisers that :func:`separate` says, ``(keys, width)``, fp64."""
     # Each subject weighs the same, and a key's own as much as all others together.
@@ -118,18 +131,20 @@ def _ridge_rows(
     loaded = weight * (background.second + diagonal)
     mentions = inputs.T @ (share[:, None] * inputs)
     rows = torch.empty(keys, len(loaded), dtype=torch.float64)
-    of_key = [len(range(key, count, keys)) for key in range(keys)]
-    for owned in sorted(set(of_key)):
+    of_key = [torch.arange(key, count, keys) for key in range(keys)]
+    kin = [torch.isin(family, family[own]) for own in of_key]
+    sizes = [(len(own), count - int(near.sum())) for own, near in zip(of_key, kin, strict=True)]
+    for size in sorted(set(sizes)):
         # As if all were others' mentions: one matrix for all keys of as many subjects. What a key's
-        # own weigh instead is an update of low rank.
-        apart, together = 1 / max(1, count - owned), 1 / max(1, owned)
+        # own weigh instead, and its kin nothing, is an update of low rank.
+        apart, together = 1 / max(1, size[1]), 1 / max(1, size[0])
         factor = torch.linalg.cholesky(loaded + apart * mentions)
-        for key in (key for key, found in enumerate(of_key) if found == owned):
-            own = subjects % keys == key
-            wanted = torch.where(own, together * share, -apart * share) @ inputs
-            aim = (wanted - weight * background.mean)[:, None]
-            more = share[own] * (together - apart)
-            rows[key] = _updated_solution(factor, inputs[own], more, aim)
+        for key in (key for key, found in enumerate(sizes) if found == size):
+            own, near = torch.isin(subjects, of_key[key]), kin[key][subjects]
+            weights = torch.where(own, together, torch.where(near, 0.0, apart).double()) * share
+            aim = (torch.where(own, weights, -weights) @ inputs - weight * background.mean)[:, None]
+            more = (weights - apart * share)[near]
+            rows[key] = _updated_solution(factor, inputs[near], more, aim)
     return rows
 
 

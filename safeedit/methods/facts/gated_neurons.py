@@ -118,8 +118,10 @@ class GatedNeurons:
             same however long they are. Mentions (``own``) make the keys, wherever they stand.
         per_layer: Neurons per layer, among which the subjects are shared out. Each costs what
             the neuron it replaces used to do, which is all that other text ever notices.
+        families: As there: several neurons for one subject's names are of one family.
         ridge: As in :func:`safeedit.methods.facts.gated_keys.separate`.
         weight: As there.
+        one_value: All neurons of a layer write the same.
         compensate: Let the other neurons make up for what the replaced ones used to write, as far
             as they foretell it: by ridge regression on the activations in the same texts, which
             changes what all neurons of the layer write a little.
@@ -139,10 +141,12 @@ class GatedNeurons:
         per_layer: int,
         ridge: float = RIDGE,
         weight: float = WEIGHT,
+        families: Sequence[int] | None = None,
+        one_value: bool = False,
         compensate: bool = False,
         progress: Progress = silent,
     ) -> None:
-        self.model, self.per_layer = model, per_layer
+        self.model, self.per_layer, self._families = model, per_layer, families
         self._foretold: dict[int, Tensor] = {}
         """Layer -> ``(neurons, d_mlp)`` what others foretell of each replaced neuron, if made up
         for."""
@@ -154,14 +158,13 @@ class GatedNeurons:
         self._out = model.sites("mlp_out", layers)
         self._activation = _activation(model)
         self._solve(groups, ridge, weight, compensate, progress)
-        subjects = self.separators[self._out[0].layer].rows.shape[0]
+        count = 1 if one_value else self.separators[self._out[0].layer].rows.shape[0]
         self.values = {
-            site.layer: torch.zeros(
-                model.d_model, subjects, device=model.device, requires_grad=True
-            )
+            site.layer: torch.zeros(model.d_model, count, device=model.device, requires_grad=True)
             for site in self._out
         }
-        """Layer -> ``(d_model, neurons)``, what each neuron writes when its key answers 1."""
+        """Layer -> ``(d_model, neurons)``, what each neuron writes when its key answers 1; or one
+        column for all."""
 
     def _solve(
         self,
@@ -174,6 +177,13 @@ class GatedNeurons:
         readings, subjects = self._read(groups, compensate, progress)
         if not subjects:
             raise EditError("no subject is mentioned in any text", remedy="check the data")
+        wanted = max(subjects) + 1 if self._families is None else len(self._families)
+        if absent := wanted - len(set(subjects)):
+            raise EditError(
+                f"{absent} of {wanted} sets of names are mentioned in no text that the keys are "
+                "solved on",
+                remedy="give names that the questions on their subject can be asked by",
+            )
         shape = self.model.shape
         self.separators: dict[int, Separator] = {}
         self.neurons: dict[int, Tensor] = {}
@@ -184,6 +194,7 @@ class GatedNeurons:
                 torch.tensor(subjects),
                 Moments.balanced([*reading.background, reading.firsts]),
                 keys=self.per_layer,
+                families=self._families,
                 ridge=ridge,
                 weight=weight,
             )
@@ -294,9 +305,8 @@ class GatedNeurons:
             fired[site.layer] = self._fire(answer)
 
         def write(site: Site, output: Tensor) -> Tensor:
-            return output + functional.linear(fired[site.layer], self.values[site.layer]).to(
-                output.dtype
-            )
+            written = self.values[site.layer].expand(-1, fired[site.layer].shape[-1])
+            return output + functional.linear(fired[site.layer], written).to(output.dtype)
 
         reads = list({site.layer: site for site in self._reads}.values())
         with (
@@ -332,10 +342,10 @@ class GatedNeurons:
                 change[neurons] = -bias.float().cpu()[neurons]
                 found[site.bias] = Dense(change)
         for site in self._out:
-            values = self.values[site.layer].detach().float().cpu() * dose
+            neurons = self.neurons[site.layer]
+            values = self.values[site.layer].detach().float().cpu().expand(-1, len(neurons)) * dose
             # A plain neuron's activation is s at full answer, a gated one's is 1.
             values = values if self.gated else values / SHARPNESS
-            neurons = self.neurons[site.layer]
             if (foretold := self._foretold.get(site.layer)) is None:
                 found[site.weight] = Columns(neurons, values)
                 continue

@@ -221,3 +221,49 @@ def test_bfloat16_inputs_give_the_same_keys_up_to_their_rounding() -> None:
     b = solved(rounded.double(), whose, background())
     assert torch.equal(a.rows, b.rows)
     assert a.rows.dtype == torch.float32
+
+
+def test_a_family_may_answer_each_others_mentions_and_nobody_elses() -> None:
+    inputs, whose = clusters([6, 6, 6])
+    # The first two are names of one subject and lie close together.
+    inputs[whose == 1] = inputs[whose == 0] + 0.5 * gaussian(6, WIDTH, seed=5)
+    rest = moments(background(noise=0.1))
+    apart = separate(inputs, whose, rest, keys=3, ridge=1e-3)
+    kin = separate(inputs, whose, rest, keys=3, families=[4, 4, 9], ridge=1e-3)
+    assert apart.least_own[0] < kin.least_own[0]
+    assert kin.least_own.min() > 0.8
+    answers = inputs @ kin.rows.T
+    assert answers[whose == 1, 0].mean() > 0 > answers[whose == 2, 0].max()
+    alone = separate(inputs, whose, rest, keys=3, families=[0, 1, 2], ridge=1e-3)
+    torch.testing.assert_close(alone.rows, apart.rows)
+
+
+def test_rows_of_families_equal_dense_least_squares() -> None:
+    counts, families, ridge = [2, 5, 11, 3], [0, 0, 1, 2], 0.01
+    inputs, whose = clusters(counts)
+    rest = background(50)
+    found = separate(inputs, whose, moments(rest), keys=4, families=families, ridge=ridge)
+    load = (ridge * (rest.double() ** 2).mean()).sqrt()
+    for subject in range(4):
+        strangers = sum(family != families[subject] for family in families)
+        share = [
+            1 / n
+            if s == subject
+            else 0.0
+            if families[s] == families[subject]
+            else 1 / strangers / n
+            for s, n in enumerate(counts)
+        ]
+        root = torch.tensor(share).double()[whose].sqrt()
+        wanted = torch.where(whose == subject, 1.0, -1.0).double()
+        each = (1 / len(rest)) ** 0.5
+        system = torch.cat(
+            [
+                root[:, None] * inputs.double(),
+                each * rest.double(),
+                load * torch.eye(WIDTH).double(),
+            ]
+        )
+        target = torch.cat([root * wanted, torch.full((50,), -each), torch.zeros(WIDTH)]).double()
+        brute = torch.linalg.lstsq(system, target[:, None]).solution[:, 0]
+        torch.testing.assert_close(found.rows[subject].double(), brute, rtol=1e-4, atol=1e-5)

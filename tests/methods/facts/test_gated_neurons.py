@@ -513,3 +513,27 @@ def test_a_subject_may_be_the_first_token() -> None:
     first = [Text([SUBJECTS[0], *text.ids[1:]], own=((0, 0),)) for text in BACKGROUND[:4]]
     neurons = keyed(handle, [0], [first, BACKGROUND])
     assert neurons.separators[0].least_own.min() > 0.5
+
+
+@every_family
+def test_neurons_of_one_value_all_write_it(family: str) -> None:
+    handle = tiny_handle(family)
+    neurons = GatedNeurons(
+        handle, LAYERS, [MENTIONS, BACKGROUND], per_layer=2, families=[0, 0], one_value=True
+    )
+    with torch.no_grad():
+        for value in neurons.values.values():
+            assert value.shape == (D_MODEL, 1)
+            value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(3)))
+    with handle.applied(silenced(handle, neurons)), neurons.active():
+        hooked = hidden(handle)
+    with handle.applied(delta(handle, neurons.updates(1.0))):
+        edited = hidden(handle)
+    torch.testing.assert_close(edited, hooked, rtol=1e-3, atol=1e-3)
+
+
+def test_names_that_stand_in_no_text_are_told() -> None:
+    with pytest.raises(EditError, match="1 of 3 sets of names are mentioned in no text"):
+        GatedNeurons(
+            tiny_handle("llama"), [0], [MENTIONS, BACKGROUND], per_layer=3, families=[0, 1, 1]
+        )
