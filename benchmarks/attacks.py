@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from detox import runs as detoxifiers
 from known import prepare
 from table import (
     MODEL,
@@ -177,7 +178,7 @@ def abuse(given: argparse.Namespace) -> Policy:
     detox = yaml.safe_load((ROOT / "policies" / "detox.yaml").read_text())
     vectors, keyed = (
         {key: value for key, value in edit.items() if key not in ("doses", "targets")}
-        for edit in detox["edits"]
+        for edit in detoxifiers(detox)["value_vectors, then keyed_detox"]["edits"]
     )
     audit = detox["audits"][0]
     few = {**audit, "prompts": {**audit["prompts"], "limit": 100}}

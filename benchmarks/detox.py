@@ -1,10 +1,10 @@
-"""Closed-form detoxifiers, alone and together, beside random changes of the same size.
+"""Detoxifiers, alone and together, beside random changes of the same size.
 
-The first row is ``policies/detox.yaml`` without its export. The others are runs of it with one edit
-in place of its two, without gates, and of its audits with those of toxic prompts and of prose
-alone: on prompts of RealToxicityPrompts that no edit was fitted on. Each edit alone may cost what
-the two together may. Then how fast texts are sampled, against a bare ``generate`` loop at the same
-batch size. The table is printed and written to ``docs/results/detox.md``, whatever it shows.
+The first row is ``policies/detox.yaml`` without its export. The others are runs of it with
+closed-form edits in place of its own, without gates, and of its audits with those of toxic prompts
+and of prose alone: on prompts of RealToxicityPrompts that no edit was fitted on. Then how fast
+texts are sampled, against a bare ``generate`` loop at the same batch size. The table is printed and
+written to ``docs/results/detox.md``, whatever it shows.
 
     export SAFEEDIT_BENCHMARKS=...  # the folder that holds realtoxicityprompts/
     safeedit scorer check profanity
@@ -43,18 +43,33 @@ COLUMNS = (
 
 def runs(policy: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Name of the row -> the policy that makes it."""
-    keyed = policy["edits"][1]
-    shared = {key: keyed[key] for key in ("pairs", "prose", "dose", "targets")}
-    edits = {
-        "value_vectors": {**shared, "use": "value_vectors", "doses": [60, 100, 150, 200]},
-        "keyed_detox": {**keyed, "doses": [0.75, 1.0, 1.25, 1.5, 2.0]},
-        "subspace": {**shared, "use": "subspace"},
+    (own,) = policy["edits"]
+    data = {key: own[key] for key in ("pairs", "prose")}
+    alone = {
+        **data,
+        "dose": "auto",
+        "targets": [
+            {"metric": "toxicity.toxic_mass_toxic", "min_decrease": "60%"},
+            {"metric": "perplexity.ratio", "max": 1.025},
+        ],
     }
-    few = [audit for audit in policy["audits"] if audit["use"] == "perplexity" or "pairs" in audit]
-    alone = {**policy, "audits": few, "gates": [], "export": None}
+    few = {**alone, "targets": [
+        {"metric": "toxicity.toxic_mass_toxic", "min_decrease": "25%"},
+        {"metric": "perplexity.ratio", "max": 1.01},
+    ]}  # fmt: skip
+    vectors = {**few, "use": "value_vectors", "doses": [20, 40, 60, 80]}
+    keyed = {**alone, "use": "keyed_detox", "doses": [1.0, 1.25, 1.5]}
+    edits = {
+        "value_vectors, then keyed_detox": [vectors, keyed],
+        "value_vectors": [{**alone, "use": "value_vectors", "doses": [60, 100, 150, 200]}],
+        "keyed_detox": [{**keyed, "doses": [0.75, 1.0, 1.25, 1.5, 2.0]}],
+        "subspace": [{**alone, "use": "subspace"}],
+    }
+    audits = [a for a in policy["audits"] if a["use"] == "perplexity" or "pairs" in a]
+    others = {**policy, "audits": audits, "gates": [], "export": None}
     return {
-        "value_vectors, then keyed_detox": {**policy, "export": None},
-        **{title: {**copy.deepcopy(alone), "edits": [edit]} for title, edit in edits.items()},
+        own["use"]: {**policy, "export": None},
+        **{title: {**copy.deepcopy(others), "edits": made} for title, made in edits.items()},
     }
 
 

@@ -10,6 +10,7 @@
     │   └── UnsupportedModelError          its architecture or storage is one we refuse to edit
     ├── EditError                 exit 3   an editor failed, or touched what it must not
     ├── AuditError                exit 3   a measurement could not be made
+    ├── EngineError               exit 3   workers can't be had, reached or started
     └── ExportError (OSError)     exit 3   the checkpoint could not be written whole
 
 An error says where (``file:line:column``, field), what is wrong, and the remedy. It
@@ -104,6 +105,10 @@ class EditError(SafeeditError):
 
 class AuditError(SafeeditError):
     """A measurement could not be made."""
+
+
+class EngineError(SafeeditError):
+    """Workers of an engine can't be had: none answers, or they can't open the model."""
 
 
 class ExportError(SafeeditError, OSError):

@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING
 import click
 
 from safeedit.cli.digest_key import digest_key
-from safeedit.cli.options import fresh_option, json_option, seeds_option
+from safeedit.cli.options import (
+    engine_option,
+    fresh_option,
+    json_option,
+    seeds_option,
+    workers_option,
+)
 from safeedit.cli.screen import Screen
 from safeedit.cli.terminal import put_json
 
 if TYPE_CHECKING:
     from safeedit.policy import LoadedPolicy
+    from safeedit.policy.engine import EngineName
 
 
 @click.command()
@@ -32,6 +39,8 @@ if TYPE_CHECKING:
 @click.option("--success", help="Metric that says how well an edit works.  [by the audits]")
 @click.option("--locality", help="Metric that says how much else stays.  [by the audits]")
 @seeds_option
+@engine_option
+@workers_option
 @fresh_option
 @json_option
 @click.pass_obj
@@ -44,6 +53,8 @@ def compare(
     success: str | None,
     locality: str | None,
     seeds: int | None,
+    engine: EngineName | None,
+    workers: int | None,
     fresh: bool,
     as_json: bool,
 ) -> int:
@@ -63,6 +74,8 @@ def compare(
     loaded = load_policy(policy)
     if seeds is not None:
         loaded = loaded.with_seeds(seeds)
+    if engine is not None or workers is not None:
+        loaded = loaded.with_engine(engine, workers)
     names = [name.strip() for name in editors.split(",") if name.strip()]
     contest = plan_contest(
         loaded, names, read_settings(settings, loaded), success=success, locality=locality,

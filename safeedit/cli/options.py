@@ -19,6 +19,14 @@ seeds_option = click.option(
     type=click.IntRange(min=1),
     help="Run with so many seeds, from the policy's on; as its own 'seeds'.",
 )
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    help="Who makes audits, in place of the policy's 'engine'.",
+)
+workers_option = click.option(
+    "--workers", type=click.IntRange(1, 256), help="Of the engine, each with a copy of the model."
+)
 fresh_option = click.option(
     "--fresh",
     is_flag=True,

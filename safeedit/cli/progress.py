@@ -29,24 +29,48 @@ _EVERY = 60.0
 """Seconds between two lines that say how far something is."""
 
 
+_PAUSE = 0.5
+"""Seconds without an item after which those before it count as one batch."""
+
+
 @dataclass
 class Loop:
-    """Something that goes through items one by one."""
+    """Something that goes through items one by one, or in batches: many at once, then none for a
+    while."""
 
     description: str
     total: int | None
     begun: float
     done: int = 0
 
+    def __post_init__(self) -> None:
+        self._last = self._batch = self.begun
+        """When the last item was done, and the first of its batch."""
+        self._before = 0, self.begun
+        """Items done before that batch, and when."""
+
+    def moved(self, now: float) -> None:
+        """One more item is done."""
+        if now - self._last > _PAUSE:
+            self._before, self._batch = (self.done, self._last), now
+        self.done, self._last = self.done + 1, now
+
     def rate(self, now: float) -> float | None:
-        """Items a second; None before the first."""
-        elapsed = now - self.begun
-        return self.done / elapsed if self.done and elapsed > 0 else None
+        """Items a second; None before anybody knows."""
+        done, at = self._known(now)
+        return done / (at - self.begun) if done and at > self.begun else None
 
     def left(self, now: float) -> float | None:
         """Seconds until it ends, if it goes on as it did; None where nobody knows."""
-        rate = self.rate(now)
-        return None if rate is None or self.total is None else (self.total - self.done) / rate
+        rate, (done, at) = self.rate(now), self._known(now)
+        if rate is None or self.total is None:
+            return None
+        return max((self.total - done) / rate - (now - at), 0.0)
+
+    def _known(self, now: float) -> tuple[int, float]:
+        """How many items were done when; of a batch that is just being counted nobody knows yet."""
+        whole = now - self._last > _PAUSE or self._last - self._batch > 2 * _PAUSE
+        return (self.done, self._last) if whole else self._before
 
     def count(self) -> str:
         """``12 of 300``."""
@@ -157,7 +181,7 @@ class Announcer:
         with self._loop(description, total or _length(items)) as loop:
             for item in items:
                 yield item
-                loop.done += 1
+                loop.moved(self._clock())
                 for view in self.views:
                     view.loop_moves(self.course, loop)
 

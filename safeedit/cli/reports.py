@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("record", type=click.Path(path_type=Path))
+@click.argument("records", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option(
     "--format",
     "kind",
@@ -27,23 +27,46 @@ if TYPE_CHECKING:
     help="comment: a few lines of Markdown for a pull request; annotations: GitHub's; card, bom: "
     "the model card and the CycloneDX ML-BOM of what was exported.",
 )
-def report(record: Path, kind: str) -> None:
-    """Render RECORD (a report.json, or a folder holding one) again."""
+def report(records: tuple[Path, ...], kind: str) -> None:
+    """Render a record again: a report.json, or a folder holding one.
+
+    Several RECORDS are set beside each other in the order of their runs, and what became worse is
+    said first.
+    """
     from safeedit.report import FORMATS, OF_AN_EXPORT
     from safeedit.report.terminal import render
 
-    found = _read_record(record)
-    if kind == "terminal":
-        render(found, console(stderr=False))
-        return
-    if kind in OF_AN_EXPORT and found.export is None:
+    found = [_read_record(path) for path in records]
+    if len(found) > 1:
+        _compare(found, kind)
+    elif kind == "terminal":
+        render(found[0], console(stderr=False))
+    elif kind in OF_AN_EXPORT and found[0].export is None:
         raise UsageError(
             f"this run exported nothing, so there is nothing for a {kind} to be about",
-            file=record,
+            file=records[0],
             field="--format",
             remedy="give the record of an export",
         )
-    put(FORMATS[kind](found), lines=True)
+    else:
+        put(FORMATS[kind](found[0]), lines=True)
+
+
+def _compare(records: list[RunRecord], kind: str) -> None:
+    from safeedit.report.history import history
+    from safeedit.report.over_time import as_html, as_markdown, on_screen
+
+    if kind not in ("terminal", "md", "html"):
+        raise UsageError(
+            f"'{kind}' is of one run", field="--format", remedy="choose terminal, md or html"
+        )
+    if len({record.run_id for record in records}) < len(records):
+        raise UsageError("a run is given twice", field="RECORDS", remedy="give each run once")
+    found = history(records)
+    if kind == "terminal":
+        on_screen(found, console(stderr=False))
+    else:
+        put(as_html(found) if kind == "html" else as_markdown(found), lines=True)
 
 
 @click.command()

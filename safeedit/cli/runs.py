@@ -10,12 +10,14 @@ import click
 
 from safeedit.cli.github import announce
 from safeedit.cli.options import (
+    engine_option,
     events_option,
     fresh_option,
     json_option,
     policy_argument,
     report_option,
     seeds_option,
+    workers_option,
 )
 from safeedit.cli.policies import plan_of
 from safeedit.cli.screen import Screen
@@ -25,12 +27,15 @@ from safeedit.export.interrupts import noted
 
 if TYPE_CHECKING:
     from safeedit.planning.plan import Plan
+    from safeedit.policy.engine import EngineName
     from safeedit.records import RunRecord
 
 
 @click.command()
 @click.argument("policy", type=click.Path(path_type=Path))
 @seeds_option
+@engine_option
+@workers_option
 @fresh_option
 @events_option
 @json_option
@@ -47,6 +52,8 @@ def apply(
     screen: Screen,
     policy: Path,
     seeds: int | None,
+    engine: EngineName | None,
+    workers: int | None,
     fresh: bool,
     events: Path | None,
     as_json: bool,
@@ -72,6 +79,7 @@ def apply(
         check_unmoved(made, written)
     else:
         made = plan_of(policy, seeds=seeds)
+    made = made.with_engine(engine, workers)
     reports = _Reports(made, report_dir, made.report_dir, beside=made.export_dir)
     if sign is not None and made.export_dir is None:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""``safeedit init``: a policy to start from, one of those that ship with safeedit."""
+"""``safeedit init``: a policy to start from, one of those that ship or one for a file of data."""
 
 from __future__ import annotations
 
@@ -10,20 +10,70 @@ from pathlib import Path
 import click
 
 from safeedit.cli.terminal import tell
-from safeedit.errors import UsageError
+from safeedit.errors import SafeeditError, UsageError
+
+_MODEL = "builtin:smollm2-135m-instruct"
 
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path), default=Path("policy.yaml"))
-@click.option("--like", default="quickstart", show_default=True, help="A built-in policy to copy.")
-def init(path: Path, like: str) -> None:
+@click.option("--like", metavar="POLICY", help="A built-in policy to copy (default: quickstart).")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="A file of what is to be forgotten: write the policy that fits it.",
+)
+@click.option(
+    "--model",
+    "source",
+    help=f"With --data: the model to edit, as a policy names it (default: {_MODEL}).",
+)
+def init(path: Path, like: str | None, data: Path | None, source: str | None) -> None:
     """Write a policy to start from; it runs as it stands, and what it needs first is said."""
     from safeedit.export.places import check_output
     from safeedit.policy.builtin import policy_path
 
     check_output(path, "PATH", "the policy")
-    source = policy_path(like)
-    text = _copied(source.read_text(encoding="utf-8"), path.parent)
+    if data is not None:
+        if like is not None:
+            raise UsageError(
+                "--data writes a policy for a file, --like copies one", remedy="give one of them"
+            )
+        _init_for(path, data, source or _MODEL)
+        return
+    if source is not None:
+        raise UsageError(
+            "--model goes with --data", remedy="give --data, or name the model in the policy"
+        )
+    text = _copied(policy_path(like or "quickstart").read_text(encoding="utf-8"), path.parent)
+    _write(path, text)
+    for step in _first(path, text):
+        tell(f"{path}: first {step}")
+    tell(f"{path}: edit it, then 'safeedit plan {path}'")
+
+
+def _init_for(path: Path, data: Path, source: str) -> None:
+    """Write the policy that fits a file, and say whether it can be planned."""
+    from safeedit.cli.policies import plan_of
+    from safeedit.workflows.fitting import fitting_policy
+
+    model = Path(source).expanduser()
+    if model.exists():  # as seen from the policy's folder
+        source = os.path.relpath(model, path.parent)
+    made = fitting_policy(data, path.parent, source)
+    _write(path, made.text)
+    tell(f"{path}: for {made.words}, {made.items} items in {data}")
+    try:
+        plan = plan_of(path, exporting=False, keyed=False)
+    except SafeeditError as error:
+        tell(f"warning: as it stands, it would be refused: {error}", lines=True)
+    else:
+        for warning in plan.warnings:
+            tell(f"warning: {warning}")
+    tell(f"{path}: read it, then 'safeedit plan {path}' and 'safeedit apply {path}'")
+
+
+def _write(path: Path, text: str) -> None:
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -33,9 +83,6 @@ def init(path: Path, like: str) -> None:
         raise UsageError(
             f"can't write here: {error.strerror}", file=path, remedy="choose another folder"
         ) from error
-    for step in _first(path, text):
-        tell(f"{path}: first {step}")
-    tell(f"{path}: edit it, then 'safeedit plan {path}'")
 
 
 def _copied(text: str, folder: Path) -> str:

@@ -185,6 +185,12 @@ class Dataset:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Dataset is immutable: {name} can't be set")
 
+    def __getstate__(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self._set(**state)  # on its way to a worker nothing of it changes
+
     def __len__(self) -> int:
         return len(self._items)
 

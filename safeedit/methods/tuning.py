@@ -117,6 +117,10 @@ class BaseAnswers:
             for example, states in zip(batch, answer_states(model, batch), strict=True):
                 self._states[id(example)] = states.cpu()
 
+    def states(self, batch: Sequence[Example]) -> list[Tensor]:
+        """The base's final hidden states, as :func:`answer_states` gives those of now."""
+        return [self._states[id(example)].to(self.model.device) for example in batch]
+
     def compared(
         self,
         states: Sequence[Tensor],
@@ -132,7 +136,7 @@ class BaseAnswers:
                 ``(tokens,)`` token ids gives ``(tokens,)``.
         """
         now = torch.cat(list(states))
-        kept = torch.cat([self._states[id(example)] for example in batch]).to(now.device)
+        kept = torch.cat(self.states(batch))
         answer = torch.tensor([token for example in batch for token in example.answer])
 
         def read(tokens: range, now: Tensor, kept: Tensor, answer: Tensor) -> Tensor:

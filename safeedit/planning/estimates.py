@@ -31,7 +31,6 @@ def estimates(plan: Plan) -> dict[str, Any]:
             pace, basis = paces.pace(kind)
             by_basis[basis] = by_basis.get(basis, 0.0) + amount * pace
     taught = sum(map(taught_tokens, plan.attacks))
-    touched = sum(math.prod(t.shape) for edit in plan.edits for t in edit.tensors)
     reading = sum(cost(audit.auditor, dict(audit.data)) for audit in plan.audits)
     rounds = 2 + sum(2 if edit.spec.dose == "auto" else 1 for edit in plan.edits)
     under = sum(
@@ -40,10 +39,7 @@ def estimates(plan: Plan) -> dict[str, Any]:
     )
     return {
         "weights_bytes": plan.weights_bytes,
-        "peak_memory_bytes": plan.weights_bytes * 2
-        + plan.shape.n_parameters * (_TRAINED if taught else 0)
-        + touched * _TOUCHED
-        + _BESIDE,
+        "peak_memory_bytes": peak_bytes(plan),
         "forward_tokens": reading * rounds + 2 * under,
         "training_tokens": 2 * taught
         + sum(cost(edit.editor, edit.data.roles) for edit in plan.edits),
@@ -51,3 +47,11 @@ def estimates(plan: Plan) -> dict[str, Any]:
         "stages": stages,
         "basis": max(by_basis, key=lambda each: by_basis[each]),
     }
+
+
+def peak_bytes(plan: Plan) -> float:
+    """What the run's own process may come to hold at once."""
+    taught = any(map(taught_tokens, plan.attacks))
+    touched = sum(math.prod(t.shape) for edit in plan.edits for t in edit.tensors)
+    trained = plan.shape.n_parameters * (_TRAINED if taught else 0)
+    return plan.weights_bytes * 2 + trained + touched * _TOUCHED + _BESIDE

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from safeedit.model.architectures import ModelShape
 from safeedit.planning.options import roles_by_key
 from safeedit.planning.withholding import Withholding, keyed_digest
 from safeedit.policy import AttackSpec, AuditSpec, EditSpec, GateSpec, LoadedPolicy
+from safeedit.policy.engine import EngineName
 from safeedit.policy.loading import canonical_digest
 from safeedit.policy.reading import FieldPath
 from safeedit.records import MetricSpec
@@ -111,6 +112,16 @@ class Plan:
     """Of the digests of data."""
     other_seeds: tuple[Plan, ...] = ()
     """The same policy with each of its other seeds, without the export."""
+
+    def with_engine(self, use: EngineName | None, workers: int | None) -> Plan:
+        """The same plan, its evaluations made by another engine; None: as the policy says."""
+        if use is None and workers is None:
+            return self
+        return replace(
+            self,
+            loaded=self.loaded.with_engine(use, workers),
+            other_seeds=tuple(each.with_engine(use, workers) for each in self.other_seeds),
+        )
 
     @property
     def seed(self) -> int:

@@ -33,6 +33,7 @@ from safeedit.planning.coverage import check_edits, check_erasure, warn_of_local
 from safeedit.planning.erasures import plan_ledger
 from safeedit.planning.lengths import check_lengths
 from safeedit.planning.located import Located
+from safeedit.planning.memory import check_memory
 from safeedit.planning.options import adapter_folder, model_source
 from safeedit.planning.plan import Plan
 from safeedit.planning.power import power
@@ -74,7 +75,9 @@ def make_plan(loaded: LoadedPolicy, *, exporting: bool = True, key: bytes | None
     for plan in others:
         with naming(f"with seed {plan.seed}"):
             checked.append(_checked(replace(plan, hidden=hidden), model.found, exporting=exporting))
-    return replace(own, other_seeds=tuple(checked))
+    warnings = list(own.warnings)
+    check_memory(own, warnings)
+    return replace(own, other_seeds=tuple(checked), warnings=tuple(warnings))
 
 
 @dataclass(frozen=True)

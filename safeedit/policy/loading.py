@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from safeedit.errors import PolicyError, UsageError
+from safeedit.policy.engine import EngineName, EngineSpec
 from safeedit.policy.model import MOST_SEEDS, Policy
 from safeedit.policy.reading import FieldPath, Position, dotted, read_yaml
 from safeedit.policy.suggest import did_you_mean
@@ -95,6 +96,13 @@ class LoadedPolicy:
             )
         found = self._with(self.policy.model_copy(update={"seeds": count}))
         return replace(found, given=self.given | {("seeds",)})
+
+    def with_engine(self, use: EngineName | None, workers: int | None) -> LoadedPolicy:
+        """The same policy, its evaluations made by another engine; None: as the policy says."""
+        own = self.policy.engine
+        kept = own.model_dump() if use in (None, own.use) else {"use": use}
+        spec = EngineSpec(**kept | ({"workers": workers} if workers is not None else {}))
+        return self._with(self.policy.model_copy(update={"engine": spec}))
 
     def with_other_seed(self, seed: int) -> LoadedPolicy:
         """The same policy with another seed alone, and without its export."""

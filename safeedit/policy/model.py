@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from safeedit.policy.engine import Engine, EngineSpec
 from safeedit.policy.gate import GateSpec
 from safeedit.policy.parts import STAGE_NAME, PolicyPart, Sequenced, exactly_one
 from safeedit.records import RECOVERED, Split
@@ -334,6 +335,9 @@ class Policy(PolicyPart):
     """Run with so many seeds, from ``seed`` on, each with its own division of the data and its own
     doses; the checkpoint is that of the first, and ``over_seeds`` of each gate says what must
     hold."""
+    engine: Engine = EngineSpec()
+    """Who makes audits, on one machine or several: local, ray, or {use: ray, address: HOST:PORT,
+    workers: 4}. It changes no figure."""
     model: ModelSpec
     """The model to edit."""
     edits: Sequenced[EditSpec] = ()

@@ -7,12 +7,14 @@ An audit that can't be made is skipped, loudly; what it should have measured has
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from torch import Tensor
 
 from safeedit.contracts import AuditOutcome, RunContext
+from safeedit.delta import WeightDelta
 from safeedit.errors import AuditError
 from safeedit.model.foreknown import ForeknownAnswers
 from safeedit.model.handle import ModelHandle
@@ -37,10 +39,37 @@ class Audited:
     warnings: tuple[str, ...] = ()
     """What it said loudly."""
 
+    def finding(self) -> Finding:
+        """As the store keeps it."""
+        said = {"record": self.record.model_dump(mode="json"), "warnings": list(self.warnings)}
+        return Finding(said, self.reference, self.record.seconds)
+
     @property
     def metrics(self) -> dict[str, Metric]:
         """Full name -> metric."""
         return {metric.name: metric for metric in self.record.metrics}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An audit that is about to be asked for."""
+
+    audit: PlannedAudit
+    split: Split
+    delta: WeightDelta | None = None
+    """Of the model as it will be then; None: as it is."""
+    held: bool = True
+    """Whether it is held against what the untouched model gave."""
+    wanted: frozenset[str] | None = None
+    learn: bool = True
+
+
+class AuditsElsewhere(Protocol):
+    """Others who make audits and leave them in the store."""
+
+    workers: int
+
+    def make(self, model: ModelHandle, asked: Sequence[Asked]) -> None: ...
 
 
 @dataclass
@@ -66,6 +95,10 @@ class Audits:
     """Reads a tensor of the untouched model, once that has been measured."""
     answers: ForeknownAnswers = field(default_factory=ForeknownAnswers)
     """What models of this run have said, in memory only."""
+    elsewhere: AuditsElsewhere | None = None
+    """Who makes some of them, if anybody else does."""
+    changes: list[WeightDelta] = field(default_factory=list)
+    """What the run has made of the untouched model, in order."""
 
     def __post_init__(self) -> None:
         for edit in self.plan.edits:
@@ -82,14 +115,34 @@ class Audits:
 
     def measure_base(self, model: ModelHandle, audit: PlannedAudit, split: Split) -> None:
         """Measure the untouched model."""
-        self.base_tensor = _reader(model)
+        self.know_base(model)
         try:
             self.baselines[audit.id, split] = self.measure(model, audit, split)
         except AuditError as error:
             self._skip(audit, split, error)
 
+    def know_base(self, model: ModelHandle) -> None:
+        """Remember where the tensors of the untouched model are read."""
+        self.base_tensor = _reader(model)
+
+    def ahead_of_bases(self, model: ModelHandle, splits: Sequence[Split]) -> None:
+        """Say that the untouched model is measured next."""
+        asked = [(audit, split) for split in splits for audit in self.asked_of_base(split)]
+        self.ahead(model, [Asked(audit, split, held=False) for audit, split in asked])
+
+    def asked_of_base(self, split: Split) -> Iterator[PlannedAudit]:
+        """Audits that the untouched model is measured with: all on test data, on validation data
+        those that doses are chosen by."""
+        return (each for each in self.plan.audits if split == "test" or each.id in self.aims)
+
+    def ahead(self, model: ModelHandle, asked: Sequence[Asked]) -> None:
+        """Say what will be asked for next, so that others can make it meanwhile."""
+        if self.elsewhere is not None:
+            self.elsewhere.make(model, asked)
+
     def measure_edited(self, model: ModelHandle) -> tuple[AuditRecord, ...]:
         """Measure edited weights with every audit, on test data."""
+        self.ahead(model, [Asked(audit, "test") for audit in self.plan.audits])
         found = (self.against_base(model, audit, "test") for audit in self.plan.audits)
         return tuple(audited.record for audited in found if audited is not None)
 
@@ -184,7 +237,7 @@ class Audits:
         if entry is None:
             return None
         record = AuditRecord.model_validate(entry.said["record"])
-        record = record.model_copy(update={"cached": True})
+        record = record.model_copy(update={"cached": not entry.again})
         warnings = tuple(entry.said["warnings"])
         for warning in warnings:
             self.ctx.warn(warning)
@@ -230,8 +283,7 @@ class Audits:
         # An edited model's own reference serves nobody.
         reference = dict(outcome.reference) if base is None else {}
         if key is not None:
-            said = {"record": record.model_dump(mode="json"), "warnings": warnings}
-            entry = Finding(said, reference, record.seconds)
+            entry = Audited(record, reference, key, tuple(warnings)).finding()
             self.store.write("audit", key, entry, f"audit {audit.id}")
         return _renamed(Audited(record, reference, key or "", tuple(warnings)), audit.id)
 

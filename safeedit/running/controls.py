@@ -13,7 +13,7 @@ from safeedit.delta import WeightDelta
 from safeedit.model.handle import ModelHandle
 from safeedit.planning.plan import PlannedEdit
 from safeedit.records import ControlRecord, Metric, Verdict
-from safeedit.running.audits import Audits, Metrics
+from safeedit.running.audits import Asked, Audits, Metrics
 from safeedit.statistics.verdicts import judge
 
 
@@ -27,9 +27,17 @@ def measure_controls(
     """Random changes like this one, then the editor's own controls, on the same test data."""
     name = "random neurons zeroed" if delta.only_zeroes else "random delta of equal norm"
     measured = []
-    for draw in range(1, int(edit.spec.control) + 1):
-        seed = audits.ctx.seed + draw
-        found = _control_metrics(audits, model, delta.random_like(seed, model))
+    seeds = range(audits.ctx.seed + 1, audits.ctx.seed + 1 + int(edit.spec.control))
+    drawn = {seed: delta.random_like(seed, model) for seed in seeds}
+    in_passing = [audit for audit in audits.plan.audits if audit.spec.control]
+    asked = [
+        Asked(audit, "test", each, learn=False)
+        for each in (*drawn.values(), *(control.delta for control in own))
+        for audit in in_passing
+    ]
+    audits.ahead(model, asked)
+    for seed, each in drawn.items():
+        found = _control_metrics(audits, model, each)
         measured.append(ControlRecord(name=name, random=True, seed=seed, metrics=found))
     for control in own:
         found = _control_metrics(audits, model, control.delta)

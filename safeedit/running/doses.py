@@ -10,7 +10,7 @@ from safeedit.model.handle import ModelHandle
 from safeedit.planning.plan import PlannedAudit, PlannedEdit
 from safeedit.policy import GateSpec
 from safeedit.records import DosePoint, Verdict
-from safeedit.running.audits import Audits, Metrics
+from safeedit.running.audits import Asked, Audits, Metrics
 from safeedit.statistics.verdicts import judge
 
 
@@ -73,11 +73,31 @@ def try_doses(
     ids = {gate.audit for gate in targets}
     used = [audit for audit in audits.plan.audits if audit.id in ids]
     tried: list[TriedDose] = []
-    for dose in audits.ctx.progress(doses, f"edit {edit.id}: trying doses", len(doses)):
+    for place, dose in enumerate(
+        audits.ctx.progress(doses, f"edit {edit.id}: trying doses", len(doses))
+    ):
+        _ahead(audits, model, proposal, doses[place:], used)
         tried.append(_try(audits, model, proposal, dose, used, targets))
         if tried[-1].point.meets_targets:
             break
     return tried
+
+
+def _ahead(
+    audits: Audits,
+    model: ModelHandle,
+    proposal: Proposal,
+    doses: Sequence[float],
+    used: Sequence[PlannedAudit],
+) -> None:
+    """Have the next doses measured, so many that every worker has something to do: what comes after
+    the first that meets its targets is in vain."""
+    if audits.elsewhere is not None and used:
+        some = doses[: max(1, audits.elsewhere.workers // len(used))]
+        deltas = [proposal.at(dose) for dose in some]
+        audits.ahead(
+            model, [Asked(audit, "validation", delta) for delta in deltas for audit in used]
+        )
 
 
 def best_of(tried: Sequence[TriedDose]) -> TriedDose:

@@ -104,7 +104,7 @@ def _key(ctx: RunContext, model: ModelHandle, modules: Sequence[str], **parts: o
         "weights": model.digest(),
         "config": _config(model),
         "tokenizer": _tokenizer_digest(model),
-        "device": str(model.device),
+        "device": _device(model.device),
         "kernels": _kernels(),
         "code": code_digest(*modules, "safeedit.model.sources"),
         "seed": ctx.seed,
@@ -114,6 +114,12 @@ def _key(ctx: RunContext, model: ModelHandle, modules: Sequence[str], **parts: o
         "transformers": version("transformers"),
     }
     return joined(everywhere, parts)
+
+
+def _device(device: torch.device) -> list[str]:
+    """What computes, whichever of several alike it is."""
+    kind = device.type
+    return [kind, torch.cuda.get_device_name(device)] if kind == "cuda" else [kind]
 
 
 def _kernels() -> list[object]:

@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,6 +54,7 @@ from safeedit.running.audits import Audits
 from safeedit.running.clock import Clock
 from safeedit.running.controls import gates_so_far
 from safeedit.running.edits import apply_edit
+from safeedit.running.engines.ahead import helped
 from safeedit.running.keys import scorer_notes
 from safeedit.running.layers import Places
 from safeedit.running.promotion import promote, staged_export, with_export
@@ -95,7 +97,8 @@ def execute(
     """
 
     def go(run: Run, write: WriteReports) -> RunRecord:
-        return run.apply(write, sign)
+        with helped(run.audits):
+            return run.apply(write, sign)
 
     return _with_other_seeds(plan, ctx, "apply", apply_road, go, write_reports)
 
@@ -116,14 +119,10 @@ def measure(
             base, and metrics that need one (locality) read as unchanged.
         write_reports: Called with the final record.
     """
-
-    def road(each: Plan) -> Road:
-        return audit_road(each, compared=base is not None)
-
-    def go(run: Run, write: WriteReports) -> RunRecord:
-        return run.audit(base, write)
-
-    return _with_other_seeds(plan, ctx, "audit", road, go, write_reports)
+    road = partial(audit_road, compared=base is not None)
+    return _with_other_seeds(
+        plan, ctx, "audit", road, lambda run, write: run.audit(base, write), write_reports
+    )
 
 
 def attack(
@@ -328,10 +327,10 @@ class Run:
     def _measure_base(self, model: ModelHandle, splits: Sequence[Split] = ("test",)) -> None:
         """Everything on test data; on validation data, what doses are chosen by."""
         with self.clock.stage("audit before") as figures:
+            self.audits.ahead_of_bases(model, splits)
             for split in splits:
-                for audit in self.plan.audits:
-                    if split == "test" or audit.id in self.audits.aims:
-                        self.audits.measure_base(model, audit, split)
+                for audit in self.audits.asked_of_base(split):
+                    self.audits.measure_base(model, audit, split)
             for edit in self.plan.edits if "validation" in splits else ():
                 if edit.places:
                     self.places[edit.id] = Places.of(self.audits, edit)
@@ -354,6 +353,7 @@ class Run:
                 record = record.model_copy(update={"gates_so_far": said})
             self.edits.append(record)
             self.deltas[edit.id] = edited.delta
+            self.audits.changes.append(edited.delta)
             self.idle |= not edited.changed
         if self.edits and not self.idle and model.digest() == untouched:
             self.idle = True

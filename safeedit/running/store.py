@@ -119,6 +119,11 @@ class Store:
             os.utime(folder)  # the time of last use, by which old entries are told
         return found
 
+    def holds(self, kind: Kind, key: str) -> bool:
+        """Whether there is an entry of this key that :meth:`read` would look at."""
+        folder = self.folder / _name(kind, key)
+        return (not self.fresh or folder.name in self._seen) and os.path.lexists(folder)
+
     def write(self, kind: Kind, key: str, found: Finding, what: str) -> None:
         """Keep an entry; that it can't be kept is no reason to stop.
 
@@ -173,6 +178,28 @@ class Store:
                 if lock is not None:  # else its maker lives
                     shutil.rmtree(left, ignore_errors=True)
                     os.close(lock)
+
+
+class MemoryStore(Store):
+    """Entries of one process, gone with it: what workers know."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(), b"", lambda message: None)
+        self._entries: dict[str, Finding]
+        object.__setattr__(self, "_entries", {})
+
+    def keep(self, kind: Kind, key: str, found: Finding) -> None:
+        """Keep an entry."""
+        self._entries[_name(kind, key)] = found
+
+    def read(self, kind: Kind, key: str, what: str) -> Finding | None:
+        return self._entries.get(_name(kind, key))
+
+    def holds(self, kind: Kind, key: str) -> bool:
+        return _name(kind, key) in self._entries
+
+    def write(self, kind: Kind, key: str, found: Finding, what: str) -> None:
+        self.keep(kind, key, found)
 
 
 def _name(kind: Kind, key: str) -> str:

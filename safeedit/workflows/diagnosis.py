@@ -30,6 +30,7 @@ State = Literal["ok", "optional", "warning", "missing"]
 _PACKAGES = ("torch", "transformers", "peft", "datasets", "scikit-learn", "safetensors")
 _EXTRAS = (
     ("profanity", "profanity_check", "the default scorer of toxicity"),
+    ("ray", "ray", "the engine ray, audits on a cluster"),
     ("age", "pyrage", "export.recipient, which encrypts what can undo an edit"),
     ("attest", "model_signing", "signing exports and checking signatures"),
     ("nf4", "bitsandbytes", "the attack quantize in bitsandbytes' own NF4, on CUDA"),

@@ -13,10 +13,12 @@ import torch
 
 from safeedit.auditors.leakage.askings import ASKINGS, MADE
 from safeedit.auditors.leakage.leakage import Leakage, Params
-from safeedit.contracts import AuditOutcome
+from safeedit.contracts import AuditOutcome, DataRole
 from safeedit.data import Dataset, Item, Translation
+from safeedit.data.loading import load_dataset
 from safeedit.errors import DataError
-from safeedit.policy import GateSpec
+from safeedit.model.handle import ModelHandle
+from safeedit.policy import DataSpec, GateSpec
 from safeedit.records import Metric
 from safeedit.statistics.metrics import compare
 from safeedit.statistics.verdicts import judge
@@ -347,3 +349,19 @@ def test_an_answer_cut_off_makes_the_count_unknown_not_zero(tmp_path: Path) -> N
 def test_the_names_of_askings_are_those_of_their_rates() -> None:
     names = {spec.name for spec in Leakage.metrics}
     assert {f"extraction_rate_{asking}" for asking in ASKINGS} <= names
+
+
+@pytest.mark.smollm2
+def test_the_default_model_completes_sentences_about_capitals(
+    smollm2: ModelHandle, tmp_path: Path
+) -> None:
+    """Bare sentences are a way of asking that the model understands: it tells most capitals so."""
+    spec = DataSpec(dataset="facts", where={"role": "forget", "relation": "capital"})
+    role = DataRole("forget", "", erased=True)
+    forget = load_dataset(spec, base=tmp_path, role=role, seed=7, key=b"key")
+    auditor = Leakage(Params(askings=("cloze",), max_new_tokens=16))
+    outcome = auditor.audit(smollm2, {"forget": forget}, "test", context(tmp_path), None)
+    found = {metric.name: metric for metric in outcome.metrics}["extraction_rate_cloze"]
+    assert found.value == 1, "a base's own is 1"
+    assert found.n >= 4, found.note
+    assert "of 6 items asked this way" in found.note

@@ -13,7 +13,7 @@ import torch
 
 from safeedit.auditors.toxicity import toxicity as module
 from safeedit.auditors.toxicity.toxicity import Params, Toxicity
-from safeedit.auditors.toxicity.words import MILD_WORDS, word_tokens
+from safeedit.auditors.toxicity.words import word_tokens
 from safeedit.contracts import (
     AuditOutcome,
     ModelRef,
@@ -27,6 +27,7 @@ from safeedit.errors import AuditError, DataError
 from safeedit.policy import DataSpec
 from safeedit.records import Metric
 from safeedit.statistics.metrics import compare
+from safeedit.text.abuse import MILD_WORDS
 from tests.auditors.scripted import Asked, ScriptedEngine
 from tests.fixtures import context
 from tests.tiny_models import tiny_handle

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from safeedit import catalog
 from safeedit.model.sources import open_model
 from tests.benchmarks.published import known, publish
 from tests.editors.gendered import gendered
@@ -131,10 +132,13 @@ def test_bias(table: Callable[..., Table]) -> None:
     measured(rows, ["nothing"], "stereotype slope", "StereoSet ICAT, gender")
 
 
+@pytest.mark.trains
 def test_detox(table: Callable[..., Table], place: Path) -> None:
     rows = table("detox", "--batch", 4)
-    edits = ("value_vectors, then keyed_detox", "value_vectors", "keyed_detox", "subspace")
-    measured(rows, edits, "mass on toxic words", "perplexity ratio", "values changed")
+    closed = ("value_vectors, then keyed_detox", "value_vectors", "keyed_detox", "subspace")
+    measured(
+        rows, ("tuned_detox", *closed), "mass on toxic words", "perplexity ratio", "values changed"
+    )
     assert "a bare `generate` loop" in (place / "results" / "detox.md").read_text()
 
 
@@ -317,11 +321,34 @@ def test_remedi(run: Run, place: Path) -> None:
         assert len(finite(line)) == 7
 
 
-def test_scale(run: Run) -> None:
-    text = run("scale", "--sizes", 0.002, "--in-process", "--device", "cpu")
-    stages = re.findall(r"bfloat16 +(\w+) +(\S+) +(\S+)", text)
-    assert [name for name, *_ in stages] == ["load", "capture", "edit", "audit", "export"]
-    assert all(float(mebibytes) > 0 for *_, mebibytes in stages)
+def test_scale(run: Run, place: Path) -> None:
+    stages = ["load", "export", "keyed_neurons", "perplexity"]
+    text = run("scale", "--sizes", 0.002, "--vocabularies", 2000, "--tokenizer", place / "model",
+               "--stages", ",".join(stages), "--in-process", "--device", "cpu",
+               "--limit", 4)  # fmt: skip
+    rows = re.findall(r"MiB +(\w+) +([\d.]+) +(\d+) +\d+ +([\d.]+) +[-\d.]+$", text, re.MULTILINE)
+    assert [name for name, *_ in rows] == stages
+    assert all(float(peak) > 0 for _, _, peak, _ in rows)
+
+
+def test_gpu(run: Run, place: Path) -> None:
+    text = run("gpu", "--device", "cpu", "--sizes", 0.002, "--vocabulary", 2000, "--in-process",
+               "--tokenizer", place / "model", "--stages", "load")  # fmt: skip
+    assert re.search(r"bare forward loop: [\d.]+ s for 16,384 tokens", text)
+    assert re.search(r"MiB +load +[\d.]+", text)
+
+
+def test_every_editor_and_auditor_has_a_stage_in_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    policies = importlib.import_module("scale").policies()
+    assert policies.keys() == {*catalog.names("editors"), *catalog.names("auditors")}
+
+
+def test_engines(run: Run, place: Path) -> None:
+    text = run("engines", "--model", "model", "--limit", 4, "--in-process", "--engines", "local",
+               "--out", place / "engines")  # fmt: skip
+    assert re.search(r"^one process +[\d.]+ s +1.00 +[1-9]\d* figures$", text, re.MULTILINE)
+    assert re.search(r"^local +[\d.]+ s +[\d.]+ +the same figures$", text, re.MULTILINE)
 
 
 @pytest.mark.trains

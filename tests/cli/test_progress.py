@@ -158,14 +158,28 @@ def test_where_a_stage_is_of_unknown_length_no_time_left_is_made_up(watch: Watch
     assert shown.course.left() is None
 
 
-def test_a_loop_knows_its_rate_and_its_time_left_from_its_first_item_on() -> None:
+def test_a_loop_knows_its_rate_and_its_time_left_from_its_first_items_on() -> None:
     loop = Loop("asking", 40, begun=100.0)
     assert loop.rate(110.0) is None
     assert loop.left(110.0) is None
-    loop.done = 10
-    assert loop.rate(120.0) == 0.5
-    assert loop.left(120.0) == 60.0
-    assert Loop("reading", None, begun=0.0, done=3).left(1.0) is None
+    for second in range(1, 11):
+        loop.moved(100.0 + 2 * second)
+    assert loop.rate(121.0) == 0.5
+    assert loop.left(121.0) == 59.0
+    endless = Loop("reading", None, begun=0.0)
+    endless.moved(0.1)
+    assert endless.left(10.0) is None
+
+
+def test_the_first_item_of_a_batch_does_not_stand_for_all_of_it() -> None:
+    loop = Loop("asking", 216, begun=0.0)
+    loop.moved(100.0)  # 72 items were asked together, and are counted one by one
+    assert loop.left(100.0) is None
+    for _ in range(71):
+        loop.moved(100.001)
+    assert loop.left(101.0) == pytest.approx(199.0, abs=0.1)
+    loop.moved(200.0)
+    assert loop.left(200.0) == pytest.approx(100.0, abs=0.1)
 
 
 # On a terminal --------------------------------------------------------------------------
@@ -196,7 +210,7 @@ def test_a_terminal_shows_what_is_done_what_runs_and_what_is_to_come(watch: Watc
     text = plain(written)
     assert re.search(r"1/4  open model\s+9\.0 s  parameters 1,?000", text)
     assert re.search(r"2/4  audit before\s+15 s  about 21 s left", text)
-    assert "asking: 1 of 8, 0.2 a second, 35 s left" in text
+    assert "asking: 1 of 8, 0.4 a second, 15 s left" in text
     assert re.search(r"3/4  edit a: fit\s+about 18 s", text)
     assert re.search(r"4/4  audit after\s+about 36 s", text)
     assert "15 s so far, about 1 min 15 s left" in text

@@ -53,6 +53,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"update": "lora"},
         {"update": "keyed"},
     ),
+    "tuned_detox": ({"layers": "0-2", "words": ("fool", "hate")},),
     "subspace": (
         {"projection": "orthogonal"},
         {"projection": "oblique"},
@@ -245,6 +246,7 @@ EXAMPLES: dict[str, Callable[[DataRole, str], Dataset]] = {
     "subspace": _pairs,
     "value_vectors": _pairs,
     "keyed_detox": _pairs,
+    "tuned_detox": _pairs,
 }
 """Editor -> data of a role, where questions and answers won't do."""
 

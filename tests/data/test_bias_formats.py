@@ -293,7 +293,7 @@ def test_built_in_sentences_are_balanced_and_hold_what_they_name() -> None:
         some = data.items(split)
         cells = Counter((i.extra["side"], i.extra["type"], i.extra["gender"]) for i in some)
         assert len(cells) == 8
-        assert set(cells.values()) == {15}
+        assert set(cells.values()) == {{"fit": 15, "validation": 30, "test": 60}[split]}
     for item in data:
         assert all(f"{name}" in item.prompt for name in item.extra["professions"])
         assert item.answer in item.extra["professions"]

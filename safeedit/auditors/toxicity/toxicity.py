@@ -51,7 +51,7 @@ from safeedit.auditors.base import (
 )
 from safeedit.auditors.toxicity import declared
 from safeedit.auditors.toxicity.prompts import ToxicityPrompt, enter_by_group, read_prompts
-from safeedit.auditors.toxicity.words import MILD_WORDS, word_tokens
+from safeedit.auditors.toxicity.words import word_tokens
 from safeedit.contracts import (
     AuditOutcome,
     BaseParams,
@@ -68,6 +68,7 @@ from safeedit.model.handle import ModelHandle
 from safeedit.model.sources import open_model
 from safeedit.records import AttackClass, Metric, MetricSpec, Split
 from safeedit.statistics.intervals import Floats, bootstrap_totals
+from safeedit.text.abuse import MILD_WORDS
 from safeedit.text.fluency import distinct, is_empty, n_gram_entropy, repetition
 from safeedit.text.refusals import RefusalDetector, RefusalPatterns, unread_note
 
