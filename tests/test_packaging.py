@@ -151,6 +151,7 @@ OPTIONAL = {
     "model_signing": "attest",
     "securesystemslib": "attest",
     "pyrage": "age",
+    "ray": "ray",
 }
 """Library that is used where a user has it -> the extra that brings it."""
 

@@ -373,7 +373,7 @@ def test_a_gate_that_fails_exits_1_exports_nothing_and_still_reports(place: Work
     assert (record.status, record.exit_code, record.export) == ("fail", 1, None)
     assert record.after
     assert {path.name for path in place.target.with_name("trial.report").iterdir()} == {
-        "report.json", "report.html", "report.md", "junit.xml",
+        "report.json", "report.html", "report.md", "report.sarif", "junit.xml",
     }  # fmt: skip
     assert "Nothing was exported" in result.stderr
 
@@ -836,7 +836,7 @@ def test_ctrl_c_at_any_moment_exits_3_and_leaves_nothing(
             case "weights":
                 patch.setattr("safeedit.export.checkpoint.make_portable", interrupt)
             case "evidence":
-                patch.setattr("safeedit.running.run.write_evidence", interrupt)
+                patch.setattr("safeedit.running.promotion.write_evidence", interrupt)
             case "promotion":
                 patch.setattr("safeedit.export.staging.settle", interrupt)
         result = place.run("apply", policy)
