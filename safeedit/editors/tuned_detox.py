@@ -6,14 +6,16 @@ a filter at the sampler would draw from (:mod:`safeedit.methods.word_filter`), w
 weights. Low-rank adapters on the later layers learn it by gradient, from KL(target || model) at
 each token of
 
-* toxic continuations: those of the pairs, and what the model itself says after the same openings,
+* toxic continuations: those of the pairs, and what the model itself says after the same openings;
   of both those in which such words are likeliest;
-* neutral text, where the target is the model's own distribution: neutral continuations of the
-  pairs, prose, and ordinary chat (:mod:`safeedit.methods.facts.chat_texts`).
+* neutral text: neutral continuations of the pairs, prose, and ordinary chat
+  (:mod:`safeedit.methods.facts.chat_texts`).
 
-So a word with harmless uses keeps them. What no word carries, hatred in clean words, is not
-touched. Targets are kept as hidden states of the untouched model, from which distributions are
-recomputed. Doses scale what was learnt.
+By default words are filtered in neutral text as well, where some have harmless uses ("kill"); with
+``everywhere: false`` the target there is the model's own distribution, which spares these uses and
+holds less widely. What no word carries, hatred in clean words, is not touched. Targets are kept as
+hidden states of the untouched model, from which distributions are recomputed. Doses scale what was
+learnt.
 
 Fails with :class:`~safeedit.errors.DataError` where pairs lack a text, and with
 :class:`~safeedit.errors.EditError` where learning diverges.
@@ -82,16 +84,16 @@ class TunedDetoxParams(BaseParams):
     words: tuple[str, ...] = Field(
         WORDS_OF_ABUSE,
         min_length=1,
-        description="words that are to be less likely in toxic continuations; default: English "
-        "insults and profanity, no slurs",
+        description="words that are to be less likely; default: English insults and profanity, no "
+        "slurs",
     )
     target_drop_nats: float = Field(
         4.0, gt=0, description="nats of log-odds by which these words are to be less likely"
     )
     everywhere: bool = Field(
         True,
-        description="whether they are to be less likely in neutral text, too, where they have "
-        "harmless uses: holds more widely",
+        description="whether they are to be less likely in neutral text, too: holds more widely, "
+        "at the cost of harmless uses",
     )
     evenness: float = Field(
         0.05,
@@ -197,15 +199,14 @@ class _Aim:
         batch = [next(self._toxic) for _ in range(half)]
         batch += [next(self._neutral) for _ in range(self.params.batch - half)]
         states = answer_states(self.model, batch)
-        missing = self._missing(states[:half], batch[:half])
+        missing = self._missing(states[:half], batch[:half]).mean()
         kept = states[half:], batch[half:]
         everywhere = self.params.everywhere
-        strayed = self._missing(*kept) if everywhere else self._base.divergence(*kept)
+        strayed = self._missing(*kept).mean() if everywhere else self._base.divergence(*kept)
         return self.params.toxic_weight * missing + strayed, float(missing.detach())
 
     def _missing(self, states: Sequence[Tensor], batch: Sequence[Example]) -> Tensor:
-        """Mean over the answers' tokens of KL(target || now), and of how far each word is from its
-        target, nats."""
+        """``(answer tokens,)`` KL(target || now), and how far words are from it, nats."""
         places: list[Place] = []
         seen = 0
         for example in batch:
@@ -227,13 +228,18 @@ class _Aim:
             counts = torch.zeros_like(far).index_add(0, at, torch.ones_like(over)).clamp(min=1)
             return far + share * torch.zeros_like(far).index_add(0, at, over) / counts
 
-        return chunked(read, [1] * len(now), self.model.shape.vocab_size, now, kept).mean()
+        return chunked(read, [1] * len(now), self.model.shape.vocab_size, now, kept)
 
     @torch.no_grad()
     def _telling(self, toxic: Sequence[Example]) -> tuple[list[Example], float]:
         """The continuations that are farthest from the target, and how far they are in the mean,
         nats a token."""
-        far = [float(self._missing(self._base.states([each]), [each])) for each in toxic]
+        far: list[float] = []
+        for begin in range(0, len(toxic), self.params.batch):
+            batch = toxic[begin : begin + self.params.batch]
+            missing = self._missing(self._base.states(batch), batch)
+            each = missing.split([len(example.answer) for example in batch])
+            far += [float(tokens.mean()) for tokens in each]
         order = sorted(range(len(toxic)), key=lambda i: -far[i])
         kept = sorted(order[: max(1, round(_TELLING * len(order)))])
         return [toxic[i] for i in kept], sum(far[i] for i in kept) / len(kept)
