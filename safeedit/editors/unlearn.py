@@ -262,8 +262,7 @@ class _Task:
         if self.params.retain_loss == "nll":
             return cross_entropy(self.model, states, kept)
         if self.params.objective == "jensun":
-            measure = lambda base, now, _: unlearning.jensen_shannon(base, now)  # noqa: E731
-            return self._base.compared(states, kept, measure).mean()
+            return self._base.compared(states, kept, _jensen_shannon).mean()
         return self._base.divergence(states, kept)
 
     def _log_probs(
@@ -271,3 +270,7 @@ class _Task:
     ) -> tuple[Tensor, Tensor]:
         now = -token_losses(self.model, states, batch)
         return unlearning.per_answer(now, [len(example.answer) for example in batch])
+
+
+def _jensen_shannon(base: Tensor, now: Tensor, answer: Tensor) -> Tensor:
+    return unlearning.jensen_shannon(base, now)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from safeedit.contracts import Progress, silent
 from safeedit.model.handle import ModelHandle
+from safeedit.model.passes import padded_inputs
 
 FLOOR = 0.1
 """Share of the base's greatest probability that a token must have under it."""
@@ -82,13 +83,8 @@ def _batch(
 
 
 def _next(model: ModelHandle, rows: list[list[int]]) -> Tensor:
-    """``(n, vocab)`` nats: what follows each row, in float32 on the CPU.
-
-    Rows are filled up at their ends, which the tokens before never see.
-    """
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
+    """``(n, vocab)`` nats: what follows each row, in float32 on the CPU."""
     ends = torch.tensor([len(row) - 1 for row in rows], device=model.device)
-    logits = model.model(input_ids=ids, use_cache=False).logits
-    last = logits[torch.arange(len(rows), device=model.device), ends]
-    return last.float().log_softmax(-1).cpu()
+    hidden = model.forward(padded_inputs(rows))
+    last = hidden[torch.arange(len(rows), device=model.device), ends]
+    return model.logits(last).float().log_softmax(-1).cpu()
