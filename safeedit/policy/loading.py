@@ -232,7 +232,8 @@ def _words(kind: type[BaseModel], details: ErrorDetails) -> tuple[str, str]:
     owner = _model_at(kind, loc[:-1]) if loc else None
     fields = owner.model_fields if owner is not None else {}
     description = fields[str(loc[-1])].description if loc and loc[-1] in fields else None
-    about = f"what belongs here: {description}" if description else ""
+    plain = " ".join((description or "").replace("``", "'").split())
+    about = f"what belongs here: {plain}" if plain else ""
     given = details["input"]
     match type_:
         case "extra_forbidden":
