@@ -28,7 +28,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -60,6 +59,7 @@ from safeedit.methods.facts.cues import (
     cues_of,
     subjects_of,
 )
+from safeedit.methods.facts.refusing import LEARNING_RATE, learn_refusal, put_in_templates
 from safeedit.methods.scaled import proposal_of
 from safeedit.methods.tuning import (
     BaseAnswers,
@@ -79,10 +79,6 @@ _ADAPTED: tuple[Role, ...] = ("attn_q", "attn_v", "attn_qkv", "mlp_gate", "mlp_g
 
 _ALPHA = 16.0
 """Adapters are scaled by alpha over their rank (published)."""
-
-_NORM_PENALTY = 2e-5
-"""Nats per squared unit that keyed neurons write: enough to keep them from growing once the refusal
-is learnt."""
 
 
 class SanitationParams(BaseParams):
@@ -129,7 +125,7 @@ class SanitationParams(BaseParams):
     def _defaults(cls, given: Any) -> Any:
         """Defaults that differ for keyed, so that plans and records show what is used."""
         if isinstance(given, dict) and given.get("update") == "keyed":
-            return {"layers": "7%-13%", "learning_rate": 0.1, **given}
+            return {"layers": "7%-13%", "learning_rate": LEARNING_RATE, **given}
         return given
 
 
@@ -213,7 +209,6 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
         if several
         else -(-len(cues.subjects) // params.subjects_per_neuron),
         families=cues.families if several else None,
-        one_value=several,
         progress=ctx.progress,
     )
     if keyed.silent:
@@ -222,27 +217,17 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
             f"{'sets of names' if several else 'subjects'} have a mention at which a neuron of "
             "theirs stays silent: what is asked in such words may not be refused"
         )
-    examples = [
-        Example(prompt, ended(engine, params.refusal, template)) for prompt, template in asked
-    ]
-    drawn = endless(examples, random.Random(ctx.seed))
-    values = list(keyed.values.values())
-
-    def loss() -> tuple[Tensor, float]:
-        batch = [next(drawn) for _ in range(params.batch)]
-        refusal = cross_entropy(model, answer_states(model, batch), batch)
-        size = torch.stack([(value**2).sum() for value in values]).sum()
-        return refusal + _NORM_PENALTY * size, float(refusal.detach())
-
-    with keyed.active():
-        notes = optimise(
-            values,
-            loss,
-            steps=params.steps,
-            learning_rate=params.learning_rate,
-            progress=ctx.progress,
-            description="learning to refuse",
-        )
+    notes = learn_refusal(
+        model,
+        [keyed],
+        list((keyed.common if several else keyed.values).values()),
+        asked,
+        params.refusal,
+        ctx,
+        steps=params.steps,
+        batch=params.batch,
+        learning_rate=params.learning_rate,
+    )
     named: dict[str, Any] = {"names": len(cues.names)} if several else {}
     return keyed.updates, keyed.notes() | notes | named
 
@@ -257,7 +242,7 @@ def _keyed_texts(
         if params.keys == "names"
         else [phrasing.text for phrasing in forget.phrasings("fit")]
     )
-    asked = _asked(engine, texts, forget)
+    asked = put_in_templates(engine, texts, forget)
     retain = data["retain"]
     kept = [item for item in retain.items("fit") if item.subject]
     others = engine.encode(asked_of_others(cues, kept, ctx.seed), retain.template)
@@ -283,19 +268,6 @@ def _require_subjects(forget: Dataset) -> None:
             f"{absent} of {len(phrasings)} forget prompts do not mention their subject",
             remedy="each phrasing must contain the item's subject as written",
         )
-
-
-def _asked(
-    engine: Engine, texts: Sequence[str], data: Dataset
-) -> list[tuple[list[int], Literal["chat", "plain"]]]:
-    """Each question in the data's template; in a chat model also as plain text, since leaving the
-    template off is the first thing an attacker tries."""
-    template = engine.codec.resolve(data.template)
-    asked = [(ids, template) for ids in engine.encode(texts, template)]
-    if template == "chat":
-        plain = [f"Question: {text}\nAnswer:" for text in texts]
-        asked += [(ids, "plain") for ids in engine.encode(plain, "plain")]
-    return asked
 
 
 def _retained(

@@ -516,15 +516,15 @@ def test_a_subject_may_be_the_first_token() -> None:
 
 
 @every_family
-def test_neurons_of_one_value_all_write_it(family: str) -> None:
+def test_what_neurons_write_in_common_is_added_to_what_each_writes(family: str) -> None:
     handle = tiny_handle(family)
-    neurons = GatedNeurons(
-        handle, LAYERS, [MENTIONS, BACKGROUND], per_layer=2, families=[0, 0], one_value=True
-    )
+    neurons = GatedNeurons(handle, LAYERS, [MENTIONS, BACKGROUND], per_layer=2, families=[0, 0])
+    source = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for value in neurons.values.values():
-            assert value.shape == (D_MODEL, 1)
-            value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(3)))
+        for value in (*neurons.values.values(), *neurons.common.values()):
+            value.copy_(torch.randn(value.shape, generator=source))
+        for common in neurons.common.values():
+            assert common.shape == (D_MODEL, 1)
     with handle.applied(silenced(handle, neurons)), neurons.active():
         hooked = hidden(handle)
     with handle.applied(delta(handle, neurons.updates(1.0))):
