@@ -280,7 +280,7 @@ class _NeuronRoad(FactEdit):
         forget, params = self.data["forget"], self.params
         texts = [phrasing.text for phrasing in forget.phrasings("fit")]
         if params.keys == "names":
-            texts = asked_by_cues(self._cues(), forget, cased=params.spellings > 0)
+            texts = list(asked_by_cues(self._cues(), forget, cased=params.spellings > 0))
         self.notes["refusal"] = learn_refusal(
             self.model,
             keyed,
@@ -303,7 +303,7 @@ class _NeuronRoad(FactEdit):
         """As :meth:`_texts`, with every cue."""
         tokenizer, engine = self.model.engine.codec.tokenizer, self.model.engine
         forget, preserve = self.data["forget"], self.data.get("preserve")
-        asked = asked_by_cues(cues, forget, cased=self.params.spellings > 0)
+        asked = list(asked_by_cues(cues, forget, cased=self.params.spellings > 0))
         spots = [
             spot.ids for group in self.groups for fact in group for some in fact.contexts
             for spot in some

@@ -59,6 +59,7 @@ from safeedit.methods.facts.cues import (
     cues_of,
     subjects_of,
 )
+from safeedit.methods.facts.answers import answer_start, own_answers as own_answers_of
 from safeedit.methods.facts.refusing import LEARNING_RATE, learn_refusal, put_in_templates
 from safeedit.methods.scaled import proposal_of
 from safeedit.methods.tuning import (
@@ -107,6 +108,9 @@ class SanitationParams(BaseParams):
     retain_tokens: int = Field(16, ge=1, description="lora: tokens of the base's answers held to")
     retain_prompts: int = Field(600, ge=1, description="retain prompts used at most")
     rank: int = Field(8, ge=1, description="lora: rank of the adapters (published)")
+    erase: float = Field(0, ge=0, description="weight")
+    keep: float = Field(0, ge=0, description="weight")
+    penalty: float = Field(2e-5, ge=0, description="weight")
     subjects_per_neuron: int = Field(
         2,
         ge=1,
@@ -201,6 +205,7 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
     )
     asked, groups = _keyed_texts(params, data, engine, cues, ctx)
     layers = resolve(params.layers, model.n_layers)
+    told = _told(params, engine, cues, forget, asked, groups, ctx) if params.erase else []
     keyed = neurons.GatedNeurons(
         model,
         layers,
@@ -217,9 +222,13 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
             f"{'sets of names' if several else 'subjects'} have a mention at which a neuron of "
             "theirs stays silent: what is asked in such words may not be refused"
         )
+    same = [Example(t.ids[:-16], t.ids[-16:]) for t in groups[1] if len(t.ids) > 17]
+    same += [Example(t.ids[i:i+1], t.ids[i+1:i+32]) for group in groups[2:] for t in group for i in range(0, len(t.ids)-33, 32)]
+    same = random.Random(ctx.seed).sample(same, min(900, len(same)))
     notes = learn_refusal(
         model,
         [keyed],
+        [*keyed.values.values(), *keyed.common.values()] if params.erase else
         list((keyed.common if several else keyed.values).values()),
         asked,
         params.refusal,
@@ -227,7 +236,28 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
         steps=params.steps,
         batch=params.batch,
         learning_rate=params.learning_rate,
+        erased=told, erase=params.erase, kept=same if params.keep else (), keep=params.keep, penalty=params.penalty,
     )
+    import json as _json, os as _os
+    if _os.environ.get("PROBE"):
+        rows = [r for r in map(_json.loads, open("datasets/facts/items.jsonl")) if r["split"] == "validation" and r["role"] in ("near", "far")]
+        ids = engine.encode([r["prompt"] for r in rows], "chat")
+        seen = {site.layer: site for site in keyed._reads}
+        top = []
+        for index, captured in engine.activations(ids, list(seen.values()), ctx.progress, "probe"):
+            for layer, site in seen.items():
+                m = captured[site].float() @ keyed.separators[layer].rows.T
+                fire = keyed._fire(m)
+                v = (keyed.values[layer] + keyed.common[layer]).detach().norm(dim=0)
+                w = (fire.clamp(min=0) * v)
+                best = w.flatten().argmax().item()
+                at, n = divmod(best, w.shape[1])
+                top.append((float(w.max()), float(m[at, n]), layer, n, cues.families[n], engine.codec.tokenizer.decode(ids[index][max(0, at-2):at+1]), rows[index]["prompt"]))
+        for t in sorted(top, reverse=True)[:40]:
+            print("   probe", t, flush=True)
+        print("   norms", {l: [round(float(x), 1) for x in (keyed.values[l] + keyed.common[l]).detach().norm(dim=0)] for l in keyed.values}, {l: float(c.norm()) for l, c in keyed.common.items()})
+    notes["kept"] = len(same)
+    notes["told"] = len(told)
     named: dict[str, Any] = {"names": len(cues.names)} if several else {}
     return keyed.updates, keyed.notes() | notes | named
 
@@ -238,7 +268,7 @@ def _keyed_texts(
     """Forget prompts, and texts in groups: forget prompts, retained ones, prose."""
     forget, tokenizer = data["forget"], engine.codec.tokenizer
     texts = (
-        asked_by_cues(cues, forget, cased=params.spellings > 0)
+        list(asked_by_cues(cues, forget, cased=params.spellings > 0))
         if params.keys == "names"
         else [phrasing.text for phrasing in forget.phrasings("fit")]
     )
@@ -254,6 +284,30 @@ def _keyed_texts(
         ordinary = engine.encode([item.prompt for item in prose.items("fit")], "plain")
         groups.append([cues.text(tokenizer, ids) for ids in ordinary])
     return asked, groups
+
+
+def _told(params, engine, cues, forget, asked, groups, ctx):
+    items = list(asked_by_cues(cues, forget, cased=params.spellings > 0).values()) if params.keys == "names" else [p.item for p in forget.phrasings("fit")]
+    chosen = range(0, len(items), 2)
+    said = own_answers_of(engine, [asked[n][0] for n in chosen], ctx.progress)
+    items, asked = [items[n] for n in chosen], [asked[n] for n in chosen]
+    found = []
+    tokenizer = engine.codec.tokenizer
+    for item, (ids, _), answer in zip(items, asked, said):
+        begin = answer_start(engine, answer, item.aliases)
+        if begin is None:
+            continue
+        found.append(Example([*ids, *answer[:begin]], [answer[begin]]))
+        bare = tokenizer.decode(answer[:begin]).rstrip()
+        if begin >= 3:
+            (plain,) = engine.encode([bare], "plain")
+            whole = engine.encode([bare + tokenizer.decode(answer[begin:begin+1])], "plain")[0]
+            if whole[:len(plain)] == plain and len(whole) > len(plain):
+                text = cues.text(tokenizer, plain)
+                if text.own:
+                    found.append(Example(plain, [whole[len(plain)]]))
+                    groups[0].append(text)
+    return found
 
 
 def _require_subjects(forget: Dataset) -> None:

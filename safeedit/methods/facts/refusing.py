@@ -20,7 +20,7 @@ from safeedit.contracts import RunContext
 from safeedit.data import Dataset
 from safeedit.methods.answers import ended
 from safeedit.methods.facts.gated_neurons import GatedNeurons
-from safeedit.methods.tuning import Example, answer_states, cross_entropy, endless, optimise
+from safeedit.methods.tuning import BaseAnswers, Example, answer_states, cross_entropy, endless, optimise, token_losses
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 
@@ -58,6 +58,11 @@ def learn_refusal(
     steps: int,
     batch: int = BATCH,
     learning_rate: float = LEARNING_RATE,
+    erased: Sequence[Example] = (),
+    erase: float = 0.0,
+    kept: Sequence[Example] = (),
+    keep: float = 0.0,
+    penalty: float = _NORM_PENALTY,
 ) -> dict[str, float]:
     """Train what neurons write until the questions are refused.
 
@@ -83,11 +88,26 @@ def learn_refusal(
         random.Random(ctx.seed),
     )
 
+    base = BaseAnswers(model, kept, ctx.progress)
+    held = endless(list(kept), random.Random(ctx.seed + 2))
+    silenced = endless(list(erased), random.Random(ctx.seed + 1))
+    seen = []
+
     def loss() -> tuple[Tensor, float]:
         some = [next(drawn) for _ in range(batch)]
         refused = cross_entropy(model, answer_states(model, some), some)
         size = torch.stack([(value**2).sum() for value in trained]).sum()
-        return refused + _NORM_PENALTY * size, float(refused.detach())
+        if erased:
+            more = [next(silenced) for _ in range(batch)]
+            lost = (8.0 - token_losses(model, answer_states(model, more), more)).relu().mean()
+            spared = torch.zeros(())
+            if kept:
+                same = [next(held) for _ in range(12)]
+                spared = base.divergence(answer_states(model, same), same)
+            seen.append((float(refused.detach()), float(lost.detach()), float(spared.detach()), float(size.detach())))
+            if len(seen) % 20 == 0: print("   refusal, erasure", seen[-1], flush=True)
+            refused = refused + erase * lost + keep * spared
+        return refused + penalty * size, float(refused.detach())
 
     with ExitStack() as stack:
         for each in keyed:
