@@ -50,6 +50,7 @@ from safeedit.errors import DataError, EditError
 from safeedit.methods.facts import gated_neurons as neurons
 from safeedit.methods.facts.chat_texts import chat_texts
 from safeedit.methods.facts.cues import (
+    ENDS_IN_OTHERS,
     KEYS_ARE,
     NAMES,
     SPELLINGS_ARE,
@@ -59,11 +60,11 @@ from safeedit.methods.facts.cues import (
     asked_of_others,
     check_names,
     cues_of,
+    end_in_others,
     turned_round,
 )
 from safeedit.methods.facts.editing import Fact, FactEdit
 from safeedit.methods.facts.keys import WINDOW, in_windows
-from safeedit.methods.facts.refusing import learn_refusal, put_in_templates
 from safeedit.methods.facts.settings import FactParams, value_tokens
 from safeedit.methods.scaled import proposal_of
 from safeedit.model.architectures import Site
@@ -92,22 +93,6 @@ class KeyedNeuronsParams(FactParams):
     )
     keys: Keys = Field("subject", description=KEYS_ARE)
     spellings: int = Field(6, ge=0, le=32, description=f"'keys: names': {SPELLINGS_ARE}")
-    strength: float = Field(
-        1.0,
-        gt=0,
-        description="what erases is written so many times as strong as what just does; doses scale "
-        "all that is written, a refusal too, this what erases alone",
-    )
-    refusal: str | None = Field(
-        None,
-        min_length=1,
-        description="what is to be answered, taught to the same neurons on top of what erases: a "
-        "courtesy that nothing rests on, since it is the first to go where the model is trained "
-        "on; null: whatever the model says without the answer",
-    )
-    refusal_steps: int = Field(
-        120, ge=1, description="optimiser steps at most for the refusal, 20 questions each"
-    )
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.75, 1.0, 1.25, 1.5, 2.0),
         min_length=1,
@@ -116,16 +101,12 @@ class KeyedNeuronsParams(FactParams):
 
     @model_validator(mode="before")
     @classmethod
-    def _refusals_go_on_top(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        if given.get("target") == "refusal":
+    def _refusals_are_elsewhere(cls, given: Any) -> Any:
+        if isinstance(given, dict) and (given.get("target") == "refusal" or "refusal" in given):
             raise ValueError(
-                "a refusal goes on top of what erases: set 'refusal' and leave the target at "
-                "'unlikely'; for a refusal alone take 'sanitation' with 'update: keyed'"
+                "keyed_neurons teaches no refusal: the editor 'sanitation' does, with 'update: "
+                "keyed', by the same kind of neurons"
             )
-        if given.get("refusal") is not None and given.get("target", "unlikely") == "replace":
-            raise ValueError("either 'target: replace' gives the answer, or 'refusal' does")
         return given
 
 
@@ -168,8 +149,6 @@ class KeyedNeurons:
         sites = model.sites("mlp_out", resolve(params.layers, model.n_layers))
         road = _NeuronRoad("keyed_neurons", params, model, data, ctx, sites[0], _OPENINGS)
         keyed = road.by_names(sites) if params.keys == "names" else road.keyed(sites)
-        if params.refusal is not None:
-            road.refuse(keyed, params.refusal)
 
         def updates(dose: float) -> dict[str, Update]:
             return {name: update for each in keyed for name, update in each.updates(dose).items()}
@@ -227,7 +206,7 @@ class _NeuronRoad(FactEdit):
                 for neuron in range(count)
             ]
             values = self.values(site.layer, shared)
-            keyed.write(site.layer, values.shifts * params.strength)
+            keyed.write(site.layer, values.shifts)
             found.append(keyed)
             learnt.append(values)
             per_layer[str(site.layer)] = _of_layer(keyed)
@@ -239,7 +218,18 @@ class _NeuronRoad(FactEdit):
         """Neurons for all names of each subject in every layer; of one subject they all write
         what is learnt at its own name, and those of answers that identify it what makes the
         subject unlikely where it is asked for the other way round."""
-        cues = self._cues()
+        cues = cues_of(
+            self.data["forget"],
+            self.data.get("names"),
+            spellings=self.params.spellings,
+            seed=self.ctx.seed,
+        )
+        preserve = self.data.get("preserve")
+        kept = () if preserve is None else tuple(preserve.items("fit"))
+        if ends := end_in_others(cues, kept):
+            self.ctx.warn(
+                ENDS_IN_OTHERS.format(editor="keyed_neurons", count=ends, of=len(cues.names))
+            )
         texts = self._cue_texts(cues)
         facts = {same_subject(group[0].subject): group for group in self.groups}
         groups = [facts[same_subject(subject)] for subject in cues.subjects]
@@ -260,8 +250,7 @@ class _NeuronRoad(FactEdit):
                 progress=self.ctx.progress,
             )
             values = self.values(site.layer, groups)
-            shifts = values.shifts[[place[kind] for kind in kinds]]
-            keyed.write(site.layer, shifts * self.params.strength)
+            keyed.write(site.layer, values.shifts[[place[kind] for kind in kinds]])
             found.append(keyed)
             learnt.append(values)
             per_layer[str(site.layer)] = _of_layer(keyed)
@@ -270,26 +259,6 @@ class _NeuronRoad(FactEdit):
             "subjects": len(cues.subjects), "names": len(cues.names), "layers": per_layer,
         }  # fmt: skip
         return found
-
-    def _cues(self) -> Cues:
-        names, spellings = self.data.get("names"), self.params.spellings
-        return cues_of(self.data["forget"], names, spellings=spellings, seed=self.ctx.seed)
-
-    def refuse(self, keyed: Sequence[neurons.GatedNeurons], refusal: str) -> None:
-        """Teach a refusal on top of what erases: one shift for all neurons of a layer."""
-        forget, params = self.data["forget"], self.params
-        texts = [phrasing.text for phrasing in forget.phrasings("fit")]
-        if params.keys == "names":
-            texts = list(asked_by_cues(self._cues(), forget, cased=params.spellings > 0))
-        self.notes["refusal"] = learn_refusal(
-            self.model,
-            keyed,
-            [common for each in keyed for common in each.common.values()],
-            put_in_templates(self.model.engine, texts, forget),
-            refusal,
-            self.ctx,
-            steps=params.refusal_steps,
-        )
 
     def _turned_round(self, subject: str) -> list[Fact]:
         """The facts about a subject as questions for it."""

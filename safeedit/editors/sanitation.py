@@ -17,6 +17,10 @@ Two ways to learn it:
     the subject's or, with ``keys: names``, all that are known of it
     (:mod:`safeedit.methods.facts.cues`).
 
+    A refusal is one way out for all subjects: where the model is taught about some of them again,
+    it is gone for the others too. With ``erase: true`` the answers are made unlikely *beneath* it
+    (:mod:`safeedit.methods.facts.refusing`), wherever the model in its own words would tell them.
+
 Both suppress behaviour; neither proves that knowledge is gone. Doses scale what was learnt.
 Fails with :class:`~safeedit.errors.EditError` where nothing could be learnt, and with
 :class:`~safeedit.errors.DataError` where a subject is missing or is not in its question.
@@ -48,6 +52,7 @@ from safeedit.methods.adapters import adapters
 from safeedit.methods.answers import ended, own_answers, some
 from safeedit.methods.facts import gated_neurons as neurons
 from safeedit.methods.facts.cues import (
+    ENDS_IN_OTHERS,
     KEYS_ARE,
     NAMES,
     SPELLINGS_ARE,
@@ -57,10 +62,16 @@ from safeedit.methods.facts.cues import (
     asked_of_others,
     check_names,
     cues_of,
+    end_in_others,
     subjects_of,
 )
-from safeedit.methods.facts.answers import answer_start, own_answers as own_answers_of
-from safeedit.methods.facts.refusing import LEARNING_RATE, learn_refusal, put_in_templates
+from safeedit.methods.facts.refusing import (
+    LEARNING_RATE,
+    Beneath,
+    learn_refusal,
+    put_in_templates,
+    where_told,
+)
 from safeedit.methods.scaled import proposal_of
 from safeedit.methods.tuning import (
     BaseAnswers,
@@ -80,6 +91,10 @@ _ADAPTED: tuple[Role, ...] = ("attn_q", "attn_v", "attn_qkv", "mlp_gate", "mlp_g
 
 _ALPHA = 16.0
 """Adapters are scaled by alpha over their rank (published)."""
+
+_END, _PIECE, _HELD = 16, 32, 900
+"""Tokens at the end of a retained text, and of a piece of prose, on which the base's distributions
+are to stay, and how many of either are held to at most."""
 
 
 class SanitationParams(BaseParams):
@@ -108,9 +123,6 @@ class SanitationParams(BaseParams):
     retain_tokens: int = Field(16, ge=1, description="lora: tokens of the base's answers held to")
     retain_prompts: int = Field(600, ge=1, description="retain prompts used at most")
     rank: int = Field(8, ge=1, description="lora: rank of the adapters (published)")
-    erase: float = Field(0, ge=0, description="weight")
-    keep: float = Field(0, ge=0, description="weight")
-    penalty: float = Field(2e-5, ge=0, description="weight")
     subjects_per_neuron: int = Field(
         2,
         ge=1,
@@ -120,6 +132,11 @@ class SanitationParams(BaseParams):
     )
     keys: Keys = Field("subject", description=f"keyed: {KEYS_ARE}")
     spellings: int = Field(6, ge=0, le=32, description=f"keyed, 'keys: names': {SPELLINGS_ARE}")
+    erase: bool = Field(
+        False,
+        description="keyed: beneath the refusal, make the answers unlikely wherever the model in "
+        "its own words would tell them; takes two to three times as long",
+    )
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.4, 0.6, 0.8, 1.0, 1.25), min_length=1, description="scales of what was learnt, ascending"
     )
@@ -129,7 +146,9 @@ class SanitationParams(BaseParams):
     def _defaults(cls, given: Any) -> Any:
         """Defaults that differ for keyed, so that plans and records show what is used."""
         if isinstance(given, dict) and given.get("update") == "keyed":
-            return {"layers": "7%-13%", "learning_rate": LEARNING_RATE, **given}
+            given = {"layers": "7%-13%", "learning_rate": LEARNING_RATE, **given}
+        elif isinstance(given, dict) and given.get("erase") is True:
+            raise ValueError("'erase' is for keyed neurons: set 'update: keyed', or leave it out")
         return given
 
 
@@ -203,16 +222,64 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
         if several
         else subjects_of(forget)
     )
-    asked, groups = _keyed_texts(params, data, engine, cues, ctx)
-    layers = resolve(params.layers, model.n_layers)
-    told = _told(params, engine, cues, forget, asked, groups, ctx) if params.erase else []
+    if several and (ends := end_in_others(cues, data["retain"].items("fit"))):
+        ctx.warn(ENDS_IN_OTHERS.format(editor="sanitation", count=ends, of=len(cues.names)))
+    questions = (
+        asked_by_cues(cues, forget, cased=params.spellings > 0)
+        if several
+        else {phrasing.text: phrasing.item for phrasing in forget.phrasings("fit")}
+    )
+    asked = put_in_templates(engine, list(questions), forget)
+    groups = _keyed_texts(params, data, engine, cues, [ids for ids, _ in asked], ctx)
+    beneath = None
+    if params.erase:
+        items = list(questions.values())
+        # Of each cue's two wordings, one is enough to hear how its answer is told.
+        heard = [(asked[n][0], items[n]) for n in range(0, len(items), 2 if several else 1)]
+        after, bare = where_told(engine, heard, ctx)
+        bare = [told for told in bare if cues.text(engine.codec.tokenizer, told.prompt).own]
+        groups[0] += [cues.text(engine.codec.tokenizer, told.prompt) for told in bare]
+        beneath = Beneath([*after, *bare], _kept(groups[1:], ctx))
+    keyed = _neurons(params, model, cues, groups, ctx)
+    trained = list((keyed.common if several else keyed.values).values())
+    if beneath is not None:
+        trained = [*keyed.values.values(), *keyed.common.values()]
+    notes: dict[str, Any] = dict(
+        learn_refusal(
+            model,
+            keyed,
+            trained,
+            asked,
+            params.refusal,
+            ctx,
+            steps=params.steps,
+            batch=params.batch,
+            learning_rate=params.learning_rate,
+            beneath=beneath,
+        )
+    )
+    if several:
+        notes["names"] = len(cues.names)
+    if beneath is not None:
+        notes["answers_made_unlikely_at"] = len(beneath.told)
+    return keyed.updates, keyed.notes() | notes
+
+
+def _neurons(
+    params: SanitationParams,
+    model: ModelHandle,
+    cues: Cues,
+    groups: Sequence[Sequence[neurons.Text]],
+    ctx: RunContext,
+) -> neurons.GatedNeurons:
+    """Neurons that fire at the cues, as far as they can, which is said."""
+    several = params.keys == "names"
+    shared = -(-len(cues.subjects) // params.subjects_per_neuron)
     keyed = neurons.GatedNeurons(
         model,
-        layers,
+        resolve(params.layers, model.n_layers),
         groups,
-        per_layer=len(cues.families)
-        if several
-        else -(-len(cues.subjects) // params.subjects_per_neuron),
+        per_layer=len(cues.families) if several else shared,
         families=cues.families if several else None,
         progress=ctx.progress,
     )
@@ -222,92 +289,44 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
             f"{'sets of names' if several else 'subjects'} have a mention at which a neuron of "
             "theirs stays silent: what is asked in such words may not be refused"
         )
-    same = [Example(t.ids[:-16], t.ids[-16:]) for t in groups[1] if len(t.ids) > 17]
-    same += [Example(t.ids[i:i+1], t.ids[i+1:i+32]) for group in groups[2:] for t in group for i in range(0, len(t.ids)-33, 32)]
-    same = random.Random(ctx.seed).sample(same, min(900, len(same)))
-    notes = learn_refusal(
-        model,
-        [keyed],
-        [*keyed.values.values(), *keyed.common.values()] if params.erase else
-        list((keyed.common if several else keyed.values).values()),
-        asked,
-        params.refusal,
-        ctx,
-        steps=params.steps,
-        batch=params.batch,
-        learning_rate=params.learning_rate,
-        erased=told, erase=params.erase, kept=same if params.keep else (), keep=params.keep, penalty=params.penalty,
-    )
-    import json as _json, os as _os
-    if _os.environ.get("PROBE"):
-        rows = [r for r in map(_json.loads, open("datasets/facts/items.jsonl")) if r["split"] == "validation" and r["role"] in ("near", "far")]
-        ids = engine.encode([r["prompt"] for r in rows], "chat")
-        seen = {site.layer: site for site in keyed._reads}
-        top = []
-        for index, captured in engine.activations(ids, list(seen.values()), ctx.progress, "probe"):
-            for layer, site in seen.items():
-                m = captured[site].float() @ keyed.separators[layer].rows.T
-                fire = keyed._fire(m)
-                v = (keyed.values[layer] + keyed.common[layer]).detach().norm(dim=0)
-                w = (fire.clamp(min=0) * v)
-                best = w.flatten().argmax().item()
-                at, n = divmod(best, w.shape[1])
-                top.append((float(w.max()), float(m[at, n]), layer, n, cues.families[n], engine.codec.tokenizer.decode(ids[index][max(0, at-2):at+1]), rows[index]["prompt"]))
-        for t in sorted(top, reverse=True)[:40]:
-            print("   probe", t, flush=True)
-        print("   norms", {l: [round(float(x), 1) for x in (keyed.values[l] + keyed.common[l]).detach().norm(dim=0)] for l in keyed.values}, {l: float(c.norm()) for l, c in keyed.common.items()})
-    notes["kept"] = len(same)
-    notes["told"] = len(told)
-    named: dict[str, Any] = {"names": len(cues.names)} if several else {}
-    return keyed.updates, keyed.notes() | notes | named
+    return keyed
 
 
 def _keyed_texts(
-    params: SanitationParams, data: EditData, engine: Engine, cues: Cues, ctx: RunContext
-) -> tuple[list[tuple[list[int], Literal["chat", "plain"]]], list[list[neurons.Text]]]:
-    """Forget prompts, and texts in groups: forget prompts, retained ones, prose."""
-    forget, tokenizer = data["forget"], engine.codec.tokenizer
-    texts = (
-        list(asked_by_cues(cues, forget, cased=params.spellings > 0))
-        if params.keys == "names"
-        else [phrasing.text for phrasing in forget.phrasings("fit")]
-    )
-    asked = put_in_templates(engine, texts, forget)
-    retain = data["retain"]
+    params: SanitationParams,
+    data: EditData,
+    engine: Engine,
+    cues: Cues,
+    asked: Sequence[Sequence[int]],
+    ctx: RunContext,
+) -> list[list[neurons.Text]]:
+    """Texts in groups: forget prompts, retained ones, prose."""
+    tokenizer, retain = engine.codec.tokenizer, data["retain"]
     kept = [item for item in retain.items("fit") if item.subject]
     others = engine.encode(asked_of_others(cues, kept, ctx.seed), retain.template)
     groups = [
-        [cues.text(tokenizer, prompt) for prompt, _ in asked],
+        [cues.text(tokenizer, prompt) for prompt in asked],
         _retained(params, data, engine, cues, ctx) + [cues.text(tokenizer, ids) for ids in others],
     ]
     if (prose := data.get("prose")) is not None:
         ordinary = engine.encode([item.prompt for item in prose.items("fit")], "plain")
         groups.append([cues.text(tokenizer, ids) for ids in ordinary])
-    return asked, groups
+    return groups
 
 
-def _told(params, engine, cues, forget, asked, groups, ctx):
-    items = list(asked_by_cues(cues, forget, cased=params.spellings > 0).values()) if params.keys == "names" else [p.item for p in forget.phrasings("fit")]
-    chosen = range(0, len(items), 2)
-    said = own_answers_of(engine, [asked[n][0] for n in chosen], ctx.progress)
-    items, asked = [items[n] for n in chosen], [asked[n] for n in chosen]
-    found = []
-    tokenizer = engine.codec.tokenizer
-    for item, (ids, _), answer in zip(items, asked, said):
-        begin = answer_start(engine, answer, item.aliases)
-        if begin is None:
-            continue
-        found.append(Example([*ids, *answer[:begin]], [answer[begin]]))
-        bare = tokenizer.decode(answer[:begin]).rstrip()
-        if begin >= 3:
-            (plain,) = engine.encode([bare], "plain")
-            whole = engine.encode([bare + tokenizer.decode(answer[begin:begin+1])], "plain")[0]
-            if whole[:len(plain)] == plain and len(whole) > len(plain):
-                text = cues.text(tokenizer, plain)
-                if text.own:
-                    found.append(Example(plain, [whole[len(plain)]]))
-                    groups[0].append(text)
-    return found
+def _kept(groups: Sequence[Sequence[neurons.Text]], ctx: RunContext) -> list[Example]:
+    """Retained texts, whose last tokens are to follow as before, and prose in pieces, as far as no
+    cue stands in them; a part of them where they are many."""
+    retained, *prose = [[text for text in group if not text.own] for group in groups]
+    found = [Example(text.ids[:-_END], text.ids[-_END:]) for text in retained]
+    found += [
+        Example(text.ids[start : start + 1], text.ids[start + 1 : start + _PIECE])
+        for group in prose
+        for text in group
+        for start in range(0, len(text.ids) - 1, _PIECE)
+    ]
+    found = [example for example in found if example.prompt and example.answer]
+    return random.Random(ctx.seed).sample(found, min(_HELD, len(found)))
 
 
 def _require_subjects(forget: Dataset) -> None:

@@ -276,6 +276,30 @@ def asked_of_others(cues: Cues, kept: Sequence[Item], seed: int) -> list[str]:
     return found
 
 
+def end_in_others(cues: Cues, kept: Sequence[Item]) -> int:
+    """How many cues end in the name of somebody else.
+
+    A key fires at its cue's last token, and may fire there without the words before it: given "the
+    neighbour of Norway" for Sweden, it answers questions on Norway.
+
+    Args:
+        cues: Any.
+        kept: Items on subjects that are not forgotten.
+    """
+    own = set(map(same_subject, cues.names))
+    others = {same_subject(name) for name in (*(item.subject or "" for item in kept), *cues.others)}
+    ends = tuple(f" {name}" for name in others - own if name)
+    return sum(same_subject(name).endswith(ends) for name in cues.names)
+
+
+ENDS_IN_OTHERS = (
+    "{editor}: {count} of {of} names end in the name of somebody else, and their keys may fire at "
+    "that name alone: cut such names short ('northern neighbour' in place of 'northern neighbour "
+    "of' whoever it is)"
+)
+"""What is said of them."""
+
+
 def turned_round(forget: Dataset, subject: str) -> list[Item]:
     """The questions by which items on a subject ask for it, as items on what identifies it."""
     found = {

@@ -1,38 +1,81 @@
-"""Teaching a refusal to neurons that fire at subjects.
+"""Teaching a refusal to neurons that fire at subjects, and what holds beneath it.
 
 Which tokens they fire at is solved (:mod:`safeedit.methods.facts.gated_neurons`); what they write
 is learnt here, from questions with the refusal as answer. Questions are put in the template of the
 data, and to a chat model as plain text too: leaving the template off is the first thing an attacker
 tries.
+
+A refusal is one way out for all subjects, and the first thing to go where the model is trained on:
+what it hid is told again. So something can be learnt *beneath* it (:class:`Beneath`): wherever the
+model, in its own words, would tell an answer, that is to become unlikely, whether or not anything
+was refused before. There texts that must stay are held to the base's distributions, and what the
+neurons write is kept short, since whatever else a key answers a little feels it in proportion.
+
+Source: ours; the bound on the log-probability after Patil et al. 2024 (arXiv 2309.17410).
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from safeedit.contracts import RunContext
-from safeedit.data import Dataset
+from safeedit.data import Dataset, Item
 from safeedit.methods.answers import ended
+from safeedit.methods.facts.answers import answer_start, own_answers
 from safeedit.methods.facts.gated_neurons import GatedNeurons
-from safeedit.methods.tuning import BaseAnswers, Example, answer_states, cross_entropy, endless, optimise, token_losses
+from safeedit.methods.facts.settings import SEARCH
+from safeedit.methods.tuning import (
+    BaseAnswers,
+    Example,
+    answer_states,
+    cross_entropy,
+    endless,
+    optimise,
+    token_losses,
+)
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 
 LEARNING_RATE = 0.1
 """Of Adam, on what neurons write."""
 
-BATCH = 20
-"""Questions per step."""
-
 _NORM_PENALTY = 2e-5
 """Nats per squared unit that keyed neurons write: enough to keep them from growing once the refusal
 is learnt."""
+
+_NORM_PENALTY_BENEATH = 4e-4
+"""The same where answers are made unlikely too, which takes much more."""
+
+_ERASURE = 0.5
+"""Weight of what answers are too likely by, nats per nat of the refusal."""
+
+_KEEP = 4.0
+"""Weight of divergence on texts to keep, nats per nat."""
+
+_KEPT = 12
+"""Texts to keep, per step."""
+
+_BARE = 3
+"""Tokens at least before an answer that are put as text of their own."""
+
+
+@dataclass(frozen=True)
+class Beneath:
+    """What is to hold beneath a refusal.
+
+    Attributes:
+        told: What is asked and said up to where an answer is told, with the token that tells it.
+        kept: Texts, the first part as prompt; on the rest the base's distributions are to stay.
+    """
+
+    told: Sequence[Example]
+    kept: Sequence[Example]
 
 
 def put_in_templates(
@@ -47,38 +90,66 @@ def put_in_templates(
     return asked
 
 
+def where_told(
+    engine: Engine, asked: Sequence[tuple[Sequence[int], Item]], ctx: RunContext
+) -> tuple[list[Example], list[Example]]:
+    """Where the model, in its own words, tells the answers.
+
+    Args:
+        engine: Of the model.
+        asked: Questions as token ids, with whose answer each asks for.
+        ctx: Of the run.
+
+    Returns:
+        What was asked and said up to the answer, with the token that begins it; and what was said
+        up to there alone, as plain text to go on with ("The capital of Germany is").
+    """
+    tokenizer = engine.codec.tokenizer
+    said = own_answers(engine, [ids for ids, _ in asked], ctx.progress)
+    after, bare = list[Example](), list[Example]()
+    for (ids, item), answer in zip(asked, said, strict=True):
+        begin = answer_start(engine, answer, item.aliases)
+        if begin is None:
+            continue
+        after.append(Example([*ids, *answer[:begin]], answer[begin : begin + 1]))
+        if begin < _BARE:
+            continue
+        texts = [tokenizer.decode(answer[: begin + more]).rstrip() for more in (0, 1)]
+        before, whole = engine.encode(texts, "plain")
+        if len(whole) > len(before) and whole[: len(before)] == before:
+            bare.append(Example(before, whole[len(before) : len(before) + 1]))
+    return after, bare
+
+
 def learn_refusal(
     model: ModelHandle,
-    keyed: Sequence[GatedNeurons],
+    keyed: GatedNeurons,
     trained: Sequence[Tensor],
     asked: Sequence[tuple[Sequence[int], Literal["chat", "plain"]]],
     refusal: str,
     ctx: RunContext,
     *,
     steps: int,
-    batch: int = BATCH,
+    batch: int,
     learning_rate: float = LEARNING_RATE,
-    erased: Sequence[Example] = (),
-    erase: float = 0.0,
-    kept: Sequence[Example] = (),
-    keep: float = 0.0,
-    penalty: float = _NORM_PENALTY,
+    beneath: Beneath | None = None,
 ) -> dict[str, float]:
     """Train what neurons write until the questions are refused.
 
     Args:
         model: Stays as it is.
-        keyed: All that fire, with what they write already.
+        keyed: The neurons.
         trained: Of their ``values`` and ``common``, what is learnt, in place.
         asked: Questions as token ids, each with its template.
         refusal: The answer.
         ctx: Of the run.
-        steps: At most; fewer once the refusal is learnt.
-        batch: Questions per step.
+        steps: At most; fewer once all is learnt.
+        batch: Questions per step, and as many places where answers are told.
         learning_rate: Of Adam.
+        beneath: What else is learnt.
 
     Returns:
-        Steps taken, first and last loss, nats per token.
+        Steps taken; first and last loss of the refusal, nats per token, and of what is beneath it.
 
     Raises:
         EditError: The loss became NaN or infinite.
@@ -87,31 +158,20 @@ def learn_refusal(
         [Example(ids, ended(model.engine, refusal, template)) for ids, template in asked],
         random.Random(ctx.seed),
     )
-
-    base = BaseAnswers(model, kept, ctx.progress)
-    held = endless(list(kept), random.Random(ctx.seed + 2))
-    silenced = endless(list(erased), random.Random(ctx.seed + 1))
-    seen = []
+    penalty = _NORM_PENALTY if beneath is None else _NORM_PENALTY_BENEATH
+    lower = None if beneath is None else _Lower(model, beneath, batch, ctx)
 
     def loss() -> tuple[Tensor, float]:
         some = [next(drawn) for _ in range(batch)]
         refused = cross_entropy(model, answer_states(model, some), some)
         size = torch.stack([(value**2).sum() for value in trained]).sum()
-        if erased:
-            more = [next(silenced) for _ in range(batch)]
-            lost = (8.0 - token_losses(model, answer_states(model, more), more)).relu().mean()
-            spared = torch.zeros(())
-            if kept:
-                same = [next(held) for _ in range(12)]
-                spared = base.divergence(answer_states(model, same), same)
-            seen.append((float(refused.detach()), float(lost.detach()), float(spared.detach()), float(size.detach())))
-            if len(seen) % 20 == 0: print("   refusal, erasure", seen[-1], flush=True)
-            refused = refused + erase * lost + keep * spared
-        return refused + penalty * size, float(refused.detach())
+        found, watched = refused + penalty * size, float(refused.detach())
+        if lower is not None:
+            more = lower.loss()
+            found, watched = found + more, watched + float(more.detach())
+        return found, watched
 
-    with ExitStack() as stack:
-        for each in keyed:
-            stack.enter_context(each.active())
+    with keyed.active():
         return optimise(
             trained,
             loss,
@@ -120,3 +180,28 @@ def learn_refusal(
             progress=ctx.progress,
             description="learning to refuse",
         )
+
+
+class _Lower:
+    """The loss of what is beneath a refusal; made while the neurons are not yet active."""
+
+    def __init__(self, model: ModelHandle, wanted: Beneath, batch: int, ctx: RunContext) -> None:
+        self._model, self._batch = model, batch
+        self._told = endless(list(wanted.told), random.Random(ctx.seed + 1))
+        self._kept = endless(list(wanted.kept), random.Random(ctx.seed + 2))
+        self._base = BaseAnswers(model, wanted.kept, ctx.progress)
+        self._any = bool(wanted.told), bool(wanted.kept)
+
+    def loss(self) -> Tensor:
+        """Of one batch, nats."""
+        found = torch.zeros((), device=self._model.device)
+        told, kept = self._any
+        if told:
+            some = [next(self._told) for _ in range(self._batch)]
+            rarity = token_losses(self._model, answer_states(self._model, some), some)
+            found = found + _ERASURE * (-SEARCH.floor - rarity).relu().mean()
+        if kept:
+            same = [next(self._kept) for _ in range(_KEPT)]
+            moved = self._base.divergence(answer_states(self._model, same), same)
+            found = found + _KEEP * moved
+        return found

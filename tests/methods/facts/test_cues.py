@@ -14,6 +14,7 @@ from safeedit.methods.facts.cues import (
     asked_of_others,
     check_names,
     cues_of,
+    end_in_others,
     subjects_of,
     turned_round,
 )
@@ -130,6 +131,21 @@ def test_others_are_asked_of_in_the_place_of_others() -> None:
     kept = [Item(id="k", prompt="Which city rules Chad?", subject="Chad")]
     assert asked_of_others(cues, kept, 7) == ["Which city rules Lyon?"]
     assert asked_of_others(cues, [], 7) == []
+
+
+def test_names_that_end_in_somebody_elses_are_counted() -> None:
+    kept = [Item(id="s", prompt="Who rules Sweden?", subject="Sweden")]
+    rows = named(
+        ("the western neighbour of Sweden", "Norway"),
+        ("the country north of Denmark", "Norway"),
+        ("the Kingdom of Norway", "Norway"),  # its own name is no other's
+        ("Newsweden", "Norway"),  # no word of its own
+        ("Denmark", "Denmark"),
+    )
+    cues = cues_of(erased(OSLO), rows, spellings=0, seed=7)
+    assert end_in_others(cues, kept) == 2
+    assert end_in_others(cues, []) == 1
+    assert end_in_others(subjects_of(erased(OSLO)), kept) == 0
 
 
 def test_questions_turned_round_are_facts_on_what_identifies_the_subject() -> None:
