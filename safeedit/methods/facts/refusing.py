@@ -149,27 +149,23 @@ def learn_refusal(
         beneath: What else is learnt.
 
     Returns:
-        Steps taken; first and last loss of the refusal, nats per token, and of what is beneath it.
+        Steps taken; first and last loss, nats, of the refusal and of what is beneath it.
 
     Raises:
         EditError: The loss became NaN or infinite.
     """
-    drawn = endless(
-        [Example(ids, ended(model.engine, refusal, template)) for ids, template in asked],
-        random.Random(ctx.seed),
-    )
+    examples = [Example(ids, ended(model.engine, refusal, template)) for ids, template in asked]
+    drawn = endless(examples, random.Random(ctx.seed))
     penalty = _NORM_PENALTY if beneath is None else _NORM_PENALTY_BENEATH
-    lower = None if beneath is None else _Lower(model, beneath, batch, ctx)
+    lower = None if beneath is None else BeneathLoss(model, beneath, batch, ctx)
 
     def loss() -> tuple[Tensor, float]:
         some = [next(drawn) for _ in range(batch)]
-        refused = cross_entropy(model, answer_states(model, some), some)
-        size = torch.stack([(value**2).sum() for value in trained]).sum()
-        found, watched = refused + penalty * size, float(refused.detach())
+        found = cross_entropy(model, answer_states(model, some), some)
         if lower is not None:
-            more = lower.loss()
-            found, watched = found + more, watched + float(more.detach())
-        return found, watched
+            found = found + lower.of_a_batch()
+        size = torch.stack([(value**2).sum() for value in trained]).sum()
+        return found + penalty * size, float(found.detach())
 
     with keyed.active():
         return optimise(
@@ -182,8 +178,15 @@ def learn_refusal(
         )
 
 
-class _Lower:
-    """The loss of what is beneath a refusal; made while the neurons are not yet active."""
+class BeneathLoss:
+    """The loss of what is beneath a refusal.
+
+    Args:
+        model: Without the neurons, at this time.
+        wanted: What is to hold.
+        batch: Places where answers are told, per step.
+        ctx: Of the run.
+    """
 
     def __init__(self, model: ModelHandle, wanted: Beneath, batch: int, ctx: RunContext) -> None:
         self._model, self._batch = model, batch
@@ -192,8 +195,8 @@ class _Lower:
         self._base = BaseAnswers(model, wanted.kept, ctx.progress)
         self._any = bool(wanted.told), bool(wanted.kept)
 
-    def loss(self) -> Tensor:
-        """Of one batch, nats."""
+    def of_a_batch(self) -> Tensor:
+        """By how much answers are too likely, and texts to keep have moved: weighed, nats."""
         found = torch.zeros((), device=self._model.device)
         told, kept = self._any
         if told:

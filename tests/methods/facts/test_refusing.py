@@ -16,6 +16,7 @@ from safeedit.methods.facts import refusing
 from safeedit.methods.facts.gated_neurons import GatedNeurons, Text
 from safeedit.methods.facts.refusing import (
     Beneath,
+    BeneathLoss,
     learn_refusal,
     put_in_templates,
     where_told,
@@ -104,13 +105,13 @@ def test_the_loss_beneath_is_what_is_too_likely_and_what_has_moved(tmp_path: Pat
     handle = taught()
     places = told(handle, FORGOTTEN[0])
     wanted = Beneath(places, [])
-    lower = refusing._Lower(handle, wanted, len(places), context(tmp_path))
+    lower = BeneathLoss(handle, wanted, len(places), context(tmp_path))
     by_hand = sum(max(0.0, value + 8) for value in log_probs(handle, places)) / len(places)
-    assert float(lower.loss()) == pytest.approx(0.5 * by_hand, rel=0.02)
+    assert float(lower.of_a_batch()) == pytest.approx(0.5 * by_hand, rel=0.02)
 
     ids = questions(handle, KEPT[0])[0]
-    same = refusing._Lower(handle, Beneath([], [Example(ids[:-3], ids[-3:])]), 4, context(tmp_path))
-    assert float(same.loss()) == pytest.approx(0, abs=1e-5)
+    same = BeneathLoss(handle, Beneath([], [Example(ids[:-3], ids[-3:])]), 4, context(tmp_path))
+    assert float(same.of_a_batch()) == pytest.approx(0, abs=1e-5)
     with torch.no_grad():
         before = handle.model(torch.tensor([ids])).logits[0, -4:-1].float().log_softmax(-1)
         weight = handle.weight(handle.sites("mlp_out", [0])[0])
@@ -119,7 +120,7 @@ def test_the_loss_beneath_is_what_is_too_likely_and_what_has_moved(tmp_path: Pat
         now = handle.model(torch.tensor([ids])).logits[0, -4:-1].float().log_softmax(-1)
     moved = float(functional.kl_div(now, before, log_target=True, reduction="batchmean"))
     assert moved > 0.01
-    assert float(same.loss()) == pytest.approx(4 * moved, rel=0.1)
+    assert float(same.of_a_batch()) == pytest.approx(4 * moved, rel=0.1)
 
 
 def test_where_the_model_tells_an_answer_in_its_own_words(
