@@ -253,7 +253,7 @@ def asked_by_cues(cues: Cues, forget: Dataset, *, cased: bool) -> dict[str, Item
         for phrase in item.descriptions:
             if described := with_subject(item.prompt, item, phrase):
                 found[described] = item
-        turned = replace(item, aliases=item.names)
+        turned = replace(item, answer=item.names[0], aliases=item.names)
         found |= dict.fromkeys(item.reverse_questions, turned)
     return found
 
