@@ -281,6 +281,7 @@ def _neurons(
         groups,
         per_layer=len(cues.families) if several else shared,
         families=cues.families if several else None,
+        compensate=several,
         progress=ctx.progress,
     )
     if keyed.silent:
