@@ -393,6 +393,14 @@ def settled(kind: type[Auditor], params: Any, base: Path) -> Any:
     return params if settle is None else settle(params, base)
 
 
+def files_digest(auditor: Auditor) -> str:
+    """Of the files of its own that an auditor reads, as :func:`settled` found them: its parameter
+    ``digest``. Empty where it reads none."""
+    if getattr(auditor, "settle", None) is None:
+        return ""
+    return str(getattr(getattr(auditor, "params", None), "digest", ""))
+
+
 def metrics_of(auditor: Auditor) -> tuple[MetricSpec, ...]:
     """What an auditor promises to measure with its parameters.
 

@@ -571,6 +571,19 @@ def test_a_gate_on_a_metric_that_no_task_has_is_refused_while_planning(place: Wo
 
 
 @needs_harness
+def test_a_written_plan_is_of_these_tasks(place: Workplace) -> None:
+    _write(place.folder / "evals", CHOICE)
+    gate = {"metric": "lm_eval.colours_acc", "min": 0, "min_n": 1}
+    policy = place.policy(audits=[{"use": "lm_eval", "folder": "evals"}], gates=[gate])
+    written = place.folder / "plan.json"
+    assert place.run("plan", policy, "-o", written).exit_code == 0
+    (place.folder / "evals" / "colours.jsonl").write_text(json.dumps(DOCUMENTS[0]) + "\n")
+    refused = place.run("apply", written)
+    assert refused.exit_code == 2
+    assert "data of audit:lm_eval files" in " ".join(refused.stderr.split())
+
+
+@needs_harness
 def test_it_is_no_target_of_a_dose(place: Workplace) -> None:
     _write(place.folder / "evals", CHOICE)
     policy = place.policy(
