@@ -251,3 +251,13 @@ def test_a_comparison_does_not_depend_on_the_order_of_items() -> None:
         mean_metric("m", turned, "nats", "lower"), mean_metric("m", after, "nats", "lower")
     )
     assert first.difference_interval == second.difference_interval
+
+
+@pytest.mark.parametrize("n", range(2, 12))
+def test_the_mean_of_equal_items_is_in_its_interval(n: int) -> None:
+    found = mean_metric(
+        "m", dict.fromkeys(map(str, range(n)), 3.3221709004947531), "bits", "higher"
+    )
+    assert found.interval is not None
+    assert found.value is not None
+    assert found.interval.low <= found.value <= found.interval.high
