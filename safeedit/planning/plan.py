@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safeedit.contracts import Attack, Auditor, BaseParams, EditData, Editor, TensorPlan
+from safeedit.contracts import Attack, Auditor, BaseParams, EditData, Editor, TensorPlan, metrics_of
 from safeedit.data import Dataset
 from safeedit.export.ledger.update import LedgerUpdate
 from safeedit.model.architectures import ModelShape
@@ -65,7 +65,7 @@ class PlannedAudit:
     @property
     def metrics(self) -> dict[str, MetricSpec]:
         """Full metric name -> its specification."""
-        return {f"{self.id}.{metric.name}": metric for metric in self.auditor.metrics}
+        return {f"{self.id}.{metric.name}": metric for metric in metrics_of(self.auditor)}
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,15 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from safeedit.errors import UsageError
-from safeedit.records import Comparison, Direction, Interval, Metric
+from safeedit.records import BOUNDS, Comparison, Direction, Interval, Metric
 from safeedit.statistics.intervals import (
+    NORMAL,
     Codes,
     Floats,
     bootstrap,
     bootstrap_totals,
     mcnemar,
+    normal_interval_at,
     paired_rate_difference,
     rate_interval,
     unpaired_difference,
@@ -264,13 +266,16 @@ def interval_at(metric: Metric, level: float) -> Interval | None:
     """The metric's interval at another level than it was made for.
 
     None where what the record holds does not suffice: the metric has no interval, or it is
-    neither a rate nor a mean over the items it lists.
+    neither a rate nor a mean over the items it lists, nor made from a standard error.
     """
     interval = metric.interval
     if interval is None or metric.value is None or math.isclose(interval.level, level):
         return interval
     if interval.method.startswith("wilson"):
         return rate_interval_of(metric, level)
+    if interval.method == NORMAL:
+        bounds = BOUNDS.get(metric.unit, (None, None))
+        return normal_interval_at(metric.value, interval, level, bounds)
     return mean_interval_of(metric, level) if _is_mean(metric) else None
 
 
