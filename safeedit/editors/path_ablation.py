@@ -16,6 +16,9 @@ needs a bias to hold it: where the matrices have none, it is refused while plann
 offered: all that reads a node reads the same residual stream, and no change of the weights parts
 its readers.
 
+Where a norm follows the MLP (Gemma, OLMo-2), its number multiplies what leaves the norm: zeros come
+to the same.
+
 What departs from the publication: nodes in place of edges, for that reason; numbers are sigmoids,
 so that none gets stuck at an end; the toxic loss counts up to `rise` nats per token above the
 untouched model's, since without bound it is best served by a broken model.
@@ -33,13 +36,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from safeedit import __version__
 from safeedit.contracts import (
@@ -55,7 +59,7 @@ from safeedit.contracts import (
 from safeedit.data import Dataset
 from safeedit.delta import Columns, Dense, Origin, Update, WeightDelta
 from safeedit.errors import EditError, UnsupportedModelError, UsageError
-from safeedit.methods.contrast import Passage, passages, prose_passages
+from safeedit.methods.contrast import Passage, gain_after_mlp, passages, prose_passages
 from safeedit.methods.tuning import Example, answer_states, cross_entropy, endless
 from safeedit.model.architectures import Site
 from safeedit.model.handle import ModelHandle
@@ -66,6 +70,8 @@ _BATCH = 8
 _PROSE_TOKENS = 64
 _START = 3.0
 """Of a number before its sigmoid: .95."""
+_EPS = 1e-3
+"""Of Adam, which would else move a node that hardly matters as fast as one that does."""
 
 
 class PathAblationParams(BaseParams):
@@ -232,13 +238,27 @@ class NodeMask:
 
             return change
 
+        behind = {site: norm for site in self._mlps if (norm := self._norm(site)) is not None}
+        bare = [site for site in self._mlps if site not in behind]
         each = shrunk(lambda site, width: heads[site].repeat_interleave(width // self._heads))
         whole = shrunk(lambda site, width: mlps[site])
-        with (
-            self.model.intercepted(self._attention, each, "input"),
-            self.model.intercepted(self._mlps, whole, "output"),
-        ):
+        with ExitStack() as stack:
+            stack.enter_context(self.model.intercepted(self._attention, each, "input"))
+            stack.enter_context(self.model.intercepted(bare, whole, "output"))
+            for site, norm in behind.items():
+                hook = norm.register_forward_hook(partial(_multiplied, mlps[site]))
+                stack.callback(hook.remove)
             yield
+
+    def _norm(self, site: Site) -> nn.Module | None:
+        """The norm of what an MLP writes, where there is one: it would undo any number but 0, and
+        is therefore what the number multiplies."""
+        architecture = self.model.architecture
+        # That of OPT-350m is of the sum, what was there before included.
+        if architecture.model_type == "opt" or gain_after_mlp(self.model, site.layer) is None:
+            return None
+        block = self.model.blocks()[site.layer]
+        return block.get_submodule(architecture.post_mlp_norm)
 
     def without(self, places: Sequence[int]) -> dict[str, Update]:
         """The change of the weights that takes these nodes out."""
@@ -272,6 +292,10 @@ class NodeMask:
             bias = self.model.oriented(site.bias).float()
             found[site.bias] = Dense((0.0 if mean is None else mean.to(bias)) - bias)
         return found
+
+
+def _multiplied(number: Tensor, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output * number.to(output)
 
 
 def _roles(params: PathAblationParams) -> list[str]:
@@ -326,7 +350,7 @@ def _learn(
 
     with torch.no_grad():
         whole = [_mean_loss(loss, texts) for texts in (toxic, clean)]
-    optimiser = torch.optim.Adam([logits], lr=params.learning_rate)
+    optimiser = torch.optim.Adam([logits], lr=params.learning_rate, eps=_EPS)
     for _ in ctx.progress(range(params.steps), "learning which paths to cut", params.steps):
         some, others = ([next(each) for _ in range(_BATCH)] for each in batches)
         numbers = logits.sigmoid()
