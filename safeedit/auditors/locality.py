@@ -185,8 +185,7 @@ class Locality:
             AuditError: There are no near questions in the split, or the reference belongs to
                 other data.
         """
-        if reference is not None:
-            check_reference(reference, data, split)
+        check_reference(reference, data, split)
         groups = self._ask(model.engine, data, split, ctx, reference)
         kept: dict[str, KeptDistributions | None]
         if reference is None:

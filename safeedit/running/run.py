@@ -28,7 +28,7 @@ from safeedit.errors import ExportError, ModelError, naming
 from safeedit.export.checkpoint import write_checkpoint
 from safeedit.export.disk import as_export_error
 from safeedit.export.interrupts import until_done
-from safeedit.export.signing.keys import SigningKey
+from safeedit.export.signing.parties import Signer
 from safeedit.export.staging import Staging
 from safeedit.export.weights import Written
 from safeedit.model.carried import left_behind
@@ -81,7 +81,7 @@ def execute(
     ctx: RunContext,
     *,
     write_reports: WriteReports = lambda record: None,
-    sign: SigningKey | None = None,
+    sign: Signer | None = None,
 ) -> RunRecord:
     """Run a policy from its plan to its verdict, exporting what passed.
 
@@ -214,7 +214,7 @@ class Run:
         """Of each edit whose layers are to be chosen."""
         self.edits: list[EditRecord] = []
         self.deltas: dict[str, WeightDelta] = {}
-        self.sign: SigningKey | None = None
+        self.sign: Signer | None = None
         self.idle = False
         """An edit changed no stored weight, or the edits together left the base as it was:
         whatever the gates say, it is not about an edit."""
@@ -226,7 +226,7 @@ class Run:
         self.measured: RunRecord | None = None
         """What has been found, once the edited model is measured."""
 
-    def apply(self, write_reports: WriteReports, sign: SigningKey | None = None) -> RunRecord:
+    def apply(self, write_reports: WriteReports, sign: Signer | None = None) -> RunRecord:
         """From the untouched model to a verdict; see :func:`execute`."""
         self.sign = sign
         model = self._open()

@@ -220,8 +220,7 @@ class Failures:
         Raises:
             AuditError: As in the module's docstring, or the reference belongs to other data.
         """
-        if reference is not None:
-            check_reference(reference, data, split)
+        check_reference(reference, data, split)
         engine, forget = model.engine, data["forget"]
         targets = self._targets(forget, split, ctx)
         follow = data["portability"].items(split) if "portability" in data else ()

@@ -183,8 +183,7 @@ class Memorization:
         Raises:
             AuditError: See the module; or the reference was made on other data.
         """
-        if reference is not None:
-            check_reference(reference, data, split)
+        check_reference(reference, data, split)
         engine, forget = model.engine, data["forget"]
         secrets = read_secrets(engine, forget, "forget", split, ctx)
         held_out = _held_out(secrets, forget, split)

@@ -176,8 +176,7 @@ class LmEval:
                 f"tasks in {self.params.folder} have changed since the plan was made",
                 remedy="start the run again, and leave the files alone while it runs",
             )
-        if reference is not None:
-            check_reference(reference, data, split, digest)
+        check_reference(reference, data, split, digest)
         # A model that computes nothing is an error, and not one that chose the first answer.
         model.engine.text_nll(["A text to see that there are numbers."], max_length=32)
         sheet = Sheet(self.own_metrics)
