@@ -253,7 +253,13 @@ def mean_interval_of(metric: Metric, level: float) -> Interval | None:
         return None
     keys = sorted(metric.items)
     totals = _totals(metric, keys, _codes(metric, keys))
-    return bootstrap_totals(totals, lambda sums: sums[..., 0] / sums[..., 1], level=level)
+    found = bootstrap_totals(totals, lambda sums: sums[..., 0] / sums[..., 1], level=level)
+    # The mean of equal items is another sum there, whose last bit may differ.
+    value = _mean(metric)
+    low, high = (
+        value if math.isclose(end, value, rel_tol=1e-12) else end for end in (found.low, found.high)
+    )
+    return found.model_copy(update={"low": low, "high": high})
 
 
 def interval_at(metric: Metric, level: float) -> Interval | None:

@@ -253,6 +253,16 @@ def test_a_comparison_does_not_depend_on_the_order_of_items() -> None:
     assert first.difference_interval == second.difference_interval
 
 
+@pytest.mark.parametrize("n", range(2, 12))
+def test_the_mean_of_equal_items_is_in_its_interval(n: int) -> None:
+    found = mean_metric(
+        "m", dict.fromkeys(map(str, range(n)), 3.3221709004947531), "bits", "higher"
+    )
+    assert found.interval is not None
+    assert found.value is not None
+    assert found.interval.low <= found.value <= found.interval.high
+
+
 def test_a_figure_with_a_standard_error_is_known_at_another_level() -> None:
     made = Metric(
         name="lm_eval.rivers_mcc", value=0.5, interval=normal_interval(0.5, 0.1), n=40,
