@@ -113,7 +113,8 @@ def test_every_cue_is_asked_by() -> None:
     for word in ("Norge", "Fjordland", "the land of fjords", "norway", "NORWAY"):
         assert any(word in text for text in asked), word
     assert found[asked[0]].id == OSLO.id, "whose answer it asks for"
-    assert found[OSLO.reverse_questions[0]].aliases[:2] == OSLO.names[:2], "turned round, the subject"
+    turned = found[OSLO.reverse_questions[0]]
+    assert turned.aliases[:2] == OSLO.names[:2], "it asks for the subject"
     for name in cues.names:
         assert any(name in text for text in asked), name
     plain = asked_by_cues(cues, whole, cased=False)
