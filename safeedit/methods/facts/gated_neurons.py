@@ -320,12 +320,39 @@ class GatedNeurons:
         sharp = self._activation(SHARPNESS * answer) / SHARPNESS
         return sharp * answer if self.gated else sharp
 
+    def _written(self, layer: int) -> Tensor:
+        """``(d_model, neurons)`` what each neuron writes at full answer."""
+        return (self.values[layer] + self.common[layer]).detach().float().cpu()
+
+    def _balance(self, layer: int) -> Tensor:
+        """``(neurons,)`` what each gated neuron's up row is multiplied by, and its value divided.
+
+        The neuron computes the same; but an up row much shorter than others is the first to be
+        pruned or rounded to nothing, and a value much longer than others spoils their rounding.
+        Here both are as long as each other, each against the median neuron's of the layer. A neuron
+        that writes nothing is left as it is.
+        """
+        rows, neurons = self.separators[layer].rows, self.neurons[layer]
+        if not self.gated:
+            return torch.ones(len(rows))
+        up = next(s for s in self._reads if s.layer == layer and s.role != "mlp_gate")
+        (out,) = (site for site in self._out if site.layer == layer)
+        others = torch.ones(self.model.shape.d_mlp, dtype=torch.bool)
+        others[neurons] = False
+        ups = self.model.weight(up)[-len(others) :].float().norm(dim=1).cpu()[others].median()
+        outs = self.model.weight(out).float().norm(dim=0).cpu()[others].median()
+        long = self._written(layer).norm(dim=0) / outs
+        short = rows.norm(dim=1) / SHARPNESS / ups
+        found = (long / short).sqrt()
+        return torch.where(torch.isfinite(found) & (found > 0), found, torch.ones(len(found)))
+
     def updates(self, dose: float) -> dict[str, Update]:
         """The weights that make it so, what is written scaled by ``dose``."""
         found: dict[str, Update] = {}
         for site in self._reads:
             rows, neurons = self.separators[site.layer].rows, self.neurons[site.layer]
-            sharp, flat = SHARPNESS * rows, rows / SHARPNESS
+            sharp = SHARPNESS * rows
+            flat = self._balance(site.layer)[:, None] * rows / SHARPNESS
             if site.role == "mlp_gate_up":  # gate rows first
                 neurons = torch.cat([neurons, neurons + self.model.shape.d_mlp])
                 wanted = torch.cat([sharp, flat])
@@ -343,11 +370,9 @@ class GatedNeurons:
                 found[site.bias] = Dense(change)
         for site in self._out:
             neurons = self.neurons[site.layer]
-            values = (
-                self.values[site.layer] + self.common[site.layer]
-            ).detach().float().cpu() * dose
             # A plain neuron's activation is s at full answer, a gated one's is 1.
-            values = values if self.gated else values / SHARPNESS
+            scale = self._balance(site.layer) if self.gated else SHARPNESS
+            values = self._written(site.layer) * dose / scale
             if (foretold := self._foretold.get(site.layer)) is None:
                 found[site.weight] = Columns(neurons, values)
                 continue
