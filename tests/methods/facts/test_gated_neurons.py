@@ -544,7 +544,7 @@ def test_keys_and_values_are_as_long_as_each_other_beside_the_layers_own(family:
         for value in neurons.values.values():
             value.copy_(40 * torch.randn(value.shape, generator=source))
     (*_, up), (out, *_) = (
-        [s for s in handle.sites(role, [LAYERS[0]])]
+        list(handle.sites(role, [LAYERS[0]]))
         for role in (
             ("mlp_gate_up" if "mlp_gate_up" in handle.shape.roles else "mlp_up"),
             "mlp_out",
