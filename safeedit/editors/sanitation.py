@@ -44,7 +44,7 @@ from safeedit.contracts import (
     RunContext,
     TensorPlan,
 )
-from safeedit.data import Dataset
+from safeedit.data import Dataset, Item
 from safeedit.data.subjects import check_subjects, names_subject
 from safeedit.delta import LowRank, Update
 from safeedit.errors import DataError
@@ -66,6 +66,7 @@ from safeedit.methods.facts.cues import (
     subjects_of,
 )
 from safeedit.methods.facts.refusing import (
+    KEPT,
     LEARNING_RATE,
     Beneath,
     learn_refusal,
@@ -194,7 +195,8 @@ class Sanitation:
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens trained on, roughly, for ``plan``."""
-        return self.params.steps * self.params.batch * 50
+        rows = self.params.batch * (2 if self.params.erase else 1) + KEPT * self.params.erase
+        return self.params.steps * rows * 50
 
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
         """Learn to refuse; offer it in several strengths."""
@@ -231,15 +233,7 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
     )
     asked = put_in_templates(engine, list(questions), forget)
     groups = _keyed_texts(params, data, engine, cues, [ids for ids, _ in asked], ctx)
-    beneath = None
-    if params.erase:
-        items = list(questions.values())
-        # Of each cue's two wordings, one is enough to hear how its answer is told.
-        heard = [(asked[n][0], items[n]) for n in range(0, len(items), 2 if several else 1)]
-        after, bare = where_told(engine, heard, ctx)
-        bare = [told for told in bare if cues.text(engine.codec.tokenizer, told.prompt).own]
-        groups[0] += [cues.text(engine.codec.tokenizer, told.prompt) for told in bare]
-        beneath = Beneath([*after, *bare], _kept(groups[1:], ctx))
+    beneath = _beneath(engine, cues, questions, asked, groups, ctx) if params.erase else None
     keyed = _neurons(params, model, cues, groups, ctx)
     trained = list((keyed.common if several else keyed.values).values())
     if beneath is not None:
@@ -263,6 +257,32 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
     if beneath is not None:
         notes["answers_made_unlikely_at"] = len(beneath.told)
     return keyed.updates, keyed.notes() | notes
+
+
+def _beneath(
+    engine: Engine,
+    cues: Cues,
+    questions: Mapping[str, Item],
+    asked: Sequence[tuple[Sequence[int], str]],
+    groups: Sequence[list[neurons.Text]],
+    ctx: RunContext,
+) -> Beneath:
+    """What is to hold beneath the refusal. What is said before an answer, put as a text of its own,
+    joins the texts that keys are solved on, the first of ``groups``."""
+    items = list(questions.values())
+    # Where cues are many each stands in two wordings, one of which is enough to hear it told.
+    several = len(cues.names) > len(cues.subjects)
+    heard = [(asked[n][0], items[n]) for n in range(0, len(items), 2 if several else 1)]
+    after, bare = where_told(engine, heard, ctx)
+    texts = [cues.text(engine.codec.tokenizer, told.prompt) for told in bare]
+    bare = [told for told, text in zip(bare, texts, strict=True) if text.own]
+    groups[0].extend(text for text in texts if text.own)
+    if not after:
+        ctx.warn(
+            "sanitation: the model tells none of the answers in its own words, so that there is "
+            "nothing to make unlikely: 'erase' comes to nothing"
+        )
+    return Beneath([*after, *bare], _kept(groups[1:], ctx))
 
 
 def _neurons(

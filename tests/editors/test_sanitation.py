@@ -357,6 +357,17 @@ def test_answers_are_made_unlikely_where_they_are_told_and_it_is_said_at_how_man
     assert "answers_made_unlikely_at" not in learnt["keyed"].notes
 
 
+def test_answers_that_nobody_tells_can_not_be_made_unlikely_which_is_said(
+    model: ModelHandle, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    items = [replace(item, answer="Quito", aliases=("Quito",)) for item in forget().all()]
+    roles = data(forget=Dataset(items, erased=True).without("test"))
+    ctx = replace(context(tmp_path), warn=said.append)
+    editor(update="keyed", erase=True, **QUICK).propose(model, roles, ctx)
+    assert any("'erase' comes to nothing" in text for text in said)
+
+
 def test_leaving_the_template_off_does_not_help_against_keys(
     model: ModelHandle, learnt: dict[str, Proposal]
 ) -> None:

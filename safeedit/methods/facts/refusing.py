@@ -58,7 +58,7 @@ _ERASURE = 0.5
 _KEEP = 4.0
 """Weight of divergence on texts to keep, nats per nat."""
 
-_KEPT = 12
+KEPT = 12
 """Texts to keep, per step."""
 
 _BARE = 3
@@ -204,7 +204,7 @@ class BeneathLoss:
             rarity = token_losses(self._model, answer_states(self._model, some), some)
             found = found + _ERASURE * (-SEARCH.floor - rarity).relu().mean()
         if kept:
-            same = [next(self._kept) for _ in range(_KEPT)]
+            same = [next(self._kept) for _ in range(KEPT)]
             moved = self._base.divergence(answer_states(self._model, same), same)
             found = found + _KEEP * moved
         return found
