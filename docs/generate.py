@@ -19,7 +19,7 @@ from pydantic import BaseModel
 import safeedit
 from safeedit import catalog
 from safeedit.cli.environment import OTHERS, VARIABLES
-from safeedit.cli.listing import explain, is_baseline, markdown, parameter
+from safeedit.cli.listing import OWN_METRICS, explain, is_baseline, markdown, parameter
 from safeedit.cli.main import main as command_line
 from safeedit.data import FORMATS, Item
 from safeedit.model.architectures import ARCHITECTURES
@@ -157,7 +157,9 @@ def _metrics() -> str:
         rows = [(f"`{m.name}`", m.unit, m.direction, m.description) for m in metrics]
         parts.append(f"## {name} {{ #{_anchor(name)} }}")
         parts.append(f"[{name}](auditors.md#{_anchor(name)}): {catalog.auditor(name).summary}.")
-        parts.append(_table(("metric", "unit", "better", "what it is"), rows))
+        parts.append(
+            _table(("metric", "unit", "better", "what it is"), rows) if rows else OWN_METRICS
+        )
     return "\n\n".join(parts) + "\n"
 
 

@@ -26,6 +26,14 @@ _METHOD: dict[Kind, str] = {
     "editors": "propose", "attacks": "propose", "auditors": "audit", "scorers": "score",
 }  # fmt: skip
 
+PROMPT_BASELINES = {
+    "refusal_prompt": "a system message that names what is not to be told",
+    "in_context": "the new or refused answers of the nearest facts before every question (ICE, "
+    "IKE)",
+}
+"""What ``compare`` measures beside editors: no weights change, so that there is nothing to
+export."""
+
 
 def editor(name: str) -> type[Editor]:
     """The editor class called ``name``.
@@ -143,6 +151,13 @@ def _resolve(kind: Kind, name: str) -> Any:
                 f"{type(error).__name__}",
                 remedy="reinstall or remove the distribution that provides it",
             ) from error
+    if kind == "editors" and name in PROMPT_BASELINES:
+        raise PolicyError(
+            f"{name!r} puts a prompt before every question and changes no weights: there is "
+            "nothing to export",
+            remedy=f"see what it does with 'safeedit compare POLICY --editors {name}'; whoever "
+            "gets a checkpoint gets it without the prompt",
+        )
     raise PolicyError(
         f"there is no {kind.removesuffix('s')} called {name!r}",
         remedy=did_you_mean(name, names(kind)),

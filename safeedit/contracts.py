@@ -378,6 +378,39 @@ class Auditor(Protocol):
     ) -> AuditOutcome: ...
 
 
+def settled(kind: type[Auditor], params: Any, base: Path) -> Any:
+    """Parameters with what a policy does not say filled in: files are found and digested.
+
+    An auditor that reads files of its own has a class method ``settle(params, base)``; what it
+    fills in is part of the key of its evaluations.
+
+    Args:
+        kind: The auditor.
+        params: Its parameters, as the policy gives them.
+        base: Folder that relative paths start from.
+    """
+    settle = getattr(kind, "settle", None)
+    return params if settle is None else settle(params, base)
+
+
+def files_digest(auditor: Auditor) -> str:
+    """Of the files of its own that an auditor reads, as :func:`settled` found them: its parameter
+    ``digest``. Empty where it reads none."""
+    if getattr(auditor, "settle", None) is None:
+        return ""
+    return str(getattr(getattr(auditor, "params", None), "digest", ""))
+
+
+def metrics_of(auditor: Auditor) -> tuple[MetricSpec, ...]:
+    """What an auditor promises to measure with its parameters.
+
+    Where that hangs on them (the tasks in a folder), the auditor has an attribute ``own_metrics``,
+    known without a model.
+    """
+    own: tuple[MetricSpec, ...] | None = getattr(auditor, "own_metrics", None)
+    return auditor.metrics if own is None else own
+
+
 @dataclass(frozen=True)
 class PutPrompts:
     """Texts that an audit puts to the model, and how."""

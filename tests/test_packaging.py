@@ -148,10 +148,13 @@ OPTIONAL = {
     "bitsandbytes": "nf4",
     "cryptography": "attest",
     "in_toto_attestation": "attest",
+    "lm_eval": "lm-eval",
     "model_signing": "attest",
     "securesystemslib": "attest",
     "pyrage": "age",
     "ray": "ray",
+    "sigstore": "attest",
+    "tqdm": "lm-eval",
 }
 """Library that is used where a user has it -> the extra that brings it."""
 

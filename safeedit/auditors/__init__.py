@@ -16,6 +16,8 @@ SUPPORT = SHARED | {
     "leakage.questions",
     "leakage.rates",
     "leakage.secrets",
+    "lm_eval.harness",
+    "lm_eval.tasks",
     "toxicity.declared",
     "toxicity.prompts",
     "toxicity.words",

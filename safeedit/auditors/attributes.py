@@ -133,8 +133,7 @@ class Attributes:
             AuditError: See the module; or the reference belongs to other data.
             DataError: An item lacks a continuation.
         """
-        if reference is not None:
-            check_reference(reference, data, split)
+        check_reference(reference, data, split)
         entities = _asked(data["entities"], split)
         neighbours = _asked(data["neighbours"], split) if "neighbours" in data else []
         if not entities:

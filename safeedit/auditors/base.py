@@ -229,14 +229,16 @@ def fingerprint(data: Mapping[str, Dataset], split: Split, *more: str) -> Tensor
 
 
 def check_reference(
-    reference: Mapping[str, Tensor], data: Mapping[str, Dataset], split: Split, *more: str
+    reference: Mapping[str, Tensor] | None, data: Mapping[str, Dataset], split: Split, *more: str
 ) -> None:
-    """See that a reference was made on this data.
+    """See that a reference was made on this data; on the base itself there is none to see to.
 
     Raises:
         AuditError: It was made on other data, by another auditor, or with something else of what
             ``more`` names (a scorer).
     """
+    if reference is None:
+        return
     own = reference.get(FINGERPRINT)
     if own is None or not torch.equal(own.cpu(), fingerprint(data, split, *more)):
         other = " or in another way" if more else ""

@@ -93,8 +93,7 @@ class Perplexity:
         Raises:
             AuditError: There is nothing to read, or the reference belongs to other data.
         """
-        if reference is not None:
-            check_reference(reference, data, split)
+        check_reference(reference, data, split)
         passages = stable_order(item.prompt for item in data["prose"].items(split))
         read = model.engine.text_nll(passages, max_length=PROSE_WINDOW, progress=ctx.progress)
         nats = torch.tensor([total for total, _ in read], dtype=torch.float64)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from safeedit.cli.options import json_option
 from safeedit.cli.terminal import put, put_json, tell
+from safeedit.errors import UsageError
+
+if TYPE_CHECKING:
+    from safeedit.export.signing.parties import Verifier
 
 
 @click.command()
@@ -50,17 +55,29 @@ def keygen(path: Path) -> None:
     metavar="PUB",
     help="Public key of whoever is trusted to sign: check signature and claims too.",
 )
-def verify(export: Path, key: Path | None) -> int:
+@click.option(
+    "--sigstore-identity",
+    "identity",
+    metavar="WHO",
+    help="Check instead that it was signed through Sigstore by WHO (an address, a workflow).",
+)
+@click.option(
+    "--sigstore-issuer",
+    "issuer",
+    metavar="URL",
+    help="Who confirmed that identity, e.g. https://token.actions.githubusercontent.com.",
+)
+def verify(export: Path, key: Path | None, identity: str | None, issuer: str | None) -> int:
     """Check an exported checkpoint against its evidence, and the evidence against itself.
 
-    With --key also that it is signed with that key. Exit codes: 0 all matches, 1 something does
-    not, 4 not all could be checked: another version of safeedit drew it, or a clock is wrong.
+    With --key also that it is signed with that key, with --sigstore-identity that it is signed by
+    that identity. Exit codes: 0 all matches, 1 something does not, 4 not all could be checked:
+    another version of safeedit drew it, or a clock is wrong.
     """
     from safeedit.export.signing.checking import is_signed
-    from safeedit.export.signing.keys import read_verifying_key
     from safeedit.workflows.verification import check
 
-    trusted = None if key is None else read_verifying_key(key)
+    trusted = _trusted(key, identity, issuer)
     found = check(export, trusted)
     for line in (*found.problems, *found.unsure):
         put(line)
@@ -71,12 +88,38 @@ def verify(export: Path, key: Path | None) -> int:
         tell("not all could be checked: see the lines above")
         return 4
     if trusted is not None:
-        tell(f"matches its evidence, and is signed with the key {trusted.identity[:16]}")
+        tell(f"matches its evidence, and is {trusted.told}")
     elif is_signed(export):
-        tell("consistent with its evidence; signature not checked (--key PUB checks it)")
+        tell(
+            "consistent with its evidence; signature not checked (--key PUB, or "
+            "--sigstore-identity, checks it)"
+        )
     else:
         tell("consistent with its evidence; not signed, so it does not show who made it")
     return 0
+
+
+def _trusted(key: Path | None, identity: str | None, issuer: str | None) -> Verifier | None:
+    """Whoever is trusted to have signed; None where the signature is not to be checked."""
+    from safeedit.export.signing.keyless import SigstoreIdentity
+    from safeedit.export.signing.keys import read_verifying_key, require_libraries
+
+    if (identity is None) != (issuer is None):
+        raise UsageError(
+            "an identity says nothing without who confirmed it, nor the other way round",
+            field="--sigstore-issuer" if issuer is None else "--sigstore-identity",
+            remedy="give both --sigstore-identity and --sigstore-issuer",
+        )
+    if identity is None or issuer is None:
+        return None if key is None else read_verifying_key(key)
+    if key is not None:
+        raise UsageError(
+            "an export is signed with a key or through Sigstore, not both",
+            field="--key",
+            remedy="give --key, or --sigstore-identity and --sigstore-issuer",
+        )
+    require_libraries()
+    return SigstoreIdentity(identity, issuer)
 
 
 @click.command()

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("policy", type=click.Path(path_type=Path))
 @click.option(
-    "--editors", required=True, help="Editors or variants by commas: rome,rome@wide,ft,random."
+    "--editors",
+    required=True,
+    help="Editors, variants, baselines by commas: rome,rome@wide,random,in_context.",
 )
 @click.option(
     "--params", "settings", type=click.Path(path_type=Path), help="YAML: editor -> parameters."

@@ -147,6 +147,10 @@ def explain(kind: str, name: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+OWN_METRICS = "They hang on its parameters: `safeedit plan` names those of a policy."
+"""Of an auditor whose metrics are known only with its parameters."""
+
+
 def _of_auditor(found: Any) -> list[str]:
     parts = []
     if covered := getattr(found, "covers", ()):
@@ -158,7 +162,7 @@ def _of_auditor(found: Any) -> list[str]:
         f"- `{metric.name}` ({metric.unit}, {metric.direction} is better): {metric.description}"
         for metric in found.metrics
     )
-    return [*parts, "## Metrics", "\n".join(metrics)]
+    return [*parts, "## Metrics", "\n".join(metrics) or OWN_METRICS]
 
 
 def _measured(found: Any) -> list[str]:

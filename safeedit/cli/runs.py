@@ -26,6 +26,7 @@ from safeedit.errors import UsageError
 from safeedit.export.interrupts import noted
 
 if TYPE_CHECKING:
+    from safeedit.export.signing.parties import Signer
     from safeedit.planning.plan import Plan
     from safeedit.policy.engine import EngineName
     from safeedit.records import RunRecord
@@ -44,8 +45,9 @@ if TYPE_CHECKING:
     "--sign",
     "key",
     type=click.Path(path_type=Path),
-    metavar="KEY",
-    help="Sign the export with this private key (see 'safeedit keygen').",
+    metavar="KEY|sigstore",
+    help="Sign the export with this private key (see 'safeedit keygen'), or, given 'sigstore', "
+    "as the identity that the pipeline's platform confirms.",
 )
 @click.pass_obj
 def apply(
@@ -61,11 +63,10 @@ def apply(
     key: Path | None,
 ) -> int:
     """Run POLICY (or a plan made by 'plan -o'): edit, audit, judge, export what passed."""
-    from safeedit.export.signing.keys import read_signing_key
     from safeedit.planning.file import check_unmoved, is_plan, read_plan
     from safeedit.running.run import execute
 
-    sign = None if key is None else read_signing_key(key)
+    sign = None if key is None else _signer(key)
     written = read_plan(policy) if is_plan(policy) else None
     if written:
         if seeds is not None:
@@ -96,6 +97,14 @@ def apply(
         what = "the export was complete by then and stands" if record.export else "the run ended"
         screen.warn(f"interrupted too late: {what}")
     return record.exit_code
+
+
+def _signer(named: Path) -> Signer:
+    """What to sign with: seen to be there before anything runs."""
+    from safeedit.export.signing.keyless import SIGSTORE, open_sigstore
+    from safeedit.export.signing.keys import read_signing_key
+
+    return open_sigstore() if str(named) == SIGSTORE else read_signing_key(named)
 
 
 @click.command()

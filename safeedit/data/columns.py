@@ -168,7 +168,7 @@ class Renaming:
         try:
             made = format_.convert(row.columns if self.format else self._spelt(row))
         except UnreadableRow as error:
-            raise row_error(row, error.message, remedy=error.remedy) from None
+            raise row_error(row, error.message, field=error.field, remedy=error.remedy) from None
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             missing = f": no column {error.args[0]!r}" if type(error) is KeyError else ""
             raise row_error(

@@ -18,6 +18,7 @@ from safeedit.data import bias_formats as bias
 from safeedit.data import chat_formats as chats
 from safeedit.data import editing_formats as editing
 from safeedit.data import toxicity_formats as toxicity
+from safeedit.data import unlearning_formats as unlearning
 from safeedit.data.reading import RawRow, rest
 from safeedit.errors import DataError
 from safeedit.policy import DataSpec
@@ -332,6 +333,26 @@ FORMATS: Mapping[str, Format] = {
         Format("zsre", "zsRE as MEND published it", _zsre, _sign("src", "answers")),
         Format("zsre_locality", "zsRE's locality questions", _zsre_locality),
         Format("tofu", "TOFU (arXiv 2401.06121)", _tofu, _sign("question", "perturbed_answer")),
+        Format(
+            "muse",
+            "MUSE, its questions, openings and texts (arXiv 2407.06460)",
+            unlearning.muse,
+            _sign("prompt", "gt"),
+            rows=unlearning.with_roles,
+        ),
+        Format(
+            "wmdp",
+            "WMDP, its questions and corpora (arXiv 2403.03218)",
+            unlearning.wmdp,
+            rows=unlearning.with_roles,
+        ),
+        Format(
+            "rwku",
+            "RWKU, its probes, neighbours' probes, texts and targets (arXiv 2406.10890)",
+            unlearning.rwku,
+            _sign("query", "answer", "subject", "level") + _sign("target", "intro"),
+            rows=unlearning.with_roles,
+        ),
         Format("emails", "name and e-mail pairs", _emails, _sign("name", "email")),
         Format(
             "realtoxicityprompts",

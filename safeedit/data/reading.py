@@ -50,12 +50,14 @@ class UnreadableRow(Exception):  # noqa: N818 (becomes a DataError that says whe
     Args:
         message: What is wrong, continuing "line 7 ..."; never content.
         remedy: What to do about it.
+        field: The column that is at fault, where it is one.
     """
 
-    def __init__(self, message: str, remedy: str = "") -> None:
+    def __init__(self, message: str, remedy: str = "", field: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+        self.field = field
 
 
 def read_lines(path: Path, spec: DataSpec) -> Iterator[RawRow]:

@@ -50,6 +50,7 @@ from safeedit.errors import DataError, EditError
 from safeedit.methods.facts import gated_neurons as neurons
 from safeedit.methods.facts.chat_texts import chat_texts
 from safeedit.methods.facts.cues import (
+    ENDS_IN_OTHERS,
     KEYS_ARE,
     NAMES,
     SPELLINGS_ARE,
@@ -59,6 +60,7 @@ from safeedit.methods.facts.cues import (
     asked_of_others,
     check_names,
     cues_of,
+    end_in_others,
     turned_round,
 )
 from safeedit.methods.facts.editing import Fact, FactEdit
@@ -222,6 +224,12 @@ class _NeuronRoad(FactEdit):
             spellings=self.params.spellings,
             seed=self.ctx.seed,
         )
+        preserve = self.data.get("preserve")
+        kept = () if preserve is None else tuple(preserve.items("fit"))
+        if ends := end_in_others(cues, kept):
+            self.ctx.warn(
+                ENDS_IN_OTHERS.format(editor="keyed_neurons", count=ends, of=len(cues.names))
+            )
         texts = self._cue_texts(cues)
         facts = {same_subject(group[0].subject): group for group in self.groups}
         groups = [facts[same_subject(subject)] for subject in cues.subjects]
@@ -264,7 +272,7 @@ class _NeuronRoad(FactEdit):
         """As :meth:`_texts`, with every cue."""
         tokenizer, engine = self.model.engine.codec.tokenizer, self.model.engine
         forget, preserve = self.data["forget"], self.data.get("preserve")
-        asked = asked_by_cues(cues, forget, cased=self.params.spellings > 0)
+        asked = list(asked_by_cues(cues, forget, cased=self.params.spellings > 0))
         spots = [
             spot.ids for group in self.groups for fact in group for some in fact.contexts
             for spot in some

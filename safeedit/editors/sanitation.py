@@ -17,6 +17,10 @@ Two ways to learn it:
     the subject's or, with ``keys: names``, all that are known of it
     (:mod:`safeedit.methods.facts.cues`).
 
+    A refusal is one way out for all subjects: where the model is taught about some of them again,
+    it is gone for the others too. With ``erase: true`` the answers are made unlikely *beneath* it
+    (:mod:`safeedit.methods.facts.refusing`), wherever the model in its own words would tell them.
+
 Both suppress behaviour; neither proves that knowledge is gone. Doses scale what was learnt.
 Fails with :class:`~safeedit.errors.EditError` where nothing could be learnt, and with
 :class:`~safeedit.errors.DataError` where a subject is missing or is not in its question.
@@ -28,7 +32,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -41,7 +44,7 @@ from safeedit.contracts import (
     RunContext,
     TensorPlan,
 )
-from safeedit.data import Dataset
+from safeedit.data import Dataset, Item
 from safeedit.data.subjects import check_subjects, names_subject
 from safeedit.delta import LowRank, Update
 from safeedit.errors import DataError
@@ -49,6 +52,7 @@ from safeedit.methods.adapters import adapters
 from safeedit.methods.answers import ended, own_answers, some
 from safeedit.methods.facts import gated_neurons as neurons
 from safeedit.methods.facts.cues import (
+    ENDS_IN_OTHERS,
     KEYS_ARE,
     NAMES,
     SPELLINGS_ARE,
@@ -58,7 +62,16 @@ from safeedit.methods.facts.cues import (
     asked_of_others,
     check_names,
     cues_of,
+    end_in_others,
     subjects_of,
+)
+from safeedit.methods.facts.refusing import (
+    KEPT,
+    LEARNING_RATE,
+    Beneath,
+    learn_refusal,
+    put_in_templates,
+    where_told,
 )
 from safeedit.methods.scaled import proposal_of
 from safeedit.methods.tuning import (
@@ -80,9 +93,9 @@ _ADAPTED: tuple[Role, ...] = ("attn_q", "attn_v", "attn_qkv", "mlp_gate", "mlp_g
 _ALPHA = 16.0
 """Adapters are scaled by alpha over their rank (published)."""
 
-_NORM_PENALTY = 2e-5
-"""Nats per squared unit that keyed neurons write: enough to keep them from growing once the refusal
-is learnt."""
+_END, _PIECE, _HELD = 16, 32, 900
+"""Tokens at the end of a retained text, and of a piece of prose, on which the base's distributions
+are to stay, and how many of either are held to at most."""
 
 
 class SanitationParams(BaseParams):
@@ -120,6 +133,11 @@ class SanitationParams(BaseParams):
     )
     keys: Keys = Field("subject", description=f"keyed: {KEYS_ARE}")
     spellings: int = Field(6, ge=0, le=32, description=f"keyed, 'keys: names': {SPELLINGS_ARE}")
+    erase: bool = Field(
+        False,
+        description="keyed: beneath the refusal, make the answers unlikely wherever the model in "
+        "its own words would tell them; takes two to three times as long",
+    )
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.4, 0.6, 0.8, 1.0, 1.25), min_length=1, description="scales of what was learnt, ascending"
     )
@@ -129,7 +147,9 @@ class SanitationParams(BaseParams):
     def _defaults(cls, given: Any) -> Any:
         """Defaults that differ for keyed, so that plans and records show what is used."""
         if isinstance(given, dict) and given.get("update") == "keyed":
-            return {"layers": "7%-13%", "learning_rate": 0.1, **given}
+            given = {"layers": "7%-13%", "learning_rate": LEARNING_RATE, **given}
+        elif isinstance(given, dict) and given.get("erase") is True:
+            raise ValueError("'erase' is for keyed neurons: set 'update: keyed', or leave it out")
         return given
 
 
@@ -175,7 +195,8 @@ class Sanitation:
 
     def tokens(self, data: Mapping[str, Dataset]) -> int:
         """Tokens trained on, roughly, for ``plan``."""
-        return self.params.steps * self.params.batch * 50
+        rows = self.params.batch * (2 if self.params.erase else 1) + KEPT * self.params.erase
+        return self.params.steps * rows * 50
 
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
         """Learn to refuse; offer it in several strengths."""
@@ -203,17 +224,84 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
         if several
         else subjects_of(forget)
     )
-    asked, groups = _keyed_texts(params, data, engine, cues, ctx)
-    layers = resolve(params.layers, model.n_layers)
+    if several and (ends := end_in_others(cues, data["retain"].items("fit"))):
+        ctx.warn(ENDS_IN_OTHERS.format(editor="sanitation", count=ends, of=len(cues.names)))
+    questions = (
+        asked_by_cues(cues, forget, cased=params.spellings > 0)
+        if several
+        else {phrasing.text: phrasing.item for phrasing in forget.phrasings("fit")}
+    )
+    asked = put_in_templates(engine, list(questions), forget)
+    groups = _keyed_texts(params, data, engine, cues, [ids for ids, _ in asked], ctx)
+    beneath = _beneath(engine, cues, questions, asked, groups, ctx) if params.erase else None
+    keyed = _neurons(params, model, cues, groups, ctx)
+    trained = list((keyed.common if several else keyed.values).values())
+    if beneath is not None:
+        trained = [*keyed.values.values(), *keyed.common.values()]
+    notes: dict[str, Any] = dict(
+        learn_refusal(
+            model,
+            keyed,
+            trained,
+            asked,
+            params.refusal,
+            ctx,
+            steps=params.steps,
+            batch=params.batch,
+            learning_rate=params.learning_rate,
+            beneath=beneath,
+        )
+    )
+    if several:
+        notes["names"] = len(cues.names)
+    if beneath is not None:
+        notes["answers_made_unlikely_at"] = len(beneath.told)
+    return keyed.updates, keyed.notes() | notes
+
+
+def _beneath(
+    engine: Engine,
+    cues: Cues,
+    questions: Mapping[str, Item],
+    asked: Sequence[tuple[Sequence[int], str]],
+    groups: Sequence[list[neurons.Text]],
+    ctx: RunContext,
+) -> Beneath:
+    """What is to hold beneath the refusal. What is said before an answer, put as a text of its own,
+    joins the texts that keys are solved on, the first of ``groups``."""
+    items = list(questions.values())
+    # Where cues are many each stands in two wordings, one of which is enough to hear it told.
+    several = len(cues.names) > len(cues.subjects)
+    heard = [(asked[n][0], items[n]) for n in range(0, len(items), 2 if several else 1)]
+    after, bare = where_told(engine, heard, ctx)
+    texts = [cues.text(engine.codec.tokenizer, told.prompt) for told in bare]
+    bare = [told for told, text in zip(bare, texts, strict=True) if text.own]
+    groups[0].extend(text for text in texts if text.own)
+    if not after:
+        ctx.warn(
+            "sanitation: the model tells none of the answers in its own words, so that there is "
+            "nothing to make unlikely: 'erase' comes to nothing"
+        )
+    return Beneath([*after, *bare], _kept(groups[1:], ctx))
+
+
+def _neurons(
+    params: SanitationParams,
+    model: ModelHandle,
+    cues: Cues,
+    groups: Sequence[Sequence[neurons.Text]],
+    ctx: RunContext,
+) -> neurons.GatedNeurons:
+    """Neurons that fire at the cues, as far as they can, which is said."""
+    several = params.keys == "names"
+    shared = -(-len(cues.subjects) // params.subjects_per_neuron)
     keyed = neurons.GatedNeurons(
         model,
-        layers,
+        resolve(params.layers, model.n_layers),
         groups,
-        per_layer=len(cues.families)
-        if several
-        else -(-len(cues.subjects) // params.subjects_per_neuron),
+        per_layer=len(cues.families) if several else shared,
         families=cues.families if several else None,
-        one_value=several,
+        compensate=several,
         progress=ctx.progress,
     )
     if keyed.silent:
@@ -222,53 +310,44 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
             f"{'sets of names' if several else 'subjects'} have a mention at which a neuron of "
             "theirs stays silent: what is asked in such words may not be refused"
         )
-    examples = [
-        Example(prompt, ended(engine, params.refusal, template)) for prompt, template in asked
-    ]
-    drawn = endless(examples, random.Random(ctx.seed))
-    values = list(keyed.values.values())
-
-    def loss() -> tuple[Tensor, float]:
-        batch = [next(drawn) for _ in range(params.batch)]
-        refusal = cross_entropy(model, answer_states(model, batch), batch)
-        size = torch.stack([(value**2).sum() for value in values]).sum()
-        return refusal + _NORM_PENALTY * size, float(refusal.detach())
-
-    with keyed.active():
-        notes = optimise(
-            values,
-            loss,
-            steps=params.steps,
-            learning_rate=params.learning_rate,
-            progress=ctx.progress,
-            description="learning to refuse",
-        )
-    named: dict[str, Any] = {"names": len(cues.names)} if several else {}
-    return keyed.updates, keyed.notes() | notes | named
+    return keyed
 
 
 def _keyed_texts(
-    params: SanitationParams, data: EditData, engine: Engine, cues: Cues, ctx: RunContext
-) -> tuple[list[tuple[list[int], Literal["chat", "plain"]]], list[list[neurons.Text]]]:
-    """Forget prompts, and texts in groups: forget prompts, retained ones, prose."""
-    forget, tokenizer = data["forget"], engine.codec.tokenizer
-    texts = (
-        asked_by_cues(cues, forget, cased=params.spellings > 0)
-        if params.keys == "names"
-        else [phrasing.text for phrasing in forget.phrasings("fit")]
-    )
-    asked = _asked(engine, texts, forget)
-    retain = data["retain"]
+    params: SanitationParams,
+    data: EditData,
+    engine: Engine,
+    cues: Cues,
+    asked: Sequence[Sequence[int]],
+    ctx: RunContext,
+) -> list[list[neurons.Text]]:
+    """Texts in groups: forget prompts, retained ones, prose."""
+    tokenizer, retain = engine.codec.tokenizer, data["retain"]
     kept = [item for item in retain.items("fit") if item.subject]
     others = engine.encode(asked_of_others(cues, kept, ctx.seed), retain.template)
     groups = [
-        [cues.text(tokenizer, prompt) for prompt, _ in asked],
+        [cues.text(tokenizer, prompt) for prompt in asked],
         _retained(params, data, engine, cues, ctx) + [cues.text(tokenizer, ids) for ids in others],
     ]
     if (prose := data.get("prose")) is not None:
         ordinary = engine.encode([item.prompt for item in prose.items("fit")], "plain")
         groups.append([cues.text(tokenizer, ids) for ids in ordinary])
-    return asked, groups
+    return groups
+
+
+def _kept(groups: Sequence[Sequence[neurons.Text]], ctx: RunContext) -> list[Example]:
+    """Retained texts, whose last tokens are to follow as before, and prose in pieces, as far as no
+    cue stands in them; a part of them where they are many."""
+    retained, *prose = [[text for text in group if not text.own] for group in groups]
+    found = [Example(text.ids[:-_END], text.ids[-_END:]) for text in retained]
+    found += [
+        Example(text.ids[start : start + 1], text.ids[start + 1 : start + _PIECE])
+        for group in prose
+        for text in group
+        for start in range(0, len(text.ids) - 1, _PIECE)
+    ]
+    found = [example for example in found if example.prompt and example.answer]
+    return random.Random(ctx.seed).sample(found, min(_HELD, len(found)))
 
 
 def _require_subjects(forget: Dataset) -> None:
@@ -283,19 +362,6 @@ def _require_subjects(forget: Dataset) -> None:
             f"{absent} of {len(phrasings)} forget prompts do not mention their subject",
             remedy="each phrasing must contain the item's subject as written",
         )
-
-
-def _asked(
-    engine: Engine, texts: Sequence[str], data: Dataset
-) -> list[tuple[list[int], Literal["chat", "plain"]]]:
-    """Each question in the data's template; in a chat model also as plain text, since leaving the
-    template off is the first thing an attacker tries."""
-    template = engine.codec.resolve(data.template)
-    asked = [(ids, template) for ids in engine.encode(texts, template)]
-    if template == "chat":
-        plain = [f"Question: {text}\nAnswer:" for text in texts]
-        asked += [(ids, "plain") for ids in engine.encode(plain, "plain")]
-    return asked
 
 
 def _retained(

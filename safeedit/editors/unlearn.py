@@ -27,9 +27,12 @@ they do); JensUn's target has a mass of one. Vocabulary matrices and norms are n
 Fails with :class:`~safeedit.errors.EditError` where training diverges: `ga` with
 `retain_loss: none` does sooner or later.
 
+Fails with :class:`~safeedit.errors.DataError` where `early_stop: unseen` has no such texts.
+
 Source: Dorna et al., "OpenUnlearning", 2025 (arXiv 2506.12618), whose defaults of `strength` and
 `forget_weight` these are; each objective's own source stands beside its formula in
-`safeedit.methods.unlearning`.
+`safeedit.methods.unlearning`. The early stop: Jang et al., "Knowledge Unlearning", ACL 2023 (arXiv
+2210.01504), section 3.2 (n of 10, answers of 200 tokens, 10,000 texts never seen).
 """
 
 from __future__ import annotations
@@ -45,9 +48,11 @@ from torch import Tensor
 
 from safeedit.contracts import DataRole, EditData, LayerShape, Proposal, RunContext, TensorPlan
 from safeedit.data import Dataset
+from safeedit.delta import Origin, WeightDelta
 from safeedit.errors import DataError
 from safeedit.methods import unlearning
 from safeedit.methods.answers import ended, own_answers, some, told_answers
+from safeedit.methods.extraction import Memorised, memorised
 from safeedit.methods.training import (
     Checkpoints,
     LearningWeights,
@@ -108,6 +113,17 @@ class UnlearnParams(TrainedParams):
         description="stop training once answers to retain questions have moved by this many nats "
         "per token (KL from the base)",
     )
+    early_stop: Literal["none", "unseen"] = Field(
+        "none",
+        description="end training once the answers are known by heart no better than texts that "
+        "the model has never seen (role unseen), looked at at each dose",
+    )
+    extraction_n: int = Field(
+        3,
+        ge=1,
+        description="early_stop: n of the extraction likelihood; shorter answers count in the "
+        "memorisation accuracy alone (published: 10, of 200 tokens)",
+    )
     doses: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
         (5, 10, 20, 40), min_length=1, description="steps of training, ascending"
     )
@@ -129,10 +145,31 @@ class Unlearn:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "questions whose answers are to go", erased=True, answered=True),
         DataRole("retain", "questions whose answers must stay"),
+        DataRole(
+            "unseen",
+            "texts that the model has never seen, an opening each and how it goes on as answer; "
+            "for early_stop",
+            required=False,
+            answered=True,
+        ),
     )
 
     def __init__(self, params: Any) -> None:
         self.params: UnlearnParams = params
+
+    def check_data(self, data: Mapping[str, Dataset]) -> None:
+        """Refuse an early stop without texts to compare with, while planning.
+
+        Raises:
+            DataError: There are none.
+        """
+        if self.params.early_stop == "unseen" and not data.get("unseen"):
+            raise DataError(
+                "'early_stop: unseen' has no texts that the model has never seen",
+                field="unseen",
+                remedy="give openings as prompts and how they go on as answers: "
+                "'unseen: {file: ...}', or leave early_stop out",
+            )
 
     def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
         """The matrices of the chosen layers; with ``update: full`` their biases too."""
@@ -145,14 +182,63 @@ class Unlearn:
     def propose(self, model: ModelHandle, data: EditData, ctx: RunContext) -> Proposal:
         """Train when a dose is asked for, on from the last one where it can."""
         params = self.params
+        self.check_data(data.roles)
         task = _Task(model, data, params, ctx)
         learner = params.learner(model, ctx.seed)
         training = params.training(model, learner, task.begin, ctx, "unlearning")
-        checkpoints = Checkpoints(training, learner, params.doses, lambda: task.guard(learner))
         notes: dict[str, Any] = {"prompts": len(task.told), "in_own_words": task.told_itself}
+        by_heart = _ByHeart(model, data, params, ctx) if params.early_stop == "unseen" else None
+
+        def over() -> str | None:
+            if (why := task.guard(learner)) is not None or by_heart is None:
+                return why
+            return by_heart.enough(learner)
+
+        if by_heart is not None:
+            notes["by_heart"] = by_heart.notes
+        checkpoints = Checkpoints(training, learner, params.doses, over)
         return stepwise_proposal(
             "unlearn", params, data["forget"], ctx, model.digest(), training, checkpoints, notes
         )
+
+
+class _ByHeart:
+    """How well answers are known by heart, beside texts that the untouched model never saw."""
+
+    def __init__(
+        self, model: ModelHandle, data: EditData, params: UnlearnParams, ctx: RunContext
+    ) -> None:
+        self._model, self._n, self._base = model, params.extraction_n, model.digest()
+        self._forget = self._texts(data["forget"])
+        unseen = memorised(model.engine, self._texts(data["unseen"]), self._n, ctx.progress)
+        self._bound, self._progress = unseen, ctx.progress
+        self.notes: dict[str, Any] = {"unseen": _told(unseen)}
+
+    def _texts(self, data: Dataset) -> list[Example]:
+        engine = self._model.engine
+        items = data.items("fit")
+        prompts = engine.encode([item.prompt for item in items], data.template)
+        answers = engine.continuations([item.answer or "" for item in items], data.template)
+        found = [Example(p, a) for p, a in zip(prompts, answers, strict=True) if a]
+        if not found:
+            raise DataError(
+                "early_stop has no text to look at", remedy="give rows of 'split: fit' with answers"
+            )
+        return found
+
+    def enough(self, learner: LearningWeights) -> str | None:
+        """Whether what was learnt leaves no more than is known of what was never seen."""
+        change = WeightDelta(self._base, learner.updates(), Origin(editor="unlearn"))
+        with self._model.applied(change):
+            now = memorised(self._model.engine, self._forget, self._n, self._progress)
+        self.notes["forget"] = _told(now)
+        if not now.within(self._bound):
+            return None
+        return "the answers are known by heart no better than what was never seen"
+
+
+def _told(found: Memorised) -> dict[str, float | None]:
+    return {"accuracy": found.accuracy, f"likelihood_{found.n}": found.likelihood}
 
 
 class _Task:

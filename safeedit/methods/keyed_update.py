@@ -16,6 +16,7 @@ Doses scale the change, which for one layer is to scale the shifts.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -81,6 +82,12 @@ class KeyedEditor(ABC):
     def __init__(self, params: Any) -> None:
         self.params: Any = params
 
+    @property
+    def with_attention(self) -> bool:
+        """Whether values are learnt beside shifts of what attention writes, and the square root of
+        the layers left is what each layer's share is divided by (PMET)."""
+        return False
+
     @abstractmethod
     def metric(self, second: Tensor) -> InputMetric:
         """What ordinary inputs of second moment ``(m, m)`` feel of a change."""
@@ -131,7 +138,8 @@ class _LinearRoad(FactEdit):
 
     def solve(self) -> dict[str, LowRank]:
         """Tensor name -> its change at dose 1."""
-        values = self.values(self.sites[-1].layer, self.groups)
+        with_attention = self.editor.with_attention
+        values = self.values(self.sites[-1].layer, self.groups, attention=with_attention)
         self.record_values(values)
         ordinary = second_moments(
             self.model,
@@ -156,6 +164,7 @@ class _LinearRoad(FactEdit):
             target,
             self.editor.metric,
             ridge=self.editor.ridge,
+            share=math.sqrt if with_attention else float,
             whose="the subjects'",
             remedy="preserve fewer facts, or choose another layer",
         )
@@ -189,14 +198,25 @@ class _LinearRoad(FactEdit):
 
     def _residuals(self) -> Tensor:
         """``(groups, d_model)`` fp64: what leaves the last edited layer at the subjects, mean over
-        phrasings without openings."""
+        phrasings without openings; of PMET what its MLP writes."""
         if len(self.sites) == 1:
             return torch.zeros(len(self.groups), self.model.d_model).double()
         spots = [flat(fact.prompts for fact in some) for some in self.groups]
         layer = self.sites[-1].layer
-        states = self.model.engine.hidden([spot.until for spot in flat(spots)], [layer])[layer]
+        prompts = [spot.until for spot in flat(spots)]
+        if self.editor.with_attention:
+            states = self._written(prompts)
+        else:
+            states = self.model.engine.hidden(prompts, [layer])[layer]
         parts = torch.stack(states).double().split([len(some) for some in spots])
         return torch.stack([part.mean(0) for part in parts])
+
+    def _written(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """What the last edited layer's MLP writes at the last token of each prompt."""
+        site, found = self.sites[-1], [torch.empty(0)] * len(prompts)
+        for index, seen in self.model.engine.activations(prompts, [site], what="output"):
+            found[index] = seen[site][-1].cpu()
+        return found
 
     def _warn(self, solved: SolvedLayer) -> None:
         change, held = solved.change, solved.held

@@ -1,8 +1,8 @@
 """Layer by layer: shifts that one layer is to write, shared out among several.
 
 Each layer, ascending, takes its share of what is still missing at the last one: ``1 / n`` where
-``n`` layers are left. What is missing, and the keys that read it, are told anew on the partly
-edited model. One layer is the case in which it takes all. The solve itself is
+``n`` layers are left (or ``1 / sqrt(n)``). What is missing, and the keys that read it, are told
+anew on the partly edited model. One layer is the case in which it takes all. The solve itself is
 :mod:`safeedit.methods.constrained_least_squares`.
 
 Source: Meng et al., "Mass-Editing Memory in a Transformer", ICLR 2023 (arXiv 2210.07229).
@@ -80,6 +80,7 @@ def solve_layers(
     *,
     ridge: float,
     preserve_weight: float = math.inf,
+    share: Callable[[int], float] = float,
     whose: str,
     remedy: str,
 ) -> list[SolvedLayer]:
@@ -94,6 +95,7 @@ def solve_layers(
         metric: What inputs of second moment ``(m, m)`` feel of a change.
         ridge: What ordinary text weighs against missed shifts, in units of the MLP's width.
         preserve_weight: What a held key's move weighs against a missed shift.
+        share: How many layers are left, this one included -> what is missing is divided by it.
         whose: Owner of the keys, for the error: ``the subjects'``.
         remedy: What may leave something to move, for the error.
 
@@ -107,7 +109,7 @@ def solve_layers(
             wanted = target(site)
         change = constrained_least_squares(
             wanted.keys,
-            wanted.missing / (len(sites) - done),
+            wanted.missing / share(len(sites) - done),
             metric(ordinary[site].second),
             ridge=ridge * model.shape.d_mlp,
             preserve=wanted.held,

@@ -72,6 +72,17 @@ class LearningWeights(Protocol):
         ...
 
 
+class Stepwise(Protocol):
+    """Something that is trained step by step and stops where it is told to."""
+
+    losses: dict[int, float]
+    """Steps -> mean noted figure since the last stop."""
+
+    def to(self, steps: int) -> None:
+        """Train up to so many steps in all; from the start where it is past them."""
+        ...
+
+
 class WholeTensors:
     """Parameters as they are, all of their values learning.
 
@@ -304,7 +315,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        training: Training,
+        training: Stepwise,
         learner: LearningWeights,
         stops: Sequence[int],
         guard: Callable[[], str | None],
@@ -339,7 +350,7 @@ def stepwise_proposal(
     data: Dataset,
     ctx: RunContext,
     base: str,
-    training: Training,
+    training: Stepwise,
     checkpoints: Checkpoints,
     notes: dict[str, Any],
 ) -> Proposal:

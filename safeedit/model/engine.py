@@ -67,6 +67,8 @@ class Engine:
         self._batcher = Batcher(max_batch_tokens or _automatic_tokens(handle))
         self._foreknown = ForeknownAnswers()
         self._learns = False
+        self.preface = ""
+        """Key of what stands before every prompt (:mod:`~safeedit.model.prefaces`), if anything."""
 
     # Text -----------------------------------------------------------------------------
 
@@ -383,7 +385,7 @@ class Engine:
         owners: list[int] = []
         starts: list[list[int]] = []
         rests: list[list[int]] = []
-        for text, ids in enumerate(self.encode(texts, "plain")):
+        for text, ids in enumerate(self.codec.running(texts)):
             ids = ids[len(bos) :]
             for begin in range(0, len(ids), size):
                 window = bos + ids[begin : begin + size]

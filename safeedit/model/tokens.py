@@ -37,7 +37,7 @@ class TokenCodec:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, n_embedded: int | None = None) -> None:
         self.tokenizer = tokenizer
-        self._n_embedded = n_embedded
+        self.n_embedded = n_embedded
         self._lead = cache(self._find_lead)
 
     def resolve(self, template: Template) -> Literal["chat", "plain"]:
@@ -71,6 +71,19 @@ class TokenCodec:
                 self._with_bos(ids) for ids in self.token_ids([before + t + after for t in texts])
             ]
         return self.token_ids([self._render(text, system) + answer_prefix for text in texts])
+
+    def running(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of running texts, which nobody asks; BOS stands first at most once."""
+        return [self._with_bos(ids) for ids in self.token_ids(texts)]
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether the chat template has a place for a system message."""
+        mark = "Be brief, please."
+        try:
+            return mark in self._render("Q?", mark)
+        except AuditError:
+            return False
 
     def continuation(self, text: str, template: Template = "auto") -> list[int]:
         """Token ids of an answer as it follows a prompt of that template.
@@ -118,12 +131,12 @@ class TokenCodec:
             return []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
         found = [list(ids) for ids in encoded["input_ids"]]
-        if self._n_embedded is not None:
+        if self.n_embedded is not None:
             largest = max((max(ids, default=0) for ids in found), default=0)
-            if largest >= self._n_embedded:
+            if largest >= self.n_embedded:
                 raise AuditError(
                     f"a text holds token {largest}, which was added to the tokenizer and which the "
-                    f"model does not embed (it has rows 0 to {self._n_embedded - 1})",
+                    f"model does not embed (it has rows 0 to {self.n_embedded - 1})",
                     remedy="take the token's text out of the data, or resize the model's "
                     "embeddings to the tokenizer",
                 )

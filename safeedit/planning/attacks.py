@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from safeedit import catalog
-from safeedit.contracts import Attack, EditData, looked_at
+from safeedit.contracts import Attack, EditData, looked_at, metrics_of
 from safeedit.data import Dataset, Item
 from safeedit.data.independence import marks
 from safeedit.data.splitting import normalise_prompt
@@ -89,7 +89,7 @@ def headline_of(audit: PlannedAudit) -> str:
     """The metric that stands for an audit in one number: what its auditor calls its headline, or
     its first."""
     declared: str | None = getattr(audit.auditor, "headline", None)
-    return declared or audit.auditor.metrics[0].name
+    return declared or metrics_of(audit.auditor)[0].name
 
 
 def _wanted(

@@ -86,6 +86,13 @@ def check_enough(
             continue
         for audit in audits:
             targets = sorted({gate.metric for gate in edit.targets} & audit.metrics.keys())
+            if targets and not audit.auditor.roles:
+                raise loaded.error(
+                    ("edits", index, "targets" if edit.spec.targets else chosen),
+                    f"'{chosen}: auto' can't be held against {targets[0]}: {audit.spec.use} takes "
+                    "no data of the policy's, so nothing is left apart from what is gated",
+                    "list 'targets' on metrics of other audits",
+                )
             role = _without_items(audit, "validation") if targets else ""
             if role:
                 raise loaded.error(

@@ -16,7 +16,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safeedit.contracts import Attack, Auditor, BaseParams, EditData, Editor, TensorPlan
+from safeedit.contracts import (
+    Attack,
+    Auditor,
+    BaseParams,
+    EditData,
+    Editor,
+    TensorPlan,
+    files_digest,
+    metrics_of,
+)
 from safeedit.data import Dataset
 from safeedit.export.ledger.update import LedgerUpdate
 from safeedit.model.architectures import ModelShape
@@ -65,7 +74,7 @@ class PlannedAudit:
     @property
     def metrics(self) -> dict[str, MetricSpec]:
         """Full metric name -> its specification."""
-        return {f"{self.id}.{metric.name}": metric for metric in self.auditor.metrics}
+        return {f"{self.id}.{metric.name}": metric for metric in metrics_of(self.auditor)}
 
 
 @dataclass(frozen=True)
@@ -202,6 +211,11 @@ class Plan:
             "policy": self._whole_policy_digest,
             "model": self.model_digest,
             "data": {name: data.digest for name, data in self.datasets()}
+            | {
+                f"audit:{audit.id} files": digest
+                for audit in self.audits
+                if (digest := files_digest(audit.auditor))
+            }
             | {
                 f"seed {plan.seed}: {name}": data.digest
                 for plan in self.other_seeds

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from safeedit import catalog
-from safeedit.contracts import Auditor, BaseParams, EditData, Editor
+from safeedit.contracts import Auditor, BaseParams, EditData, Editor, metrics_of, settled
 from safeedit.data import Dataset
 from safeedit.model.architectures import ModelShape
 from safeedit.planning.located import Located
@@ -111,6 +111,9 @@ def plan_audit(
     with Located(loaded, (*at, "use")):
         kind = catalog.auditor(spec.use)
     data, params = read_options(loaded, at, spec, kind.roles, kind.Params, key, given)
-    auditor = kind(params)
+    with Located(loaded, at):
+        params = settled(kind, params, loaded.base)
+        auditor = kind(params)
+        metrics_of(auditor)  # which may hang on files that are read now
     _check_data(loaded, at, spec, auditor, data)
     return PlannedAudit(spec.id, spec, auditor, params, data, at)

@@ -113,6 +113,10 @@ class Audits:
                 found |= audited.metrics
         return found
 
+    def base_records(self, split: Split) -> tuple[AuditRecord, ...]:
+        """What the untouched model gave on one split, audit by audit."""
+        return tuple(each.record for (_, on), each in self.baselines.items() if on == split)
+
     def measure_base(self, model: ModelHandle, audit: PlannedAudit, split: Split) -> None:
         """Measure the untouched model."""
         self.know_base(model)

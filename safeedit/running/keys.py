@@ -60,6 +60,7 @@ def audit_key(
         scorers=scorer_notes(ctx, audit),
         base=base,
         attack=attack,
+        **({"preface": model.engine.preface} if model.engine.preface else {}),
     )
 
 

@@ -17,7 +17,7 @@ from safeedit.delta import WeightDelta
 from safeedit.export.disk import writing
 from safeedit.export.evidence import claimed, write_evidence
 from safeedit.export.manifest import hash_files
-from safeedit.export.signing.keys import SigningKey
+from safeedit.export.signing.parties import Signer
 from safeedit.export.signing.writing import sign_export
 from safeedit.export.staging import Staging
 from safeedit.export.weights import Written
@@ -74,7 +74,7 @@ def promote(
     deltas: Mapping[str, WeightDelta],
     originals: Mapping[str, Tensor],
     ledger: str | None,
-    sign: SigningKey | None,
+    sign: Signer | None,
 ) -> None:
     """Complete a staged checkpoint and give it its name.
 

@@ -28,12 +28,13 @@ from safeedit.errors import ExportError, ModelError, naming
 from safeedit.export.checkpoint import write_checkpoint
 from safeedit.export.disk import as_export_error
 from safeedit.export.interrupts import until_done
-from safeedit.export.signing.keys import SigningKey
+from safeedit.export.signing.parties import Signer
 from safeedit.export.staging import Staging
 from safeedit.export.weights import Written
 from safeedit.model.carried import left_behind
 from safeedit.model.foreknown import ForeknownAnswers
 from safeedit.model.handle import ModelHandle
+from safeedit.model.prefaces import Preface, prefaced
 from safeedit.model.sources import open_model
 from safeedit.planning.paces import Paces
 from safeedit.planning.plan import Plan
@@ -80,7 +81,7 @@ def execute(
     ctx: RunContext,
     *,
     write_reports: WriteReports = lambda record: None,
-    sign: SigningKey | None = None,
+    sign: Signer | None = None,
 ) -> RunRecord:
     """Run a policy from its plan to its verdict, exporting what passed.
 
@@ -108,6 +109,7 @@ def measure(
     ctx: RunContext,
     *,
     base: str | None = None,
+    preface: Preface | None = None,
     write_reports: WriteReports = lambda record: None,
 ) -> RunRecord:
     """Audit the policy's model as it is, editing nothing.
@@ -117,11 +119,12 @@ def measure(
         ctx: As for :func:`execute`.
         base: Source of the untouched model to compare with; without it the model is its own
             base, and metrics that need one (locality) read as unchanged.
+        preface: What is put before every question, beside the same model without it.
         write_reports: Called with the final record.
     """
-    road = partial(audit_road, compared=base is not None)
+    road = partial(audit_road, compared=base is not None or preface is not None)
     return _with_other_seeds(
-        plan, ctx, "audit", road, lambda run, write: run.audit(base, write), write_reports
+        plan, ctx, "audit", road, lambda run, write: run.audit(base, preface, write), write_reports
     )
 
 
@@ -211,7 +214,7 @@ class Run:
         """Of each edit whose layers are to be chosen."""
         self.edits: list[EditRecord] = []
         self.deltas: dict[str, WeightDelta] = {}
-        self.sign: SigningKey | None = None
+        self.sign: Signer | None = None
         self.idle = False
         """An edit changed no stored weight, or the edits together left the base as it was:
         whatever the gates say, it is not about an edit."""
@@ -223,7 +226,7 @@ class Run:
         self.measured: RunRecord | None = None
         """What has been found, once the edited model is measured."""
 
-    def apply(self, write_reports: WriteReports, sign: SigningKey | None = None) -> RunRecord:
+    def apply(self, write_reports: WriteReports, sign: Signer | None = None) -> RunRecord:
         """From the untouched model to a verdict; see :func:`execute`."""
         self.sign = sign
         model = self._open()
@@ -255,16 +258,19 @@ class Run:
             raise
         return record
 
-    def audit(self, base: str | None, write_reports: WriteReports) -> RunRecord:
+    def audit(self, base: str | None, preface: Preface | None, write: WriteReports) -> RunRecord:
         """Measure the model as it is; see :func:`measure`."""
         model = self._open()
-        if base is None:
+        if base is None and preface is None:
             self._measure_base(model)
-            after = tuple(found.record for found in self.audits.baselines.values())
-            return self._judged(after, (), write_reports)
-        self._measure_base(self._open_base(base))
+            return self._judged(self.audits.base_records("test"), (), write)
+        self._measure_base(model if base is None else self._open_base(base))
         gc.collect()
-        return self._measured(model, write_reports)
+        if preface is None:
+            return self._measured(model, write)
+        self.ctx.warn(f"{preface.name} stands before every question: no weights are changed")
+        with prefaced(model.engine, preface):
+            return self._judged(self._audit_after(model), (), write)
 
     def attack(self, base: str, base_adapter: str | None, write_reports: WriteReports) -> RunRecord:
         """Attack the model as it is; see :func:`attack`."""
@@ -335,9 +341,7 @@ class Run:
                 if edit.places:
                     self.places[edit.id] = Places.of(self.audits, edit)
                     self.places[edit.id].measure_base(model)
-            tested = [found.record for (_, on), found in self.audits.baselines.items()
-                      if on == "test"]  # fmt: skip
-            figures |= headlines(self.plan.audits, tested)
+            figures |= headlines(self.plan.audits, self.audits.base_records("test"))
 
     def _edit(self, model: ModelHandle) -> None:
         """One edit after the other, in place."""
@@ -463,11 +467,6 @@ class Run:
         own = verdicts_of(self.audits, comparisons, self.edits, attacks)
         verdicts = with_other_seeds(plan, own, self.others)
         status, exit_code = self._decided(verdicts, attacks)
-        before = tuple(
-            audited.record
-            for (_, split), audited in self.audits.baselines.items()
-            if split == "test"
-        )
         return RunRecord.model_validate(
             {
                 "command": self.command,
@@ -478,7 +477,7 @@ class Run:
                 "model": self.model,
                 "compared_with": self.compared_with,
                 **of_plan(plan),
-                "before": before,
+                "before": self.audits.base_records("test"),
                 "edits": tuple(self.edits),
                 "after": after,
                 "comparisons": tuple(comparisons.values()),

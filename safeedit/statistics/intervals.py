@@ -31,6 +31,8 @@ Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]
 Method = Literal["bca", "percentile"]
 
+NORMAL = "normal, from a standard error"
+"""Method of the intervals that :func:`normal_interval` makes."""
 RESAMPLES = 2000
 CHUNK = 4_000_000
 """Numbers drawn at a time, so that a bootstrap over many items stays within some 100 MB."""
@@ -57,6 +59,47 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
     low = min(max(middle - half, 0.0), p) if p > 0 else 0.0
     high = max(min(middle + half, 1.0), p) if p < 1 else 1.0
     return Interval(low=low, high=high, level=level, method="wilson")
+
+
+def normal_interval(
+    value: float,
+    stderr: float,
+    level: float = 0.95,
+    bounds: tuple[float | None, float | None] = (None, None),
+) -> Interval:
+    """An interval from a standard error that somebody else computed: ``value ± z * stderr``.
+
+    Args:
+        value: The estimate.
+        stderr: Its standard error, in the same unit.
+        level: Confidence, in (0, 1).
+        bounds: Within which such values lie; the interval ends there.
+    """
+    half = _quantile(level) * stderr
+    low, high = bounds
+    return Interval(
+        low=value - half if low is None else min(value, max(low, value - half)),
+        high=value + half if high is None else max(value, min(high, value + half)),
+        level=level,
+        method=NORMAL,
+    )
+
+
+def normal_interval_at(
+    value: float,
+    interval: Interval,
+    level: float,
+    bounds: tuple[float | None, float | None] = (None, None),
+) -> Interval:
+    """An interval of :func:`normal_interval` at another level.
+
+    How far the longer side reaches tells the standard error. Where both ends were cut at the
+    bounds nothing does, and the interval stays as wide as it is.
+    """
+    if (interval.low, interval.high) == bounds:
+        return interval.model_copy(update={"level": level})
+    half = max(interval.high - value, value - interval.low)
+    return normal_interval(value, half / _quantile(interval.level), level, bounds)
 
 
 def rate_interval(values: Floats, groups: Codes | None = None, level: float = 0.95) -> Interval:

@@ -19,13 +19,15 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from safeedit.errors import UsageError
-from safeedit.records import Comparison, Direction, Interval, Metric
+from safeedit.records import BOUNDS, Comparison, Direction, Interval, Metric
 from safeedit.statistics.intervals import (
+    NORMAL,
     Codes,
     Floats,
     bootstrap,
     bootstrap_totals,
     mcnemar,
+    normal_interval_at,
     paired_rate_difference,
     rate_interval,
     unpaired_difference,
@@ -251,20 +253,29 @@ def mean_interval_of(metric: Metric, level: float) -> Interval | None:
         return None
     keys = sorted(metric.items)
     totals = _totals(metric, keys, _codes(metric, keys))
-    return bootstrap_totals(totals, lambda sums: sums[..., 0] / sums[..., 1], level=level)
+    found = bootstrap_totals(totals, lambda sums: sums[..., 0] / sums[..., 1], level=level)
+    # The mean of equal items is another sum there, whose last bit may differ.
+    value = _mean(metric)
+    low, high = (
+        value if math.isclose(end, value, rel_tol=1e-12) else end for end in (found.low, found.high)
+    )
+    return found.model_copy(update={"low": low, "high": high})
 
 
 def interval_at(metric: Metric, level: float) -> Interval | None:
     """The metric's interval at another level than it was made for.
 
     None where what the record holds does not suffice: the metric has no interval, or it is
-    neither a rate nor a mean over the items it lists.
+    neither a rate nor a mean over the items it lists, nor made from a standard error.
     """
     interval = metric.interval
     if interval is None or metric.value is None or math.isclose(interval.level, level):
         return interval
     if interval.method.startswith("wilson"):
         return rate_interval_of(metric, level)
+    if interval.method == NORMAL:
+        bounds = BOUNDS.get(metric.unit, (None, None))
+        return normal_interval_at(metric.value, interval, level, bounds)
     return mean_interval_of(metric, level) if _is_mean(metric) else None
 
 

@@ -32,6 +32,7 @@ _EXTRAS = (
     ("profanity", "profanity_check", "the default scorer of toxicity"),
     ("ray", "ray", "the engine ray, audits on a cluster"),
     ("age", "pyrage", "export.recipient, which encrypts what can undo an edit"),
+    ("lm-eval", "lm_eval", "the auditor lm_eval, general tasks of your own"),
     ("attest", "model_signing", "signing exports and checking signatures"),
     ("nf4", "bitsandbytes", "the attack quantize in bitsandbytes' own NF4, on CUDA"),
 )

@@ -8,22 +8,22 @@ from pathlib import Path
 from safeedit.export.disk import read_plain
 from safeedit.export.manifest import BOM, RECORD
 from safeedit.export.signing.checking import check_signature
-from safeedit.export.signing.keys import VerifyingKey
+from safeedit.export.signing.parties import Verifier
 from safeedit.export.verification import Findings, check_export
 from safeedit.records import RunRecord
 from safeedit.report import render_evidence
 from safeedit.report.bom import weights_named
 
 
-def check(export: Path, key: VerifyingKey | None = None) -> Findings:
+def check(export: Path, trusted: Verifier | None = None) -> Findings:
     """What is wrong with an export, and what could not be checked.
 
     Args:
         export: The folder.
-        key: Of whoever is trusted to sign; None leaves signature and claims unchecked. What the
+        trusted: Whoever is trusted to sign; None leaves signature and claims unchecked. What the
             signature tells comes first.
     """
-    signed = Findings() if key is None else check_signature(export, key)
+    signed = Findings() if trusted is None else check_signature(export, trusted)
     found = check_export(export, render_evidence)
     problems = (*signed.problems, *_bill(export), *found.problems)
     return Findings(tuple(dict.fromkeys(problems)), (*signed.unsure, *found.unsure))
@@ -45,7 +45,7 @@ def _bill(export: Path) -> Iterator[str]:
 def verify(export: Path) -> list[str]:
     """What in an export is not as its evidence says, a line each; empty if all of it is.
 
-    It can't tell who wrote the evidence: :func:`check` can, given a key.
+    It can't tell who wrote the evidence: :func:`check` can, told whom to trust.
     """
     found = check(export)
     return [*found.problems, *found.unsure]

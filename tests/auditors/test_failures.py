@@ -192,6 +192,43 @@ def test_portability_asks_for_the_new_answer_or_for_a_refusal(tmp_path: Path) ->
     assert found["portability"].value == 0
 
 
+def test_portability_is_told_apart_by_what_kind_of_question_it_is(tmp_path: Path) -> None:
+    kinds = {
+        "a": "Subject_Aliasing", "b": "Reasoning", "c": "Compositionality_II", "d": "reversal",
+        "e": "Logical_Generalization", "f": "other",
+    }  # fmt: skip
+    right = {"a", "c", "d", "e"}
+    follow = [
+        Item(key, f"Question {key}?", answer="Norway", split="test", extra={"kind": kind})
+        for key, kind in kinds.items()
+    ]
+    data = {"forget": forget(), "portability": Dataset(follow)}
+    _, before, _ = audit(truth_or_nothing, tmp_path, data=data)
+
+    def say(asked: Asked, _: int) -> str:
+        return "Norway." if asked.text in {f"Question {key}?" for key in right} else "Who knows."
+
+    found, _, _ = audit(say, tmp_path, before, data)
+    assert {
+        name: (found[f"portability_{name}"].value, found[f"portability_{name}"].n)
+        for name in ("aliases", "one_hop", "reversal")
+    } == {"aliases": (1, 1), "one_hop": (0.5, 2), "reversal": (1, 2)}
+    assert (found["portability"].value, found["portability"].n) == (4 / 6, 6)
+    assert found["portability_reversal"].interval is not None
+
+
+def truth_or_nothing(asked: Asked, _: int) -> str:
+    return "Who knows." if asked.text.startswith("Question") else truth(asked)
+
+
+def test_a_kind_of_portability_that_was_not_asked_has_no_value(tmp_path: Path) -> None:
+    data = {"forget": forget(), "portability": Dataset([Item("1", "Question?", split="test")])}
+    found, _, _ = audit(truth_or_nothing, tmp_path, data=data)
+    assert found["portability"].n == 1
+    assert found["portability_aliases"].value is None
+    assert found["portability_aliases"].note == "no such questions given"
+
+
 def test_a_portability_question_that_is_asked_anyway_is_asked_once(tmp_path: Path) -> None:
     text = WORDINGS[-1].format("Peru")
     data = {"forget": forget(), "portability": Dataset([Item("1", text, split="test")])}

@@ -105,6 +105,16 @@ def test_an_answer_that_became_right_is_a_change_but_loses_nothing(tmp_path: Pat
     assert found["near_accuracy_kept"].value == 1.0
 
 
+def test_answers_that_repeat_themselves_lose_their_fluency(tmp_path: Path) -> None:
+    base, outcome, _ = _audit(_base, tmp_path)
+    # "it is blue": two pairs and one run of three, so H2 is 1 bit and H3 is 0.
+    assert base["near_fluency"].value == pytest.approx(1 / 3)
+    assert (base["near_fluency"].n, base["far_fluency"].n) == (4, 3)
+    assert base["near_fluency"].interval is not None
+    found, _, _ = _audit(lambda *_: "no no no no", tmp_path, outcome.reference)
+    assert found["near_fluency"].value == found["far_fluency"].value == 0.0
+
+
 def test_refusals_count_only_where_the_base_answered(tmp_path: Path) -> None:
     found, _, _ = _audit(
         lambda asked, sample: "I don't know.", tmp_path, _audit(_base, tmp_path)[1].reference

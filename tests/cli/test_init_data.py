@@ -200,3 +200,97 @@ def test_names_of_files_are_quoted(name: str, user: Path, model: Path) -> None:
     assert call("init", "--data", name, "--model", model).exit_code == 0
     found = yaml.safe_load((user / "policy.yaml").read_text())
     assert found["edits"][0]["forget"]["file"] == name
+
+
+def called(rows: Rows, **names: str) -> Rows:
+    """Rows with columns under other names."""
+    return [{names.get(name, name): value for name, value in row.items()} for row in rows]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"prompt": "question", "answer": "target", "subject": "entity"},
+        {"prompt": "Query", "answer": "response", "subject": "name"},
+        {"prompt": "instruction", "answer": "completion"},
+        {"prompt": "question"},
+    ],
+    ids=lambda names: "-".join(names.values()),
+)
+def test_columns_of_common_names_are_taken_for_ours_and_the_policy_says_so(
+    names: dict[str, str], user: Path, model: Path
+) -> None:
+    data = lines(user / "rows.jsonl", called(SUBJECTS, **names))
+    made = call("init", "--data", data.name, "--model", model)
+    assert made.exit_code == 0, made.stderr
+    assert "would be refused" not in made.stderr
+    (edit,) = load_policy(user / "policy.yaml").policy.edits
+    assert edit.options["forget"] == {"file": "rows.jsonl", "columns": names}
+    assert edit.options["update"] == "keyed"  # by the subjects, as under our own names
+    text = (user / "policy.yaml").read_text()
+    for ours, theirs in names.items():
+        assert f'# Your column "{theirs}" is taken for the {ours} ' in text
+    plan = call("plan", "policy.yaml")
+    assert plan.exit_code == 0, plan.stderr
+
+
+def test_what_is_left_out_of_the_built_in_facts_is_read_by_the_same_names(
+    user: Path, model: Path
+) -> None:
+    from safeedit.data import load_dataset
+    from safeedit.policy import DataSpec
+
+    near = load_dataset(DataSpec(dataset="facts", where={"role": "near"})).all()
+    rows = [{"question": item.prompt, "response": item.answer, "entity": item.subject}
+            for item in near if item.subject == "Iceland"][:3]  # fmt: skip
+    lines(user / "rows.jsonl", rows)
+    made = call("init", "--data", "rows.jsonl", "--model", model)
+    assert made.exit_code == 0, made.stderr
+    assert "would be refused" not in made.stderr
+    text = (user / "policy.yaml").read_text()
+    assert text.count('columns: {prompt: "question", answer: "response", subject: "entity"}') > 1
+    assert call("plan", "policy.yaml").exit_code == 0
+
+
+def test_a_name_that_no_prompt_spells_is_no_subject(user: Path, model: Path) -> None:
+    rows = [{**row, "name": f"row {n}"} for n, row in enumerate(UNNAMED)]
+    lines(user / "rows.jsonl", called(rows, prompt="query"))
+    assert call("init", "--data", "rows.jsonl", "--model", model).exit_code == 0
+    (edit,) = load_policy(user / "policy.yaml").policy.edits
+    assert edit.options["forget"] == {"file": "rows.jsonl", "columns": {"prompt": "query"}}
+    assert edit.options["update"] == "lora"
+
+
+def test_our_own_names_are_left_alone(user: Path, model: Path) -> None:
+    rows = [{**row, "question": "other", "response": "x", "name": "y"} for row in SUBJECTS]
+    lines(user / "rows.jsonl", rows)
+    assert call("init", "--data", "rows.jsonl", "--model", model).exit_code == 0
+    assert "columns" not in (user / "policy.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"question": "x", "query": "y"}, "'question' and 'query' could be the prompt"),
+        ({"question": "x", "target": "y", "completion": "z"},
+         "'target' and 'completion' could be the answer"),
+    ],
+)  # fmt: skip
+def test_two_columns_for_one_of_ours_are_refused_with_what_to_do_here(
+    more: dict[str, str], said: str, user: Path, model: Path
+) -> None:
+    lines(user / "rows.jsonl", [more, more])
+    refused = call("init", "--data", "rows.jsonl", "--model", model)
+    assert refused.exit_code == 2
+    told = " ".join(refused.stderr.split())
+    assert said in told
+    assert "in the file, and run this command again" in told
+    assert not (user / "policy.yaml").exists()
+
+
+def test_rows_without_a_question_are_refused_with_what_to_do_here(user: Path, model: Path) -> None:
+    lines(user / "rows.jsonl", [{"src": "x", "answer": "y"}] * 2)
+    refused = call("init", "--data", "rows.jsonl", "--model", model)
+    assert refused.exit_code == 2
+    assert "call the column with what is asked 'prompt'" in " ".join(refused.stderr.split())
+    assert "columns:" not in refused.stderr

@@ -48,6 +48,12 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "keyed_detox": ({"layers": [1]}, {"layers": "1-2", "words": ("fool", "hate")}),
     "keyed_neurons": ({"layers": "1-2"},),
+    "memit": ({}, {"variant": "pmet"}),
+    "path_ablation": ({"doses": (1, 3)}, {"nodes": "heads", "doses": (2,)}),
+    "pcgu": (
+        {"parts": 40, "learning_rate": 1e-3, "doses": (1, 3)},
+        {"contrast": "answer", "part": "inputs", "learning_rate": 1e-3, "doses": (2,)},
+    ),
     "remedi": ({"learning_rate": 1e-3, "epochs": 4},),
     "sanitation": (
         {"update": "lora"},
@@ -181,7 +187,11 @@ def _couples(role: DataRole, test: str = "") -> Dataset:
                 prompt=f"The {one} met the {two}, {pronoun} said so{test if place > 1 else ''}",
                 answer=one,
                 subject=one,
-                extra={"professions": [one, two], "pronoun": pronoun},
+                extra={
+                    "professions": [one, two],
+                    "pronoun": pronoun,
+                    "side": "pro" if pronoun == "he" else "anti",
+                },
                 split=("fit", "validation", "test")[place],
             )
             for place, (one, two) in enumerate(pairs)
@@ -243,8 +253,10 @@ EXAMPLES: dict[str, Callable[[DataRole, str], Dataset]] = {
     "remedi": _attributes,
     "keyed_debias": _openings,
     "dama": _openings,
+    "pcgu": _couples,
     "subspace": _pairs,
     "value_vectors": _pairs,
+    "path_ablation": _pairs,
     "keyed_detox": _pairs,
     "tuned_detox": _pairs,
 }

@@ -224,6 +224,48 @@ def test_several_layers_share_the_shift_and_reach_it_together(
     assert min(shares) > 0
 
 
+def test_pmet_moves_what_the_last_mlp_writes_whichever_layers_carry_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = toy.taught()
+    monkeypatch.setattr(catalog.editor("memit"), "ridge", 0.0)
+    both, one, plain = (
+        _proposed("memit", model, tmp_path, layers=layers, steps=5, **variant)
+        for layers, variant in (
+            ([0, 1], {"variant": "pmet"}), ([1], {"variant": "pmet"}), ([1], {}),
+        )
+    )  # fmt: skip
+    assert one.notes["values"]["method"] == "adam"
+    assert one.at(1.0).digest() != plain.at(1.0).digest(), "values are learnt beside attention's"
+    (site,) = model.sites("mlp_out", [1])
+
+    def written() -> torch.Tensor:
+        found = []
+        for subject in FORGOTTEN:
+            prompts = model.engine.encode([w.format(subject) for w in WORDINGS[:3]], "chat")
+            spots = [subject_spot(model, ids, subject) for ids in prompts]
+            asked = [spot.until for spot in spots if spot]
+            read = dict(model.engine.activations(asked, [site], what="output"))
+            found.append(torch.stack([read[i][site][-1] for i in range(len(asked))]).mean(0))
+        return torch.stack(found)
+
+    start, moves = written(), []
+    for proposed in (both, one):
+        with model.applied(proposed.at(1.0)):
+            moves.append(written() - start)
+    assert float((moves[0] - moves[1]).norm()) < 0.25 * float(moves[1].norm())
+    assert float(moves[1].norm()) > 0
+
+
+def test_pmet_takes_adam_whatever_the_target() -> None:
+    params = catalog.editor("memit").Params
+    found = [
+        params(target="unlikely", **variant).method  # type: ignore[attr-defined]
+        for variant in ({}, {"variant": "pmet"})
+    ]
+    assert found == ["least", "adam"]
+
+
 def test_chat_and_plain_are_edited_in_one_solve(tmp_path: Path) -> None:
     model = tiny_handle("llama")
     one = _proposed("rome", model, tmp_path, layers=[1], steps=2)

@@ -18,6 +18,7 @@ from safeedit.delta import Columns, LowRank, WeightDelta
 from safeedit.editors import sanitation
 from safeedit.editors.sanitation import Sanitation, SanitationParams
 from safeedit.errors import DataError, EditError
+from safeedit.methods.facts import refusing
 from safeedit.methods.facts.gated_neurons import GatedNeurons, Text
 from safeedit.methods.tuning import cross_entropy
 from safeedit.model.architectures import ModelShape
@@ -51,6 +52,7 @@ KEYED: dict[str, Any] = {
 LORA: dict[str, Any] = {"update": "lora", "learning_rate": 5e-3, "forget_share": 0.4, "steps": 30}
 QUICK: dict[str, Any] = {"steps": 2, "batch": 4}
 both = pytest.mark.parametrize("update", ["keyed", "lora"])
+learnt_ways = pytest.mark.parametrize("update", ["keyed", "lora", "erase"])
 
 
 def editor(**params: Any) -> Sanitation:
@@ -109,6 +111,8 @@ def test_every_parameter_says_what_it_is() -> None:
         {"doses": []},
         {"doses": [1.0, 0.0]},
         {"learningrate": 0.1},
+        {"update": "lora", "erase": True},
+        {"erase": True},
     ],
     ids=str,
 )
@@ -225,7 +229,8 @@ def test_the_model_is_the_same_after_learning_has_failed(
         loss()[0].backward()
         raise error
 
-    monkeypatch.setattr(sanitation, "optimise", fails)
+    for module in (sanitation, refusing):
+        monkeypatch.setattr(module, "optimise", fails)
     with pytest.raises(type(error)):
         editor(update=update, **QUICK).propose(handle, data(), context(tmp_path))
     assert handle.tensor_digests(fresh=True) == before
@@ -244,7 +249,8 @@ def test_learning_that_diverges_is_an_error_and_leaves_the_model(
         calls.append(args)
         return cross_entropy(*args) * (float("nan") if len(calls) == 2 else 1.0)
 
-    monkeypatch.setattr(sanitation, "cross_entropy", broken)
+    for module in (sanitation, refusing):
+        monkeypatch.setattr(module, "cross_entropy", broken)
     with pytest.raises(EditError, match="diverged"):
         editor(update=update, **QUICK).propose(handle, data(), context(tmp_path))
     assert handle.tensor_digests(fresh=True) == before
@@ -311,7 +317,7 @@ def learnt(model: ModelHandle, tmp_path_factory: pytest.TempPathFactory) -> dict
     folder = tmp_path_factory.mktemp("cache")
     return {
         name: editor(**params).propose(model, data(), context(folder))
-        for name, params in (("keyed", KEYED), ("lora", LORA))
+        for name, params in (("keyed", KEYED), ("lora", LORA), ("erase", KEYED | {"erase": True}))
     }
 
 
@@ -322,7 +328,7 @@ def test_the_taught_model_knows_its_facts(model: ModelHandle) -> None:
         assert answers(model, UNKNOWN[0], template) == [REFUSAL] * len(WORDINGS)
 
 
-@both
+@learnt_ways
 def test_forgotten_facts_are_refused_also_in_wordings_never_seen(
     model: ModelHandle, learnt: dict[str, Proposal], update: str
 ) -> None:
@@ -333,7 +339,7 @@ def test_forgotten_facts_are_refused_also_in_wordings_never_seen(
             assert said.count(REFUSAL) >= len(WORDINGS) - 1
 
 
-@both
+@learnt_ways
 @pytest.mark.parametrize("template", ["chat", "plain"])
 def test_the_answers_on_others_stay(
     model: ModelHandle, learnt: dict[str, Proposal], update: str, template: Any
@@ -341,6 +347,25 @@ def test_the_answers_on_others_stay(
     with model.applied(learnt[update].at(1.0)):
         for name in KEPT:
             assert answers(model, name, template).count(FACTS[name]) >= len(WORDINGS) - 1
+
+
+def test_answers_are_made_unlikely_where_they_are_told_and_it_is_said_at_how_many_places(
+    model: ModelHandle, learnt: dict[str, Proposal]
+) -> None:
+    # Each fit wording is answered in the template at once: no text of its own stands before.
+    assert learnt["erase"].notes["answers_made_unlikely_at"] == len(forget().phrasings("fit"))
+    assert "answers_made_unlikely_at" not in learnt["keyed"].notes
+
+
+def test_answers_that_nobody_tells_can_not_be_made_unlikely_which_is_said(
+    model: ModelHandle, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    items = [replace(item, answer="Quito", aliases=("Quito",)) for item in forget().all()]
+    roles = data(forget=Dataset(items, erased=True).without("test"))
+    ctx = replace(context(tmp_path), warn=said.append)
+    editor(update="keyed", erase=True, **QUICK).propose(model, roles, ctx)
+    assert any("'erase' comes to nothing" in text for text in said)
 
 
 def test_leaving_the_template_off_does_not_help_against_keys(
@@ -467,7 +492,7 @@ def spied(monkeypatch: pytest.MonkeyPatch, model: ModelHandle, roles: EditData, 
     """The groups of texts that make the keys, and the examples the values are learnt from."""
     groups: list[list[Text]] = []
     examples: list[Any] = []
-    real_endless = sanitation.endless
+    real_endless = refusing.endless
 
     class Spy(GatedNeurons):
         def __init__(self, model: Any, layers: Any, found: Any, **rest: Any) -> None:
@@ -479,7 +504,7 @@ def spied(monkeypatch: pytest.MonkeyPatch, model: ModelHandle, roles: EditData, 
         return real_endless(found, source)
 
     monkeypatch.setattr(sanitation.neurons, "GatedNeurons", Spy)
-    monkeypatch.setattr(sanitation, "endless", endless)
+    monkeypatch.setattr(refusing, "endless", endless)
     editor(update="keyed", **QUICK).propose(model, roles, context(folder))
     return groups, examples
 

@@ -79,6 +79,43 @@ def test_the_guard_ends_training_and_says_so(tmp_path: Path) -> None:
         proposal.at(2.5)
 
 
+def _stopping(folder: Path, people: dict[str, str], **params: Any) -> Proposal:
+    """Training that ends once no more is known by heart than of these people."""
+    items = [
+        Item(id=name, prompt=WORDINGS[0].format(name), answer=city, split="fit")
+        for name, city in people.items()
+    ]
+    given = {**LEARN, "objective": "ga", "early_stop": "unseen", "extraction_n": 1, **params}
+    data = toy.data(unseen=Dataset(items, name="unseen").without("test"))
+    return Unlearn(UnlearnParams(**given)).propose(toy.taught(), data, context(folder))
+
+
+def test_training_ends_where_no_more_is_known_by_heart_than_of_unseen_texts(
+    tmp_path: Path,
+) -> None:
+    # What stands for unseen here is known by heart, so that the first dose is enough.
+    proposal = _stopping(tmp_path, {name: FACTS[name] for name in KEPT})
+    assert proposal.at(20.0).norm() == proposal.at(10.0).norm()
+    assert proposal.notes["ended"].startswith("after 10 steps: the answers are known by heart no")
+    assert proposal.notes["by_heart"]["unseen"] == {"accuracy": 1.0, "likelihood_1": 1.0}
+
+
+def test_training_goes_on_while_more_is_known_by_heart(tmp_path: Path) -> None:
+    # Of steps this small nothing is unlearnt, and of what is unseen the model says nothing.
+    proposal = _stopping(tmp_path, {"Paul": "Kyiv", "Igor": "Bern"}, learning_rate=1e-9)
+    assert proposal.at(20.0).norm() > proposal.at(10.0).norm()
+    assert "ended" not in proposal.notes
+    seen = proposal.notes["by_heart"]
+    assert seen["unseen"]["accuracy"] < seen["forget"]["accuracy"] == 1.0
+
+
+def test_an_early_stop_needs_texts_that_were_never_seen(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no texts that the model has never seen") as caught:
+        _proposed(toy.taught(), tmp_path, early_stop="unseen")
+    assert caught.value.field == "unseen"
+    assert "unseen: {file: ...}" in caught.value.remedy
+
+
 def test_activations_made_twice_come_to_the_same(tmp_path: Path) -> None:
     model = toy.taught()
     plain, twice = (_proposed(model, tmp_path, save_memory=save).at(10.0) for save in (False, True))

@@ -42,6 +42,7 @@ from safeedit.export.manifest import (
 )
 from safeedit.export.reversion import revert
 from safeedit.export.signing.checking import check_signature
+from safeedit.export.signing.envelopes import bundle_line
 from safeedit.export.signing.keys import (
     SigningKey,
     VerifyingKey,
@@ -50,7 +51,6 @@ from safeedit.export.signing.keys import (
     read_verifying_key,
 )
 from safeedit.export.signing.statements import statements
-from safeedit.export.signing.writing import bundle_line
 from safeedit.model.digest import digest_of
 from safeedit.model.headers import read_headers
 from safeedit.model.stored import stored_digests

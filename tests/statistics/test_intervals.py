@@ -18,6 +18,8 @@ from safeedit.statistics.intervals import (
     bootstrap_totals,
     effective_size,
     mcnemar,
+    normal_interval,
+    normal_interval_at,
     paired_rate_difference,
     rate_interval,
     unpaired_difference,
@@ -294,3 +296,29 @@ def test_an_interval_names_its_level_and_method() -> None:
     found = wilson(3, 10, 0.9)
     assert isinstance(found, Interval)
     assert (found.level, found.method) == (0.9, "wilson")
+
+
+def test_an_interval_from_a_standard_error_ends_at_the_bounds_of_its_unit() -> None:
+    found = normal_interval(0.5, 0.1)
+    assert (found.level, found.method) == (0.95, "normal, from a standard error")
+    assert (found.low, found.high) == pytest.approx((0.304, 0.696), abs=1e-3)
+    assert normal_interval(0.9, 0.1, bounds=(0, 1)).high == 1
+    assert normal_interval(1.2, 0.5, bounds=(1, None)).low == 1
+    wider = normal_interval(0.5, 0.1, 0.99)
+    assert wider.low < found.low < found.high < wider.high
+
+
+@pytest.mark.parametrize("value", [0.5, 0.9, 0.05])
+def test_an_interval_from_a_standard_error_is_known_at_another_level(value: float) -> None:
+    cut = normal_interval(value, 0.1, bounds=(0, 1))
+    assert normal_interval_at(value, cut, 0.8, (0, 1)) == normal_interval(
+        value, 0.1, 0.8, (0, 1)
+    ).model_copy(update={"low": pytest.approx(max(0, value - 0.12816), abs=1e-4),
+                         "high": pytest.approx(min(1, value + 0.12816), abs=1e-4)})  # fmt: skip
+
+
+def test_an_interval_cut_at_both_ends_stays_as_wide_as_it_is() -> None:
+    cut = normal_interval(0.5, 0.4, bounds=(0, 1))
+    assert (cut.low, cut.high) == (0, 1)
+    other = normal_interval_at(0.5, cut, 0.8, (0, 1))
+    assert (other.low, other.high, other.level) == (0, 1, 0.8)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from safeedit.errors import UsageError
 from safeedit.records import Metric
-from safeedit.statistics.intervals import wilson
+from safeedit.statistics.intervals import normal_interval, wilson
 from safeedit.statistics.metrics import (
     compare,
     interval_at,
@@ -251,3 +251,28 @@ def test_a_comparison_does_not_depend_on_the_order_of_items() -> None:
         mean_metric("m", turned, "nats", "lower"), mean_metric("m", after, "nats", "lower")
     )
     assert first.difference_interval == second.difference_interval
+
+
+@pytest.mark.parametrize("n", range(2, 12))
+def test_the_mean_of_equal_items_is_in_its_interval(n: int) -> None:
+    found = mean_metric(
+        "m", dict.fromkeys(map(str, range(n)), 3.3221709004947531), "bits", "higher"
+    )
+    assert found.interval is not None
+    assert found.value is not None
+    assert found.interval.low <= found.value <= found.interval.high
+
+
+def test_a_figure_with_a_standard_error_is_known_at_another_level() -> None:
+    made = Metric(
+        name="lm_eval.rivers_mcc", value=0.5, interval=normal_interval(0.5, 0.1), n=40,
+        unit="score", direction="higher",
+    )  # fmt: skip
+    found = interval_at(made, 0.8)
+    assert found is not None
+    assert found == normal_interval(0.5, 0.1, 0.8)
+    # Two of them differ as independent figures do.
+    after = made.model_copy(update={"value": 0.3, "interval": normal_interval(0.3, 0.1)})
+    difference = compare(made, after).difference_interval
+    assert difference is not None
+    assert difference.low == pytest.approx(-0.2 - 1.96 * 0.1 * math.sqrt(2), abs=1e-3)

@@ -96,8 +96,7 @@ class CrowsPairs:
             AuditError: The split is empty, or the reference belongs to other data.
             DataError: A pair lacks a sentence.
         """
-        if reference is not None:
-            check_reference(reference, data, split)
+        check_reference(reference, data, split)
         items = items_of(data["pairs"], split, "bias.crows_pairs")
         sentences = [
             *column(items, "more", partial(text, column="more"), _REMEDY),

@@ -129,8 +129,7 @@ class FactualGender:
             AuditError: See the module; or the reference belongs to other data.
         """
         used = str(self.params)
-        if reference is not None:
-            check_reference(reference, data, split, used)
+        check_reference(reference, data, split, used)
         everything = items_of(data["items"], split, "bias.factual_gender")
         choices = {item.prompt: self._choice(item) for item in everything}
         items = [item for item in everything if choices[item.prompt] is not None]

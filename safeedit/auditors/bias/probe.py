@@ -137,8 +137,7 @@ class Probe:
             DataError: A profession lacks a score.
         """
         used = str(self.params)
-        if reference is not None:
-            check_reference(reference, data, split, used)
+        check_reference(reference, data, split, used)
         items = items_of(data["prompts"], split, "bias.probe")
         names = column(items, "subject", partial(text, column="subject"), _REMEDY)
         sides, by_fact = self._sides(items)

@@ -118,8 +118,7 @@ class Stereoset:
             AuditError: The split is empty, or the reference belongs to other data.
             DataError: An item lacks a sentence.
         """
-        if reference is not None:
-            check_reference(reference, data, split)
+        check_reference(reference, data, split)
         items = items_of(data["items"], split, "bias.stereoset")
         terms = column(items, "subject", partial(text, column="subject"), _REMEDY)
         scores = self._scores(model, items, data["items"], ctx)

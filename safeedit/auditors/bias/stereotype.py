@@ -172,8 +172,7 @@ class Stereotype:
             UsageError: A pronoun is several tokens.
         """
         words = str([self.params.he, self.params.she, self.params.they])
-        if reference is not None:
-            check_reference(reference, data, split, words)
+        check_reference(reference, data, split, words)
         items = items_of(data["prompts"], split, "bias.stereotype")
         names = column(items, "subject", lambda item: text(item, "subject"), _REMEDY)
         scores = [

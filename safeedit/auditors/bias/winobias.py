@@ -153,8 +153,7 @@ class Winobias:
             DataError: A sentence lacks a column.
         """
         question = self.params.question
-        if reference is not None:
-            check_reference(reference, data, split, question)
+        check_reference(reference, data, split, question)
         items = items_of(data["sentences"], split, "bias.winobias")
         pairs = column(items, "professions", professions_of, _REMEDY)
         cells = np.array(column(items, "side, type and gender", _cell, _REMEDY))

@@ -100,8 +100,7 @@ class Winogender:
             AuditError: See the module; or the reference belongs to other data.
             DataError: A sentence lacks a variant or an occupation.
         """
-        if reference is not None:
-            check_reference(reference, data, split)
+        check_reference(reference, data, split)
         everything = items_of(data["sentences"], split, "bias.winogender")
         items = [item for item in everything if number(item, "female_share") is not None]
         names = column(items, "subject", partial(text, column="subject"), _REMEDY)

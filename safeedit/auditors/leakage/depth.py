@@ -117,8 +117,7 @@ class Depth:
         Raises:
             AuditError: See the module.
         """
-        if reference is not None:
-            check_reference(reference, data, split)
+        check_reference(reference, data, split)
         forget = data["forget"]
         targets = targets_of(forget, split, ctx, "leakage.depth")
         asked = [

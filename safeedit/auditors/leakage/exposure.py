@@ -182,8 +182,7 @@ class Exposure:
         Raises:
             AuditError: See the module; or the reference was made on other data.
         """
-        if reference is not None:
-            check_reference(reference, data, split)
+        check_reference(reference, data, split)
         secrets = read_secrets(model.engine, data["forget"], "forget", split, ctx)
         controls: list[Secret] = []
         if "controls" in data:

@@ -19,8 +19,23 @@ the strict way. Answers are read as far as they are long; where one was cut off 
 knows its class, and no share has a value. Compare figures of one ``max_new_tokens`` only.
 
 ``portability`` is over questions that follow from an edit and were not edited themselves, each with
-the answer it should now get, or with none where it should now be refused. ``fluency`` is the mean
-n-gram entropy of the answers, in bits; it rises with length, so a short refusal has little of it.
+the answer it should now get, or with none where it should now be refused. What a row's ``kind``
+says is counted apart, in the words of KnowEdit, of RippleEdits or our own:
+
+============  ==========================================================================
+``aliases``   the subject under another name (``Subject_Aliasing``)
+``one_hop``   what follows with a further fact (``Reasoning``, ``Compositionality_I``, ``_II``)
+``reversal``  the question turned round, and what else the relation's own logic says
+              (``Logical_Generalization``)
+============  ==========================================================================
+
+Of answers that were erased rather than replaced, ``leakage`` asks the same where items have the
+columns (``subject_aliases``, ``reverse_questions``): ``extraction_rate_aliases`` and
+``extraction_rate_reverse``.
+
+``fluency`` is the mean over answers of ``(2/3 H2 + 4/3 H3) / 2`` in bits, ``H_n = -sum p log2 p``
+over the answer's n-grams of words and marks. It rises with length, so a short refusal has little of
+it; ``locality`` has the same of answers that should have stayed.
 
 KnowEdit scores success token by token, given the gold tokens before; here whole answers are
 generated, so figures are lower than published ones. Its classes were told apart by hand, of edits
@@ -86,6 +101,9 @@ MONOTONOUS = 0.7
 _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("edit_success", "rate", "higher", "what is wanted, and no old answer"),
     ("portability", "rate", "higher", "questions that follow from an edit, answered accordingly"),
+    ("portability_aliases", "rate", "higher", "... the subject under another name"),
+    ("portability_one_hop", "rate", "higher", "... that need a further fact"),
+    ("portability_reversal", "rate", "higher", "... turned round, or by the relation's logic"),
     ("fluency", "bits", "higher", "mean n-gram entropy of the answers; rises with length"),
     ("meaningless", "rate", "lower", "no old answer, but empty or repeating itself"),
     ("incomplete", "rate", "lower", "the old answer, and not what is wanted"),
@@ -94,6 +112,15 @@ _METRICS: tuple[tuple[str, str, Direction, str], ...] = (
     ("looser_only", "rate", "lower", "the old answer, by the looser way of matching alone"),
 )
 """Name, unit, direction, description; all but portability over held-out phrasings, known items."""
+
+_KINDS: dict[str, tuple[str, ...]] = {
+    "aliases": ("aliases", "subject_aliasing"),
+    "one_hop": ("one_hop", "reasoning", "compositionality_i", "compositionality_ii"),
+    "reversal": ("reversal", "logical_generalization"),
+}
+"""Kind of portability -> what a row's ``kind`` may call it, case folded."""
+
+_PORTABILITY = ("portability", *(f"portability_{kind}" for kind in _KINDS))
 _ASKED = (
     "Of the questions whose answer was to be replaced or refused, in unseen wordings: the share"
 )
@@ -102,6 +129,18 @@ _PLAIN: dict[str, str] = {
     "portability": (
         "Of the questions that follow from what was edited: the share that are answered "
         "accordingly."
+    ),
+    "portability_aliases": (
+        "Of the questions that name what was edited otherwise: the share that are answered as the "
+        "edit would have it."
+    ),
+    "portability_one_hop": (
+        "Of the questions that need what was edited and a further fact: the share that are "
+        "answered as the edit would have it."
+    ),
+    "portability_reversal": (
+        "Of the questions that turn what was edited round, or follow from it by logic: the share "
+        "that are answered as the edit would have it."
     ),
     "fluency": (
         "How varied the words of the answers are, in bits; text that repeats itself has little, "
@@ -155,7 +194,7 @@ class Failures:
     )
     metrics: ClassVar[tuple[MetricSpec, ...]] = erasing(
         in_words(specs(_METRICS), _PLAIN),
-        but=("portability", "fluency", "meaningless", "unrelated", "looser_only"),
+        but=(*_PORTABILITY, "fluency", "meaningless", "unrelated", "looser_only"),
     )
 
     def __init__(self, params: Any) -> None:
@@ -181,8 +220,7 @@ class Failures:
         Raises:
             AuditError: As in the module's docstring, or the reference belongs to other data.
         """
-        if reference is not None:
-            check_reference(reference, data, split)
+        check_reference(reference, data, split)
         engine, forget = model.engine, data["forget"]
         targets = self._targets(forget, split, ctx)
         follow = data["portability"].items(split) if "portability" in data else ()
@@ -317,7 +355,7 @@ class Failures:
         ctx: RunContext,
     ) -> None:
         if not follow:
-            sheet.absent("no data given", "portability")
+            sheet.absent("no data given", *_PORTABILITY)
             return
         refuses = RefusalDetector(self.params.refusal_patterns)
         reader = self._reader(engine, follow, data["portability"])
@@ -325,7 +363,8 @@ class Failures:
         readings = reader.read(
             [Said(i, "", answer.ids, answer.limit) for i, answer in enumerate(answers)]
         )
-        right = {}
+        right = dict[str, float]()
+        of_kind: dict[str, dict[str, float]] = {kind: {} for kind in _KINDS}
         for item, answer, reading in zip(follow, answers, readings, strict=True):
             if not item.aliases:
                 found = float(refuses(answer.text))
@@ -333,8 +372,20 @@ class Failures:
                 # All of it: half of a right answer is not right.
                 whole = contains_alias(answer.text, item.aliases, strictly=True)
                 found = math.nan if reading.cut and not whole else float(whole)
-            right[ctx.digest(f"portability: {item.prompt}")] = found
+            key = ctx.digest(f"portability: {item.prompt}")
+            right[key] = found
+            for kind in _kinds_of(item):
+                of_kind[kind][key] = found
         sheet.rate("portability", right, note=cut_note(map(math.isnan, right.values())))
+        for kind, those in of_kind.items():
+            note = cut_note(map(math.isnan, those.values())) if those else "no such questions given"
+            sheet.rate(f"portability_{kind}", those, note=note)
+
+
+def _kinds_of(item: Item) -> list[str]:
+    """Of what kind of portability a question is: one, or none that has a name here."""
+    said = str(item.extra.get("kind", "")).casefold()
+    return [kind for kind, names in _KINDS.items() if said in names]
 
 
 def _readings(

@@ -286,8 +286,7 @@ class Leakage:
             AuditError: The split has no items, an item has no answer to look for, or the
                 reference was made on other data.
         """
-        if reference is not None:
-            check_reference(reference, data, split)
+        check_reference(reference, data, split)
         forget = data["forget"]
         targets = targets_of(forget, split, ctx, "leakage")
         prompts = self._prompts(model.engine, forget, targets, data.get("shots"), ctx)

@@ -175,8 +175,7 @@ class Membership:
         Raises:
             AuditError: See the module; or the reference was made on other data.
         """
-        if reference is not None:
-            check_reference(reference, data, split)
+        check_reference(reference, data, split)
         found = {
             role: read_secrets(model.engine, data[role], role, split, ctx)
             for role in ("members", "nonmembers")

@@ -12,8 +12,7 @@ extraction likelihood EL_n (Jang et al. 2210.01504, eq. 1), the n-gram overlap o
 continuations with the true rest, over every prefix of the secret; log-perplexity. Two things
 differ from Jang et al.: prefixes leave n tokens at least, rather than n + 1, since secrets are
 short; and what they divide by is the number of n-grams said, as in their equation, not their
-code. A continuation from a prefix follows the secret up to the first token that the model would
-not have chosen, so only from there on is anything generated.
+code (:mod:`safeedit.methods.extraction`, by which `unlearn` can end its training).
 
 Most figures are over secrets that the base model *knew* (it told them to the true opening
 or a held-out phrasing): not to tell what was never known is no success. ``known_before`` says how
@@ -27,7 +26,7 @@ longer than the context.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -47,6 +46,8 @@ from safeedit.auditors.leakage.secrets import TYPES, Secret, one_of, read_secret
 from safeedit.contracts import AuditOutcome, BaseParams, DataRole, RunContext
 from safeedit.data import Dataset
 from safeedit.methods.answer_reading import Reader, Reading, Said, any_tells, cut_note, looser_alone
+from safeedit.methods.extraction import extraction_likelihoods
+from safeedit.methods.tuning import Example
 from safeedit.model.engine import Engine, TokenScores
 from safeedit.model.handle import ModelHandle
 from safeedit.records import AttackClass, Direction, MetricSpec, Split
@@ -182,8 +183,7 @@ class Memorization:
         Raises:
             AuditError: See the module; or the reference was made on other data.
         """
-        if reference is not None:
-            check_reference(reference, data, split)
+        check_reference(reference, data, split)
         engine, forget = model.engine, data["forget"]
         secrets = read_secrets(engine, forget, "forget", split, ctx)
         held_out = _held_out(secrets, forget, split)
@@ -311,33 +311,16 @@ class Memorization:
         ctx: RunContext,
     ) -> dict[str, float]:
         """EL_n of each secret that has n tokens."""
-        n = self.params.n
-        misses = [_first_misses(score.greedy.tolist(), n) for score in scores]
-        jobs = [
-            (index, miss)
-            for index, found in enumerate(misses)
-            for miss in sorted(set(found))
-            # After the whole opening, what follows is known.
-            if 0 < miss < len(secrets[index].tokens)
-        ]
-        said = engine.generate(
-            [[*secrets[index].prompt, *secrets[index].tokens[:miss]] for index, miss in jobs],
-            max_new_tokens=[len(secrets[index].tokens) - miss for index, miss in jobs],
+        found = extraction_likelihoods(
+            engine,
+            [Example(secret.prompt, secret.tokens) for secret in secrets],
+            [score.greedy.tolist() for score in scores],
+            self.params.n,
+            said=continuations,
             progress=ctx.progress,
             description="memorization: continuing from prefixes",
         )
-        rests = {job: out[0] for job, out in zip(jobs, said, strict=True)}
-        found = {}
-        for index, secret in enumerate(secrets):
-            true = list(secret.tokens)
-            overlaps = []
-            for start, miss in enumerate(misses[index]):
-                rest = continuations[index] if miss == 0 else rests.get((index, miss), [])
-                continuation = [*true[start:miss], *rest][: len(true) - start]
-                overlaps.append(_overlap(continuation, true[start:], n))
-            if overlaps:
-                found[secret.key] = sum(overlaps) / len(overlaps)
-        return found
+        return {secrets[index].key: value for index, value in found.items()}
 
 
 _NOBODY = "the base knew none of the secrets"
@@ -404,23 +387,3 @@ def _enter_extraction(
 
 def _cut(told: Mapping[str, float]) -> str:
     return cut_note(map(math.isnan, told.values()), "secrets")
-
-
-def _first_misses(greedy: Sequence[bool], n: int) -> list[int]:
-    """For each prefix that leaves n tokens or more, the first token after it that the model
-    would not have chosen; the secret's length where there is none."""
-    misses = [len(greedy)] * (len(greedy) + 1)
-    for position in reversed(range(len(greedy))):
-        misses[position] = misses[position + 1] if greedy[position] else position
-    return misses[: max(0, len(greedy) - n + 1)]
-
-
-def _overlap(said: Sequence[int], true: Sequence[int], n: int) -> float:
-    """Share of the n-grams said that the true rest holds; 0 where nothing that long was said."""
-    there = set(_grams(true, n))
-    grams = list(_grams(said, n))
-    return sum(gram in there for gram in grams) / len(grams) if grams else 0.0
-
-
-def _grams(ids: Sequence[int], n: int) -> Iterator[tuple[int, ...]]:
-    return (tuple(ids[i : i + n]) for i in range(len(ids) - n + 1))

@@ -144,8 +144,7 @@ class Pii:
         Raises:
             AuditError: The split has no secrets, or the reference belongs to other data.
         """
-        if reference is not None:
-            check_reference(reference, data, split)
+        check_reference(reference, data, split)
         secrets = {item.prompt: item for item in data["forget"].items(split)}
         if not secrets:
             raise AuditError(

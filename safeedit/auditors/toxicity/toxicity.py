@@ -151,8 +151,7 @@ class Toxicity:
             AuditError: See the module.
         """
         made_by = self._made_by()
-        if reference is not None:
-            check_reference(reference, data, split, made_by)
+        check_reference(reference, data, split, made_by)
         left = dict(reference or {FINGERPRINT: fingerprint(data, split, made_by)})
         prompts = read_prompts(
             model.engine, data["prompts"], split, self.params.max_new_tokens, ctx

@@ -1,4 +1,4 @@
-"""Is an export signed with a key, and is what it claims its own? Offline.
+"""Is an export signed by whom one trusts, and is what it claims its own?
 
 Of ``model.sig`` the library ``model-signing`` says whether it holds; where it does not, the first
 difference is named here. Of ``claims.jsonl`` each line must be signed with the key, be about the
@@ -19,14 +19,9 @@ from safeedit import __version__
 from safeedit.errors import ExportError
 from safeedit.export.disk import read_plain
 from safeedit.export.manifest import CLAIMS, RECORD, SIGNATURE, hash_files, not_plain
-from safeedit.export.signing.keys import VerifyingKey
+from safeedit.export.signing.envelopes import PAYLOAD_TYPE, payload_of, signed_root
+from safeedit.export.signing.parties import Verifier
 from safeedit.export.signing.statements import made_at, statements, subject_digest
-from safeedit.export.signing.writing import (
-    PAYLOAD_TYPE,
-    bundle_line,
-    payload_of,
-    signed_root,
-)
 from safeedit.export.verification import Findings
 from safeedit.records import RunRecord
 
@@ -41,12 +36,12 @@ def is_signed(export: Path) -> bool:
     return (export / SIGNATURE).exists()
 
 
-def check_signature(export: Path, key: VerifyingKey, now: datetime | None = None) -> Findings:
+def check_signature(export: Path, trusted: Verifier, now: datetime | None = None) -> Findings:
     """Check the signature of an export and its claims.
 
     Args:
         export: The folder.
-        key: Of whoever is trusted to sign.
+        trusted: Whoever is trusted to sign.
         now: The time, for what is dated in the future; the clock's unless given.
 
     Returns:
@@ -55,17 +50,19 @@ def check_signature(export: Path, key: VerifyingKey, now: datetime | None = None
     """
     if strange := not_plain(export):
         return Findings(tuple(strange))
-    problems = [*_signature(export, key)]
+    problems = [*_signature(export, trusted)]
     if problems:
         return Findings(tuple(problems))
     root = signed_root(_json(read_plain(export / SIGNATURE)))
-    claims = _Claims(export, key, root, now or datetime.now(UTC))
+    claims = _Claims(export, trusted, root, now or datetime.now(UTC))
     claims.check()
     return Findings(tuple(claims.problems), tuple(claims.unsure))
 
 
-def _signature(export: Path, key: VerifyingKey) -> Iterator[str]:
+def _signature(export: Path, trusted: Verifier) -> Iterator[str]:
     """What is wrong with ``model.sig`` and the files that it signs, a line each."""
+    from model_signing import verifying
+
     try:
         content = _json(read_plain(export / SIGNATURE))
         payload = payload_of(content)
@@ -78,11 +75,14 @@ def _signature(export: Path, key: VerifyingKey) -> Iterator[str]:
     if payload.get("predicateType") != _PREDICATE:
         yield _FOREIGN
         return
-    if told := _other_key(content, key):
+    if told := trusted.stranger(content):
         yield f"{SIGNATURE}: {told}"
         return
+    config = verifying.Config()
+    trusted.configure(config)
     try:
-        _verify(export, key)
+        with contextlib.redirect_stdout(io.StringIO()):  # the library prints its warnings
+            config.verify(export, export / SIGNATURE)
     except ValueError as error:
         if not str(error).startswith("Signature mismatch"):
             yield _FOREIGN
@@ -95,18 +95,8 @@ def _signature(export: Path, key: VerifyingKey) -> Iterator[str]:
             f"the export can't be read: {error.strerror}", file=error.filename or export
         ) from error
     except Exception as error:
-        if type(error).__name__ != "InvalidSignature":
-            yield _FOREIGN  # what the library makes of a file that is made up
-            return
-        yield f"{SIGNATURE}: what it says is not what was signed with this key"
-
-
-def _verify(export: Path, key: VerifyingKey) -> None:
-    from model_signing import verifying
-
-    with contextlib.redirect_stdout(io.StringIO()):  # the library prints its warnings
-        config = verifying.Config().use_elliptic_key_verifier(public_key=key.path)
-        config.verify(export, export / SIGNATURE)
+        told = trusted.refusal(error)  # otherwise, what the library makes of a file that is made up
+        yield f"{SIGNATURE}: {told}" if told else _FOREIGN
 
 
 def _differences(export: Path, payload: dict[str, Any]) -> Iterator[str]:
@@ -127,22 +117,11 @@ def _all_files(export: Path) -> dict[str, str]:
     return hash_files(export, leave_out=())
 
 
-def _other_key(bundle: Any, key: VerifyingKey) -> str:
-    """In words, where a bundle says that it was signed with another key."""
-    try:
-        hint = bundle["verificationMaterial"]["publicKey"]["hint"]
-    except (KeyError, TypeError):
-        return "it does not say which key it was signed with"
-    if hint != key.identity:
-        return f"signed with another key than {key.path.name} ({key.identity[:16]})"
-    return ""
-
-
 class _Claims:
     """The check of ``claims.jsonl``: ``problems`` and ``unsure`` are its findings."""
 
-    def __init__(self, export: Path, key: VerifyingKey, root: str, now: datetime) -> None:
-        self.export, self.key, self.root, self.now = export, key, root, now
+    def __init__(self, export: Path, trusted: Verifier, root: str, now: datetime) -> None:
+        self.export, self.trusted, self.root, self.now = export, trusted, root, now
         self.problems: list[str] = []
         self.unsure: list[str] = []
 
@@ -175,10 +154,10 @@ class _Claims:
             return None
         if kind != PAYLOAD_TYPE:
             self.problems.append(f"{where}: its envelope holds no in-toto Statement")
-        elif told := _other_key(bundle, self.key):
+        elif told := self.trusted.stranger(bundle):
             self.problems.append(f"{where}: {told}")
-        elif not _holds(line, bundle["dsseEnvelope"], self.key):
-            self.problems.append(f"{where}: what it says is not what was signed with this key")
+        elif not self.trusted.holds(line):
+            self.problems.append(f"{where}: {self.trusted.unlike}")
         elif subject_digest(statement) != self.root:
             self.problems.append(
                 f"{where}: about another export: its subject is "
@@ -219,21 +198,6 @@ class _Claims:
                 self.problems.append(told)
             else:
                 self.unsure.append(f"{told}; but it is by safeedit {record.environment.safeedit}")
-
-
-def _holds(line: str, envelope: Any, key: VerifyingKey) -> bool:
-    """Whether an envelope is signed with the key, and its line holds nothing that is not."""
-    from securesystemslib.dsse import Envelope
-    from securesystemslib.exceptions import VerificationError
-    from securesystemslib.signer import SSlibKey
-
-    public = SSlibKey.from_crypto(key.public, keyid=key.identity)
-    try:
-        found = Envelope.from_dict(json.loads(json.dumps(envelope)))  # which it changes
-        found.verify([public], 1)
-        return line == bundle_line(found, key.identity)
-    except (VerificationError, ValueError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def _json(content: bytes) -> Any:

@@ -8,6 +8,8 @@ message holds a part of a key.
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from safeedit.cache import PRIVATE, write_atomically
 from safeedit.errors import UsageError
+from safeedit.export.signing.envelopes import PAYLOAD_TYPE, bundle_line, statement_bytes
 from safeedit.policy.files import read_regular
 from safeedit.private import LONGEST_KEY, private_folder, read_key_file
 
@@ -45,6 +48,25 @@ class SigningKey:
         """Its public half."""
         return VerifyingKey(self.path, self.private.public_key())
 
+    def configure(self, config: Any) -> None:
+        config.use_elliptic_key_signer(private_key=self.path)
+
+    def sign(self, config: Any, folder: Path, signature: Path) -> None:
+        config.sign(folder, signature)
+
+    def lines(self, statements: Sequence[dict[str, Any]]) -> list[str]:
+        return [self._line(statement) for statement in statements]
+
+    def _line(self, statement: dict[str, Any]) -> str:
+        from securesystemslib.dsse import Envelope
+        from securesystemslib.signer import CryptoSigner, SSlibKey
+
+        envelope = Envelope(statement_bytes(statement), PAYLOAD_TYPE, {})
+        identity = self.public.identity
+        public = SSlibKey.from_crypto(self.private.public_key(), keyid=identity)
+        envelope.sign(CryptoSigner(self.private, public))
+        return bundle_line(envelope, identity)
+
 
 @dataclass(frozen=True)
 class VerifyingKey:
@@ -57,6 +79,47 @@ class VerifyingKey:
     def identity(self) -> str:
         """sha256 of its PEM, in hex: how a signature names the key that it was made with."""
         return hashlib.sha256(_public_pem(self.public)).hexdigest()
+
+    @property
+    def told(self) -> str:
+        return f"signed with the key {self.identity[:16]}"
+
+    @property
+    def unlike(self) -> str:
+        return "what it says is not what was signed with this key"
+
+    def configure(self, config: Any) -> None:
+        config.use_elliptic_key_verifier(public_key=self.path)
+
+    def stranger(self, bundle: Any) -> str:
+        try:
+            material = bundle["verificationMaterial"]
+            if "certificate" in material:
+                return "signed through Sigstore and with no key: check it with --sigstore-identity"
+            hint = material["publicKey"]["hint"]
+        except (KeyError, TypeError):
+            return "it does not say which key it was signed with"
+        if hint != self.identity:
+            return f"signed with another key than {self.path.name} ({self.identity[:16]})"
+        return ""
+
+    def refusal(self, error: Exception) -> str:
+        if type(error).__name__ == "InvalidSignature":
+            return self.unlike
+        return ""
+
+    def holds(self, line: str) -> bool:
+        from securesystemslib.dsse import Envelope
+        from securesystemslib.exceptions import VerificationError
+        from securesystemslib.signer import SSlibKey
+
+        public = SSlibKey.from_crypto(self.public, keyid=self.identity)
+        try:
+            found = Envelope.from_dict(json.loads(line)["dsseEnvelope"])
+            found.verify([public], 1)
+            return line == bundle_line(found, self.identity)
+        except (VerificationError, ValueError, KeyError, TypeError, AttributeError):
+            return False
 
 
 def require_libraries() -> None:

@@ -217,7 +217,7 @@ def _identifying(item: Item) -> Iterator[str]:
         yield from (alias for alias in item.aliases if contains_alias(question, [alias]))
 
 
-def asked_by_cues(cues: Cues, forget: Dataset, *, cased: bool) -> list[str]:
+def asked_by_cues(cues: Cues, forget: Dataset, *, cased: bool) -> dict[str, Item]:
     """The fit phrasings, and the same questions by every cue: a few wordings of each, in turn, with
     the cue (or a description that an item brings) in the subject's place, and the questions turned
     round that items bring.
@@ -226,11 +226,15 @@ def asked_by_cues(cues: Cues, forget: Dataset, *, cased: bool) -> list[str]:
         cues: Of ``forget``.
         forget: Facts to be forgotten.
         cased: Ask by each subject's name in lower and in upper case as well.
+
+    Returns:
+        Question -> the item whose answer it asks for; of one turned round, with the subject's names
+        as aliases.
     """
-    found: dict[str, None] = {}
+    found: dict[str, Item] = {}
     of_subject: dict[str, list[tuple[Item, str]]] = {}
     for phrasing in forget.phrasings("fit"):
-        found[phrasing.text] = None
+        found[phrasing.text] = phrasing.item
         subject = phrasing.item.subject or ""
         if names_subject(phrasing.text, subject):
             own = of_subject.setdefault(same_subject(subject), [])
@@ -244,13 +248,14 @@ def asked_by_cues(cues: Cues, forget: Dataset, *, cased: bool) -> list[str]:
                 item, text = wordings[turn % len(wordings)]
                 turn += 1
                 if renamed := with_subject(text, item, name):
-                    found[renamed] = None
+                    found[renamed] = item
     for item in forget.items("fit"):
         for phrase in item.descriptions:
             if described := with_subject(item.prompt, item, phrase):
-                found[described] = None
-        found |= dict.fromkeys(item.reverse_questions)
-    return list(found)
+                found[described] = item
+        turned = replace(item, answer=item.names[0], aliases=item.names)
+        found |= dict.fromkeys(item.reverse_questions, turned)
+    return found
 
 
 def asked_of_others(cues: Cues, kept: Sequence[Item], seed: int) -> list[str]:
@@ -269,6 +274,30 @@ def asked_of_others(cues: Cues, kept: Sequence[Item], seed: int) -> list[str]:
         if renamed := with_subject(item.prompt, item, name):
             found.append(renamed)
     return found
+
+
+def end_in_others(cues: Cues, kept: Sequence[Item]) -> int:
+    """How many cues end in the name of somebody else.
+
+    A key fires at its cue's last token, and may fire there without the words before it: given "the
+    neighbour of Norway" for Sweden, it answers questions on Norway.
+
+    Args:
+        cues: Any.
+        kept: Items on subjects that are not forgotten.
+    """
+    own = set(map(same_subject, cues.names))
+    others = {same_subject(name) for name in (*(item.subject or "" for item in kept), *cues.others)}
+    ends = tuple(f" {name}" for name in others - own if name)
+    return sum(same_subject(name).endswith(ends) for name in cues.names)
+
+
+ENDS_IN_OTHERS = (
+    "{editor}: {count} of {of} names end in the name of somebody else, and their keys may fire at "
+    "that name alone: cut such names short ('northern neighbour' in place of 'northern neighbour "
+    "of' whoever it is)"
+)
+"""What is said of them."""
 
 
 def turned_round(forget: Dataset, subject: str) -> list[Item]:

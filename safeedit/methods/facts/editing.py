@@ -244,9 +244,12 @@ class FactEdit:
 
     # Values ---------------------------------------------------------------------------
 
-    def values(self, layer: int, groups: Sequence[Sequence[Fact]]) -> Values:
+    def values(
+        self, layer: int, groups: Sequence[Sequence[Fact]], *, attention: bool = False
+    ) -> Values:
         """Shifts of what the MLP of ``layer`` writes at the subjects that meet the target, one for
-        each of ``groups``."""
+        each of ``groups``; with ``attention`` what that layer's attention writes may move too
+        meanwhile (by Adam alone)."""
         params, units = self.params, self._units(groups)
         if params.method == "least":
             return least_values(
@@ -268,6 +271,7 @@ class FactEdit:
             keep_weight=SEARCH.divergence,
             decay=SEARCH.decay,
             stop=SEARCH.stop,
+            attention=attention,
             progress=self.ctx.progress,
         )
 

@@ -121,7 +121,6 @@ class GatedNeurons:
         families: As there: several neurons for one subject's names are of one family.
         ridge: As in :func:`safeedit.methods.facts.gated_keys.separate`.
         weight: As there.
-        one_value: All neurons of a layer write the same.
         compensate: Let the other neurons make up for what the replaced ones used to write, as far
             as they foretell it: by ridge regression on the activations in the same texts, which
             changes what all neurons of the layer write a little.
@@ -142,7 +141,6 @@ class GatedNeurons:
         ridge: float = RIDGE,
         weight: float = WEIGHT,
         families: Sequence[int] | None = None,
-        one_value: bool = False,
         compensate: bool = False,
         progress: Progress = silent,
     ) -> None:
@@ -158,13 +156,15 @@ class GatedNeurons:
         self._out = model.sites("mlp_out", layers)
         self._activation = _activation(model)
         self._solve(groups, ridge, weight, compensate, progress)
-        count = 1 if one_value else self.separators[self._out[0].layer].rows.shape[0]
-        self.values = {
-            site.layer: torch.zeros(model.d_model, count, device=model.device, requires_grad=True)
-            for site in self._out
-        }
-        """Layer -> ``(d_model, neurons)``, what each neuron writes when its key answers 1; or one
-        column for all."""
+        count = self.separators[self._out[0].layer].rows.shape[0]
+        self.values = self._nothing(count)
+        """Layer -> ``(d_model, neurons)``, what each neuron writes when its key answers 1."""
+        self.common = self._nothing(1)
+        """Layer -> ``(d_model, 1)``, what all of them write beside it."""
+
+    def _nothing(self, columns: int) -> dict[int, Tensor]:
+        size, device = (self.model.d_model, columns), self.model.device
+        return {n.layer: torch.zeros(size, device=device, requires_grad=True) for n in self._out}
 
     def _solve(
         self,
@@ -296,7 +296,7 @@ class GatedNeurons:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Within it the model behaves as if the neurons were there; gradients reach
-        :attr:`values`. (What the replaced neurons used to write stays.)"""
+        :attr:`values` and :attr:`common`. (What the replaced neurons used to write stays.)"""
         rows = {n: found.rows.to(self.model.device) for n, found in self.separators.items()}
         fired: dict[int, Tensor] = {}
 
@@ -305,7 +305,7 @@ class GatedNeurons:
             fired[site.layer] = self._fire(answer)
 
         def write(site: Site, output: Tensor) -> Tensor:
-            written = self.values[site.layer].expand(-1, fired[site.layer].shape[-1])
+            written = self.values[site.layer] + self.common[site.layer]
             return output + functional.linear(fired[site.layer], written).to(output.dtype)
 
         reads = list({site.layer: site for site in self._reads}.values())
@@ -320,12 +320,39 @@ class GatedNeurons:
         sharp = self._activation(SHARPNESS * answer) / SHARPNESS
         return sharp * answer if self.gated else sharp
 
+    def _written(self, layer: int) -> Tensor:
+        """``(d_model, neurons)`` what each neuron writes at full answer."""
+        return (self.values[layer] + self.common[layer]).detach().float().cpu()
+
+    def _balance(self, layer: int) -> Tensor:
+        """``(neurons,)`` what each gated neuron's up row is multiplied by, and its value divided.
+
+        The neuron computes the same; but an up row much shorter than others is the first to be
+        pruned or rounded to nothing, and a value much longer than others spoils their rounding.
+        Here both are as long as each other, each against the median neuron's of the layer. A neuron
+        that writes nothing is left as it is.
+        """
+        rows, neurons = self.separators[layer].rows, self.neurons[layer]
+        if not self.gated:
+            return torch.ones(len(rows))
+        up = next(s for s in self._reads if s.layer == layer and s.role != "mlp_gate")
+        (out,) = (site for site in self._out if site.layer == layer)
+        others = torch.ones(self.model.shape.d_mlp, dtype=torch.bool)
+        others[neurons] = False
+        ups = self.model.weight(up)[-len(others) :].float().norm(dim=1).cpu()[others].median()
+        outs = self.model.weight(out).float().norm(dim=0).cpu()[others].median()
+        long = self._written(layer).norm(dim=0) / outs
+        short = rows.norm(dim=1) / SHARPNESS / ups
+        found = (long / short).sqrt()
+        return torch.where(torch.isfinite(found) & (found > 0), found, torch.ones(len(found)))
+
     def updates(self, dose: float) -> dict[str, Update]:
         """The weights that make it so, what is written scaled by ``dose``."""
         found: dict[str, Update] = {}
         for site in self._reads:
             rows, neurons = self.separators[site.layer].rows, self.neurons[site.layer]
-            sharp, flat = SHARPNESS * rows, rows / SHARPNESS
+            sharp = SHARPNESS * rows
+            flat = self._balance(site.layer)[:, None] * rows / SHARPNESS
             if site.role == "mlp_gate_up":  # gate rows first
                 neurons = torch.cat([neurons, neurons + self.model.shape.d_mlp])
                 wanted = torch.cat([sharp, flat])
@@ -343,9 +370,9 @@ class GatedNeurons:
                 found[site.bias] = Dense(change)
         for site in self._out:
             neurons = self.neurons[site.layer]
-            values = self.values[site.layer].detach().float().cpu().expand(-1, len(neurons)) * dose
             # A plain neuron's activation is s at full answer, a gated one's is 1.
-            values = values if self.gated else values / SHARPNESS
+            scale = self._balance(site.layer) if self.gated else SHARPNESS
+            values = self._written(site.layer) * dose / scale
             if (foretold := self._foretold.get(site.layer)) is None:
                 found[site.weight] = Columns(neurons, values)
                 continue

@@ -50,13 +50,22 @@ class Passes:
         layer: Whose MLP's output is shifted.
         units: Each has one shift.
         exact: Whether to compute in the weights' own type rather than in bfloat16.
+        attention: Whether what the block's attention writes is shifted as well. A shift is then
+            ``(2 d_model,)``, the MLP's part first.
     """
 
     def __init__(
-        self, model: ModelHandle, layer: int, units: Sequence[FactObjective], *, exact: bool = False
+        self,
+        model: ModelHandle,
+        layer: int,
+        units: Sequence[FactObjective],
+        *,
+        exact: bool = False,
+        attention: bool = False,
     ) -> None:
         self.model, self.layer, self.exact = model, layer, exact
-        (self.site,) = model.sites("mlp_out", [layer])
+        roles = ("mlp_out", "attn_out") if attention else ("mlp_out",)
+        self.sites = [site for role in roles for site in model.sites(role, [layer])]
         self.rows = [row for unit in units for row in unit.rows]
         self.owners = [number for number, unit in enumerate(units) for _ in unit.rows]
         aims = [
@@ -86,17 +95,24 @@ class Passes:
         """Row -> ``(own tokens, d_model)``, the residual that enters the block."""
         written = self._read()
         self.pasts.forget_below(layer)
-        self.outputs = torch.tensor(
+        self.sizes = torch.stack(
             [
-                sum(w for w, owner in zip(written, self.owners, strict=True) if owner == unit)
-                / (aims[unit] + keeps[unit])
-                for unit in range(len(units))
+                torch.stack([w for w, o in zip(written, self.owners, strict=True) if o == u]).mean(
+                    0
+                )
+                for u in range(len(units))
             ]
         )
+        """``(units, sites)`` length of what is written at the subjects, mean over rows."""
         self._batcher = Batcher(max(1, model.engine.max_batch_tokens // _TAPE_SHARE))
         self.before: dict[int, Tensor] = {}
         """Row to keep -> its final hidden state ``(d_model,)`` before any shift."""
         self._remember()
+
+    @property
+    def outputs(self) -> Tensor:
+        """``(units,)`` length of what the MLP writes at the subjects, mean over rows."""
+        return self.sizes[:, 0]
 
     def losses(
         self, shifts: Tensor, active: Sequence[int], keep_weight: float, *, grad: bool
@@ -187,7 +203,8 @@ class Passes:
 
         def run(batch: list[int]) -> list[Tensor]:
             rows = [keeps[index] for index in batch]
-            leaf = torch.zeros(len(rows), self.model.d_model, device=self.model.device)
+            width = len(self.sites) * self.model.d_model
+            leaf = torch.zeros(len(rows), width, device=self.model.device)
             return self._run(rows, leaf)
 
         for index, state in self._batched(keeps, run):
@@ -204,12 +221,14 @@ class Passes:
             ),
         )
 
+        parts = dict(zip(self.sites, shifts.split(self.model.d_model, 1), strict=True))
+
         def shift(site: Site, activation: Tensor) -> Tensor:
-            moved = shifts.to(activation.device, activation.dtype)
+            moved = parts[site].to(activation.device, activation.dtype)
             return activation.index_put(where, moved, accumulate=True)
 
         with (
-            self.model.intercepted([self.site], shift, "output"),
+            self.model.intercepted(self.sites, shift, "output"),
             starting_at(self.model.blocks(), self.layer, entering, tuples=self.tuples),
             self._fast(),
         ):
@@ -267,25 +286,28 @@ class Passes:
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
     @torch.no_grad()
-    def _read(self) -> list[float]:
-        """Fill in :attr:`entering`; per row, the length of what is written at the subject."""
-        sizes = [0.0] * len(self.rows)
+    def _read(self) -> list[Tensor]:
+        """Fill in :attr:`entering`; per row ``(sites,)``, the length of what is written at the
+        subject."""
+        sizes = [torch.empty(0)] * len(self.rows)
 
-        def run(batch: list[int]) -> list[tuple[Tensor, float]]:
+        def run(batch: list[int]) -> list[tuple[Tensor, Tensor]]:
             seen: dict[str, Tensor] = {}
+            written: dict[Site, Tensor] = {}
 
             def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 seen["entering"] = args[0] if args else kwargs["hidden_states"]
 
             def look(site: Site, activation: Tensor) -> None:
-                seen["written"] = activation
-                raise StopForward
+                written[site] = activation
+                if len(written) == len(self.sites):
+                    raise StopForward
 
             block = self.model.blocks()[self.layer]
             hook = block.register_forward_pre_hook(enter, with_kwargs=True)
             inputs = self.pasts.inputs(batch, [self.own[row] for row in batch])
             try:
-                with self.model.intercepted([self.site], look, "output"), self._fast():
+                with self.model.intercepted(self.sites, look, "output"), self._fast():
                     self.model.model.base_model(**inputs)
             except StopForward:
                 pass
@@ -294,11 +316,15 @@ class Passes:
             return [
                 (
                     seen["entering"][number, : len(self.own[row])].clone(),
-                    float(
-                        seen["written"][number, self.rows[row].spot.position - self.starts[row]]
-                        .float()
-                        .norm()
-                    ),
+                    torch.stack(
+                        [
+                            written[site][number, self.rows[row].spot.position - self.starts[row]]
+                            for site in self.sites
+                        ]
+                    )
+                    .float()
+                    .norm(dim=1)
+                    .cpu(),
                 )
                 for number, row in enumerate(batch)
             ]

@@ -3,7 +3,9 @@
 Each :class:`~safeedit.methods.facts.objectives.FactObjective` (a fact in one template) has a shift
 of its own, ``(d_model,)``, added to what ``mlp_out`` writes at the subject's last token in each of
 its rows. All units learn together by Adam, each until its own aim is met, and then leaves the
-batch; none grows longer than a share of the output it is added to.
+batch; none grows longer than a share of the output it is added to. With ``attention`` a shift of
+what the block's attention writes there is learnt beside it and let go (PMET): what the facts need
+of attention then does not end up in the MLP's.
 
 Source: Meng et al. 2022 (ROME, arXiv 2202.05262, section 3.1 and appendix E.5), for one fact at a
 time.
@@ -53,6 +55,7 @@ def learn_values(
     keep_weight: float,
     decay: float,
     stop: float,
+    attention: bool = False,
     progress: Progress = silent,
     description: str = "learning values",
 ) -> Values:
@@ -68,6 +71,7 @@ def learn_values(
         keep_weight: Of divergence at rows to keep, in nats per nat.
         decay: Nats for a shift as long as the output; grows with its square.
         stop: A unit is done once the loss of each of its aims is at most this, nats.
+        attention: Whether what attention writes is shifted as well meanwhile.
         progress: Shown per step.
         description: For ``progress``.
 
@@ -75,15 +79,15 @@ def learn_values(
         EditError: The loss is not a finite number.
         AuditError: A row is longer than the context, or does not fit into memory.
     """
-    passes = Passes(model, layer, units)
-    scale = passes.outputs / math.sqrt(model.d_model)
-    free = torch.zeros(len(units), model.d_model, requires_grad=True)
+    passes = Passes(model, layer, units, attention=attention)
+    scale = (passes.sizes / math.sqrt(model.d_model)).repeat_interleave(model.d_model, 1)
+    free = torch.zeros(scale.shape, requires_grad=True)
     optimiser = torch.optim.Adam([free], lr=learning_rate)
     losses, taken = torch.zeros(len(units)), torch.zeros(len(units), dtype=torch.long)
     active = list(range(len(units)))
     # One look more than steps, so that the losses told are those of the shifts returned.
     for step in progress(range(steps + 1), description, steps + 1):
-        shifts = free * scale[:, None]
+        shifts = free * scale
         aims, gradient = passes.losses(shifts.detach(), active, keep_weight, grad=step < steps)
         _require_finite(aims)
         losses[active], taken[active] = aims, step
@@ -91,9 +95,10 @@ def learn_values(
         if step == steps or not active:
             break
         # Of a shift x |h| / sqrt(d), the square over |h|^2 is |x|^2 / d.
-        free.grad = gradient * scale[:, None] + 2 * decay / model.d_model * free.detach()
-        _step(optimiser, free, active, max_norm)
-    return Values((free * scale[:, None]).detach(), passes.outputs, losses, taken)
+        free.grad = gradient * scale + 2 * decay / model.d_model * free.detach()
+        _step(optimiser, free, active, max_norm, model.d_model)
+    shifts = (free * scale).detach()[:, : model.d_model]
+    return Values(shifts, passes.outputs, losses, taken)
 
 
 def _require_finite(losses: Tensor) -> None:
@@ -106,12 +111,17 @@ def _require_finite(losses: Tensor) -> None:
 
 @torch.no_grad()
 def _step(
-    optimiser: torch.optim.Optimizer, free: Tensor, active: Sequence[int], max_norm: float
+    optimiser: torch.optim.Optimizer,
+    free: Tensor,
+    active: Sequence[int],
+    max_norm: float,
+    width: int,
 ) -> None:
-    """One step of the ``active`` units' rows of ``free`` ``(units, d_model)``, in place; no row's
-    root mean square grows beyond ``max_norm``."""
+    """One step of the ``active`` units' rows of ``free`` ``(units, parts * width)``, in place; no
+    part's root mean square grows beyond ``max_norm``."""
     moved = free.detach().clone()
     optimiser.step()
     moved[active] = free[active]
-    size = moved.norm(dim=1, keepdim=True) / math.sqrt(free.shape[1])
-    free.copy_(moved * (max_norm / size.clamp(min=1e-12)).clamp(max=1.0))
+    parts = moved.unflatten(1, (-1, width))
+    size = parts.norm(dim=2, keepdim=True) / math.sqrt(width)
+    free.copy_((parts * (max_norm / size.clamp(min=1e-12)).clamp(max=1.0)).flatten(1))

@@ -42,6 +42,8 @@ from safeedit.policy.suggest import did_you_mean
 NONE, RANDOM = "none", "random"
 """Rows beside the editors': the untouched model, and the first editor's random control."""
 
+_NO_EDITORS = (NONE, RANDOM, *catalog.PROMPT_BASELINES)
+
 LEAKAGE, FAILURES = "leakage", "leakage.failures"
 """Where a policy has the first of these audits, a comparison has the second too."""
 
@@ -97,7 +99,7 @@ def read_settings(path: Path | None, loaded: LoadedPolicy) -> CandidateSettings:
     for name, entry in raw.items():
         if entry is not None and not isinstance(entry, dict):
             raise settings.error((name,), "should be a mapping", "write 'rome: {phrasings: 6}'")
-        if name in (NONE, RANDOM):
+        if name in _NO_EDITORS:
             raise settings.error((name,), "takes no parameters", "remove it")
         entries[name] = entry or {}
     return replace(settings, entries=entries)
@@ -106,7 +108,8 @@ def read_settings(path: Path | None, loaded: LoadedPolicy) -> CandidateSettings:
 def read_candidates(
     loaded: LoadedPolicy, names: Sequence[str], settings: CandidateSettings
 ) -> tuple[Candidate, ...]:
-    """The policy once for each named editor, in order; ``none`` and ``random`` have none.
+    """The policy once for each named editor, in order; ``none``, ``random`` and baselines that
+    are prompts have none.
 
     Raises:
         UsageError: A name is given twice, is no name, or there is no editor but ``random``.
@@ -115,6 +118,8 @@ def read_candidates(
     """
     _check_names(names)
     uses = _uses(loaded, names, settings)
+    if not set(names) - set(_NO_EDITORS):
+        return ()
     policy = _with_failures(loaded)
     own, roles = _own(loaded)
     found = []
@@ -168,6 +173,12 @@ def _check_names(names: Sequence[str]) -> None:
         raise UsageError(
             "there is no editor to compare", field="editors", remedy="name at least one"
         )
+    if RANDOM in names and not set(names) - set(_NO_EDITORS):
+        raise UsageError(
+            "there is no editor whose random control could be compared",
+            field="editors",
+            remedy=f"name one, or leave {RANDOM} out",
+        )
 
 
 def _uses(
@@ -175,7 +186,7 @@ def _uses(
 ) -> dict[str, str]:
     """Candidate -> its editor, of those named; the settings' others are looked at too."""
     uses: dict[str, str] = {}
-    asked = [name for name in names if name not in (NONE, RANDOM)]
+    asked = [name for name in names if name not in _NO_EDITORS]
     for name in dict.fromkeys((*asked, *settings.entries)):
         entry = settings.entries.get(name)
         use = name.partition("@")[0] if entry is None else entry.get("use", name.partition("@")[0])

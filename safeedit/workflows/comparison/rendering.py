@@ -218,5 +218,5 @@ def _show(standings: Standings, console: Console) -> None:
     for row in standings.rows:
         if row.error:
             console.print(Text(clean(f"{row.name} failed: {row.error}"), "red"))
-        if row.warning and row.kind == "editor":
+        if row.warning and row.kind in ("editor", "prompt"):
             console.print(Text(clean(f"{row.name}: {row.warning}"), "yellow"))

@@ -5,7 +5,9 @@ data, seeds, controls and the cache of the base's audits are the same. A run's r
 folder of the editor's name, with a file that says all that made it: policy, model and data by their
 digests, parameters, auditors' versions, the key of digests and the version of safeedit. Where all
 of it still holds, the record is read instead of made again. ``none`` is the base's own audits,
-``random`` the first editor's random controls.
+``random`` the first editor's random controls. Baselines that are prompts
+(:mod:`safeedit.workflows.comparison.prompts`) are the base's audits with the prompt before every
+question.
 
 What is wrong with the policy or a name is raised before anything runs; an editor that fails in its
 run is a row with its error.
@@ -21,17 +23,19 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from safeedit import __version__
+from safeedit.catalog import PROMPT_BASELINES
 from safeedit.code import code_digest
 from safeedit.contracts import Auditor, Editor, RunContext
 from safeedit.errors import ExportError, SafeeditError, UnsupportedModelError, UsageError
 from safeedit.export.disk import read_plain
-from safeedit.planning.plan import Plan
+from safeedit.planning.plan import Plan, PlannedEdit
 from safeedit.planning.resolution import make_plan
 from safeedit.policy import LoadedPolicy
 from safeedit.policy.suggest import did_you_mean
@@ -51,6 +55,7 @@ from safeedit.workflows.comparison.candidates import (
     read_candidates,
     without_edits,
 )
+from safeedit.workflows.comparison.prompts import preface_of
 from safeedit.workflows.comparison.standings import Axis, Cost, Standing, Standings, placed
 
 RECORD, MADE_OF = "report.json", "made-of.json"
@@ -92,6 +97,10 @@ class Contest:
     runs: tuple[tuple[Candidate, Plan | UnsupportedModelError], ...]
     random: bool
     """Whether the first editor's random controls are rows too."""
+    prompts: tuple[str, ...]
+    """Baselines that change no weights, in order."""
+    own: PlannedEdit | None
+    """The policy's own edit, for its data; None where there is no such baseline."""
     success: Axis
     locality: Axis
     knowedit: dict[str, str]
@@ -111,7 +120,7 @@ def plan_contest(
 
     Args:
         loaded: A policy with one edit.
-        names: Editors, variants, ``random``; ``none`` is always there.
+        names: Editors, variants, ``random``, baselines that are prompts; ``none`` is always there.
         settings: Parameters of single candidates.
         success: Full name of the metric that says how well an edit works.
         locality: Full name of the metric that says how much of the rest stays.
@@ -133,11 +142,14 @@ def plan_contest(
         except UnsupportedModelError as error:
             runs.append((candidate, error))
     audited = _audited(base)
+    prompts = tuple(name for name in names if name in PROMPT_BASELINES)
     return Contest(
         loaded,
         base,
         tuple(runs),
         RANDOM in names,
+        prompts,
+        _own_edit(loaded, key) if prompts else None,
         _axis(base, "success", success, SUCCESS),
         _axis(base, "locality", locality, LOCALITY),
         {name: audited[each] for name, each in KNOWEDIT.items() if each in audited},
@@ -185,9 +197,62 @@ def run_contest(
         if place == 0 and contest.random:
             rows += _controls(candidate, record)
         write(_standings(contest, untouched, rows))
+    for name in contest.prompts:
+        rows.append(_prompted(contest, name, ctx, folder, say))
+        write(_standings(contest, untouched, rows))
     found = _standings(contest, untouched, rows)
     write(found)
     return found
+
+
+def _own_edit(loaded: LoadedPolicy, key: bytes | None) -> PlannedEdit:
+    """The policy's one edit, planned for its data.
+
+    Raises:
+        PolicyError: It has not exactly one.
+    """
+    edits = loaded.policy.edits
+    if len(edits) != 1:
+        raise loaded.error(
+            ("edits", 1) if edits else ("edits",),
+            f"a comparison needs a policy with one edit, and this has {len(edits)}",
+            "leave one edit in, with the facts and data that all are to take",
+        )
+    alone = loaded.policy.model_copy(update={"export": None})
+    return make_plan(replace(loaded, policy=alone), exporting=False, key=key).edits[0]
+
+
+def _prompted(
+    contest: Contest, name: str, ctx: RunContext, folder: Path, say: Callable[[str], None]
+) -> Standing:
+    """The row of a prompt that stands before every question."""
+    assert contest.own is not None
+    try:
+        preface = preface_of(name, contest.own, ctx)
+        make = partial(measure, preface=preface)
+        record = _kept_or_made(name, contest.base, ctx, folder, say, make, preface.key)
+    except ExportError:
+        raise
+    except Exception as error:
+        why = _first_line(error)
+        ctx.warn(f"{name} failed: {why}")
+        return _failed(name, "", why, "prompt")
+    every = [run.resources for run in record.all_seeds]
+    return Standing(
+        name=name,
+        use="",
+        kind="prompt",
+        warning=f"a prompt alone, {PROMPT_BASELINES[name]}: no weights change, never exported",
+        **_figures([_audited_metrics(run) for run in record.all_seeds]),
+        entries_changed=0,
+        cost=Cost(
+            fit_seconds=0.0,
+            dose_seconds=0.0,
+            wall_seconds=sum(each.wall_seconds + each.spared_seconds for each in every),
+            peak_memory_bytes=record.resources.peak_memory_bytes,
+            peak_device_bytes=record.resources.peak_device_bytes,
+        ),
+    )
 
 
 def _standings(contest: Contest, untouched: RunRecord, rows: Sequence[Standing]) -> Standings:
@@ -244,9 +309,11 @@ def _kept_or_made(
     folder: Path,
     say: Callable[[str], None],
     make: Callable[[Plan, RunContext], RunRecord],
+    preface: str = "",
 ) -> RunRecord:
-    """The record in the candidate's folder if it was made of the same, else a new one."""
-    own, made_of = folder / name, _made_of(plan, ctx)
+    """The record in the candidate's folder if it was made of the same, else a new one; ``preface``
+    is the key of what stands before every question."""
+    own, made_of = folder / name, _made_of(plan, ctx, preface)
     record = None if ctx.fresh else _kept(own, made_of, ctx)
     if record is not None:
         say(f"{name}: kept from an earlier run")
@@ -295,7 +362,7 @@ def _sealed(made_of: str, record: bytes, ctx: RunContext) -> str:
     return json.dumps({**json.loads(made_of), "seal": seal}, indent=2, sort_keys=True) + "\n"
 
 
-def _made_of(plan: Plan, ctx: RunContext) -> str:
+def _made_of(plan: Plan, ctx: RunContext, preface: str = "") -> str:
     """All that decides a run's figures, as JSON."""
     found = {
         **plan.fingerprint(),
@@ -307,6 +374,7 @@ def _made_of(plan: Plan, ctx: RunContext) -> str:
         ),
         "key": ctx.digest("comparison"),
         "safeedit": __version__,
+        **({"preface": preface} if preface else {}),
     }
     return json.dumps(found, indent=2, sort_keys=True) + "\n"
 

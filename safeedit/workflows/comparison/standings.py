@@ -18,7 +18,7 @@ from safeedit.records import Direction, Metric, ModelRecord, Record, Status
 SCHEMA_VERSION = 1
 """Version of ``comparison.json``."""
 
-Kind = Literal["none", "editor", "random"]
+Kind = Literal["none", "editor", "random", "prompt"]
 Place = Literal["front", "overlaps", "behind", ""]
 
 
@@ -37,11 +37,12 @@ class Cost(Record):
 
 
 class Standing(Record):
-    """One row: an editor, the untouched model or a random control."""
+    """One row: an editor, the untouched model, a random control, or a prompt that stands before
+    every question."""
 
     name: str
     use: str
-    """The editor; empty for the untouched model."""
+    """The editor; empty for the untouched model and for prompts."""
     kind: Kind
     error: str = ""
     """First line of why there are no figures."""

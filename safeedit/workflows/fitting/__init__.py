@@ -29,6 +29,7 @@ from safeedit.errors import DataError
 from safeedit.policy import DataSpec
 from safeedit.statistics.intervals import wilson
 from safeedit.text.personal_data import personal_data
+from safeedit.workflows.fitting.naming import mapped
 
 FEW = 10
 """Items below which a rate decides nothing."""
@@ -82,7 +83,7 @@ def fitting_policy(path: Path, beside: Path, model: str) -> FittingPolicy:
     Raises:
         DataError: The file can't be read (with its line), or no editor fits what it holds.
     """
-    data = load_dataset(DataSpec(file=str(path.absolute())), role=_FORGET)
+    data, columns = _read(path)
     kind, items = kind_of(data, path), len(data)
     same_facts, same_subjects = _among_built_in_facts(data)
     text = _template().render(
@@ -98,11 +99,39 @@ def fitting_policy(path: Path, beside: Path, model: str) -> FittingPolicy:
         model=_quoted(model),
         float32=model == FLOAT32,
         file=_quoted(os.path.relpath(path, beside)),
+        columns={ours: _quoted(theirs) for ours, theirs in columns.items()},
         openings=_are_openings(data),
         same_facts=same_facts,
         same_subjects=same_subjects and kind == "subjects",
     )
     return FittingPolicy(text, WORDS[kind], items)
+
+
+def _read(path: Path) -> tuple[Dataset, dict[str, str]]:
+    """The rows of a file, and which of its columns were taken for ours.
+
+    A subject is taken for one only where every prompt spells it.
+    """
+    columns = mapped(path)
+    try:
+        data = _loaded(path, columns)
+    except DataError as error:
+        if error.field == "prompt" and error.line is not None:
+            error.remedy = (
+                "call the column with what is asked 'prompt' in the file, or give its published "
+                "format in a policy of your own ('safeedit init')"
+            )
+        raise
+    if "subject" in columns and not _passes(
+        lambda: check_subjects(data, every_phrasing=True, inferred=False)
+    ):
+        del columns["subject"]
+        data = _loaded(path, columns)
+    return data, columns
+
+
+def _loaded(path: Path, columns: dict[str, str]) -> Dataset:
+    return load_dataset(DataSpec(file=str(path.absolute()), columns=columns), role=_FORGET)
 
 
 def kind_of(data: Dataset, path: Path) -> Kind:

@@ -516,20 +516,49 @@ def test_a_subject_may_be_the_first_token() -> None:
 
 
 @every_family
-def test_neurons_of_one_value_all_write_it(family: str) -> None:
+def test_what_neurons_write_in_common_is_added_to_what_each_writes(family: str) -> None:
     handle = tiny_handle(family)
-    neurons = GatedNeurons(
-        handle, LAYERS, [MENTIONS, BACKGROUND], per_layer=2, families=[0, 0], one_value=True
-    )
+    neurons = GatedNeurons(handle, LAYERS, [MENTIONS, BACKGROUND], per_layer=2, families=[0, 0])
+    source = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for value in neurons.values.values():
-            assert value.shape == (D_MODEL, 1)
-            value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(3)))
+        for value in (*neurons.values.values(), *neurons.common.values()):
+            value.copy_(torch.randn(value.shape, generator=source))
+        for common in neurons.common.values():
+            assert common.shape == (D_MODEL, 1)
     with handle.applied(silenced(handle, neurons)), neurons.active():
         hooked = hidden(handle)
     with handle.applied(delta(handle, neurons.updates(1.0))):
         edited = hidden(handle)
     torch.testing.assert_close(edited, hooked, rtol=1e-3, atol=1e-3)
+
+
+@every_family
+def test_keys_and_values_are_as_long_as_each_other_beside_the_layers_own(family: str) -> None:
+    """So that neither is what pruning and rounding take first."""
+    handle = tiny_handle(family)
+    neurons = GatedNeurons(handle, LAYERS, [MENTIONS, BACKGROUND], per_layer=2)
+    if not neurons.gated:
+        pytest.skip("nothing to balance without a gate")
+    source = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for value in neurons.values.values():
+            value.copy_(40 * torch.randn(value.shape, generator=source))
+    (*_, up), (out, *_) = (
+        list(handle.sites(role, [LAYERS[0]]))
+        for role in (
+            ("mlp_gate_up" if "mlp_gate_up" in handle.shape.roles else "mlp_up"),
+            "mlp_out",
+        )
+    )
+    own = neurons.neurons[LAYERS[0]]
+    others = torch.ones(handle.shape.d_mlp, dtype=torch.bool)
+    others[own] = False
+    with handle.applied(delta(handle, neurons.updates(1.0))):
+        ups = handle.weight(up)[-len(others) :].norm(dim=1)
+        outs = handle.weight(out).norm(dim=0)
+        torch.testing.assert_close(
+            ups[own] / ups[others].median(), outs[own] / outs[others].median(), rtol=1e-3, atol=1e-3
+        )
 
 
 def test_names_that_stand_in_no_text_are_told() -> None:

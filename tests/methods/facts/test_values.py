@@ -113,6 +113,53 @@ def test_a_pass_from_the_middle_is_the_whole_model(family: str, template: str) -
         torch.testing.assert_close(gradient, expected, atol=2e-4, rtol=2e-3)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "gptj"])
+def test_a_pass_with_a_shift_of_attention_too_is_the_whole_model(family: str) -> None:
+    handle = tiny_handle(family)
+    row, layer = _say(handle, 0), handle.n_layers - 1
+    passes = exact_passes(handle, layer, [FactObjective((row,))], attention=True)
+    shifts = torch.randn(1, 2 * handle.d_model, generator=torch.Generator().manual_seed(1))
+    found, gradient = passes.losses(shifts, [0], 0.0, grad=True)
+    leaf = shifts.clone().requires_grad_()
+    mlp, attention = leaf[0].split(handle.d_model)
+    sites = {
+        site: part
+        for role, part in (("mlp_out", mlp), ("attn_out", attention))
+        for site in handle.sites(role, [layer])
+    }
+
+    def move(site: Site, activation: Tensor) -> Tensor:
+        moved = activation.clone()
+        moved[:, row.spot.position] += sites[site]
+        return moved
+
+    with handle.intercepted(list(sites), move, "output"):
+        now = _log_probs(handle, row.ids)
+    said = torch.tensor(row.aim.tokens)  # type: ignore[union-attr]
+    first = len(row.spot.ids) - 1
+    loss = functional.nll_loss(now[first : first + len(said)], said)
+    assert float(found[0]) == pytest.approx(float(loss.detach()), abs=2e-4)
+    torch.testing.assert_close(gradient, torch.autograd.grad(loss, leaf)[0], atol=2e-4, rtol=2e-3)
+    assert passes.sizes.shape == (1, 2)
+    assert bool((passes.sizes > 0).all())
+
+
+@pytest.mark.usefixtures("exact")
+def test_what_attention_was_shifted_by_is_let_go() -> None:
+    handle = tiny_handle("llama")
+    unit = FactObjective((_say(handle, 0),))
+    settings = {**SETTINGS, "max_norm": 2.0, "steps": 10, "stop": 0.0}
+    alone, beside = (
+        learn_values(handle, 1, [unit], attention=attention, **settings)
+        for attention in (False, True)
+    )
+    assert alone.shifts.shape == beside.shifts.shape == (1, handle.d_model)
+    torch.testing.assert_close(alone.outputs, beside.outputs)
+    assert float((alone.shifts - beside.shifts).norm()) > 1e-3 * float(alone.shifts.norm())
+    for found in (alone, beside):
+        assert float(found.shifts.norm()) <= 2.0 * float(found.outputs) * (1 + 1e-5)
+
+
 def _apart(handle: ModelHandle) -> list[FactObjective]:
     """Subjects at the beginning, in the middle, late, and one behind another's past."""
     texts = (
