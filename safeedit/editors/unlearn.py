@@ -141,7 +141,11 @@ class Unlearn:
     Params = UnlearnParams
     summary: ClassVar[str] = "trains against what is to be forgotten (GA, NPO, UNDIAL and others)"
     results: ClassVar[str] = "editors"
-    measured: ClassVar[str] = "Not measured on a real model yet."
+    measured: ClassVar[str] = (
+        "Twelve facts on countries, ten to twenty steps: `npo` and `ga` silence all of them, and "
+        "what is known of other countries as well (0 of near answers kept); `simnpo` and `satimp` "
+        "keep 0.92 and 0.96 of those and leave 0.58 and 0.83 told."
+    )
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "questions whose answers are to go", erased=True, answered=True),
         DataRole("retain", "questions whose answers must stay"),
