@@ -144,7 +144,7 @@ class Unlearn:
     measured: ClassVar[str] = (
         "Twelve facts on countries, ten to twenty steps: `npo` and `ga` silence all of them, and "
         "what is known of other countries as well (0 of near answers kept); `simnpo` and `satimp` "
-        "keep 0.92 and 0.96 of those and leave 0.58 and 0.83 told."
+        "keep 0.917 and 0.958 of those and leave 0.583 and 0.833 told."
     )
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "questions whose answers are to go", erased=True, answered=True),
