@@ -50,7 +50,6 @@ from safeedit.errors import DataError, EditError
 from safeedit.methods.facts import gated_neurons as neurons
 from safeedit.methods.facts.chat_texts import chat_texts
 from safeedit.methods.facts.cues import (
-    ENDS_IN_OTHERS,
     KEYS_ARE,
     NAMES,
     SPELLINGS_ARE,
@@ -60,8 +59,8 @@ from safeedit.methods.facts.cues import (
     asked_of_others,
     check_names,
     cues_of,
-    end_in_others,
     turned_round,
+    warn_of_ends,
 )
 from safeedit.methods.facts.editing import Fact, FactEdit
 from safeedit.methods.facts.keys import WINDOW, in_windows
@@ -225,11 +224,8 @@ class _NeuronRoad(FactEdit):
             seed=self.ctx.seed,
         )
         preserve = self.data.get("preserve")
-        kept = () if preserve is None else tuple(preserve.items("fit"))
-        if ends := end_in_others(cues, kept):
-            self.ctx.warn(
-                ENDS_IN_OTHERS.format(editor="keyed_neurons", count=ends, of=len(cues.names))
-            )
+        kept = () if preserve is None else preserve.items("fit")
+        warn_of_ends("keyed_neurons", cues, kept, self.ctx.warn)
         texts = self._cue_texts(cues)
         facts = {same_subject(group[0].subject): group for group in self.groups}
         groups = [facts[same_subject(subject)] for subject in cues.subjects]

@@ -52,7 +52,6 @@ from safeedit.methods.adapters import adapters
 from safeedit.methods.answers import ended, own_answers, some
 from safeedit.methods.facts import gated_neurons as neurons
 from safeedit.methods.facts.cues import (
-    ENDS_IN_OTHERS,
     KEYS_ARE,
     NAMES,
     SPELLINGS_ARE,
@@ -62,8 +61,8 @@ from safeedit.methods.facts.cues import (
     asked_of_others,
     check_names,
     cues_of,
-    end_in_others,
     subjects_of,
+    warn_of_ends,
 )
 from safeedit.methods.facts.refusing import (
     KEPT,
@@ -224,8 +223,8 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
         if several
         else subjects_of(forget)
     )
-    if several and (ends := end_in_others(cues, data["retain"].items("fit"))):
-        ctx.warn(ENDS_IN_OTHERS.format(editor="sanitation", count=ends, of=len(cues.names)))
+    if several:
+        warn_of_ends("sanitation", cues, data["retain"].items("fit"), ctx.warn)
     questions = (
         asked_by_cues(cues, forget, cased=params.spellings > 0)
         if several
@@ -233,7 +232,12 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
     )
     asked = put_in_templates(engine, list(questions), forget)
     groups = _keyed_texts(params, data, engine, cues, [ids for ids, _ in asked], ctx)
-    beneath = _beneath(engine, cues, questions, asked, groups, ctx) if params.erase else None
+    beneath = None
+    if params.erase:
+        items = list(questions.values())
+        # With 'keys: names' each cue stands in two wordings; one is enough to hear its answer told.
+        heard = [(asked[n][0], items[n]) for n in range(0, len(items), 2 if several else 1)]
+        beneath = _beneath(engine, cues, heard, groups, ctx)
     keyed = _neurons(params, model, cues, groups, ctx)
     trained = list((keyed.common if several else keyed.values).values())
     if beneath is not None:
@@ -262,18 +266,13 @@ def _keyed(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunConte
 def _beneath(
     engine: Engine,
     cues: Cues,
-    questions: Mapping[str, Item],
-    asked: Sequence[tuple[Sequence[int], str]],
+    asked: Sequence[tuple[Sequence[int], Item]],
     groups: Sequence[list[neurons.Text]],
     ctx: RunContext,
 ) -> Beneath:
     """What is to hold beneath the refusal. What is said before an answer, put as a text of its own,
     joins the texts that keys are solved on, the first of ``groups``."""
-    items = list(questions.values())
-    # Where cues are many each stands in two wordings, one of which is enough to hear it told.
-    several = len(cues.names) > len(cues.subjects)
-    heard = [(asked[n][0], items[n]) for n in range(0, len(items), 2 if several else 1)]
-    after, bare = where_told(engine, heard, ctx)
+    after, bare = where_told(engine, asked, ctx)
     texts = [cues.text(engine.codec.tokenizer, told.prompt) for told in bare]
     bare = [told for told, text in zip(bare, texts, strict=True) if text.own]
     groups[0].extend(text for text in texts if text.own)

@@ -13,7 +13,7 @@ and hardly fifty.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -292,12 +292,16 @@ def end_in_others(cues: Cues, kept: Sequence[Item]) -> int:
     return sum(same_subject(name).endswith(ends) for name in cues.names)
 
 
-ENDS_IN_OTHERS = (
-    "{editor}: {count} of {of} names end in the name of somebody else, and their keys may fire at "
-    "that name alone: cut such names short ('northern neighbour' in place of 'northern neighbour "
-    "of' whoever it is)"
-)
-"""What is said of them."""
+def warn_of_ends(
+    editor: str, cues: Cues, kept: Sequence[Item], warn: Callable[[str], None]
+) -> None:
+    """Say how many cues :func:`end_in_others`; nothing where none does."""
+    if count := end_in_others(cues, kept):
+        warn(
+            f"{editor}: {count} of {len(cues.names)} names end in the name of somebody else, and "
+            "their keys may fire at that name alone: cut such names short ('northern neighbour' "
+            "in place of 'northern neighbour of' whoever it is)"
+        )
 
 
 def turned_round(forget: Dataset, subject: str) -> list[Item]:

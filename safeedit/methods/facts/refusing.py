@@ -104,20 +104,22 @@ def where_told(
         What was asked and said up to the answer, with the token that begins it; and what was said
         up to there alone, as plain text to go on with ("The capital of Germany is").
     """
-    tokenizer = engine.codec.tokenizer
+    decode = engine.codec.tokenizer.decode
     said = own_answers(engine, [ids for ids, _ in asked], ctx.progress)
-    after, bare = list[Example](), list[Example]()
+    after, texts = list[Example](), list[str]()
     for (ids, item), answer in zip(asked, said, strict=True):
         begin = answer_start(engine, answer, item.aliases)
         if begin is None:
             continue
         after.append(Example([*ids, *answer[:begin]], answer[begin : begin + 1]))
-        if begin < _BARE:
-            continue
-        texts = [tokenizer.decode(answer[: begin + more]).rstrip() for more in (0, 1)]
-        before, whole = engine.encode(texts, "plain")
-        if len(whole) > len(before) and whole[: len(before)] == before:
-            bare.append(Example(before, whole[len(before) : len(before) + 1]))
+        if begin >= _BARE:
+            texts += [decode(answer[: begin + more]).rstrip() for more in (0, 1)]
+    encoded = engine.encode(texts, "plain")
+    bare = [
+        Example(before, whole[len(before) : len(before) + 1])
+        for before, whole in zip(encoded[::2], encoded[1::2], strict=True)
+        if len(whole) > len(before) and whole[: len(before)] == before
+    ]
     return after, bare
 
 
@@ -193,17 +195,16 @@ class BeneathLoss:
         self._told = endless(list(wanted.told), random.Random(ctx.seed + 1))
         self._kept = endless(list(wanted.kept), random.Random(ctx.seed + 2))
         self._base = BaseAnswers(model, wanted.kept, ctx.progress)
-        self._any = bool(wanted.told), bool(wanted.kept)
+        self._wanted = wanted
 
     def of_a_batch(self) -> Tensor:
         """By how much answers are too likely, and texts to keep have moved: weighed, nats."""
         found = torch.zeros((), device=self._model.device)
-        told, kept = self._any
-        if told:
+        if self._wanted.told:
             some = [next(self._told) for _ in range(self._batch)]
             rarity = token_losses(self._model, answer_states(self._model, some), some)
             found = found + _ERASURE * (-SEARCH.floor - rarity).relu().mean()
-        if kept:
+        if self._wanted.kept:
             same = [next(self._kept) for _ in range(KEPT)]
             moved = self._base.divergence(answer_states(self._model, same), same)
             found = found + _KEEP * moved
