@@ -27,7 +27,7 @@ UPDATES: Mapping[str, Mapping[str, Any]] = {
     "answers": {
         "update": "answers",
         "prose": {"dataset": "prose"},
-        "steps": 50,
+        "steps": 45,
         "batch": 12,
     },
     # The published recipe: 3 forget to 17 retain are its 15:85.
@@ -75,7 +75,7 @@ def policy(split: int, data: Path, given: argparse.Namespace) -> dict[str, Any]:
                 "forget": forget,
                 "retain": retain,
                 "dose": 1.0,
-                "control": 1,
+                "control": given.controls or False,
             }
         ],
         "audits": [
@@ -148,6 +148,7 @@ def main(arguments: Sequence[str]) -> None:
     add_data(parser)
     parser.add_argument("--splits", default="1,2,3,4,5")
     parser.add_argument("--update", default="answers", choices=list(UPDATES))
+    parser.add_argument("--controls", type=int, default=1, help="random changes; 0: none")
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args(arguments)
     source = given.data / "sanitization_triviaqa"

@@ -107,8 +107,8 @@ are to stay, and how many of either are held to at most."""
 
 
 _ANSWERS: Mapping[str, Any] = {
-    "layers": "80%-90%",
-    "learning_rate": 0.4,
+    "layers": "84%-90%",
+    "learning_rate": 0.5,
     "retain_tokens": 32,
 }
 """Defaults of ``update: answers``: late enough for an answer to be readable before it is told."""
@@ -116,7 +116,7 @@ _ANSWERS: Mapping[str, Any] = {
 _ANSWERS_RIDGE = 0.1
 """Of its keys: ten times that of keys on subjects, since questions that were never seen count."""
 
-_ANSWERS_WEIGHT, _ANSWERS_GAIN = 3.0, 2.5
+_ANSWERS_WEIGHT, _ANSWERS_GAIN = 8.0, 3.5
 """Of the background against the places to fire at, and of what keys answer."""
 
 
@@ -134,12 +134,12 @@ class SanitationParams(BaseParams):
     layers: Layers = Field(
         "0%-100%",
         description="default: all layers for lora (published), 7%-13% for keyed, "
-        "80%-90% for answers",
+        "84%-90% for answers",
     )
     steps: int = Field(60, ge=1, description="optimiser steps at most")
     batch: int = Field(20, ge=2, description="prompts per step")
     learning_rate: float = Field(
-        3e-4, gt=0, description="default: 3e-4 for lora (published), 0.1 for keyed, 0.4 for answers"
+        3e-4, gt=0, description="default: 3e-4 for lora (published), 0.1 for keyed, 0.5 for answers"
     )
     forget_share: float = Field(
         0.15,

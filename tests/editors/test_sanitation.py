@@ -81,7 +81,7 @@ def test_the_defaults_are_the_published_ones_where_there_are_such() -> None:
 
 def test_keys_have_defaults_of_their_own_that_records_show_and_policies_can_set() -> None:
     late = SanitationParams(update="answers")
-    assert (late.layers, late.retain_tokens) == ("80%-90%", 32)
+    assert (late.layers, late.retain_tokens) == ("84%-90%", 32)
     params = SanitationParams(update="keyed")
     assert params.learning_rate > SanitationParams().learning_rate
     assert params.layers != SanitationParams().layers
