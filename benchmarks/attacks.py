@@ -133,28 +133,34 @@ def facts(editor: str) -> Callable[[argparse.Namespace], Policy]:
     return made
 
 
-def records(given: argparse.Namespace) -> Policy:
-    """Memorised records, their neurons zeroed; planted where they are not there."""
-    if not given.planted.exists():
-        words = ("canary", "plant", "--model", given.model, "--out", str(given.planted))
-        if code := safeedit(given, *words):
-            raise SystemExit(f"planting failed with exit code {code}")
-    depn = yaml.safe_load((ROOT / "policies" / "privacy-depn.yaml").read_text())
-    (edit,) = depn["edits"]
-    named, others = edit["forget"], edit["others"]
-    made = {key: value for key, value in edit.items() if key != "targets"}
-    return policy(
-        "records",
-        [{**made, "doses": [225], "dose": 225}],
-        [
-            {"use": "leakage.memorization", "id": "named", "forget": named},
-            {"use": "leakage.depth", "id": "depth", "forget": named,
-             "model": {"source": given.model}},
-        ],
-        model={"source": os.path.relpath(given.planted.resolve(), given.out.resolve())},
-        attacks=attacks("named", given, half={"data": named, "share": 0.5},
-                        others={"data": others}),
-    )  # fmt: skip
+def records(shipped: str) -> Callable[[argparse.Namespace], Policy]:
+    """Memorised records, as a shipped policy erases them; planted where they are not there."""
+
+    def made(given: argparse.Namespace) -> Policy:
+        if not given.planted.exists():
+            words = ("canary", "plant", "--model", given.model, "--out", str(given.planted))
+            if code := safeedit(given, *words):
+                raise SystemExit(f"planting failed with exit code {code}")
+        text = (ROOT / "policies" / f"{shipped}.yaml").read_text()
+        edits = yaml.safe_load(text)["edits"]
+        named = edits[0]["forget"]
+        others = {**named, "where": {"role": "other", "repeats": [1, 16]}}
+        fixed = {"doses": [225], "dose": 225} if shipped == "privacy-depn" else {}
+        planted = os.path.relpath(given.planted.resolve(), given.out.resolve())
+        return policy(
+            f"records-{shipped}",
+            [{**{key: each[key] for key in each if key != "targets"}, **fixed} for each in edits],
+            [
+                {"use": "leakage.memorization", "id": "named", "forget": named},
+                {"use": "leakage.depth", "id": "depth", "forget": named,
+                 "model": {"source": given.model}},
+            ],
+            model={"source": planted, "dtype": "float32"},
+            attacks=attacks("named", given, half={"data": named, "share": 0.5},
+                            others={"data": others}),
+        )  # fmt: skip
+
+    return made
 
 
 def professions(given: argparse.Namespace) -> Policy:
@@ -196,7 +202,8 @@ RUNS: Mapping[str, Callable[[argparse.Namespace], Policy]] = {
     "sanitation, keyed; six countries": countries,
     "keyed_neurons; facts": facts("keyed_neurons"),
     "rome; facts": facts("rome"),
-    "depn; 20 records": records,
+    "depn; 20 records": records("privacy-depn"),
+    "keyed_neurons; 20 records": records("privacy"),
     "keyed_debias; professions": professions,
     "value_vectors, then keyed_detox": abuse,
 }

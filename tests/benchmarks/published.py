@@ -20,6 +20,7 @@ def publish(folder: Path) -> Path:
     _winobias(folder / "winobias")
     _stereoset(folder / "stereoset")
     _toxicity(folder / "realtoxicityprompts")
+    _hatecheck(folder / "hatecheck")
     _trivia(folder / "sanitization_triviaqa" / "triviaqa_1")
     prose = [f"Paragraph {number} . " + "the doctor said that she would call , " * 9
              for number in range(6)]  # fmt: skip
@@ -96,6 +97,17 @@ def _toxicity(folder: Path) -> None:
         ]
     ]  # fmt: skip
     _rows(folder / "rtp_dev.jsonl", rows)
+
+
+def _hatecheck(folder: Path) -> None:
+    rows = [
+        f"{number},derog,{number},{name} are {word} .,{label},{name},general"
+        for number, (name, (word, label)) in enumerate(
+            itertools.product(FEMALE, [("awful", "hateful"), ("kind", "non-hateful")])
+        )
+    ]
+    head = ",functionality,case_id,test_case,label_gold,target_ident,direction"
+    _text(folder / "test_suite_cases.csv", "\n".join([head, *rows]) + "\n")
 
 
 def _trivia(folder: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from safeedit import catalog
 from safeedit.model.sources import open_model
@@ -140,6 +141,20 @@ def test_detox(table: Callable[..., Table], place: Path) -> None:
         rows, ("tuned_detox", *closed), "mass on toxic words", "perplexity ratio", "values changed"
     )
     assert "a bare `generate` loop" in (place / "results" / "detox.md").read_text()
+
+
+def test_hostility(
+    table: Callable[..., Table], monkeypatch: pytest.MonkeyPatch, place: Path
+) -> None:
+    rows = table("hostility", "--data", "data")
+    measured(rows, ["hostility | HateCheck (8 toxic, 8 not)"], "AUC", "misses", "false alarms")
+    module = importlib.import_module("hostility")
+    monkeypatch.setattr(module, "WEIGHTS", place / "weights.safetensors")
+    assert table("hostility", "--data", "data", "--write") == rows
+    made = load_file(place / "weights.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in made.items()} == {
+        "weight": (open_model(str(place / "model")).d_model,), "bias": (1,),
+    }  # fmt: skip
 
 
 @pytest.mark.trains

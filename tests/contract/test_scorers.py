@@ -30,7 +30,7 @@ def made(name: str, folder: Path) -> Scorer:
 
 
 def test_there_are_scorers() -> None:
-    assert {"classifier", "detoxify", "profanity"} <= set(SCORERS)
+    assert {"classifier", "detoxify", "hostility", "profanity"} <= set(SCORERS)
 
 
 @pytest.mark.parametrize("name", SCORERS)

@@ -225,7 +225,7 @@ def _own(loaded: LoadedPolicy) -> tuple[EditSpec, Mapping[str, Any]]:
     except PolicyError as error:
         raise loaded.error((*_AT, "use"), error.message, error.remedy) from None
     facts = _facts(kind)
-    every = {role.name for name in catalog.names("editors") for role in catalog.editor(name).roles}
+    every = _all_roles()
     options = part_options(edit.options, kind.roles)
     roles = {"" if role == facts else role.name: edit.options[key] for role, key in options.data}
     roles |= {key: value for key, value in options.rest.items() if key in every}
@@ -234,6 +234,24 @@ def _own(loaded: LoadedPolicy) -> tuple[EditSpec, Mapping[str, Any]]:
         known = (*EditSpec.model_fields, *kind.Params.model_fields, *every)
         raise loaded.error((*_AT, key), f"unknown key {key!r}", did_you_mean(key, known))
     return edit, roles
+
+
+def with_own_data(loaded: LoadedPolicy) -> LoadedPolicy:
+    """The policy without an export and, in its one edit, without the data of other editors.
+
+    Raises:
+        PolicyError: It has not exactly one edit, or a key there is none of any editor.
+    """
+    edit, _ = _own(loaded)
+    kind = catalog.editor(edit.use)
+    foreign = part_options(edit.options, kind.roles).rest.keys() & _all_roles()
+    shown = edit.model_dump(exclude_unset=True, exclude=foreign)
+    policy = {"edits": (EditSpec.model_validate(shown),), "export": None}
+    return replace(loaded, policy=loaded.policy.model_copy(update=policy))
+
+
+def _all_roles() -> set[str]:
+    return {role.name for name in catalog.names("editors") for role in catalog.editor(name).roles}
 
 
 def _facts(kind: type[Editor]) -> DataRole | None:

@@ -53,6 +53,7 @@ from safeedit.workflows.comparison.candidates import (
     Candidate,
     CandidateSettings,
     read_candidates,
+    with_own_data,
     without_edits,
 )
 from safeedit.workflows.comparison.prompts import preface_of
@@ -209,17 +210,9 @@ def _own_edit(loaded: LoadedPolicy, key: bytes | None) -> PlannedEdit:
     """The policy's one edit, planned for its data.
 
     Raises:
-        PolicyError: It has not exactly one.
+        PolicyError: It has not exactly one, or a key there is none of any editor.
     """
-    edits = loaded.policy.edits
-    if len(edits) != 1:
-        raise loaded.error(
-            ("edits", 1) if edits else ("edits",),
-            f"a comparison needs a policy with one edit, and this has {len(edits)}",
-            "leave one edit in, with the facts and data that all are to take",
-        )
-    alone = loaded.policy.model_copy(update={"export": None})
-    return make_plan(replace(loaded, policy=alone), exporting=False, key=key).edits[0]
+    return make_plan(with_own_data(loaded), exporting=False, key=key).edits[0]
 
 
 def _prompted(

@@ -159,6 +159,16 @@ def test_prompts_are_rows_beside_the_untouched_model_and_change_nothing(roomy: W
     assert "in_context: kept from an earlier run" in again.stderr
 
 
+def test_data_that_only_other_editors_take_may_stand_in_the_edit(roomy: Workplace) -> None:
+    roomy.policy(
+        edits=[{**FORGETTING, "preserve": {"dataset": "facts"}, "prose": {"dataset": "prose"}}],
+        audits=[LEAKAGE, LOCALITY, PERPLEXITY],
+        gates=None,
+    )
+    result = compare(roomy, "in_context")
+    assert result.exit_code == 0, result.stderr
+
+
 @pytest.mark.parametrize(
     ("editors", "params", "told"),
     [
