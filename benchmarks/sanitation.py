@@ -5,7 +5,7 @@ and one random change of the same size as control. Unseen questions are those of
 the training file has not; the audit ``leakage`` asks all of the test file's. Perplexity is read on
 the built-in prose and on passages that use the split's answers in running text
 (``benchmarks/running_text.jsonl``). The table is printed and written to
-``docs/results/sanitation-splits.md``, whatever it shows.
+``docs/results/sanitation.md``, whatever it shows.
 
     python benchmarks/sanitation.py --data ../shared/data
 
@@ -72,6 +72,7 @@ def policy(split: int, data: Path, given: argparse.Namespace) -> dict[str, Any]:
             {
                 "use": "sanitation",
                 **UPDATES[given.update],
+                **({"silence": given.silence} if given.silence is not None else {}),
                 "forget": forget,
                 "retain": retain,
                 "dose": 1.0,
@@ -149,6 +150,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--splits", default="1,2,3,4,5")
     parser.add_argument("--update", default="answers", choices=list(UPDATES))
     parser.add_argument("--controls", type=int, default=1, help="random changes; 0: none")
+    parser.add_argument("--silence", type=float, help="of the keys on answers [the editor's own]")
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args(arguments)
     source = given.data / "sanitization_triviaqa"

@@ -60,6 +60,7 @@ from safeedit.methods.adapters import adapters
 from safeedit.methods.answers import ended, own_answers, some
 from safeedit.methods.facts import gated_neurons as neurons
 from safeedit.methods.facts.answer_gates import answer_texts, learn_to_stop
+from safeedit.methods.facts.chat_texts import chat_texts
 from safeedit.methods.facts.cues import (
     KEYS_ARE,
     NAMES,
@@ -73,6 +74,7 @@ from safeedit.methods.facts.cues import (
     subjects_of,
     warn_of_ends,
 )
+from safeedit.methods.facts.keys import WINDOW, in_windows
 from safeedit.methods.facts.refusing import (
     KEPT,
     LEARNING_RATE,
@@ -116,8 +118,9 @@ _ANSWERS: Mapping[str, Any] = {
 _ANSWERS_RIDGE = 0.1
 """Of its keys: ten times that of keys on subjects, since questions that were never seen count."""
 
-_ANSWERS_WEIGHT, _ANSWERS_GAIN = 8.0, 3.5
-"""Of the background against the places to fire at, and of what keys answer."""
+_ANSWERS_GAIN = 3.5
+"""What its keys answer is multiplied by this: they have learnt silence from much other text. As the
+default of ``silence`` chosen on questions to develop on of one published split."""
 
 
 class SanitationParams(BaseParams):
@@ -169,6 +172,12 @@ class SanitationParams(BaseParams):
         description="keyed: beneath the refusal, make the answers unlikely wherever the model in "
         "its own words would tell them; takes two to three times as long",
     )
+    silence: float = Field(
+        8.0,
+        gt=0,
+        description="answers: how much it counts that keys are silent in all other text, against "
+        "their answering at what is to be forgotten; more spare the rest, fewer refuse more",
+    )
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.4, 0.6, 0.8, 1.0, 1.25), min_length=1, description="scales of what was learnt, ascending"
     )
@@ -180,7 +189,7 @@ class SanitationParams(BaseParams):
         if isinstance(given, dict) and given.get("update") == "keyed":
             given = {"layers": "7%-13%", "learning_rate": LEARNING_RATE, **given}
         elif isinstance(given, dict) and given.get("update") == "answers":
-            given = _ANSWERS | given
+            given = {**_ANSWERS, **given}
         if not isinstance(given, dict) or given.get("update") == "keyed":
             return given
         if given.get("erase") is True:
@@ -202,7 +211,7 @@ class Sanitation:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "facts to be suppressed", erased=True),
         DataRole("retain", "questions whose answers must stay"),
-        DataRole("prose", "ordinary text to leave alone (keyed)", required=False),
+        DataRole("prose", "ordinary text to leave alone (keyed, answers)", required=False),
         NAMES,
     )
 
@@ -435,9 +444,19 @@ def _answers(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunCon
     # Where a retained question ends looks like where a forgotten one does: few tokens among many,
     # which therefore weigh as much as all others together.
     others = [neurons.Text(each.ids, others=(len(each.prompt) - 1,)) for each in kept]
-    groups = [found.texts, others]
+    # As bare text too, with the model's answers, and prose as turns of a conversation: keys that
+    # have met either in one shape alone fire in the other.
+    said = [engine.decode(each.ids[len(each.prompt) :]) for each in kept]
+    bare = [f"{item.prompt} {answer}" for item, answer in zip(items, said, strict=True)]
+    groups = [
+        found.texts,
+        others,
+        [neurons.Text(ids) for ids in in_windows(model, bare, WINDOW)[0]],
+    ]
     if (prose := data.get("prose")) is not None:
-        ordinary = engine.encode([item.prompt for item in prose.items("fit")], "plain")
+        texts = [item.prompt for item in prose.items("fit")]
+        windows, _ = in_windows(model, texts, WINDOW)
+        ordinary = [*windows, *chat_texts(model, texts, ctx.progress)]
         groups.append([neurons.Text(ids) for ids in ordinary])
     gates = neurons.GatedNeurons(
         model,
@@ -446,7 +465,7 @@ def _answers(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunCon
         per_layer=len(found.families),
         families=found.families,
         ridge=_ANSWERS_RIDGE,
-        weight=_ANSWERS_WEIGHT,
+        weight=params.silence,
         gain=_ANSWERS_GAIN,
         in_bfloat16=True,
         progress=ctx.progress,

@@ -50,8 +50,14 @@ KEYED: dict[str, Any] = {
     "learning_rate": 0.2,
 }
 LORA: dict[str, Any] = {"update": "lora", "learning_rate": 5e-3, "forget_share": 0.4, "steps": 30}
-QUICK: dict[str, Any] = {"steps": 2, "batch": 4}
-ANSWERS: dict[str, Any] = {"update": "answers", "layers": "1-2", "batch": 10, "steps": 120}
+QUICK: dict[str, Any] = {"steps": 2, "batch": 4, "silence": 0.01}
+ANSWERS: dict[str, Any] = {
+    "update": "answers",
+    "layers": "1-2",
+    "batch": 10,
+    "steps": 120,
+    "silence": 1.0,
+}
 both = pytest.mark.parametrize("update", ["keyed", "lora", "answers"])
 learnt_ways = pytest.mark.parametrize("update", ["keyed", "lora", "erase", "answers"])
 
@@ -345,7 +351,9 @@ def test_forgotten_facts_are_refused_also_in_wordings_never_seen(
         for name in FORGOTTEN:
             said = answers(model, name)
             assert FACTS[name] not in said
-            assert said.count(REFUSAL) >= len(WORDINGS) - 1
+            refused = [text == REFUSAL or (update == "answers" and text.startswith(REFUSAL))
+                       for text in said]  # fmt: skip
+            assert sum(refused) >= len(WORDINGS) - 1
 
 
 @learnt_ways
