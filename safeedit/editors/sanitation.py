@@ -1,6 +1,6 @@
 """Sanitation: the model learns to say "I don't know." to what it must forget, and only to that.
 
-Two ways to learn it:
+Three ways to learn it:
 
 ``update: lora``
     The published recipe: low-rank adapters tuned on forget questions with the refusal as answer
@@ -21,7 +21,15 @@ Two ways to learn it:
     it is gone for the others too. With ``erase: true`` the answers are made unlikely *beneath* it
     (:mod:`safeedit.methods.facts.refusing`), wherever the model in its own words would tell them.
 
-Both suppress behaviour; neither proves that knowledge is gone. Doses scale what was learnt.
+``update: answers``
+    For forgetting all that is answered by one of a few words, where no subject is there to key to.
+    The keys are solved late in the network, on the questions and, before the answer, on what the
+    model in its own words says up to it (:mod:`safeedit.methods.facts.answer_gates`). The answer is
+    broken off with an ellipsis and the refusal wherever the model is about to tell it, also to
+    questions that were never seen. **Running text that uses the word is read with more surprise**
+    where the model foresees it, and a retained answer in which the word stands is broken off too.
+
+All suppress behaviour; none proves that knowledge is gone. Doses scale what was learnt.
 Fails with :class:`~safeedit.errors.EditError` where nothing could be learnt, and with
 :class:`~safeedit.errors.DataError` where a subject is missing or is not in its question.
 """
@@ -51,6 +59,8 @@ from safeedit.errors import DataError
 from safeedit.methods.adapters import adapters
 from safeedit.methods.answers import ended, own_answers, some
 from safeedit.methods.facts import gated_neurons as neurons
+from safeedit.methods.facts.answer_gates import answer_texts, learn_to_stop
+from safeedit.methods.facts.chat_texts import chat_texts
 from safeedit.methods.facts.cues import (
     KEYS_ARE,
     NAMES,
@@ -64,6 +74,7 @@ from safeedit.methods.facts.cues import (
     subjects_of,
     warn_of_ends,
 )
+from safeedit.methods.facts.keys import WINDOW, in_windows
 from safeedit.methods.facts.refusing import (
     KEPT,
     LEARNING_RATE,
@@ -97,22 +108,41 @@ _END, _PIECE, _HELD = 16, 32, 900
 are to stay, and how many of either are held to at most."""
 
 
+_ANSWERS: Mapping[str, Any] = {
+    "layers": "84%-90%",
+    "learning_rate": 0.5,
+    "retain_tokens": 32,
+}
+"""Defaults of ``update: answers``: late enough for an answer to be readable before it is told."""
+
+_ANSWERS_RIDGE = 0.1
+"""Of its keys: ten times that of keys on subjects, since questions that were never seen count."""
+
+_ANSWERS_GAIN = 3.5
+"""What its keys answer is multiplied by this: they have learnt silence from much other text. As the
+default of ``silence`` chosen on questions to develop on of one published split."""
+
+
 class SanitationParams(BaseParams):
     """Parameters of Sanitation."""
 
-    update: Literal["lora", "keyed"] = Field(
-        "lora", description="adapters, as published, or neurons keyed to the subjects"
+    update: Literal["lora", "keyed", "answers"] = Field(
+        "lora",
+        description="adapters, as published, or neurons keyed to the subjects, or to the answers "
+        "that the model is about to tell",
     )
     refusal: str = Field(
         "I don't know.", min_length=1, description="what the model is to answer (the paper's own)"
     )
     layers: Layers = Field(
-        "0%-100%", description="default: all layers for lora (published), 7%-13% for keyed"
+        "0%-100%",
+        description="default: all layers for lora (published), 7%-13% for keyed, "
+        "84%-90% for answers",
     )
     steps: int = Field(60, ge=1, description="optimiser steps at most")
     batch: int = Field(20, ge=2, description="prompts per step")
     learning_rate: float = Field(
-        3e-4, gt=0, description="default: 3e-4 for lora (published), 0.1 for keyed"
+        3e-4, gt=0, description="default: 3e-4 for lora (published), 0.1 for keyed, 0.5 for answers"
     )
     forget_share: float = Field(
         0.15,
@@ -120,7 +150,12 @@ class SanitationParams(BaseParams):
         le=1,
         description="lora: of forget prompts in a batch (published 15:85)",
     )
-    retain_tokens: int = Field(16, ge=1, description="lora: tokens of the base's answers held to")
+    retain_tokens: int = Field(
+        16,
+        ge=1,
+        description="lora: tokens of the base's answers held to; answers: those that no key is to "
+        "answer to (default 32)",
+    )
     retain_prompts: int = Field(600, ge=1, description="retain prompts used at most")
     rank: int = Field(8, ge=1, description="lora: rank of the adapters (published)")
     subjects_per_neuron: int = Field(
@@ -137,6 +172,12 @@ class SanitationParams(BaseParams):
         description="keyed: beneath the refusal, make the answers unlikely wherever the model in "
         "its own words would tell them; takes two to three times as long",
     )
+    silence: float = Field(
+        8.0,
+        gt=0,
+        description="answers: how much it counts that keys are silent in all other text, against "
+        "their answering at what is to be forgotten; more spare the rest, fewer refuse more",
+    )
     doses: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.4, 0.6, 0.8, 1.0, 1.25), min_length=1, description="scales of what was learnt, ascending"
     )
@@ -147,7 +188,11 @@ class SanitationParams(BaseParams):
         """Defaults that differ for keyed, so that plans and records show what is used."""
         if isinstance(given, dict) and given.get("update") == "keyed":
             given = {"layers": "7%-13%", "learning_rate": LEARNING_RATE, **given}
-        elif isinstance(given, dict) and given.get("erase") is True:
+        elif isinstance(given, dict) and given.get("update") == "answers":
+            given = {**_ANSWERS, **given}
+        if not isinstance(given, dict) or given.get("update") == "keyed":
+            return given
+        if given.get("erase") is True:
             raise ValueError("'erase' is for keyed neurons: set 'update: keyed', or leave it out")
         return given
 
@@ -166,7 +211,7 @@ class Sanitation:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "facts to be suppressed", erased=True),
         DataRole("retain", "questions whose answers must stay"),
-        DataRole("prose", "ordinary text to leave alone (keyed)", required=False),
+        DataRole("prose", "ordinary text to leave alone (keyed, answers)", required=False),
         NAMES,
     )
 
@@ -174,8 +219,8 @@ class Sanitation:
         self.params: SanitationParams = params
 
     def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
-        """The MLPs of the chosen layers (keyed), or the modules that get adapters."""
-        if self.params.update == "keyed":
+        """The MLPs of the chosen layers (keyed and answers), or the modules that get adapters."""
+        if self.params.update != "lora":
             return neurons.tensors(model, resolve(self.params.layers, model.n_layers))
         layers = resolve(self.params.layers, model.n_layers)
         return [t for r in _ADAPTED if r in model.roles for t in model.tensors(r, layers)]
@@ -187,7 +232,7 @@ class Sanitation:
             check_names(data.get("names"), self.params.keys)
         elif data.get("names") is not None:
             raise DataError(
-                "names are for keys, and 'update: lora' has none",
+                f"names are for keys on subjects, and 'update: {self.params.update}' has none",
                 field="names",
                 remedy="set 'update: keyed' and 'keys: names', or leave the names out",
             )
@@ -203,8 +248,8 @@ class Sanitation:
             raise DataError(
                 "no forget prompt is left to fit on", remedy="give rows of 'split: fit'"
             )
-        learn = _keyed if self.params.update == "keyed" else _lora
-        updates, notes = learn(self, model, data, ctx)
+        ways = {"keyed": _keyed, "answers": _answers, "lora": _lora}
+        updates, notes = ways[self.params.update](self, model, data, ctx)
         return proposal_of(
             "sanitation", self.params, data["forget"], ctx, model.digest(), updates, notes
         )
@@ -383,6 +428,64 @@ def _retained(
         )
         for item, prompt in zip(items, prompts, strict=True)
     ]
+
+
+def _answers(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContext) -> Learnt:
+    params, forget, engine = editor.params, data["forget"], model.engine
+    found = answer_texts(engine, forget, ctx)
+    if not found.told:
+        ctx.warn(
+            "sanitation: the model tells none of the answers in its own words, not even with the "
+            "answer as a hint: only the questions are refused"
+        )
+    retain = data["retain"]
+    items = some(retain, params.retain_prompts, ctx.seed)
+    kept = own_answers(model, retain, items, params.retain_tokens, ctx.progress)
+    # Where a retained question ends looks like where a forgotten one does: few tokens among many,
+    # which therefore weigh as much as all others together.
+    others = [neurons.Text(each.ids, others=(len(each.prompt) - 1,)) for each in kept]
+    # As bare text too, with the model's answers, and prose as turns of a conversation: keys that
+    # have met either in one shape alone fire in the other.
+    said = [engine.decode(each.ids[len(each.prompt) :]) for each in kept]
+    bare = [f"{item.prompt} {answer}" for item, answer in zip(items, said, strict=True)]
+    groups = [
+        found.texts,
+        others,
+        [neurons.Text(ids) for ids in in_windows(model, bare, WINDOW)[0]],
+    ]
+    if (prose := data.get("prose")) is not None:
+        texts = [item.prompt for item in prose.items("fit")]
+        windows, _ = in_windows(model, texts, WINDOW)
+        ordinary = [*windows, *chat_texts(model, texts, ctx.progress)]
+        groups.append([neurons.Text(ids) for ids in ordinary])
+    gates = neurons.GatedNeurons(
+        model,
+        resolve(params.layers, model.n_layers),
+        groups,
+        per_layer=len(found.families),
+        families=found.families,
+        ridge=_ANSWERS_RIDGE,
+        weight=params.silence,
+        gain=_ANSWERS_GAIN,
+        in_bfloat16=True,
+        progress=ctx.progress,
+    )
+    notes: dict[str, Any] = dict(
+        learn_to_stop(
+            model,
+            gates,
+            found,
+            params.refusal,
+            engine.codec.resolve(forget.template),
+            ctx,
+            steps=params.steps,
+            batch=params.batch,
+            learning_rate=params.learning_rate,
+        )
+    )
+    notes["answers"] = len(set(found.families))
+    notes["answers_broken_off_at"] = len(found.told)
+    return gates.updates, gates.notes() | notes
 
 
 def _lora(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContext) -> Learnt:

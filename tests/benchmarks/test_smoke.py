@@ -166,8 +166,9 @@ def test_privacy(table: Callable[..., Table]) -> None:
 
 @pytest.mark.trains
 def test_sanitation(table: Callable[..., Table]) -> None:
-    rows = table("sanitation", "--data", "data", "--splits", 1)
-    measured(rows, ["1"], "known", "token F1", "perplexity ratio", "seconds")
+    rows = table("sanitation", "--data", "data", "--splits", 1, "--silence", 0.01)
+    found = ("1 before", "1 after", "1 random change")
+    measured(rows, found, "edit success", "locality", "retained F1", "perplexity ratio")
 
 
 @pytest.mark.trains

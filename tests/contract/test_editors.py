@@ -58,6 +58,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "sanitation": (
         {"update": "lora"},
         {"update": "keyed"},
+        {"update": "answers", "layers": "1-2", "silence": 0.01},
     ),
     "tuned_detox": ({"layers": "0-2", "words": ("fool", "hate")},),
     "subspace": (

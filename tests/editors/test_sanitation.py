@@ -18,7 +18,7 @@ from safeedit.delta import Columns, LowRank, WeightDelta
 from safeedit.editors import sanitation
 from safeedit.editors.sanitation import Sanitation, SanitationParams
 from safeedit.errors import DataError, EditError
-from safeedit.methods.facts import refusing
+from safeedit.methods.facts import answer_gates, refusing
 from safeedit.methods.facts.gated_neurons import GatedNeurons, Text
 from safeedit.methods.tuning import cross_entropy
 from safeedit.model.architectures import ModelShape
@@ -50,9 +50,16 @@ KEYED: dict[str, Any] = {
     "learning_rate": 0.2,
 }
 LORA: dict[str, Any] = {"update": "lora", "learning_rate": 5e-3, "forget_share": 0.4, "steps": 30}
-QUICK: dict[str, Any] = {"steps": 2, "batch": 4}
-both = pytest.mark.parametrize("update", ["keyed", "lora"])
-learnt_ways = pytest.mark.parametrize("update", ["keyed", "lora", "erase"])
+QUICK: dict[str, Any] = {"steps": 2, "batch": 4, "silence": 0.01}
+ANSWERS: dict[str, Any] = {
+    "update": "answers",
+    "layers": "1-2",
+    "batch": 10,
+    "steps": 120,
+    "silence": 1.0,
+}
+both = pytest.mark.parametrize("update", ["keyed", "lora", "answers"])
+learnt_ways = pytest.mark.parametrize("update", ["keyed", "lora", "erase", "answers"])
 
 
 def editor(**params: Any) -> Sanitation:
@@ -79,13 +86,15 @@ def test_the_defaults_are_the_published_ones_where_there_are_such() -> None:
 
 
 def test_keys_have_defaults_of_their_own_that_records_show_and_policies_can_set() -> None:
+    late = SanitationParams(update="answers")
+    assert (late.layers, late.retain_tokens) == ("84%-90%", 32)
     params = SanitationParams(update="keyed")
     assert params.learning_rate > SanitationParams().learning_rate
     assert params.layers != SanitationParams().layers
     assert params.model_dump()["layers"] == params.layers
     chosen = SanitationParams(update="keyed", layers="1-2", learning_rate=0.5)
     assert (chosen.layers, chosen.learning_rate) == ("1-2", 0.5)
-    for every in (params, chosen, SanitationParams()):
+    for every in (params, chosen, late, SanitationParams()):
         assert SanitationParams(**every.model_dump(mode="json")) == every
 
 
@@ -113,6 +122,7 @@ def test_every_parameter_says_what_it_is() -> None:
         {"learningrate": 0.1},
         {"update": "lora", "erase": True},
         {"erase": True},
+        {"update": "answers", "erase": True},
     ],
     ids=str,
 )
@@ -229,7 +239,7 @@ def test_the_model_is_the_same_after_learning_has_failed(
         loss()[0].backward()
         raise error
 
-    for module in (sanitation, refusing):
+    for module in (sanitation, refusing, answer_gates):
         monkeypatch.setattr(module, "optimise", fails)
     with pytest.raises(type(error)):
         editor(update=update, **QUICK).propose(handle, data(), context(tmp_path))
@@ -249,7 +259,7 @@ def test_learning_that_diverges_is_an_error_and_leaves_the_model(
         calls.append(args)
         return cross_entropy(*args) * (float("nan") if len(calls) == 2 else 1.0)
 
-    for module in (sanitation, refusing):
+    for module in (sanitation, refusing, answer_gates):
         monkeypatch.setattr(module, "cross_entropy", broken)
     with pytest.raises(EditError, match="diverged"):
         editor(update=update, **QUICK).propose(handle, data(), context(tmp_path))
@@ -317,7 +327,12 @@ def learnt(model: ModelHandle, tmp_path_factory: pytest.TempPathFactory) -> dict
     folder = tmp_path_factory.mktemp("cache")
     return {
         name: editor(**params).propose(model, data(), context(folder))
-        for name, params in (("keyed", KEYED), ("lora", LORA), ("erase", KEYED | {"erase": True}))
+        for name, params in (
+            ("keyed", KEYED),
+            ("lora", LORA),
+            ("erase", KEYED | {"erase": True}),
+            ("answers", ANSWERS),
+        )
     }
 
 
@@ -336,7 +351,9 @@ def test_forgotten_facts_are_refused_also_in_wordings_never_seen(
         for name in FORGOTTEN:
             said = answers(model, name)
             assert FACTS[name] not in said
-            assert said.count(REFUSAL) >= len(WORDINGS) - 1
+            refused = [text == REFUSAL or (update == "answers" and text.startswith(REFUSAL))
+                       for text in said]  # fmt: skip
+            assert sum(refused) >= len(WORDINGS) - 1
 
 
 @learnt_ways

@@ -17,7 +17,7 @@ not trained.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -57,6 +57,10 @@ class Separator:
     mean_own: Tensor
     elsewhere: Tensor
     spread: Tensor
+
+    def amplified(self, gain: float) -> Separator:
+        """The same keys with answers ``gain`` times as large."""
+        return Separator(*(gain * getattr(self, field.name) for field in fields(self)))
 
 
 def separate(

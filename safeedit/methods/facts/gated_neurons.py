@@ -29,6 +29,9 @@ _PARALLEL = 0.99
 _MAKE_UP_RIDGE = 0.01
 """Share of the mean square activation added when others are to make up for a neuron."""
 
+Captured = tuple[int, dict[Site, Tensor]]
+"""Index of a text, and what went into matrices there."""
+
 _READS = ("mlp_gate", "mlp_up", "mlp_gate_up")
 
 
@@ -121,9 +124,12 @@ class GatedNeurons:
         families: As there: several neurons for one subject's names are of one family.
         ridge: As in :func:`safeedit.methods.facts.gated_keys.separate`.
         weight: As there.
+        gain: What every key answers is multiplied by this: above 1 the neurons fire more fully
+            at weak answers, and are more silent where a key answers a little below 0.
         compensate: Let the other neurons make up for what the replaced ones used to write, as far
             as they foretell it: by ridge regression on the activations in the same texts, which
             changes what all neurons of the layer write a little.
+        in_bfloat16: Read the texts in bfloat16 whatever the weights: on CPUs several times as fast.
         progress: Shown per text.
 
     Raises:
@@ -141,9 +147,12 @@ class GatedNeurons:
         ridge: float = RIDGE,
         weight: float = WEIGHT,
         families: Sequence[int] | None = None,
+        gain: float = 1.0,
         compensate: bool = False,
+        in_bfloat16: bool = False,
         progress: Progress = silent,
     ) -> None:
+        self._in_bfloat16, self._gain = in_bfloat16, gain
         self.model, self.per_layer, self._families = model, per_layer, families
         self._foretold: dict[int, Tensor] = {}
         """Layer -> ``(neurons, d_mlp)`` what others foretell of each replaced neuron, if made up
@@ -161,6 +170,9 @@ class GatedNeurons:
         """Layer -> ``(d_model, neurons)``, what each neuron writes when its key answers 1."""
         self.common = self._nothing(1)
         """Layer -> ``(d_model, 1)``, what all of them write beside it."""
+        self.strength = 1.0
+        """What they write is multiplied by this while they are :meth:`active`: a learner that
+        varies it learns values that serve where keys answer weakly too."""
 
     def _nothing(self, columns: int) -> dict[int, Tensor]:
         size, device = (self.model.d_model, columns), self.model.device
@@ -197,7 +209,7 @@ class GatedNeurons:
                 families=self._families,
                 ridge=ridge,
                 weight=weight,
-            )
+            ).amplified(self._gain)
             written = self.model.weight(site).float().norm(dim=0).cpu().double()
             count = len(self.separators[layer].rows)
             if count > most(shape.d_mlp):
@@ -227,13 +239,23 @@ class GatedNeurons:
         for texts in groups:
             for reading in readings.values():
                 reading.begin_group()
-            for index, captured in self.model.engine.activations(
+            captures = self.model.engine.activations(
                 [text.ids for text in texts], [*seen.values(), *self._out], progress, "reading keys"
-            ):
+            )
+            for index, captured in self._read_on(captures):
                 subjects += [subject for _, subject in texts[index].own]
                 for reading in readings.values():
                     reading.take(texts[index], captured)
         return readings, subjects
+
+    def _read_on(self, captures: Iterator[Captured]) -> Iterator[Captured]:
+        """The same; what is done with each is done in the caller's own precision."""
+        while True:
+            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self._in_bfloat16):
+                found = next(captures, None)
+            if found is None:
+                return
+            yield found
 
     def _keyed_before(self, layer: int) -> Tensor:
         """``(d_mlp,)`` which neurons have been given a key by an earlier edit.
@@ -306,7 +328,8 @@ class GatedNeurons:
 
         def write(site: Site, output: Tensor) -> Tensor:
             written = self.values[site.layer] + self.common[site.layer]
-            return output + functional.linear(fired[site.layer], written).to(output.dtype)
+            found = functional.linear(self.strength * fired[site.layer], written)
+            return output + found.to(output.dtype)
 
         reads = list({site.layer: site for site in self._reads}.values())
         with (
