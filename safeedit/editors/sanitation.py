@@ -60,7 +60,6 @@ from safeedit.methods.adapters import adapters
 from safeedit.methods.answers import ended, own_answers, some
 from safeedit.methods.facts import gated_neurons as neurons
 from safeedit.methods.facts.answer_gates import answer_texts, learn_to_stop
-from safeedit.methods.facts.chat_texts import chat_texts
 from safeedit.methods.facts.cues import (
     KEYS_ARE,
     NAMES,
@@ -74,7 +73,7 @@ from safeedit.methods.facts.cues import (
     subjects_of,
     warn_of_ends,
 )
-from safeedit.methods.facts.keys import WINDOW, in_windows
+from safeedit.methods.facts.keys import in_windows
 from safeedit.methods.facts.refusing import (
     KEPT,
     LEARNING_RATE,
@@ -444,20 +443,11 @@ def _answers(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunCon
     # Where a retained question ends looks like where a forgotten one does: few tokens among many,
     # which therefore weigh as much as all others together.
     others = [neurons.Text(each.ids, others=(len(each.prompt) - 1,)) for each in kept]
-    # As bare text too, with the model's answers, and prose as turns of a conversation: keys that
-    # have met either in one shape alone fire in the other.
-    said = [engine.decode(each.ids[len(each.prompt) :]) for each in kept]
-    bare = [f"{item.prompt} {answer}" for item, answer in zip(items, said, strict=True)]
-    groups = [
-        found.texts,
-        others,
-        [neurons.Text(ids) for ids in in_windows(model, bare, WINDOW)[0]],
-    ]
+    groups = [found.texts, others]
     if (prose := data.get("prose")) is not None:
         texts = [item.prompt for item in prose.items("fit")]
-        windows, _ = in_windows(model, texts, WINDOW)
-        ordinary = [*windows, *chat_texts(model, texts, ctx.progress)]
-        groups.append([neurons.Text(ids) for ids in ordinary])
+        windows, _ = in_windows(model, texts, engine.context)
+        groups.append([neurons.Text(ids) for ids in windows])
     gates = neurons.GatedNeurons(
         model,
         resolve(params.layers, model.n_layers),
