@@ -59,7 +59,7 @@ from safeedit.errors import DataError
 from safeedit.methods.adapters import adapters
 from safeedit.methods.answers import ended, own_answers, some
 from safeedit.methods.facts import gated_neurons as neurons
-from safeedit.methods.facts.answer_gates import answer_texts, learn_to_stop
+from safeedit.methods.facts.answer_gates import answer_texts, gates_on_answers, learn_to_stop
 from safeedit.methods.facts.cues import (
     KEYS_ARE,
     NAMES,
@@ -73,7 +73,6 @@ from safeedit.methods.facts.cues import (
     subjects_of,
     warn_of_ends,
 )
-from safeedit.methods.facts.keys import in_windows
 from safeedit.methods.facts.refusing import (
     KEPT,
     LEARNING_RATE,
@@ -113,13 +112,6 @@ _ANSWERS: Mapping[str, Any] = {
     "retain_tokens": 32,
 }
 """Defaults of ``update: answers``: late enough for an answer to be readable before it is told."""
-
-_ANSWERS_RIDGE = 0.1
-"""Of its keys: ten times that of keys on subjects, since questions that were never seen count."""
-
-_ANSWERS_GAIN = 3.5
-"""What its keys answer is multiplied by this: they have learnt silence from much other text. As the
-default of ``silence`` chosen on questions to develop on of one published split."""
 
 
 class SanitationParams(BaseParams):
@@ -432,47 +424,21 @@ def _retained(
 def _answers(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContext) -> Learnt:
     params, forget, engine = editor.params, data["forget"], model.engine
     found = answer_texts(engine, forget, ctx)
-    if not found.told:
-        ctx.warn(
-            "sanitation: the model tells none of the answers in its own words, not even with the "
-            "answer as a hint: only the questions are refused"
-        )
     retain = data["retain"]
     items = some(retain, params.retain_prompts, ctx.seed)
     kept = own_answers(model, retain, items, params.retain_tokens, ctx.progress)
-    # Where a retained question ends looks like where a forgotten one does: few tokens among many,
-    # which therefore weigh as much as all others together.
-    others = [neurons.Text(each.ids, others=(len(each.prompt) - 1,)) for each in kept]
-    groups = [found.texts, others]
-    if (prose := data.get("prose")) is not None:
-        texts = [item.prompt for item in prose.items("fit")]
-        windows, _ = in_windows(model, texts, engine.context)
-        groups.append([neurons.Text(ids) for ids in windows])
-    gates = neurons.GatedNeurons(
-        model,
-        resolve(params.layers, model.n_layers),
-        groups,
-        per_layer=len(found.families),
-        families=found.families,
-        ridge=_ANSWERS_RIDGE,
-        weight=params.silence,
-        gain=_ANSWERS_GAIN,
-        in_bfloat16=True,
-        progress=ctx.progress,
-    )
+    prose = [item.prompt for item in data["prose"].items("fit")] if data.get("prose") else []
+    layers = resolve(params.layers, model.n_layers)
+    gates = gates_on_answers(model, layers, found, kept, prose, params.silence, ctx.progress)
+    template = engine.codec.resolve(forget.template)
+    said = (ended(engine, text, template) for text in (params.refusal, f"... {params.refusal}"))
+    examples = found.examples(*said)
     notes: dict[str, Any] = dict(
         learn_to_stop(
-            model,
-            gates,
-            found,
-            params.refusal,
-            engine.codec.resolve(forget.template),
-            ctx,
-            steps=params.steps,
-            batch=params.batch,
+            model, gates, examples, ctx, steps=params.steps, batch=params.batch,
             learning_rate=params.learning_rate,
         )
-    )
+    )  # fmt: skip
     notes["answers"] = len(set(found.families))
     notes["answers_broken_off_at"] = len(found.told)
     return gates.updates, gates.notes() | notes

@@ -33,11 +33,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from safeedit.contracts import RunContext, Template
+from safeedit.contracts import Progress, RunContext
 from safeedit.data import Dataset
-from safeedit.methods.answers import ended
 from safeedit.methods.facts.answers import answer_start, own_answers
 from safeedit.methods.facts.gated_neurons import GatedNeurons, Text
+from safeedit.methods.facts.keys import in_windows
 from safeedit.methods.tuning import Example, answer_states, cross_entropy, endless, optimise
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
@@ -51,6 +51,14 @@ _WEAKEST = 0.3
 _NORM_PENALTY = 2e-6
 """Nats per squared unit written: a tenth of what keys on subjects have, since at a weak answer much
 has to be written."""
+
+
+_RIDGE = 0.1
+"""Of the keys: ten times that of keys on subjects, since questions that were never seen count."""
+
+_GAIN = 3.5
+"""What keys answer is multiplied by this, as they have learnt silence from much other text: chosen
+with the default of ``silence`` on questions to develop on of one published split."""
 
 
 @dataclass
@@ -87,6 +95,20 @@ class AnswerTexts:
             self.told.append(whole)
         self.texts.append(Text(whole, tuple(own)))
 
+    def examples(
+        self, refused: list[int], broken_off: list[int]
+    ) -> tuple[list[Example], list[Example]]:
+        """Questions that are answered with the refusal, and answers that are broken off with it.
+
+        Args:
+            refused: The refusal as token ids.
+            broken_off: The same after an ellipsis.
+        """
+        return (
+            [Example(ids, refused) for ids in self.questions],
+            [Example(ids, broken_off) for ids in self.told],
+        )
+
     def _key(self, answer: int, *, about_to_tell: bool) -> int:
         found = self._keys.setdefault((answer, about_to_tell), len(self._keys))
         if found == len(self.families):
@@ -120,15 +142,60 @@ def answer_texts(engine: Engine, forget: Dataset, ctx: RunContext) -> AnswerText
         begin = answer_start(engine, said, phrasings[n].item.aliases)
         if begin:
             found.add(prompt, said[:begin], answers[names[n]])
+    if not found.told:
+        ctx.warn(
+            "sanitation: the model tells none of the answers in its own words, not even with the "
+            "answer as a hint: only the questions are refused"
+        )
     return found
+
+
+def gates_on_answers(
+    model: ModelHandle,
+    layers: Sequence[int],
+    found: AnswerTexts,
+    kept: Sequence[Example],
+    prose: Sequence[str],
+    silence: float,
+    progress: Progress,
+) -> GatedNeurons:
+    """Neurons with a key for each answer, solved where it is asked for and where it is next.
+
+    Args:
+        model: Stays as it is.
+        layers: Late enough for an answer to be readable before it is told.
+        found: Where keys are to answer.
+        kept: Retained questions with what the model answers, where they are to be silent.
+        prose: Ordinary texts, likewise.
+        silence: Weight of all these against the places to answer at.
+        progress: Shown per text.
+
+    Raises:
+        EditError: An answer's questions can't be told from other text.
+    """
+    # Where a retained question ends looks like where a forgotten one does: few tokens among many,
+    # which therefore weigh as much as all others together.
+    others = [Text(each.ids, others=(len(each.prompt) - 1,)) for each in kept]
+    windows, _ = in_windows(model, prose, model.engine.context)
+    ordinary = [[Text(ids) for ids in windows]] if windows else []
+    return GatedNeurons(
+        model,
+        layers,
+        [found.texts, others, *ordinary],
+        per_layer=len(found.families),
+        families=found.families,
+        ridge=_RIDGE,
+        weight=silence,
+        gain=_GAIN,
+        in_bfloat16=True,
+        progress=progress,
+    )
 
 
 def learn_to_stop(
     model: ModelHandle,
     gates: GatedNeurons,
-    found: AnswerTexts,
-    refusal: str,
-    template: Template,
+    examples: tuple[Sequence[Example], Sequence[Example]],
     ctx: RunContext,
     *,
     steps: int,
@@ -140,9 +207,7 @@ def learn_to_stop(
     Args:
         model: Stays as it is.
         gates: The neurons; their values and what they have in common are learnt in place.
-        found: What to learn from.
-        refusal: The answer; before an answer an ellipsis goes first.
-        template: How the questions are put, chat or plain.
+        examples: From :meth:`AnswerTexts.examples`.
         ctx: Of the run.
         steps: At most; fewer once all is learnt.
         batch: Examples per step, half of them questions.
@@ -154,11 +219,9 @@ def learn_to_stop(
     Raises:
         EditError: The loss became NaN or infinite.
     """
-    engine, source = model.engine, random.Random(ctx.seed)
-    refused, broken_off = (ended(engine, text, template) for text in (refusal, f"... {refusal}"))
-    questions = endless([Example(ids, refused) for ids in found.questions], source)
-    told = endless([Example(ids, broken_off) for ids in found.told], source)
-    n_told = batch // 2 if found.told else 0
+    source = random.Random(ctx.seed)
+    questions, told = (endless(some, source) for some in examples)
+    n_told = batch // 2 if examples[1] else 0
     trained = [*gates.values.values(), *gates.common.values()]
 
     def loss() -> tuple[Tensor, float]:
@@ -172,12 +235,8 @@ def learn_to_stop(
     try:
         with gates.active():
             return optimise(
-                trained,
-                loss,
-                steps=steps,
-                learning_rate=learning_rate,
-                progress=ctx.progress,
+                trained, loss, steps=steps, learning_rate=learning_rate, progress=ctx.progress,
                 description="learning to refuse",
-            )
+            )  # fmt: skip
     finally:
         gates.strength = 1.0
