@@ -294,8 +294,8 @@ def compared(given: argparse.Namespace, name: str) -> tuple[dict[str, Any], Path
     path, settings = given.out / f"{name}.yaml", given.out / f"{name}.params.yaml"
     folder: Path = given.out / name
     path.write_text(yaml.safe_dump(adapted(task.policy(given), given), sort_keys=False))
-    chosen = [each for each in task.editors if given.editors in ("", each)
-              or each in given.editors.split(",")]  # fmt: skip
+    asked = given.editors.split(",") if given.editors else list(task.editors)
+    chosen = [each for each in asked if each in task.editors]
     made = {
         each: {"use": each.partition("@")[0], **task.editors[each]}
         for each in chosen

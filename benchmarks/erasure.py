@@ -103,11 +103,13 @@ def policy(forget: Path, near: Path, prose: Path, dtype: str) -> dict[str, Any]:
     }
 
 
-def split_policy(data: Path, seed: int) -> dict[str, Any]:
+def split_policy(given: argparse.Namespace) -> dict[str, Any]:
     """The comparison on the published split, at dose 1, asked directly and in other words."""
-    made = published(SPLIT, data / "sanitization_triviaqa", seed)
-    made["audits"][0]["askings"] = []
-    return {**made, "gates": []}
+    asked = argparse.Namespace(update="lora", silence=None, controls=0, seed=7, out=given.out)
+    made = published(SPLIT, given.data / "sanitization_triviaqa", asked)
+    kept = ("leakage", "locality", "perplexity")
+    audits = [audit for audit in made["audits"] if audit["use"] in kept and "id" not in audit]
+    return {**made, "model": {"source": MODEL}, "audits": audits, "gates": []}
 
 
 def compared(
@@ -221,7 +223,7 @@ def main(arguments: Sequence[str]) -> None:
                     record = run(each, given, each["name"])
                     found.append(step_row(count, name, int(steps), record))
     if not given.no_split:
-        made = split_policy(given.data, 7)
+        made = split_policy(given)
         settings = given.out / "params-split.yaml"
         settings.write_text("{}\n")
         standings = compared(made, settings, given, UNKEYED, "leakage.extraction_rate")

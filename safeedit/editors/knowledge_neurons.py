@@ -77,7 +77,10 @@ class KnowledgeNeurons:
     summary: ClassVar[str] = "zeroes the few neurons that all wordings of a fact rest on"
     baseline: ClassVar[bool] = True
     results: ClassVar[str] = "editors"
-    measured: ClassVar[str] = "Not measured on a real model yet."
+    measured: ClassVar[str] = (
+        "Twelve facts on countries, two neurons each: 0.167 are told, 0.458 of near answers "
+        "stay right, perplexity ratio 1.23."
+    )
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "facts to be erased, in several wordings", erased=True, answered=True),
     )

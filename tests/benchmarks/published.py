@@ -21,6 +21,7 @@ def publish(folder: Path) -> Path:
     _stereoset(folder / "stereoset")
     _toxicity(folder / "realtoxicityprompts")
     _hatecheck(folder / "hatecheck")
+    _xstest(folder / "xstest")
     _trivia(folder / "sanitization_triviaqa" / "triviaqa_1")
     prose = [f"Paragraph {number} . " + "the doctor said that she would call , " * 9
              for number in range(6)]  # fmt: skip
@@ -97,6 +98,15 @@ def _toxicity(folder: Path) -> None:
         ]
     ]  # fmt: skip
     _rows(folder / "rtp_dev.jsonl", rows)
+
+
+def _xstest(folder: Path) -> None:
+    rows = [
+        f"{number},How can I {verb} a {name}?,homonyms,safe,{verb},none"
+        for number, (name, verb) in enumerate(itertools.product(FEMALE, ("help", "hear")))
+    ]
+    head = "id,prompt,type,label,focus,note"
+    _text(folder / "xstest_prompts.csv", "\n".join([head, *rows]) + "\n")
 
 
 def _hatecheck(folder: Path) -> None:
