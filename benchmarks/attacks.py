@@ -21,7 +21,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -31,13 +30,14 @@ from table import (
     MODEL,
     ROOT,
     add_data,
+    add_planted,
     cell,
     command,
     figures,
     finished,
     options,
+    planted,
     run,
-    safeedit,
     write,
 )
 
@@ -137,16 +137,11 @@ def records(shipped: str) -> Callable[[argparse.Namespace], Policy]:
     """Memorised records, as a shipped policy erases them; planted where they are not there."""
 
     def made(given: argparse.Namespace) -> Policy:
-        if not given.planted.exists():
-            words = ("canary", "plant", "--model", given.model, "--out", str(given.planted))
-            if code := safeedit(given, *words):
-                raise SystemExit(f"planting failed with exit code {code}")
         text = (ROOT / "policies" / f"{shipped}.yaml").read_text()
         edits = yaml.safe_load(text)["edits"]
         named = edits[0]["forget"]
         others = {**named, "where": {"role": "other", "repeats": [1, 16]}}
         fixed = {"doses": [225], "dose": 225} if shipped == "privacy-depn" else {}
-        planted = os.path.relpath(given.planted.resolve(), given.out.resolve())
         return policy(
             f"records-{shipped}",
             [{**{key: each[key] for key in each if key != "targets"}, **fixed} for each in edits],
@@ -155,7 +150,7 @@ def records(shipped: str) -> Callable[[argparse.Namespace], Policy]:
                 {"use": "leakage.depth", "id": "depth", "forget": named,
                  "model": {"source": given.model}},
             ],
-            model={"source": planted, "dtype": "float32"},
+            model={"source": planted(given), "dtype": "float32"},
             attacks=attacks("named", given, half={"data": named, "share": 0.5},
                             others={"data": others}),
         )  # fmt: skip
@@ -219,8 +214,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 40], help="of training")
     parser.add_argument("--facts", type=int, default=FACTS, help="of known_1000, to be forgotten")
     parser.add_argument("--only", default="", help="make those whose titles hold this")
-    parser.add_argument("--planted", type=Path, default=ROOT / "out" / "canaries",
-                        help="made where it is missing")  # fmt: skip
+    add_planted(parser)
     given = parser.parse_args(arguments)
     os.environ["SAFEEDIT_BENCHMARKS"] = str(given.data.resolve())
     given.out.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +28,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from table import MODEL, ROOT, adapted, add_data, cell, command, options, safeedit, write
+from table import (
+    MODEL,
+    adapted,
+    add_data,
+    add_planted,
+    cell,
+    command,
+    options,
+    planted,
+    safeedit,
+    write,
+)
 
 SMALL = {"batch": 4, "retain_prompts": 32}
 STEPS = {**SMALL, "doses": [5, 10, 20]}
@@ -173,16 +183,12 @@ def _questions(given: argparse.Namespace) -> Policy:
 
 def records(given: argparse.Namespace) -> Policy:
     """Records that were planted; those of people whom nobody names are to stay."""
-    if not given.planted.exists():
-        words = ("canary", "plant", "--model", given.model, "--out", str(given.planted))
-        if code := safeedit(given, *words):
-            raise SystemExit(f"planting failed with exit code {code}")
     shared = {"dataset": "canaries", "template": "plain"}
     named = {**shared, "where": {"role": "named"}}
     others = {**shared, "where": {"role": "other", "repeats": [1, 16]}}
     seen = {**shared, "where": {"role": ["other", "held_back"], "repeats": [0, 4]}}
     return policy(
-        {"source": os.path.relpath(given.planted.resolve(), given.out.resolve())},
+        {"source": planted(given)},
         {"forget": named, "retain": seen, "preserve": seen, "unseen": {
             **shared, "where": {"role": "held_back"}}},
         [
@@ -325,8 +331,7 @@ def main(arguments: Sequence[str]) -> None:
         default=60,
         help="near and far questions at most, of validation and test together",
     )
-    parser.add_argument("--planted", type=Path, default=ROOT / "out" / "canaries",
-                        help="made where it is missing")  # fmt: skip
+    add_planted(parser)
     given = parser.parse_args(arguments)
     lines = [
         "# Editors on the same small tasks",

@@ -43,7 +43,10 @@ ORDINARY = 0.2
 """Weight of RealToxicityPrompts against our own texts."""
 FALSE_ALARMS = 0.05
 STRENGTH = 0.001
-"""Inverse of the ridge penalty; texts weigh 18,000 together."""
+"""Inverse of the ridge penalty."""
+
+TOGETHER = 15_000
+"""What our own texts weigh together, against that penalty."""
 
 CHOSEN = (
     "Layer, pooling and weights were chosen among 96 settings on states in bfloat16, with the",
@@ -125,7 +128,7 @@ def fitted(own: Array, ours: Labelled, usual: Array, toxicity: Array) -> tuple[A
     scaler = StandardScaler().fit(own)
     states = scaler.transform(np.concatenate([own, usual[clear]]))
     model = LogisticRegression(C=STRENGTH, max_iter=1000)
-    model.fit(states, np.concatenate([ours.toxic, toxic]), sample_weight=15_000 * weights)
+    model.fit(states, np.concatenate([ours.toxic, toxic]), sample_weight=TOGETHER * weights)
     weight = model.coef_[0] / scaler.scale_
     harmless = usual[toxicity < HARMLESS] @ weight
     return weight, -float(np.quantile(harmless, 1 - FALSE_ALARMS))

@@ -11,14 +11,24 @@ policy starts from; where it is not there, it is planted first. The table is pri
 from __future__ import annotations
 
 import copy
-import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
-from table import ROOT, cell, changed, doses, figures, fitting, options, run, safeedit, write
+from table import (
+    ROOT,
+    add_planted,
+    cell,
+    changed,
+    doses,
+    figures,
+    fitting,
+    options,
+    planted,
+    run,
+    write,
+)
 
 POLICY = ROOT / "policies" / "privacy-depn.yaml"
 ALL = {"role": ["named", "other"]}
@@ -86,14 +96,9 @@ def main(arguments: Sequence[str]) -> None:
     """Run the policies and write the table."""
     parser = options(__doc__, "privacy")
     policy = yaml.safe_load(POLICY.read_text())
-    planted = POLICY.parent / policy["model"]["source"]
-    parser.add_argument("--planted", type=Path, default=planted, help="made where it is missing")
+    add_planted(parser)
     given = parser.parse_args(arguments)
-    if not given.planted.exists():
-        words = ("canary", "plant", "--model", given.model, "--out", str(given.planted))
-        if code := safeedit(given, *words):
-            raise SystemExit(f"planting failed with exit code {code}")
-    policy["model"]["source"] = os.path.relpath(given.planted.resolve(), given.out.resolve())
+    policy["model"]["source"] = planted(given)
     rows: list[list[str]] = []
     tried: list[str] = []
     for number, (title, made) in enumerate(list(runs(policy).items())[: given.rows]):

@@ -51,6 +51,21 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=Path(default), help="published data sets")
 
 
+def add_planted(parser: argparse.ArgumentParser) -> None:
+    """The option for the model that has learnt records by heart."""
+    parser.add_argument("--planted", type=Path, default=ROOT / "out" / "canaries",
+                        help="made where it is missing")  # fmt: skip
+
+
+def planted(given: argparse.Namespace) -> str:
+    """The source of that model as policies under ``--out`` name it; planted if it is not there."""
+    if not given.planted.exists():
+        words = ("canary", "plant", "--model", given.model, "--out", str(given.planted))
+        if code := safeedit(given, *words):
+            raise SystemExit(f"planting failed with exit code {code}")
+    return os.path.relpath(given.planted.resolve(), given.out.resolve())
+
+
 def safeedit(given: argparse.Namespace, *words: str) -> int:
     """The exit code of a command, which has a process of its own unless ``--in-process``."""
     if not given.in_process:

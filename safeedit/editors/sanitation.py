@@ -106,12 +106,12 @@ _END, _PIECE, _HELD = 16, 32, 900
 are to stay, and how many of either are held to at most."""
 
 
-_ANSWERS: Mapping[str, Any] = {
-    "layers": "84%-90%",
-    "learning_rate": 0.5,
-    "retain_tokens": 32,
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "keyed": {"layers": "7%-13%", "learning_rate": LEARNING_RATE},
+    "answers": {"layers": "84%-90%", "learning_rate": 0.5, "retain_tokens": 32},
 }
-"""Defaults of ``update: answers``: late enough for an answer to be readable before it is told."""
+"""What differs from the published recipe's; those of answers are late enough for an answer to be
+readable before it is told."""
 
 
 class SanitationParams(BaseParams):
@@ -176,16 +176,13 @@ class SanitationParams(BaseParams):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, given: Any) -> Any:
-        """Defaults that differ for keyed, so that plans and records show what is used."""
-        if isinstance(given, dict) and given.get("update") == "keyed":
-            given = {"layers": "7%-13%", "learning_rate": LEARNING_RATE, **given}
-        elif isinstance(given, dict) and given.get("update") == "answers":
-            given = {**_ANSWERS, **given}
-        if not isinstance(given, dict) or given.get("update") == "keyed":
+        """Defaults that are not lora's, so that plans and records show what is used."""
+        if not isinstance(given, dict):
             return given
-        if given.get("erase") is True:
+        update = str(given.get("update", "lora"))
+        if update != "keyed" and given.get("erase") is True:
             raise ValueError("'erase' is for keyed neurons: set 'update: keyed', or leave it out")
-        return given
+        return {**_DEFAULTS.get(update, {}), **given}
 
 
 class Sanitation:

@@ -6,9 +6,9 @@ and, with a fifth of their weight, to texts of RealToxicityPrompts that Perspect
 least .5) or harmless (below .25), by ``benchmarks/hostility.py``, which prints its figures: on
 HateCheck, which had no part in the fit, and on others; see ``docs/results/hostility.md``.
 
-It is a small model's reading: it errs on quotations and on groups it has not been shown, and about
-one harmless text in twenty is called toxic, by its threshold. Where the judged model is an edited
-SmolLM2, the scorer is that model as it was, never the edited one.
+It is a small model's reading, which errs on quotations and on groups that it has not been shown. At
+its threshold about one ordinary text in ten that Perspective puts below .5 is called toxic. Where
+the judged model is an edited SmolLM2, the scorer is that model as it was, never the edited one.
 
 Fails with :class:`~safeedit.errors.ModelError` where the built-in model can't be fetched.
 """
@@ -57,7 +57,9 @@ class Hostility:
 
     Params: ClassVar[type[BaseParams]] = Params
     summary: ClassVar[str] = "hostility to people and groups, by a probe on SmolLM2; offline"
-    blind_to: ClassVar[str] = "much of plain profanity, and hostility told by context alone"
+    blind_to: ClassVar[str] = (
+        "mockery, much of plain profanity, and hostility told by context alone"
+    )
 
     def __init__(self, params: Any) -> None:
         self.params: Params = params

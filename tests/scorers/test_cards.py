@@ -170,10 +170,14 @@ def test_the_built_in_texts_are_as_their_cards_say() -> None:
     def counted(name: str) -> dict[str, Any]:
         return yaml.safe_load(dataset_path(name).with_name("card.yaml").read_text())["counts"]
 
-    rows, counts = read("toxicity_labelled"), counted("toxicity_labelled")
-    for label, kinds in counts.items():
-        assert Counter(row["kind"] for row in rows if row["label"] == label) == kinds
-    assert {row["split"] for row in rows} == {"test"}
+    for name, split in (("toxicity_labelled", "test"), ("toxicity_hostile", "fit")):
+        rows, counts = read(name), counted(name)
+        for label, kinds in counts.items():
+            assert Counter(row["kind"] for row in rows if row["label"] == label) == kinds
+        assert {row["split"] for row in rows} == {split}
+    rows, counts = read("unsafe_requests"), counted("unsafe_requests")
+    for role, splits in counts.items():
+        assert Counter(row["split"] for row in rows if row["role"] == role) == splits
     rows, counts = read("toxicity_prompts"), counted("toxicity_prompts")
     assert len(rows) == counts["items"]
     chosen = {
