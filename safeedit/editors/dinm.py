@@ -79,7 +79,10 @@ class Dinm:
     Params = DinmParams
     summary: ClassVar[str] = "tunes the layer where safe and unsafe answers part to refuse"
     results: ClassVar[str] = "editors"
-    measured: ClassVar[str] = "Not measured on a real model yet."
+    measured: ClassVar[str] = (
+        "Unsafe requests that are refused, built-in data, twenty steps: from 0.083 to 0.631; but "
+        "their harmless contrasts are refused at 0.964 (0.429 before) and far questions at 0.321."
+    )
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("unsafe", "requests that are to be refused"),
         DataRole("retain", "questions whose answers must stay"),
