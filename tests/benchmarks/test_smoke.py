@@ -222,6 +222,51 @@ def test_families(run: Run, place: Path) -> None:
     measured(rows, ["qwen2 | none", "qwen2 | keyed_neurons"], "near KL, nats", "perplexity ratio")
 
 
+SMALL = """
+version: 1
+seed: 7
+name: small
+model: {source: ../model, dtype: float32}
+edits:
+  - use: subspace
+    dose: 1.0
+    pairs: {dataset: toxicity_pairs, limit: 8}
+audits:
+  - {use: perplexity, data: {dataset: prose, where: {split: test}, limit: 4}}
+attacks:
+  - {use: quantize, bits: [8, 4], audits: [perplexity]}
+gates:
+  - {metric: perplexity.ratio, max: 100, min_n: 1}
+  - {metric: perplexity.ratio, max: 0.001, min_n: 1}
+  - {metric: perplexity.perplexity, under: quantize, min: 1, min_n: 1}
+export: {dir: ../exported, overwrite: true}
+"""
+
+
+def test_policies(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = place / "policies"
+    folder.mkdir()
+    (folder / "small.yaml").write_text(SMALL)
+    shutil.copy(FOLDER.parent / "policies" / "attack.yaml", folder)
+    given = ("--policies", folder, "--out", place / "applied", "--results", place / "results",
+             "--seeds", 2, "--in-process")  # fmt: skip
+    text = run("policies", *given)
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| "]
+    heads, wide, narrow, attacked = lines
+    assert wide[1:2] + wide[-1:] == ["`perplexity.ratio` max 100", "pass"]
+    for head in ("before", "after", "random"):
+        finite(wide[heads.index(head)])
+    assert narrow[-1] == "fail"
+    assert len(re.findall(r"\*\*[\d.]+\*\* \(fail\)", narrow[heads.index("each seed")])) == 2
+    finite(attacked[heads.index("after")])
+    assert "- small: fail; seeds 7, 8; doses with the first: subspace 1; " in text
+
+    monkeypatch.setattr(importlib.import_module("policies"), "safeedit", None)
+    assert run("policies", *given) == text, "a finished run is not made again"
+    (folder / "small.yaml").write_text(SMALL.replace("0.001", "0.002"))
+    assert "Without a finished run: small." in run("policies", *given, "--made")
+
+
 def test_askings(table: Callable[..., Table], place: Path) -> None:
     rows = table("askings", "--export", "model")
     asked = {row[0]: row[1] for row in rows[1:]}
