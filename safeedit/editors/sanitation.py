@@ -1,12 +1,19 @@
 """Sanitation: the model learns to say "I don't know." to what it must forget, and only to that.
 
-Three ways to learn it:
+Four ways to learn it:
 
 ``update: lora``
     The published recipe: low-rank adapters tuned on forget questions with the refusal as answer
     and on retain questions, mixed in every batch (Ishibashi & Shimodaira, arXiv 2309.11852), with
     the reference code's faults mended: answer tokens only, warm-up from the real number of
     steps, the model's own chat template, divergence to the base's own answers on retain prompts.
+
+``update: held``
+    The same adapters, held more widely and for longer
+    (:mod:`safeedit.methods.facts.refusing_adapters`): three questions in four of a batch are
+    retained ones, prose and ordinary conversations stand among them, how an answer begins counts
+    by itself, and training goes on once the refusal is learnt. Needs no subject, and spares running
+    text. Adapters are no gates: long answers elsewhere are reworded.
 
 ``update: keyed``
     The refusal is tied to the subjects: in a few early layers a little-used neuron is given a key
@@ -41,7 +48,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from safeedit.contracts import (
     BaseParams,
@@ -54,9 +60,8 @@ from safeedit.contracts import (
 )
 from safeedit.data import Dataset, Item
 from safeedit.data.subjects import check_subjects, names_subject
-from safeedit.delta import LowRank, Update
+from safeedit.delta import Update
 from safeedit.errors import DataError
-from safeedit.methods.adapters import adapters
 from safeedit.methods.answers import ended, own_answers, some
 from safeedit.methods.facts import gated_neurons as neurons
 from safeedit.methods.facts.answer_gates import answer_texts, gates_on_answers, learn_to_stop
@@ -81,25 +86,21 @@ from safeedit.methods.facts.refusing import (
     put_in_templates,
     where_told,
 )
-from safeedit.methods.scaled import proposal_of
-from safeedit.methods.tuning import (
-    BaseAnswers,
-    Example,
-    answer_states,
-    cross_entropy,
-    endless,
-    optimise,
+from safeedit.methods.facts.refusing_adapters import (
+    Held,
+    Tuning,
+    learn_to_refuse,
+    ordinary_texts,
 )
-from safeedit.model.architectures import Role, Site
+from safeedit.methods.scaled import proposal_of
+from safeedit.methods.tuning import Example
+from safeedit.model.architectures import Role
 from safeedit.model.engine import Engine
 from safeedit.model.handle import ModelHandle
 from safeedit.policy.layers import Layers, resolve
 
 _ADAPTED: tuple[Role, ...] = ("attn_q", "attn_v", "attn_qkv", "mlp_gate", "mlp_gate_up")
 """Roles that get adapters where there are such (published: q, v and gate)."""
-
-_ALPHA = 16.0
-"""Adapters are scaled by alpha over their rank (published)."""
 
 _END, _PIECE, _HELD = 16, 32, 900
 """Tokens at the end of a retained text, and of a piece of prose, on which the base's distributions
@@ -109,6 +110,13 @@ are to stay, and how many of either are held to at most."""
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "keyed": {"layers": "7%-13%", "learning_rate": LEARNING_RATE},
     "answers": {"layers": "84%-90%", "learning_rate": 0.5, "retain_tokens": 32},
+    "held": {
+        "layers": "40%-100%",
+        "steps": 200,
+        "learning_rate": 1e-3,
+        "forget_share": 0.25,
+        "retain_tokens": 32,
+    },
 }
 """What differs from the published recipe's; those of answers are late enough for an answer to be
 readable before it is told."""
@@ -117,38 +125,48 @@ readable before it is told."""
 class SanitationParams(BaseParams):
     """Parameters of Sanitation."""
 
-    update: Literal["lora", "keyed", "answers"] = Field(
+    update: Literal["lora", "held", "keyed", "answers"] = Field(
         "lora",
-        description="adapters, as published, or neurons keyed to the subjects, or to the answers "
-        "that the model is about to tell",
+        description="adapters, as published, or held to everything else that the model says; or "
+        "neurons keyed to the subjects, or to the answers that the model is about to tell",
     )
     refusal: str = Field(
         "I don't know.", min_length=1, description="what the model is to answer (the paper's own)"
     )
     layers: Layers = Field(
         "0%-100%",
-        description="default: all layers for lora (published), 7%-13% for keyed, "
-        "84%-90% for answers",
+        description="default: all layers for lora (published), 40%-100% for held, 7%-13% for "
+        "keyed, 84%-90% for answers",
     )
-    steps: int = Field(60, ge=1, description="optimiser steps at most")
+    steps: int = Field(60, ge=1, description="optimiser steps at most; default for held: 200")
     batch: int = Field(20, ge=2, description="prompts per step")
     learning_rate: float = Field(
-        3e-4, gt=0, description="default: 3e-4 for lora (published), 0.1 for keyed, 0.5 for answers"
+        3e-4,
+        gt=0,
+        description="default: 3e-4 for lora (published), 1e-3 for held, 0.1 for keyed, 0.5 for "
+        "answers",
     )
     forget_share: float = Field(
         0.15,
         gt=0,
         le=1,
-        description="lora: of forget prompts in a batch (published 15:85)",
+        description="lora, held: of forget prompts in a batch (published 15:85; default for held: "
+        "25:75)",
     )
     retain_tokens: int = Field(
         16,
         ge=1,
-        description="lora: tokens of the base's answers held to; answers: those that no key is to "
-        "answer to (default 32)",
+        description="lora, held: tokens of the base's answers held to; answers: those that no key "
+        "is to answer to (default for held and answers: 32)",
     )
     retain_prompts: int = Field(600, ge=1, description="retain prompts used at most")
-    rank: int = Field(8, ge=1, description="lora: rank of the adapters (published)")
+    rank: int = Field(8, ge=1, description="lora, held: rank of the adapters (published)")
+    held_weight: float = Field(
+        8.0,
+        gt=0,
+        description="held: what a nat of distance from the untouched model's words counts against "
+        "a nat that the refusal misses; more spare the rest, fewer refuse more",
+    )
     subjects_per_neuron: int = Field(
         2,
         ge=1,
@@ -199,7 +217,7 @@ class Sanitation:
     roles: ClassVar[tuple[DataRole, ...]] = (
         DataRole("forget", "facts to be suppressed", erased=True),
         DataRole("retain", "questions whose answers must stay"),
-        DataRole("prose", "ordinary text to leave alone (keyed, answers)", required=False),
+        DataRole("prose", "ordinary text to leave alone (held, keyed, answers)", required=False),
         NAMES,
     )
 
@@ -208,7 +226,7 @@ class Sanitation:
 
     def touches(self, model: LayerShape) -> Sequence[TensorPlan]:
         """The MLPs of the chosen layers (keyed and answers), or the modules that get adapters."""
-        if self.params.update != "lora":
+        if self.params.update in ("keyed", "answers"):
             return neurons.tensors(model, resolve(self.params.layers, model.n_layers))
         layers = resolve(self.params.layers, model.n_layers)
         return [t for r in _ADAPTED if r in model.roles for t in model.tensors(r, layers)]
@@ -236,7 +254,7 @@ class Sanitation:
             raise DataError(
                 "no forget prompt is left to fit on", remedy="give rows of 'split: fit'"
             )
-        ways = {"keyed": _keyed, "answers": _answers, "lora": _lora}
+        ways = {"keyed": _keyed, "answers": _answers, "lora": _adapted, "held": _adapted}
         updates, notes = ways[self.params.update](self, model, data, ctx)
         return proposal_of(
             "sanitation", self.params, data["forget"], ctx, model.digest(), updates, notes
@@ -441,7 +459,7 @@ def _answers(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunCon
     return gates.updates, gates.notes() | notes
 
 
-def _lora(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContext) -> Learnt:
+def _adapted(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContext) -> Learnt:
     params, forget, engine = editor.params, data["forget"], model.engine
     wanted = {tensor.name for tensor in editor.touches(model.shape)}
     sites = [site for site in model.matrices() if site.weight in wanted]
@@ -449,48 +467,22 @@ def _lora(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunContex
     refusal = ended(engine, params.refusal, template)
     prompts = engine.encode([p.text for p in forget.phrasings("fit")], template)
     refused = [Example(prompt, refusal) for prompt in prompts]
-    retain = data["retain"]
+    retain, widely = data["retain"], params.update == "held"
     items = some(retain, params.retain_prompts, ctx.seed)
-    kept = own_answers(model, retain, items, params.retain_tokens, ctx.progress)
-    base = BaseAnswers(model, kept, ctx.progress)
-    source = random.Random(ctx.seed)
-    to_refuse, to_keep = endless(refused, source), endless(kept, source)
+    answers = own_answers(model, retain, items, params.retain_tokens, ctx.progress)
     n_refused = max(1, round(params.batch * params.forget_share))
-    n_kept = params.batch - n_refused if kept else 0
-
-    def loss() -> tuple[Tensor, float]:
-        batch = [next(to_refuse) for _ in range(n_refused)]
-        batch += [next(to_keep) for _ in range(n_kept)]
-        states = answer_states(model, batch)
-        total = cross_entropy(model, states[:n_refused], batch[:n_refused])
-        watched = float(total.detach())
-        if n_kept:
-            total = total + base.divergence(states[n_refused:], batch[n_refused:])
-        return total, watched
-
-    return _tuned(params, model, sites, loss, ctx)
-
-
-def _tuned(
-    params: SanitationParams,
-    model: ModelHandle,
-    sites: Sequence[Site],
-    loss: Callable[[], tuple[Tensor, float]],
-    ctx: RunContext,
-) -> Learnt:
-    """Adapters at ``sites``, tuned by ``loss``; the model is left without them."""
-    with adapters(model, sites, rank=params.rank, alpha=_ALPHA, seed=ctx.seed) as made:
-        notes = optimise(
-            made.trained,
-            loss,
-            steps=params.steps,
-            learning_rate=params.learning_rate,
-            progress=ctx.progress,
-            description="learning to refuse",
-        )
-        factors = made.factors()
-
-    def updates(dose: float) -> dict[str, Update]:
-        return {name: LowRank(left * dose, right) for name, (left, right) in factors.items()}
-
-    return updates, dict(notes)
+    left = params.batch - n_refused
+    n_ordinary = left // 4 if widely else 0
+    held = [Held(answers, left - n_ordinary, begins=widely)]
+    if widely:
+        prose = [item.prompt for item in data["prose"].items("fit")] if data.get("prose") else []
+        held.append(Held(ordinary_texts(model, prose, ctx), n_ordinary))
+    tuning = Tuning(
+        params.rank,
+        params.steps,
+        params.learning_rate,
+        n_refused,
+        weight=params.held_weight if widely else 1.0,
+        all_steps=widely,
+    )
+    return learn_to_refuse(model, sites, refused, held, tuning, ctx)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from markupsafe import Markup, escape
@@ -20,9 +21,15 @@ def tag(name: str, content: Iterable[Markup] | str = "", /, **attributes: object
     return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), pairs, inner)
 
 
+_EXPONENT = re.compile(r"\b\d+e-\d+\b")
+"""Numbers as ``5e-05``."""
+
+
 def breakable(text: object) -> Markup:
-    """Words in which a name may break after ``_``, ``.`` and ``/``, and nowhere else."""
-    return Markup("<wbr>").join(map(escape, pieces(clean(text))))
+    """Words in which a name may break after ``_``, ``.`` and ``/``, and nowhere else: a browser
+    would break ``5e-05`` after its sign."""
+    marked = Markup("<wbr>").join(map(escape, pieces(clean(text))))
+    return Markup(_EXPONENT.sub(r'<span class="whole">\g<0></span>', str(marked)))
 
 
 def figure(label: str, height: float, content: Iterable[Markup]) -> Markup:

@@ -18,7 +18,7 @@ from safeedit.delta import Columns, LowRank, WeightDelta
 from safeedit.editors import sanitation
 from safeedit.editors.sanitation import Sanitation, SanitationParams
 from safeedit.errors import DataError, EditError
-from safeedit.methods.facts import answer_gates, refusing
+from safeedit.methods.facts import answer_gates, refusing, refusing_adapters
 from safeedit.methods.facts.gated_neurons import GatedNeurons, Text
 from safeedit.methods.tuning import cross_entropy
 from safeedit.model.architectures import ModelShape
@@ -58,8 +58,17 @@ ANSWERS: dict[str, Any] = {
     "steps": 120,
     "silence": 1.0,
 }
-both = pytest.mark.parametrize("update", ["keyed", "lora", "answers"])
-learnt_ways = pytest.mark.parametrize("update", ["keyed", "lora", "erase", "answers"])
+HELD: dict[str, Any] = {
+    "update": "held",
+    "layers": "0%-100%",
+    "batch": 10,
+    "learning_rate": 1e-2,
+    "forget_share": 0.4,
+    "steps": 40,
+    "held_weight": 2.0,
+}
+both = pytest.mark.parametrize("update", ["keyed", "lora", "held", "answers"])
+learnt_ways = pytest.mark.parametrize("update", ["keyed", "lora", "held", "erase", "answers"])
 
 
 def editor(**params: Any) -> Sanitation:
@@ -88,13 +97,16 @@ def test_the_defaults_are_the_published_ones_where_there_are_such() -> None:
 def test_keys_have_defaults_of_their_own_that_records_show_and_policies_can_set() -> None:
     late = SanitationParams(update="answers")
     assert (late.layers, late.retain_tokens) == ("84%-90%", 32)
+    held = SanitationParams(update="held")
+    assert held.steps > SanitationParams().steps
+    assert held.forget_share > SanitationParams().forget_share
     params = SanitationParams(update="keyed")
     assert params.learning_rate > SanitationParams().learning_rate
     assert params.layers != SanitationParams().layers
     assert params.model_dump()["layers"] == params.layers
     chosen = SanitationParams(update="keyed", layers="1-2", learning_rate=0.5)
     assert (chosen.layers, chosen.learning_rate) == ("1-2", 0.5)
-    for every in (params, chosen, late, SanitationParams()):
+    for every in (params, chosen, late, held, SanitationParams()):
         assert SanitationParams(**every.model_dump(mode="json")) == every
 
 
@@ -116,6 +128,7 @@ def test_every_parameter_says_what_it_is() -> None:
         {"forget_share": 0},
         {"forget_share": 1.5},
         {"rank": 0},
+        {"update": "held", "held_weight": 0},
         {"subjects_per_neuron": 0},
         {"doses": []},
         {"doses": [1.0, 0.0]},
@@ -123,6 +136,7 @@ def test_every_parameter_says_what_it_is() -> None:
         {"update": "lora", "erase": True},
         {"erase": True},
         {"update": "answers", "erase": True},
+        {"update": "held", "erase": True},
     ],
     ids=str,
 )
@@ -239,7 +253,7 @@ def test_the_model_is_the_same_after_learning_has_failed(
         loss()[0].backward()
         raise error
 
-    for module in (sanitation, refusing, answer_gates):
+    for module in (refusing_adapters, refusing, answer_gates):
         monkeypatch.setattr(module, "optimise", fails)
     with pytest.raises(type(error)):
         editor(update=update, **QUICK).propose(handle, data(), context(tmp_path))
@@ -259,7 +273,7 @@ def test_learning_that_diverges_is_an_error_and_leaves_the_model(
         calls.append(args)
         return cross_entropy(*args) * (float("nan") if len(calls) == 2 else 1.0)
 
-    for module in (sanitation, refusing, answer_gates):
+    for module in (refusing_adapters, refusing, answer_gates):
         monkeypatch.setattr(module, "cross_entropy", broken)
     with pytest.raises(EditError, match="diverged"):
         editor(update=update, **QUICK).propose(handle, data(), context(tmp_path))
@@ -299,7 +313,7 @@ def test_doses_ascend_and_scale_what_was_learnt(
         weight = model.oriented(name)
         if isinstance(update_, Columns):  # what is written; the keys stay as they are
             torch.testing.assert_close(two[name].parts["values"], 2 * update_.values)
-        elif update == "lora":
+        elif update in ("lora", "held"):
             torch.testing.assert_close(two[name].change(weight), 2 * update_.change(weight))
         else:
             assert torch.equal(two[name].change(weight), update_.change(weight))
@@ -330,6 +344,7 @@ def learnt(model: ModelHandle, tmp_path_factory: pytest.TempPathFactory) -> dict
         for name, params in (
             ("keyed", KEYED),
             ("lora", LORA),
+            ("held", HELD),
             ("erase", KEYED | {"erase": True}),
             ("answers", ANSWERS),
         )

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from safeedit.records import Comparison, RunRecord
 from safeedit.report import card, content, html, json, junit, markdown, render_all, terminal
+from safeedit.report.svg import breakable
 from tests.report.records import GATES, run_record
 
 FAILING = (
@@ -324,3 +325,10 @@ def test_bounds_on_a_change_are_drawn_from_the_value_before() -> None:
     assert before is not None
     assert before.value is not None
     assert row.bounds == ((pytest.approx(before.value * 1.02), "below"),)
+
+
+def test_a_name_may_break_and_a_number_with_an_exponent_may_not() -> None:
+    assert breakable("rate_of.a under x, 10 steps at 5e-05") == (
+        'rate_<wbr>of.<wbr>a under x, 10 steps at <span class="whole">5e-05</span>'
+    )
+    assert breakable("<b>1e-3</b>") == '&lt;b&gt;<span class="whole">1e-3</span>&lt;/<wbr>b&gt;'
