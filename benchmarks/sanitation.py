@@ -30,6 +30,7 @@ UPDATES: Mapping[str, Mapping[str, Any]] = {
         "steps": 45,
         "batch": 12,
     },
+    "held": {"update": "held", "prose": {"dataset": "prose"}},
     # The published recipe: 3 forget to 17 retain are its 15:85.
     "lora": {"update": "lora", "retain_prompts": 200, "steps": 40, "batch": 20},
 }

@@ -113,6 +113,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "held": {
         "layers": "40%-100%",
         "steps": 200,
+        "batch": 16,
         "learning_rate": 1e-3,
         "forget_share": 0.25,
         "retain_tokens": 32,
@@ -139,7 +140,7 @@ class SanitationParams(BaseParams):
         "keyed, 84%-90% for answers",
     )
     steps: int = Field(60, ge=1, description="optimiser steps at most; default for held: 200")
-    batch: int = Field(20, ge=2, description="prompts per step")
+    batch: int = Field(20, ge=2, description="prompts per step; default for held: 16")
     learning_rate: float = Field(
         3e-4,
         gt=0,
@@ -162,7 +163,7 @@ class SanitationParams(BaseParams):
     retain_prompts: int = Field(600, ge=1, description="retain prompts used at most")
     rank: int = Field(8, ge=1, description="lora, held: rank of the adapters (published)")
     held_weight: float = Field(
-        8.0,
+        4.0,
         gt=0,
         description="held: what a nat of distance from the untouched model's words counts against "
         "a nat that the refusal misses; more spare the rest, fewer refuse more",
