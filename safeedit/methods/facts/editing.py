@@ -292,7 +292,7 @@ class FactEdit:
             self.ctx.warn(
                 f"{self.name}: {unmet} of {len(losses)} values did not meet their target (median "
                 f"loss {float(losses.median()):.2f} nats): more 'steps', a greater 'max_norm' or "
-                "other 'layers' may"
+                "other 'layers' may meet more"
             )
 
     def _units(self, groups: Sequence[Sequence[Fact]]) -> list[FactObjective]:

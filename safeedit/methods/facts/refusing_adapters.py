@@ -106,32 +106,7 @@ def learn_to_refuse(
     Raises:
         EditError: The loss became NaN or infinite.
     """
-    held = [each for each in held if each.examples and each.per_step]
-    base = BaseAnswers(model, [e for each in held for e in each.examples], ctx.progress)
-    source = random.Random(ctx.seed)
-    to_refuse = endless(refused, source)
-    to_keep = [endless(each.examples, source) for each in held]
-    strayed = 0.0
-
-    def loss() -> tuple[Tensor, float]:
-        nonlocal strayed
-        batch = [next(to_refuse) for _ in range(tuning.refused_per_step)]
-        drawn = [
-            [next(texts) for _ in range(each.per_step)]
-            for texts, each in zip(to_keep, held, strict=True)
-        ]
-        kept = [example for some in drawn for example in some]
-        states = answer_states(model, [*batch, *kept])
-        total = cross_entropy(model, states[: len(batch)], batch)
-        watched = float(total.detach())
-        if kept:
-            far = base.compared(
-                states[len(batch) :], kept, lambda was, now, _: divergence(was, now)
-            )
-            strayed = float(far.detach().mean())
-            total = total + tuning.weight * _counted(far, drawn, held)
-        return total, watched
-
+    loss = _Loss(model, refused, held, tuning, ctx)
     with adapters(model, sites, rank=tuning.rank, alpha=_ALPHA, seed=ctx.seed) as made:
         notes: dict[str, Any] = dict(
             optimise(
@@ -145,8 +120,8 @@ def learn_to_refuse(
             )
         )
         factors = made.factors()
-    if held:
-        notes["nats_from_the_untouched_model"] = strayed
+    if loss.held:
+        notes["nats_from_the_untouched_model"] = loss.strayed
 
     def updates(dose: float) -> dict[str, Update]:
         return {name: LowRank(left * dose, right) for name, (left, right) in factors.items()}
@@ -154,12 +129,56 @@ def learn_to_refuse(
     return updates, notes
 
 
+class _Loss:
+    """Of one batch after another, drawn at random."""
+
+    def __init__(
+        self,
+        model: ModelHandle,
+        refused: Sequence[Example],
+        held: Sequence[Held],
+        tuning: Tuning,
+        ctx: RunContext,
+    ) -> None:
+        self.model, self.tuning = model, tuning
+        self.held = [each for each in held if each.examples and each.per_step]
+        every = [example for each in self.held for example in each.examples]
+        self._base = BaseAnswers(model, every, ctx.progress)
+        source = random.Random(ctx.seed)
+        self._refused = endless(refused, source)
+        self._kept = [endless(each.examples, source) for each in self.held]
+        self.strayed = 0.0
+        """Mean divergence of what the last batch held, nats a token."""
+
+    def __call__(self) -> tuple[Tensor, float]:
+        batch = [next(self._refused) for _ in range(self.tuning.refused_per_step)]
+        drawn = [
+            [next(texts) for _ in range(each.per_step)]
+            for texts, each in zip(self._kept, self.held, strict=True)
+        ]
+        kept = [example for some in drawn for example in some]
+        states = answer_states(self.model, [*batch, *kept])
+        total = cross_entropy(self.model, states[: len(batch)], batch)
+        watched = float(total.detach())
+        if kept:
+            far = self._base.compared(states[len(batch) :], kept, _divergence)
+            self.strayed = float(far.detach().mean())
+            total = total + self.tuning.weight * counted(far, drawn, self.held)
+        return total, watched
+
+
 def _divergence(base: Tensor, now: Tensor, _: Tensor) -> Tensor:
     return divergence(base, now)
 
 
-def _counted(far: Tensor, drawn: Sequence[Sequence[Example]], held: Sequence[Held]) -> Tensor:
-    """Mean divergence of all tokens, and of those that answers begin with, where these count."""
+def counted(far: Tensor, drawn: Sequence[Sequence[Example]], held: Sequence[Held]) -> Tensor:
+    """Mean divergence of all tokens, and of those that answers begin with, where these count.
+
+    Args:
+        far: ``(tokens,)`` nats, of the examples' answers one after another.
+        drawn: A batch's examples, of each of ``held``.
+        held: What they are of.
+    """
     firsts, at = list[int](), 0
     for some, each in zip(drawn, held, strict=True):
         for example in some:

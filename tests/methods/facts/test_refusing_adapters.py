@@ -13,6 +13,7 @@ from safeedit.methods.facts import refusing_adapters
 from safeedit.methods.facts.refusing_adapters import (
     Held,
     Tuning,
+    counted,
     learn_to_refuse,
     ordinary_texts,
 )
@@ -40,7 +41,6 @@ def examples(*answers: tuple[int, int]) -> list[Example]:
 def test_beginnings_count_once_more_where_they_are_to() -> None:
     far = torch.tensor([1.0, 3.0, 5.0, 7.0, 10.0])
     drawn = [examples((2, 2), (1, 1)), examples((4, 2))]
-    counted = refusing_adapters._counted
     plainly = [Held(some, len(some)) for some in drawn]
     assert float(counted(far, drawn, plainly)) == pytest.approx(26 / 5)
     first = [Held(drawn[0], 2, begins=True), Held(drawn[1], 1)]
