@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from table import ROOT, cell, command, figures, safeedit, write
+from table import ROOT, command, figures, safeedit, write
 
 from safeedit.policy.loading import load_policy
 
@@ -84,6 +84,16 @@ def rows_of(name: str, record: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+def cell(metrics: Mapping[str, Any], name: str) -> str:
+    """Value and interval, of which ratios near 1 show more digits than other tables do."""
+    metric = metrics.get(name)
+    if metric is None or metric["value"] is None:
+        return "–"
+    interval = metric["interval"]
+    text = f"{metric['value']:.4g}"
+    return f"{text} [{interval['low']:.4g}, {interval['high']:.4g}]" if interval else text
+
+
 def _measured(
     record: Mapping[str, Any], metric: str, attack: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -113,7 +123,7 @@ def _random(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(value: float | None, signed: bool, status: str) -> str:
-    shown = "none" if value is None else f"{value:{'+' if signed else ''}.3g}"
+    shown = "none" if value is None else f"{value:{'+' if signed else ''}.4g}"
     return shown if status == "pass" else f"**{shown}** ({status})"
 
 
@@ -125,7 +135,8 @@ def resources(name: str, record: Mapping[str, Any]) -> str:
     doses = ", ".join(f"{edit['id']} {edit['dose']:g}" for edit in record["edits"])
     return (
         f"- {name}: {record['status']}; seeds {', '.join(map(str, seeds))}; doses with the first: "
-        f"{doses}; {minutes:.0f} min, all seeds, {used['peak_memory_bytes'] / 2**30:.1f} GiB"
+        f"{doses}; {minutes:.0f} min a seed where nothing had been done before, "
+        f"{used['peak_memory_bytes'] / 2**30:.1f} GiB"
     )
 
 
