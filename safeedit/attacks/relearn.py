@@ -36,6 +36,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -238,7 +239,9 @@ class _Trainings:
             self._rate, self._learner = rate, self._learners()
             self._training = Training(
                 self._learner,
-                self._begin,
+                # Not a method of this object, which holds the training: together they would stay in
+                # memory, weights and all, long after the attack.
+                partial(_begin, self.model, self.examples, self.params.batch, self.ctx.seed),
                 learning_rate=rate,
                 progress=self.ctx.progress,
                 description="relearning",
@@ -255,12 +258,13 @@ class _Trainings:
             return LowRankAdapters(model, model.matrices(), rank=rank, alpha=2.0 * rank, seed=seed)
         return WholeTensors(model, [n for n in model.tensor_names() if n in model.shape.stored])
 
-    def _begin(self) -> Loss:
-        drawn = endless(self.examples, random.Random(self.ctx.seed))
 
-        def loss() -> tuple[Tensor, float]:
-            batch = [next(drawn) for _ in range(self.params.batch)]
-            total = cross_entropy(self.model, answer_states(self.model, batch), batch)
-            return total, float(total.detach())
+def _begin(model: ModelHandle, examples: Sequence[Example], batch: int, seed: int) -> Loss:
+    drawn = endless(examples, random.Random(seed))
 
-        return loss
+    def loss() -> tuple[Tensor, float]:
+        some = [next(drawn) for _ in range(batch)]
+        total = cross_entropy(model, answer_states(model, some), some)
+        return total, float(total.detach())
+
+    return loss

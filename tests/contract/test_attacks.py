@@ -17,6 +17,7 @@ from safeedit.contracts import Attack, AttackProposal, EditData, RunContext
 from safeedit.data import Dataset, Item
 from safeedit.model.handle import ModelHandle
 from safeedit.records import ATTACK_CLASSES
+from tests.leftovers import left_to_the_collector
 from tests.tiny_models import FAMILIES, tiny_handle
 
 ATTACKS = catalog.names("attacks")
@@ -106,6 +107,21 @@ def test_the_same_seed_gives_the_same_and_another_differs_where_it_says_so(
         found.append(weights_under(model, proposal, proposal.doses[-1]))
     assert found[0] == found[1]
     assert (found[0] != found[2]) == attack.seeded
+
+
+@pytest.mark.trains
+@every_attack
+def test_what_it_made_is_let_go_with_its_proposal(
+    name: str, variant: dict[str, Any], tmp_path: Path
+) -> None:
+    """Copies of all weights that wait for the collector add up, attack by attack."""
+    model, attack = tiny_handle("llama"), attack_of(name, variant)
+    with left_to_the_collector(model) as left:
+        proposal = proposed(attack, model, context(tmp_path, model))
+        for dose in proposal.doses:
+            weights_under(model, proposal, dose)
+        del proposal
+    assert left.numbers < 0.1 * sum(each.numel() for each in model.model.parameters())
 
 
 @every_attack
