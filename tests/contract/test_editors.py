@@ -27,6 +27,7 @@ from safeedit.model.architectures import ModelShape
 from safeedit.model.handle import ModelHandle
 from tests.editors.searching import weigh_background
 from tests.fixtures import context
+from tests.leftovers import left_to_the_collector
 from tests.tiny_models import FAMILIES, tiny_handle
 from tests.training import seeded
 
@@ -57,6 +58,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "remedi": ({"learning_rate": 1e-3, "epochs": 4},),
     "sanitation": (
         {"update": "lora"},
+        {"update": "held"},
         {"update": "keyed"},
         {"update": "answers", "layers": "1-2", "silence": 0.01},
     ),
@@ -425,6 +427,19 @@ def test_a_delta_says_what_made_it_and_outlives_a_file(
     delta.save(tmp_path / "delta.safetensors")
     assert WeightDelta.load(tmp_path / "delta.safetensors").digest() == delta.digest()
     assert delta.random_like(1, shared_llama).updates.keys() == delta.updates.keys()
+
+
+@pytest.mark.trains
+@every_editor
+def test_what_it_made_is_let_go_with_its_proposal(
+    name: str, variant: dict[str, Any], shared_llama: ModelHandle, tmp_path: Path
+) -> None:
+    """What waits for the collector adds up, edit by edit."""
+    with left_to_the_collector(shared_llama) as left:
+        proposal = _propose(name, variant, shared_llama, tmp_path)
+        proposal.at(proposal.doses[-1])
+        del proposal
+    assert left.numbers < 0.1 * sum(each.numel() for each in shared_llama.model.parameters())
 
 
 @pytest.mark.trains
