@@ -111,7 +111,6 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "keyed": {"layers": "7%-13%", "learning_rate": LEARNING_RATE},
     "answers": {"layers": "84%-90%", "learning_rate": 0.5, "retain_tokens": 32},
     "held": {
-        "layers": "40%-100%",
         "steps": 200,
         "batch": 16,
         "learning_rate": 1e-3,
@@ -136,8 +135,8 @@ class SanitationParams(BaseParams):
     )
     layers: Layers = Field(
         "0%-100%",
-        description="default: all layers for lora (published), 40%-100% for held, 7%-13% for "
-        "keyed, 84%-90% for answers",
+        description="default: all layers for lora (published) and held, 7%-13% for keyed, "
+        "84%-90% for answers",
     )
     steps: int = Field(60, ge=1, description="optimiser steps at most; default for held: 200")
     batch: int = Field(20, ge=2, description="prompts per step; default for held: 16")
@@ -163,7 +162,7 @@ class SanitationParams(BaseParams):
     retain_prompts: int = Field(600, ge=1, description="retain prompts used at most")
     rank: int = Field(8, ge=1, description="lora, held: rank of the adapters (published)")
     held_weight: float = Field(
-        4.0,
+        2.0,
         gt=0,
         description="held: what a nat of distance from the untouched model's words counts against "
         "a nat that the refusal misses; more spare the rest, fewer refuse more",
