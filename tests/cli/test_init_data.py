@@ -81,7 +81,7 @@ def array(path: Path, rows: Rows) -> Path:
         (NEW, lines, "keyed_neurons", {"target": "replace"}, "leakage.extraction_rate"),
         (SECRETS, table, "depn", {}, "memorization.extraction_rate"),
         (SECRETS[:3], table, "depn", {}, "memorization.extraction_rate"),
-        (UNNAMED, table, "sanitation", {"update": "lora"}, "leakage.extraction_rate"),
+        (UNNAMED, table, "sanitation", {"update": "held"}, "leakage.extraction_rate"),
     ],
 )
 def test_the_policy_fits_what_the_rows_have_and_can_be_planned(
@@ -258,7 +258,7 @@ def test_a_name_that_no_prompt_spells_is_no_subject(user: Path, model: Path) -> 
     assert call("init", "--data", "rows.jsonl", "--model", model).exit_code == 0
     (edit,) = load_policy(user / "policy.yaml").policy.edits
     assert edit.options["forget"] == {"file": "rows.jsonl", "columns": {"prompt": "query"}}
-    assert edit.options["update"] == "lora"
+    assert edit.options["update"] == "held"
 
 
 def test_our_own_names_are_left_alone(user: Path, model: Path) -> None:
