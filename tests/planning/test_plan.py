@@ -323,7 +323,7 @@ def test_without_an_export_reports_go_to_a_folder_named_after_the_policy(
         (
             {"edits": [{**SANITATION, "update": "keyd"}]},
             "update: keyd",
-            "should be 'lora', 'keyed' or 'answers'",
+            "should be 'lora', 'held', 'keyed' or 'answers'",
             "did you mean 'keyed'?",
         ),
         (
