@@ -24,11 +24,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from table import ROOT, command, figures, safeedit, write
+from table import ROOT, cell, command, figures, safeedit, write
 
 from safeedit.policy.loading import load_policy
 
 HEADS = ("policy", "gate", "before", "after", "random", "each seed", "verdict")
+DIGITS = (4, 4)
+"""Of figures and of their intervals: bounds on ratios lie near 1."""
 
 
 def shipped(folder: Path) -> dict[str, Path]:
@@ -75,23 +77,13 @@ def rows_of(name: str, record: Mapping[str, Any]) -> list[list[str]]:
         rows.append([
             name,
             f"`{metric}` {verdict['condition']}",
-            cell(before, metric),
-            cell(after, metric),
-            "–" if attack else cell(_random(record), metric),
+            cell(before, metric, DIGITS),
+            cell(after, metric, DIGITS),
+            "–" if attack else cell(_random(record), metric, DIGITS),
             ", ".join(_value(value, verdict["of_change"], status) for value, status in told),
             verdict["status"],
         ])  # fmt: skip
     return rows
-
-
-def cell(metrics: Mapping[str, Any], name: str) -> str:
-    """Value and interval, of which ratios near 1 show more digits than other tables do."""
-    metric = metrics.get(name)
-    if metric is None or metric["value"] is None:
-        return "–"
-    interval = metric["interval"]
-    text = f"{metric['value']:.4g}"
-    return f"{text} [{interval['low']:.4g}, {interval['high']:.4g}]" if interval else text
 
 
 def _measured(

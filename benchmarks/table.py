@@ -121,14 +121,15 @@ def figures(audits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {metric["name"]: metric for audit in audits for metric in audit["metrics"]}
 
 
-def cell(metrics: Mapping[str, Any], name: str) -> str:
-    """Value and interval."""
+def cell(metrics: Mapping[str, Any], name: str, digits: tuple[int, int] = (3, 2)) -> str:
+    """Value and interval, each with so many digits that count."""
     metric = metrics.get(name)
     if metric is None or metric["value"] is None:
         return "–"
     interval = metric["interval"]
-    text = f"{metric['value']:.3g}"
-    return f"{text} [{interval['low']:.2g}, {interval['high']:.2g}]" if interval else text
+    value, ends = (f".{count}g" for count in digits)
+    text = f"{metric['value']:{value}}"
+    return f"{text} [{interval['low']:{ends}}, {interval['high']:{ends}}]" if interval else text
 
 
 def fitting(record: Mapping[str, Any]) -> float:

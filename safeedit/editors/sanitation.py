@@ -10,10 +10,10 @@ Four ways to learn it:
 
 ``update: held``
     The same adapters, held more widely and for longer
-    (:mod:`safeedit.methods.facts.refusing_adapters`): three questions in four of a batch are
-    retained ones, prose and ordinary conversations stand among them, how an answer begins counts
-    by itself, and training goes on once the refusal is learnt. Needs no subject, and spares running
-    text. Adapters are no gates: long answers elsewhere are reworded.
+    (:mod:`safeedit.methods.facts.refusing_adapters`): a quarter of a batch is to be refused; of the
+    rest three in four are retained questions, the others prose and ordinary chat. How an answer
+    begins counts by itself, and training goes on once the refusal is learnt. Needs no subject, and
+    spares running text. Adapters are no gates: long answers elsewhere are reworded.
 
 ``update: keyed``
     The refusal is tied to the subjects: in a few early layers a little-used neuron is given a key
@@ -65,6 +65,7 @@ from safeedit.errors import DataError
 from safeedit.methods.answers import ended, own_answers, some
 from safeedit.methods.facts import gated_neurons as neurons
 from safeedit.methods.facts.answer_gates import answer_texts, gates_on_answers, learn_to_stop
+from safeedit.methods.facts.chat_texts import ordinary_texts
 from safeedit.methods.facts.cues import (
     KEYS_ARE,
     NAMES,
@@ -86,12 +87,7 @@ from safeedit.methods.facts.refusing import (
     put_in_templates,
     where_told,
 )
-from safeedit.methods.facts.refusing_adapters import (
-    Held,
-    Tuning,
-    learn_to_refuse,
-    ordinary_texts,
-)
+from safeedit.methods.facts.refusing_adapters import Held, Tuning, learn_to_refuse
 from safeedit.methods.scaled import proposal_of
 from safeedit.methods.tuning import Example
 from safeedit.model.architectures import Role
@@ -106,6 +102,8 @@ _END, _PIECE, _HELD = 16, 32, 900
 """Tokens at the end of a retained text, and of a piece of prose, on which the base's distributions
 are to stay, and how many of either are held to at most."""
 
+_ORDINARY = 48
+"""Tokens at the end of ordinary text that held adapters are held to."""
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "keyed": {"layers": "7%-13%", "learning_rate": LEARNING_RATE},
@@ -476,7 +474,8 @@ def _adapted(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunCon
     held = [Held(answers, left - n_ordinary, begins=widely)]
     if widely:
         prose = [item.prompt for item in data["prose"].items("fit")] if data.get("prose") else []
-        held.append(Held(ordinary_texts(model, prose, ctx), n_ordinary))
+        texts = ordinary_texts(model, prose, _ORDINARY, ctx.progress)
+        held.append(Held(texts, n_ordinary))
     tuning = Tuning(
         params.rank,
         params.steps,

@@ -28,7 +28,7 @@ words down without saying what is to come in their place.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -50,7 +50,7 @@ from safeedit.data import Dataset
 from safeedit.delta import LowRank
 from safeedit.methods.adapters import adapters
 from safeedit.methods.contrast import Passages, passages
-from safeedit.methods.facts.chat_texts import chat_texts
+from safeedit.methods.facts.chat_texts import ends, ordinary_texts
 from safeedit.methods.scaled import scaled_proposal
 from safeedit.methods.tuning import BaseAnswers, Example, answer_states, endless, optimise
 from safeedit.methods.vocabulary_chunks import chunked
@@ -66,9 +66,6 @@ _ADAPTED: tuple[Role, ...] = ("attn_out", "mlp_gate", "mlp_up", "mlp_gate_up", "
 
 _LONGEST = 40
 """Tokens of a text that are learnt from, at most."""
-
-_PIECE = 64
-"""Tokens of a piece of prose, of which the last ones are learnt from."""
 
 _SAID = 20
 """Tokens that the model itself says after an opening."""
@@ -181,8 +178,12 @@ class _Aim:
         self.params, self.model = params, model
         self._filter = WordFilter(model.engine, params.words)
         read = passages(data["pairs"], "fit", model.engine, ctx)
-        toxic = [*_ends(text.ids for text in read.toxic), *_said(model, read, ctx)]
-        neutral = [*_ends(text.ids for text in read.neutral), *_ordinary(model, data, ctx)]
+        toxic = [*ends((text.ids for text in read.toxic), _LONGEST), *_said(model, read, ctx)]
+        prose = [item.prompt for item in data["prose"].items("fit")]
+        neutral = [
+            *ends((text.ids for text in read.neutral), _LONGEST),
+            *ordinary_texts(model, prose, _LONGEST, ctx.progress),
+        ]
         self._base = BaseAnswers(model, [*toxic, *neutral], ctx.progress)
         telling, missing = self._telling(toxic)
         source = random.Random(ctx.seed)
@@ -245,16 +246,6 @@ class _Aim:
         return [toxic[i] for i in kept], sum(far[i] for i in kept) / len(kept)
 
 
-def _ends(texts: Iterable[Sequence[int]]) -> list[Example]:
-    """The last tokens of texts, to be learnt from; what comes before is read."""
-    return [
-        Example(ids[:start], ids[start:])
-        for ids in texts
-        for start in (max(1, len(ids) - _LONGEST),)
-        if len(ids) > 1
-    ]
-
-
 def _said(model: ModelHandle, read: Passages, ctx: RunContext) -> list[Example]:
     """What the model itself says after toxic openings, sampled once after each."""
     openings = sorted({tuple(text.ids[: text.start]) for text in read.toxic})
@@ -266,12 +257,5 @@ def _said(model: ModelHandle, read: Passages, ctx: RunContext) -> list[Example]:
         progress=ctx.progress,
         description="what the model says itself",
     )
-    return _ends([*opening, *answer] for opening, (answer,) in zip(openings, drawn, strict=True))
-
-
-def _ordinary(model: ModelHandle, data: EditData, ctx: RunContext) -> list[Example]:
-    """Prose in pieces, and the ends of ordinary conversations."""
-    prose = [item.prompt for item in data["prose"].items("fit")]
-    whole = model.engine.encode(prose, "plain")
-    pieces = [ids[at : at + _PIECE] for ids in whole for at in range(0, len(ids), _PIECE)]
-    return _ends([*pieces, *chat_texts(model, prose, ctx.progress)])
+    said = ([*opening, *answer] for opening, (answer,) in zip(openings, drawn, strict=True))
+    return ends(said, _LONGEST)

@@ -1,4 +1,4 @@
-"""Ordinary chat: what is said in a model's chat template when nobody asks for what is forgotten.
+"""Ordinary text: prose, and chat in a model's template when nobody asks for what is forgotten.
 
 A key that was solved against plain text alone may fire at the template's own tokens, or at what the
 model says after them, which no perplexity of prose shows. So there is to be chat among the text it
@@ -10,9 +10,10 @@ Source: ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from safeedit.contracts import Progress, silent
+from safeedit.methods.tuning import Example
 from safeedit.model.handle import ModelHandle
 
 _TURN, _REPLY = 40, 60
@@ -23,6 +24,9 @@ _LEAST = 80
 
 _ANSWER = 32
 """Tokens of the model's own answers."""
+
+_PIECE = 64
+"""Tokens of a piece of prose."""
 
 _TOPICS = (
     "cheese", "thunder", "copper", "beetles", "dancing", "coffee", "pottery", "tunnels", "watches",
@@ -74,4 +78,31 @@ def chat_texts(
             for turn, reply in zip(turns, replies, strict=True)
         ),
         *([*question, *answer] for question, (answer,) in zip(asked, answers, strict=True)),
+    ]
+
+
+def ordinary_texts(
+    model: ModelHandle, prose: Sequence[str], most: int, progress: Progress = silent
+) -> list[Example]:
+    """Prose in pieces and :func:`chat_texts`, whose ends are to be learnt from or held to.
+
+    Args:
+        model: As it is now.
+        prose: Ordinary texts; none, and there is only chat.
+        most: Tokens at the end of each that count.
+        progress: Of the model's own answers.
+    """
+    whole = model.engine.encode(prose, "plain")
+    pieces = [ids[at : at + _PIECE] for ids in whole for at in range(0, len(ids), _PIECE)]
+    return ends([*pieces, *chat_texts(model, prose, progress)], most)
+
+
+def ends(texts: Iterable[Sequence[int]], most: int) -> list[Example]:
+    """The last tokens of texts, so many at most; what comes before is only read. A text of one
+    token foretells nothing and is left out."""
+    return [
+        Example(ids[:start], ids[start:])
+        for ids in texts
+        for start in (max(1, len(ids) - most),)
+        if len(ids) > 1
     ]

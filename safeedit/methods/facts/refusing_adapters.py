@@ -23,8 +23,8 @@ from torch import Tensor
 from safeedit.contracts import RunContext
 from safeedit.delta import LowRank, Update
 from safeedit.methods.adapters import adapters
-from safeedit.methods.facts.chat_texts import chat_texts
 from safeedit.methods.tuning import (
+    STOP_BELOW,
     BaseAnswers,
     Example,
     answer_states,
@@ -38,9 +38,6 @@ from safeedit.model.handle import ModelHandle
 
 _ALPHA = 16.0
 """Adapters are scaled by alpha over their rank (published)."""
-
-_PIECE, _READ = 64, 48
-"""Tokens of a piece of ordinary text, and those at its end that are held to."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ def learn_to_refuse(
                 learning_rate=tuning.learning_rate,
                 progress=ctx.progress,
                 description="learning to refuse",
-                **({"stop_below": 0.0} if tuning.all_steps else {}),
+                stop_below=0.0 if tuning.all_steps else STOP_BELOW,
             )
         )
         factors = made.factors()
@@ -186,22 +183,3 @@ def counted(far: Tensor, drawn: Sequence[Sequence[Example]], held: Sequence[Held
             at += len(example.answer)
     mean = far.mean()
     return mean + far[torch.tensor(firsts, device=far.device)].mean() if firsts else mean
-
-
-def ordinary_texts(model: ModelHandle, prose: Sequence[str], ctx: RunContext) -> list[Example]:
-    """Pieces of prose and the ends of ordinary conversations, to be held to.
-
-    Args:
-        model: Untouched at this time.
-        prose: Ordinary texts; none, and there are only conversations.
-        ctx: Of the run.
-    """
-    whole = model.engine.encode(prose, "plain")
-    pieces = [ids[at : at + _PIECE] for ids in whole for at in range(0, len(ids), _PIECE)]
-    texts = [*pieces, *chat_texts(model, prose, ctx.progress)]
-    return [
-        Example(ids[:start], ids[start:])
-        for ids in texts
-        for start in (max(1, len(ids) - _READ),)
-        if len(ids) > 1
-    ]

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from safeedit.methods.answers import ended
-from safeedit.methods.facts import refusing_adapters
 from safeedit.methods.facts.refusing_adapters import (
     Held,
     Tuning,
     counted,
     learn_to_refuse,
-    ordinary_texts,
 )
 from safeedit.methods.tuning import BaseAnswers, Example, answer_states
-from safeedit.methods.unlearning import divergence
 from safeedit.model.handle import ModelHandle
 from tests.editors.toy import REFUSAL, forget, taught
 from tests.fixtures import context
@@ -49,22 +45,7 @@ def test_beginnings_count_once_more_where_they_are_to() -> None:
     assert float(counted(far, drawn, last)) == pytest.approx(26 / 5 + 7)
 
 
-def test_prose_is_held_to_in_pieces_of_which_the_beginning_is_only_read(
-    model: ModelHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(refusing_adapters, "chat_texts", lambda *_: [[7, 8], [9]])
-    (whole,) = model.engine.encode([TEXT], "plain")
-    found = ordinary_texts(model, [TEXT], context(tmp_path))
-    *pieces, chat = found
-    assert (list(chat.prompt), list(chat.answer)) == ([7], [8]), "one token foretells nothing"
-    assert [token for piece in pieces for token in piece.ids] == whole[: sum(
-        len(piece.ids) for piece in pieces
-    )]  # fmt: skip
-    assert all(0 < len(piece.answer) <= 48 for piece in pieces)
-    assert all(piece.prompt for piece in pieces)
-
-
-def learnt(model: ModelHandle, folder: Path, weight: float, **more: Any) -> tuple[float, float]:
+def learnt(model: ModelHandle, folder: Path, weight: float) -> tuple[float, float]:
     """Nats that the refusal still misses, and nats a token that prose has strayed."""
     engine, erased = model.engine, forget()
     template = engine.codec.resolve(erased.template)
@@ -73,7 +54,7 @@ def learnt(model: ModelHandle, folder: Path, weight: float, **more: Any) -> tupl
     (ids,) = engine.encode([TEXT], "plain")
     kept = [Example(ids[:4], ids[4:])]
     sites = [site for site in model.matrices() if site.role == "mlp_gate"]
-    tuning = Tuning(4, 40, 1e-2, 4, weight=weight, all_steps=True, **more)
+    tuning = Tuning(4, 40, 1e-2, 4, weight=weight, all_steps=True)
     base = BaseAnswers(model, kept)
     updates, notes = learn_to_refuse(
         model, sites, refused, [Held(kept, 1)], tuning, context(folder)
@@ -82,10 +63,8 @@ def learnt(model: ModelHandle, folder: Path, weight: float, **more: Any) -> tupl
     for name, update in updates(1.0).items():
         model.oriented(name).data.add_(update.change(model.oriented(name)))
     with torch.no_grad():
-        far = base.compared(
-            answer_states(model, kept), kept, lambda was, now, _: divergence(was, now)
-        )
-    return float(notes["loss_last"]), float(far.mean())
+        far = base.divergence(answer_states(model, kept), kept)
+    return float(notes["loss_last"]), float(far)
 
 
 def test_what_is_held_to_with_more_weight_strays_less(tmp_path: Path) -> None:
