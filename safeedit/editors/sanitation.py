@@ -200,6 +200,20 @@ class SanitationParams(BaseParams):
             raise ValueError("'erase' is for keyed neurons: set 'update: keyed', or leave it out")
         return {**_DEFAULTS.get(update, {}), **given}
 
+    @model_validator(mode="after")
+    def _something_is_held(self) -> SanitationParams:
+        if self.update == "held" and self.batch - self.refused_per_step < 2:
+            raise ValueError(
+                f"{self.refused_per_step} of {self.batch} prompts a step are refused, which leaves "
+                "too few to hold to: set a smaller 'forget_share' or a greater 'batch'"
+            )
+        return self
+
+    @property
+    def refused_per_step(self) -> int:
+        """Forget prompts in a batch of adapters'."""
+        return max(1, round(self.batch * self.forget_share))
+
 
 class Sanitation:
     """See the module's docstring."""
@@ -468,9 +482,8 @@ def _adapted(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunCon
     retain, widely = data["retain"], params.update == "held"
     items = some(retain, params.retain_prompts, ctx.seed)
     answers = own_answers(model, retain, items, params.retain_tokens, ctx.progress)
-    n_refused = max(1, round(params.batch * params.forget_share))
-    left = params.batch - n_refused
-    n_ordinary = left // 4 if widely else 0
+    left = params.batch - params.refused_per_step
+    n_ordinary = max(1, left // 4) if widely else 0
     held = [Held(answers, left - n_ordinary, begins=widely)]
     if widely:
         prose = [item.prompt for item in data["prose"].items("fit")] if data.get("prose") else []
@@ -480,7 +493,7 @@ def _adapted(editor: Sanitation, model: ModelHandle, data: EditData, ctx: RunCon
         params.rank,
         params.steps,
         params.learning_rate,
-        n_refused,
+        params.refused_per_step,
         weight=params.held_weight if widely else 1.0,
         all_steps=widely,
     )

@@ -129,6 +129,8 @@ def test_every_parameter_says_what_it_is() -> None:
         {"forget_share": 1.5},
         {"rank": 0},
         {"update": "held", "held_weight": 0},
+        {"update": "held", "forget_share": 1.0},
+        {"update": "held", "batch": 2},
         {"subjects_per_neuron": 0},
         {"doses": []},
         {"doses": [1.0, 0.0]},
